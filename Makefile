@@ -1,0 +1,40 @@
+# The commands that the README names. `make setup` is done once and again when a requirement changes.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.cleanai-setup
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: setup quickstart test lint format clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "make setup: '$(PYTHON)' is not Python 3.10 or newer; name one with make setup PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' \
+		|| { echo "make setup: '$(PYTHON)' cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,onnx]'
+	@touch $@
+
+quickstart: setup
+	$(BIN)/cleanai run jobs/studies/quickstart.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

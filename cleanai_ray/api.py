@@ -1,0 +1,184 @@
+"""Pruning as a library: calibrate, prune, save, load. Without a file, and without Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.errors import ArtifactError, PruningError
+from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.importance.base import create_method
+from cleanai_ray.pruning.graph import ChannelGraph
+from cleanai_ray.pruning.plan import PruningPlan
+from cleanai_ray.pruning.pruner import Pruner, PruneResult, identify
+from cleanai_ray.sections import PruningSection
+from cleanai_ray.statistics import ActivationStatistics, calibrate
+from cleanai_ray.statistics.calibration import Batch, Loss
+from cleanai_ray.study import Trial
+from cleanai_ray.study_messages import describe
+
+PLAN_FILE, WEIGHTS_FILE = "plan.json", "weights.safetensors"
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    batches: Iterable[Batch] | None = None,
+    *,
+    method: str = "coverage",
+    mode: str = "local",
+    ratio: float | None = None,
+    budget: Mapping[str, float] | None = None,
+    coverage_metric: str | None = None,
+    steps: int = 1,
+    seed: int = 0,
+    stats: ActivationStatistics | None = None,
+    layer_ratios: Mapping[str, float] | None = None,
+    ignored_layers: Sequence[str] = (),
+    max_ratio: float = 0.9,
+    round_to: int | None = None,
+    min_channels: int = 1,
+    method_options: Mapping[str, Any] | None = None,
+    repair: bool | str = False,
+    loss: Loss | None = None,
+) -> PruneResult:
+    """Return a smaller copy of a model, and the plan that made it. The model given is not changed.
+
+    Args:
+        model: The trained model.
+        example_inputs: One input batch, or a tuple of positional arguments of `forward`, on the model's device.
+        batches: Calibration batches, of images [N, ...] or (images, targets); any iterable that can be read again where
+            the method measures anew.
+        method: A name of `cleanai list methods`.
+        mode: `local`, `global` or `isomorphic`.
+        ratio: Share of channels to remove, in (0, 1). Either this or `budget`.
+        budget: For instance {"macs": 0.5}: what the model may cost, as a fraction of the dense one.
+        coverage_metric: For coverage and adaptive; `normalized_mean` by default.
+        steps: Iterative pruning steps; what is kept shrinks geometrically.
+        seed: Seed of random choices.
+        stats: A calibration to reuse instead of batches.
+        layer_ratios: Channel ratio by module-name prefix.
+        ignored_layers: Module names that keep their output width, with all below them.
+        max_ratio: No group of layers loses more than this share.
+        round_to: Widths of pruned layers are multiples of this.
+        min_channels: No group keeps fewer channels.
+        method_options: Options of the method, for instance {"variant": "producer"}.
+        repair: False; training-free repair is not available yet.
+        loss: Mean loss of (output, targets) for gradient-based methods; cross-entropy by default.
+
+    Raises:
+        StudyError: When an argument is not allowed.
+        PruningError: When the model cannot be pruned as asked.
+    """
+    if repair is not False:
+        raise PruningError(f"repair is {repair!r}; allowed: False")
+    importance = create_method(method, dict(method_options or {}))
+    if importance.uses_coverage_metric and coverage_metric is None:
+        coverage_metric = "normalized_mean"
+    try:
+        bounds = PruningSection(
+            layer_ratios=dict(layer_ratios or {}),
+            ignored_layers=tuple(ignored_layers),
+            max_ratio=max_ratio,
+            round_to=round_to,
+            min_channels=min_channels,
+        )
+        trial = Trial.model_validate(
+            {
+                "method": method,
+                "coverage_metric": coverage_metric,
+                "ratio": ratio,
+                "budget": budget,
+                "mode": mode,
+                "steps": steps,
+                "seed": seed,
+                "options": dict(method_options or {}),
+            }
+        )
+    except ValidationError as error:
+        root = Trial if error.title == Trial.__name__ else PruningSection
+        raise PruningError(describe(error, root)) from None
+    needs_outputs = (method_options or {}).get("variant") == "producer"
+
+    def measure(smaller: nn.Module) -> ActivationStatistics:
+        if batches is None:
+            raise PruningError(f"method '{method}' measures anew between steps, and needs batches to do so")
+        return calibrate(smaller, batches, outputs=needs_outputs, gradients=importance.needs_gradients, loss=loss)
+
+    if stats is None and (importance.needs_activations or importance.needs_gradients) and batches is not None:
+        stats = measure(model)
+    return Pruner(model, example_inputs, trial, bounds=bounds, statistics=stats, remeasure=measure).run()
+
+
+def save(result: PruneResult, location: str | os.PathLike[str]) -> None:
+    """Write a pruned model as plan.json and weights.safetensors into a folder or URL. Nothing is pickled."""
+    save_model(result.model, result.plan, RunDirectory(location))
+
+
+def save_model(model: nn.Module, plan: PruningPlan, run: RunDirectory, folder: str = "") -> None:
+    """Write a pruned model below a folder of a run directory: weights first, the plan that names them last."""
+    content = safetensors_bytes(model)
+    prefix = f"{folder}/" if folder else ""
+    run.write_bytes(prefix + WEIGHTS_FILE, content)
+    run.write_text(prefix + PLAN_FILE, plan.with_weights(content).to_json())
+
+
+def load(location: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.Module:
+    """Read a pruned model.
+
+    Args:
+        location: Folder or URL that `save` wrote to.
+        factory: Builds the dense architecture (its weights do not matter).
+
+    Raises:
+        ArtifactError: When files are missing, corrupted, cut off, or belong to another architecture.
+    """
+    return load_model(factory(), RunDirectory(location))
+
+
+def load_model(dense: nn.Module, run: RunDirectory, folder: str = "") -> nn.Module:
+    """Read what `save_model` wrote, into the architecture of a dense model."""
+    prefix = f"{folder}/" if folder else ""
+    plan = PruningPlan.from_json(run.read_text(prefix + PLAN_FILE))
+    content = run.read_bytes(prefix + WEIGHTS_FILE)
+    if hashlib.sha256(content).hexdigest() != plan.model.get("weights_sha256"):
+        raise ArtifactError(f"'{prefix}{WEIGHTS_FILE}' in '{run.location}' is corrupted, cut off, or not of this plan")
+    model = apply_plan(dense, plan)
+    try:
+        model.load_state_dict(safetensors.torch.load(content), strict=True)
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise ArtifactError(f"the weights do not fit the pruned model: {' '.join(str(error).split())}") from error
+    return model
+
+
+def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Return a pruned copy of a dense model.
+
+    Raises:
+        ArtifactError: When the plan was made for another architecture.
+    """
+    device = next((value.device for value in dense.parameters()), torch.device("cpu"))
+    inputs = tuple(torch.zeros(shape, device=device) for shape in plan.model["example_inputs"])
+    found = identify(dense, inputs)
+    if found["shapes"] != plan.model["shapes"]:
+        raise ArtifactError(
+            f"the plan was made for another architecture ({plan.model['class']}) than the one given "
+            f"({found['class']}): their tensors differ in name or shape"
+        )
+    graph = ChannelGraph(dense, inputs if len(inputs) > 1 else inputs[0])
+    graph.remove(plan.removed)
+    for parameter in graph.model.parameters():
+        parameter.grad = None
+    return graph.model
+
+
+__all__ = ["PruneResult", "apply_plan", "calibrate", "load", "prune", "save"]

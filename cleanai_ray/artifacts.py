@@ -1,0 +1,182 @@
+"""A run directory on any pyarrow filesystem. A file is written whole or not at all; a marker comes last."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from cleanai_ray.errors import ArtifactError
+
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{32}\.tmp$")
+_MARKER = ".done"
+
+
+def resolve_filesystem(location: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
+    """Return the filesystem of a folder or URL, and the path on it.
+
+    Raises:
+        ArtifactError: When the URL's scheme is not one that pyarrow knows.
+    """
+    text = os.fspath(location)
+    if not _URL.match(text):
+        return fs.LocalFileSystem(), str(Path(text).expanduser().absolute())
+    try:
+        return fs.FileSystem.from_uri(text)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ArtifactError(f"'{text}' is not a folder or a URL of a filesystem that pyarrow opens: {error}") from error
+
+
+class RunDirectory:
+    """The files of one study.
+
+    Args:
+        location: A folder, or a URL of any pyarrow filesystem (`s3://bucket/prefix`, `gs://`, `file://`).
+    """
+
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        self.location = os.fspath(location)
+        self._filesystem, self._root = resolve_filesystem(location)
+        self._root = self._root.rstrip("/")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.location if _URL.match(self.location) else self._root,)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the directory lies on this machine's own filesystem."""
+        return isinstance(self._filesystem, fs.LocalFileSystem)
+
+    def local_path(self, name: str = "") -> Path:
+        """Return the path of a file on this machine.
+
+        Raises:
+            ArtifactError: When the run directory is not on a local filesystem.
+        """
+        if not self.is_local:
+            raise ArtifactError(f"'{self.location}' is not a local folder")
+        return Path(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def exists(self, name: str = "") -> bool:
+        """Whether a file or folder of this name exists."""
+        return self._filesystem.get_file_info(self._path(name)).type != fs.FileType.NotFound
+
+    def list(self, folder: str) -> list[str]:
+        """Return the names of what lies directly in a folder, sorted; empty where there is none.
+
+        What an interrupted write left behind under a temporary name is not among them.
+        """
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True)
+        names = (info.base_name for info in self._filesystem.get_file_info(selector))
+        return sorted(name for name in names if not _TEMPORARY.match(name))
+
+    def delete(self, name: str) -> None:
+        """Delete a file or folder, if it exists."""
+        info = self._filesystem.get_file_info(self._path(name))
+        if info.type == fs.FileType.Directory:
+            self._filesystem.delete_dir(info.path)
+        elif info.type == fs.FileType.File:
+            self._filesystem.delete_file(info.path)
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file: under a temporary name and renamed, or in one put on an object store.
+
+        The file's marker, if it has one, is deleted first: it spoke of the old content.
+        """
+        if not name.endswith(_MARKER):
+            self.delete(f"{name}{_MARKER}")
+        path = self._path(name)
+        if not self.is_local:
+            with self._filesystem.open_output_stream(path) as stream:
+                stream.write(content)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def read_bytes(self, name: str) -> bytes:
+        """Read a file.
+
+        Raises:
+            ArtifactError: When there is none.
+        """
+        try:
+            with self._filesystem.open_input_file(self._path(name)) as stream:
+                return stream.read()
+        except OSError as error:
+            raise ArtifactError(f"'{name}' is not in run directory '{self.location}'") from error
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a UTF-8 file, like `write_bytes`."""
+        self.write_bytes(name, text.encode())
+
+    def read_text(self, name: str) -> str:
+        """Read a UTF-8 file.
+
+        Raises:
+            ArtifactError: When there is none, or it is not UTF-8.
+        """
+        try:
+            return self.read_bytes(name).decode()
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"'{name}' in run directory '{self.location}' is not UTF-8: {error}") from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file."""
+        self.write_text(name, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file.
+
+        Raises:
+            ArtifactError: When there is none, or it is not JSON.
+        """
+        try:
+            return json.loads(self.read_text(name))
+        except json.JSONDecodeError as error:
+            raise ArtifactError(f"'{name}' in run directory '{self.location}' is not JSON: {error}") from error
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a Parquet file."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self.write_bytes(name, sink.getvalue().to_pybytes())
+
+    def read_table(self, name: str) -> pa.Table:
+        """Read a Parquet file.
+
+        Raises:
+            ArtifactError: When there is none, or it is not Parquet.
+        """
+        try:
+            return pq.read_table(pa.BufferReader(self.read_bytes(name)))
+        except (pa.ArrowException, OSError) as error:
+            raise ArtifactError(f"'{name}' in run directory '{self.location}' is not Parquet: {error}") from error
+
+    def mark(self, name: str, inputs: str) -> None:
+        """Declare an output complete, for the inputs that have this digest. Called last."""
+        self.write_json(f"{name}{_MARKER}", {"inputs": inputs})
+
+    def is_complete(self, name: str, inputs: str) -> bool:
+        """Whether an output was completed from inputs with this digest."""
+        marker = f"{name}{_MARKER}"
+        return self.exists(marker) and self.read_json(marker).get("inputs") == inputs

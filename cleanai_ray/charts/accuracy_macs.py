@@ -1,0 +1,113 @@
+"""Accuracy against MACs: what every trial costs and what it is worth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import altair as alt
+import polars as pl
+
+from cleanai_ray.charts import style
+from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.charts.numbers import percent, quantity
+from cleanai_ray.registry import CHARTS
+
+if TYPE_CHECKING:
+    from altair.typing import ChartType
+
+_HEIGHT = 330
+
+
+def pareto_front(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the trials that no other trial beats, by fewer MACs and at least the accuracy or the other way round.
+
+    Args:
+        frame: Trials with `macs` and `accuracy`.
+
+    Returns:
+        The front in order of rising MACs, one row for trials that are equal in both.
+    """
+    ordered = frame.sort(["macs", "accuracy"], descending=[False, True], maintain_order=True)
+    best_so_far = pl.col("accuracy").cum_max().shift(1)
+    return ordered.filter(best_so_far.is_null() | (pl.col("accuracy") > best_so_far))
+
+
+@CHARTS.register("accuracy_macs")
+def accuracy_macs(study: StudyFrames) -> ChartType | None:
+    """Accuracy against MACs of every trial, with the Pareto front and the dense model."""
+    columns = ["trial_id", "label", "mode", "macs", "macs_share", "accuracy"]
+    frame = study.ok.select(columns).drop_nulls()
+    if frame.is_empty():
+        return None
+    dense = study.dense
+    reference = [] if dense.get("accuracy") is None else [dense["accuracy"]]
+    low, high = _bounds([*frame["accuracy"], *reference])
+    largest = max(1.0, *frame["macs_share"])
+    x = alt.X(
+        "macs_share:Q",
+        title=_x_title(dense),
+        axis=alt.Axis(format="%", tickCount=10),
+        scale=alt.Scale(domain=[0, largest]),
+    )
+    y = alt.Y("accuracy:Q", title="top-1 accuracy", axis=alt.Axis(format="~%"), scale=alt.Scale(domain=[low, high]))
+    layers = [*_dense_layers(dense, x, y), _front_layer(frame, x, y), _trial_layer(study, frame, x, y)]
+    chart = alt.layer(*layers).properties(
+        width=style.WIDTH,
+        height=_HEIGHT,
+        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+        title=alt.TitleParams("Accuracy against MACs", subtitle=_subtitle(frame)),
+    )
+    return chart
+
+
+def _subtitle(frame: pl.DataFrame) -> list[str]:
+    fills = {"local": "filled", "global": "hollow", "isomorphic": "half filled"}
+    modes = [f"{fills.get(mode, 'pale')}: {mode} mode" for mode in style.ordered_modes(frame["mode"])]
+    return ["; ".join(["Line: Pareto front, the trials that no other beats", *modes])]
+
+
+def _bounds(accuracies: list[float]) -> tuple[float, float]:
+    low, high = min(accuracies), max(accuracies)
+    margin = max(0.08 * (high - low), 0.004)
+    return max(0.0, low - margin), min(1.0, high + margin) if high + margin < 1.02 else 1.0
+
+
+def _x_title(dense: dict[str, float | None]) -> str:
+    absolute = f" (dense: {quantity(dense['macs'])})" if dense.get("macs") else ""
+    return f"MACs of one forward pass, share of the dense model{absolute}"
+
+
+def _dense_layers(dense: dict[str, float | None], x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    accuracy = dense.get("accuracy")
+    if accuracy is None:
+        return []
+    data = alt.InlineData(
+        values=[{"accuracy": accuracy, "macs_share": 1.0, "left": 0.0, "text": f"dense {percent(accuracy)}"}]
+    )
+    base = alt.Chart(data)
+    rule = base.mark_rule(color=style.DENSE, strokeDash=[2, 3], strokeWidth=1).encode(y=y)
+    point = base.mark_point(shape="diamond", color=style.DENSE, filled=True, opacity=1, size=110, clip=False)
+    text = base.mark_text(align="left", baseline="bottom", dx=5, dy=-3, fontSize=11, color=style.DENSE)
+    return [rule, point.encode(x=x, y=y), text.encode(x=alt.X("left:Q"), y=y, text="text:N")]
+
+
+def _front_layer(frame: pl.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
+    line = alt.Chart(style.values(pareto_front(frame).select("macs_share", "accuracy")))
+    return line.mark_line(interpolate="step-after", color=style.MUTED, strokeWidth=1.3).encode(x=x, y=y)
+
+
+def _trial_layer(study: StudyFrames, frame: pl.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
+    labels = sorted(set(frame["label"]))
+    colours, shapes = style.label_colours(study.labels), style.label_shapes(study.labels)
+    columns = 3 if max(len(label) for label in labels) > 20 else 4
+    legend = alt.Legend(title="method", orient="bottom", columns=columns)
+    colour = style.scale(colours, labels)
+    points = alt.Chart(style.values(frame)).mark_point(size=62, strokeWidth=1.5, strokeOpacity=0.95, clip=False)
+    return points.encode(
+        x=x,
+        y=y,
+        stroke=alt.Stroke("label:N", scale=colour, legend=legend),
+        fill=alt.Fill("label:N", scale=colour, legend=None),
+        shape=alt.Shape("label:N", scale=style.scale(shapes, labels), legend=legend),
+        fillOpacity=alt.FillOpacity("mode:N", scale=style.mode_fill_scale(frame["mode"]), legend=None),
+    )

@@ -1,0 +1,98 @@
+"""Validation accuracy while the pruned models were fine-tuned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import altair as alt
+import polars as pl
+
+from cleanai_ray.charts import style
+from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.charts.numbers import percent
+from cleanai_ray.registry import CHARTS
+from cleanai_ray.results import DENSE
+
+if TYPE_CHECKING:
+    from altair.typing import ChartType
+
+_COLUMNS = 3
+
+
+@CHARTS.register("finetune_curves")
+def finetune_curves(study: StudyFrames) -> ChartType | None:
+    """Validation accuracy per epoch of fine-tuning, a panel a method; the epoch that was kept is marked."""
+    trials = study.trials.select("trial_id", "label", "method", "mode", "amount", "amount_order")
+    epochs = study.history.drop_nulls(["epoch", "validation_accuracy"]).join(trials, on="trial_id", how="inner")
+    if epochs.is_empty():
+        return None
+    labels = sorted(set(epochs["label"]))
+    last_row = len(labels) - min(_COLUMNS, len(labels))
+    panels = [_panel(study, epochs, label, is_last=position >= last_row) for position, label in enumerate(labels)]
+    dense = _dense_accuracy(study)
+    lines = ["Solid: local mode; dashed: global; line width: more is removed. Dot: the epoch that was kept."]
+    if dense is not None:
+        lines.append(f"Dotted line: the dense model on the same validation samples, {percent(dense)}.")
+    return alt.concat(*panels, columns=min(_COLUMNS, len(panels)), spacing=14).properties(
+        title=alt.TitleParams("Fine-tuning", subtitle=lines)
+    )
+
+
+def _dense_accuracy(study: StudyFrames) -> float | None:
+    dense = study.history.filter(pl.col("trial_id") == DENSE)
+    kept = dense.filter(pl.col("is_best").fill_null(False))["validation_accuracy"].drop_nulls()
+    return kept[-1] if len(kept) else None
+
+
+def _panel(study: StudyFrames, epochs: pl.DataFrame, label: str, *, is_last: bool) -> ChartType:
+    frame = epochs.filter(pl.col("label") == label).sort("trial_id", "epoch")
+    found = epochs["validation_accuracy"]
+    dense = _dense_accuracy(study)
+    low, high = min(found), max(*found, dense or 0.0)
+    margin = 0.05 * (high - low) + 0.002
+    x = alt.X(
+        "epoch:Q",
+        title="epoch" if is_last else None,
+        scale=alt.Scale(domain=[1, max(2, *epochs["epoch"])], nice=False),
+        axis=alt.Axis(tickMinStep=1, tickCount=6, format="d", grid=False),
+    )
+    y = alt.Y(
+        "validation_accuracy:Q",
+        title=None,
+        scale=alt.Scale(domain=[max(0.0, low - margin), high + margin], nice=False, zero=False),
+        axis=alt.Axis(format="~%", tickCount=5),
+    )
+    colour = style.label_colours(study.labels)[label]
+    base = alt.Chart(
+        style.values(frame.select("trial_id", "epoch", "validation_accuracy", "mode", "amount_order", "is_best"))
+    )
+    line = base.mark_line(color=colour, opacity=0.85).encode(
+        x=x,
+        y=y,
+        detail="trial_id:N",
+        strokeDash=alt.StrokeDash("mode:N", scale=_dash_scale(epochs), legend=None),
+        strokeWidth=alt.StrokeWidth("amount_order:O", scale=_width_scale(epochs), legend=None),
+    )
+    best = base.transform_filter("datum.is_best").mark_point(color=colour, filled=True, size=34, opacity=1)
+    layers: list[alt.Chart] = [line, best.encode(x=x, y=y)]
+    if dense is not None:
+        rule = alt.Chart(alt.InlineData(values=[{"validation_accuracy": dense}]))
+        layers.insert(0, rule.mark_rule(color=style.DENSE, strokeDash=[2, 3]).encode(y=y))
+    num_panels = min(_COLUMNS, epochs["label"].n_unique())
+    width = (style.WIDTH - 8 - 36 * num_panels - 14 * (num_panels - 1)) / num_panels
+    return alt.layer(*layers).properties(
+        width=width,
+        height=105 if num_panels == _COLUMNS else 220,
+        title=alt.TitleParams(label, fontSize=11.5, offset=5),
+    )
+
+
+def _dash_scale(epochs: pl.DataFrame) -> alt.Scale:
+    dashes = {"local": [1, 0], "global": [5, 3], "isomorphic": [1.5, 2]}
+    return style.scale({mode: dashes.get(mode, [8, 2, 2, 2]) for mode in sorted(set(epochs["mode"]))})
+
+
+def _width_scale(epochs: pl.DataFrame) -> alt.Scale:
+    orders = sorted(set(epochs["amount_order"]))
+    widths = [1.0 + 1.4 * position / max(1, len(orders) - 1) for position in range(len(orders))]
+    return alt.Scale(domain=orders, range=widths)

@@ -1,0 +1,188 @@
+"""What charts and reports are made from: the tables of a run directory, as polars frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import yaml
+
+from cleanai_ray import results as schemas
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.charts.numbers import amount_text
+from cleanai_ray.errors import ArtifactError
+
+
+@dataclass(frozen=True)
+class StudyFrames:
+    """Everything a run directory knows about a study.
+
+    Attributes:
+        results: A row per trial (`results.RESULTS`).
+        layers: A row per trial and layer (`results.LAYERS`).
+        coverage: A row per layer and channel (`results.coverage_schema`); empty without calibration.
+        history: A row per trial and epoch (`results.HISTORY`); empty without training.
+        latency: A row per trial, variant and batch size (`results.LATENCY`); empty where nothing was timed.
+        study: The resolved study file as nested dicts.
+        environment: `environment.json`; any key may be absent.
+        missing: Names of files that the run directory does not hold.
+        study_text: The study file as it was written.
+    """
+
+    results: pl.DataFrame
+    layers: pl.DataFrame
+    coverage: pl.DataFrame
+    history: pl.DataFrame
+    latency: pl.DataFrame
+    study: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    study_text: str = ""
+
+    @classmethod
+    def load(cls, run: RunDirectory) -> StudyFrames:
+        """Read a run directory.
+
+        Raises:
+            ArtifactError: When results.parquet is missing or holds no trial, or a file cannot be read.
+        """
+        if not run.exists(schemas.RESULTS_FILE):
+            raise ArtifactError(
+                f"run directory '{run.location}' holds no {schemas.RESULTS_FILE}; a report needs a study that ran there"
+            )
+        tables = (schemas.LAYERS_FILE, schemas.COVERAGE_FILE, schemas.HISTORY_FILE, schemas.LATENCY_FILE)
+        optional = (*tables, "study.yaml", "environment.json")
+        missing = tuple(name for name in optional if not run.exists(name))
+        results = _read(run, schemas.RESULTS_FILE, schemas.RESULTS)
+        if results.is_empty():
+            raise ArtifactError(f"{schemas.RESULTS_FILE} in run directory '{run.location}' holds no trial")
+        text = "" if "study.yaml" in missing else run.read_text("study.yaml")
+        return cls(
+            results=results,
+            layers=_read(run, schemas.LAYERS_FILE, schemas.LAYERS),
+            coverage=_read(run, schemas.COVERAGE_FILE, schemas.coverage_schema(())),
+            history=_read(run, schemas.HISTORY_FILE, schemas.HISTORY),
+            latency=_read(run, schemas.LATENCY_FILE, schemas.LATENCY),
+            study=_parse_study(text, run),
+            environment={} if "environment.json" in missing else _mapping(run.read_json("environment.json")),
+            missing=missing,
+            study_text=text,
+        )
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return str(self.study.get("name") or "study")
+
+    @cached_property
+    def trials(self) -> pl.DataFrame:
+        """Every trial with a label and, in `amount`, its ratio or budget in words (sorted by `amount_order`)."""
+        return _describe(self.results)
+
+    @cached_property
+    def ok(self) -> pl.DataFrame:
+        """The trials that succeeded and have an accuracy; see `trials`.
+
+        `macs_share` and `params_share` are fractions of the dense model, `speedup` is dense over pruned median latency
+        at batch 1, `loss_points` the accuracy lost in percentage points.
+        """
+        good = self.trials.filter((pl.col("status") == schemas.OK) & pl.col("accuracy").is_not_null())
+        return good.with_columns(
+            (pl.col("macs") / pl.col("macs_dense")).alias("macs_share"),
+            (pl.col("params") / pl.col("params_dense")).alias("params_share"),
+            (pl.col("latency_ms_b1_p50_dense") / pl.col("latency_ms_b1_p50")).alias("speedup"),
+            (100 * (pl.col("accuracy_dense") - pl.col("accuracy"))).alias("loss_points"),
+        )
+
+    @cached_property
+    def failed(self) -> pl.DataFrame:
+        """The trials without a result, in the order of the study."""
+        return self.trials.filter((pl.col("status") != schemas.OK) | pl.col("accuracy").is_null())
+
+    @cached_property
+    def ranked(self) -> pl.DataFrame:
+        """The trials that succeeded, the most accurate first; of equals the one with fewer MACs."""
+        return self.ok.sort(
+            ["accuracy", "macs", "trial_id"], descending=[True, False, False], nulls_last=True, maintain_order=True
+        )
+
+    @cached_property
+    def best(self) -> dict[str, Any] | None:
+        """The first row of `ranked`; None where every trial failed."""
+        return self.ranked.row(0, named=True) if len(self.ranked) else None
+
+    @cached_property
+    def methods(self) -> tuple[str, ...]:
+        """Every method of the study, sorted, whether or not its trials succeeded."""
+        return tuple(sorted(set(self.trials["method"].drop_nulls())))
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Every method with its coverage metric, sorted."""
+        return tuple(sorted(set(self.trials["label"].drop_nulls())))
+
+    @cached_property
+    def dense(self) -> dict[str, Any]:
+        """What is known of the dense model: the `*_dense` columns of any trial that has them, without the suffix."""
+        columns = [name for name in self.results.columns if name.endswith("_dense")]
+        facts = {name.removesuffix("_dense"): self.results[name].drop_nulls() for name in columns}
+        return {name: values[0] if len(values) else None for name, values in facts.items()}
+
+    @cached_property
+    def chance(self) -> float | None:
+        """Accuracy of guessing: 1 / number of classes."""
+        classes = self.results["num_classes"].drop_nulls()
+        return 1 / classes[0] if len(classes) and classes[0] > 0 else None
+
+    def layers_of(self, trial_id: str) -> pl.DataFrame:
+        """Return the layers of a trial in execution order."""
+        return self.layers.filter(pl.col("trial_id") == trial_id).sort("layer_index", maintain_order=True)
+
+
+def _read(run: RunDirectory, name: str, schema: pa.Schema) -> pl.DataFrame:
+    table = run.read_table(name) if run.exists(name) else schema.empty_table()
+    absent = [column for column in schema if column.name not in table.column_names]
+    for column in absent:
+        table = table.append_column(column, pa.nulls(table.num_rows, column.type))
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame.with_columns(pl.col(pl.Float64, pl.Float32).fill_nan(None))
+
+
+def _parse_study(text: str, run: RunDirectory) -> dict[str, Any]:
+    try:
+        return _mapping(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ArtifactError(f"'study.yaml' in run directory '{run.location}' is not YAML: {error}") from error
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _describe(results: pl.DataFrame) -> pl.DataFrame:
+    method = pl.col("method").fill_null("unknown")
+    label = pl.concat_str([method, pl.col("coverage_metric")], separator="/", ignore_nulls=True)
+    amounts = results.select("ratio", "requested_budget").rows()
+    words = [amount_text(ratio, budget) for ratio, budget in amounts]
+    order = [(0, "", ratio) if budget is None else (1, *_budget_order(budget)) for ratio, budget in amounts]
+    rank = {key: position for position, key in enumerate(sorted(set(order), key=lambda key: (*key[:2], key[2] or 0)))}
+    return results.with_columns(
+        method,
+        pl.coalesce("label", label).alias("label"),
+        pl.col("mode").fill_null("local"),
+        pl.Series("amount", words, dtype=pl.String),
+        pl.Series("amount_order", [rank[key] for key in order], dtype=pl.Int64),
+    )
+
+
+def _budget_order(budget: str) -> tuple[str, float]:
+    resource, _, limit = budget.partition("=")
+    try:
+        return resource, -float(limit)
+    except ValueError:
+        return budget, 0.0

@@ -1,0 +1,103 @@
+"""How numbers are written in charts and reports."""
+
+from __future__ import annotations
+
+NONE = "\N{EN DASH}"
+"""What stands for a number that was not measured."""
+
+_RESOURCES = {"macs": "MACs", "params": "params", "latency": "latency"}
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Write a fraction in per cent: 0.9312 is `93.1 %`."""
+    return NONE if value is None else f"{100 * value:.{digits}f} %"
+
+
+def points(value: float | None, digits: int = 1) -> str:
+    """Write a difference of accuracies, given as a fraction, in percentage points with its sign: `-1.2 points`."""
+    if value is None:
+        return NONE
+    rounded = round(100 * value, digits) + 0.0
+    return f"{_signed(rounded, digits)} points"
+
+
+def change(value: float | None, reference: float | None) -> str:
+    """Write the relative change of a value against its reference: `-52 %`."""
+    if value is None or not reference:
+        return NONE
+    relative = 100 * (value / reference - 1)
+    digits = 1 if abs(relative) < 10 else 0
+    rounded = round(relative, digits) + 0.0
+    return f"{_signed(rounded, digits)} %" if rounded else "0 %"
+
+
+def _signed(value: float, digits: int) -> str:
+    text = f"{value:+.{digits}f}" if value else f"{0:.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def quantity(value: float | None) -> str:
+    """Write a count with three significant digits and a unit prefix: 40551872 is `40.6 M`."""
+    if value is None:
+        return NONE
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * factor:
+            return f"{significant(value / factor)} {prefix}"
+    return f"{value:g}"
+
+
+def size(num_bytes: float | None) -> str:
+    """Write bytes in decimal units: `1.1 MB`."""
+    if num_bytes is None:
+        return NONE
+    text = quantity(num_bytes)
+    return f"{text}B" if text[-1].isalpha() else f"{text} B"
+
+
+def milliseconds(value: float | None) -> str:
+    """Write milliseconds with three significant digits."""
+    return NONE if value is None else f"{significant(value)} ms"
+
+
+def times(value: float | None) -> str:
+    """Write a ratio such as a speed-up: `1.84x` with a multiplication sign."""
+    return NONE if value is None else f"{value:.2f}\N{MULTIPLICATION SIGN}"
+
+
+def duration(seconds: float | None) -> str:
+    """Write a duration: `48 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds is None:
+        return NONE
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Write a number with a number of significant digits, without an exponent."""
+    if value == 0:
+        return "0"
+    text = f"{value:.{digits}g}"
+    if "e" in text:
+        text = f"{float(text):.10f}".rstrip("0").rstrip(".")
+    return text
+
+
+def amount_text(ratio: float | None, budget: str | None) -> str:
+    """Write what a trial was asked to remove: `ratio 0.3`, or to keep: `MACs ≤ 50 %`."""
+    if budget is not None:
+        resource, _, limit = budget.partition("=")
+        try:
+            return f"{_RESOURCES.get(resource, resource)} \N{LESS-THAN OR EQUAL TO} {100 * float(limit):g} %"
+        except ValueError:
+            return budget
+    return "unspecified" if ratio is None else f"ratio {ratio:g}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Write a count with its noun: `1 trial`, `2 trials`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

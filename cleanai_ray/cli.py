@@ -1,0 +1,166 @@
+"""The command line, `cleanai`. Exit codes: 0 all trials succeeded, 1 some failed, 2 the study or command is wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cleanai_ray.errors import CleanAIError, StudyError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+StudyArgument = Annotated[str, typer.Argument(help="Study file (YAML).")]
+OverrideOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key.")]
+AddressOption = Annotated[str | None, typer.Option(help="Ray cluster: `auto` or `host:port`.")]
+OutOption = Annotated[str | None, typer.Option(help="Run directory: a folder or URL; default: output.dir.")]
+_UsageError: Any = typer.BadParameter.__bases__[0]
+KINDS = ("methods", "metrics", "models", "datasets", "charts", "formats")
+
+
+@app.command()
+def run(
+    study: StudyArgument,
+    out: OutOption = None,
+    address: AddressOption = None,
+    set_: OverrideOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything anew.")] = False,
+) -> int:
+    """Run a whole study; resumes by itself where the run directory already holds part of it."""
+    from cleanai_ray.artifacts import RunDirectory
+    from cleanai_ray.distributed.progress import Narrator
+    from cleanai_ray.distributed.runner import clear, run_study
+
+    loaded, workspace = _open(study, set_ or [], out)
+    directory = RunDirectory(loaded.output.dir)
+    if fresh:
+        clear(directory)
+    command = shlex.join(["cleanai", *sys.argv[1:]])
+    failed = run_study(loaded, workspace, directory, address=address, command=command, narrator=Narrator())
+    return 1 if failed else 0
+
+
+@app.command()
+def plan(study: StudyArgument, out: OutOption = None, set_: OverrideOption = None) -> int:
+    """Show every trial of a study, its resources and what is cached; starts no Ray and computes nothing."""
+    from cleanai_ray.artifacts import RunDirectory
+    from cleanai_ray.planning import describe_plan
+
+    loaded, workspace = _open(study, set_ or [], out)
+    described = describe_plan(loaded, workspace, RunDirectory(loaded.output.dir))
+    console = _console()
+    table = Table(*described.columns, box=None, header_style="bold", pad_edge=False)
+    for row in described.rows:
+        table.add_row(*row)
+    console.print(table)
+    for line in described.summary:
+        console.print(line, markup=False)
+    return 0
+
+
+@app.command()
+def report(directory: Annotated[str, typer.Argument(metavar="DIR", help="Run directory.")]) -> int:
+    """Make charts, PDF and HTML again, from the Parquet files alone."""
+    from cleanai_ray.artifacts import RunDirectory
+    from cleanai_ray.report import make_report
+
+    for name in make_report(RunDirectory(directory)):
+        print(f"{directory.rstrip('/')}/{name}")
+    return 0
+
+
+@app.command()
+def export(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Run directory.")],
+    trial: Annotated[str, typer.Option(help="Trial id, or `best`.")] = "best",
+    format_: Annotated[str, typer.Option("--format", help="One of `cleanai list formats`.")] = "state_dict",
+    out: Annotated[str | None, typer.Option(help="File to write; default: DIR/exports/TRIAL.SUFFIX.")] = None,
+) -> int:
+    """Write a pruned model for deployment."""
+    from cleanai_ray.artifacts import RunDirectory
+    from cleanai_ray.deployment import export_trial
+
+    print(export_trial(RunDirectory(directory), trial, format_, Path(out) if out else None))
+    return 0
+
+
+@app.command()
+def submit(
+    study: StudyArgument,
+    address: Annotated[str, typer.Option(help="Address of the cluster's dashboard, http://HEAD:8265.")],
+    out: OutOption = None,
+    set_: OverrideOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything anew.")] = False,
+) -> int:
+    """Run a study as a job of a cluster (`ray job submit`), stream its log and return its exit code."""
+    from cleanai_ray.distributed.jobs import submit_study
+    from cleanai_ray.study import load_study
+
+    load_study(study, set_ or [])
+    return submit_study(study, address=address, out=out, overrides=set_ or [], fresh=fresh)
+
+
+@app.command(name="list")
+def list_(kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.")]) -> int:
+    """List what a study can name, with one line each."""
+    from cleanai_ray import registry
+
+    if kind not in KINDS:
+        raise StudyError(f"list: '{kind}' is unknown; allowed: {', '.join(KINDS)}")
+    chosen: Any = getattr(registry, kind.upper())
+    table = Table("name", kind.removesuffix("s"), box=None, show_header=False, pad_edge=False)
+    for name, summary in chosen.summaries().items():
+        table.add_row(name, summary)
+    _console().print(table)
+    if kind == "models":
+        print("Any other torchvision classification model can be named, too.")
+    return 0
+
+
+def _open(path: str, overrides: list[str], out: str | None) -> tuple[Any, Any]:
+    """Load a study and open it here, so that everything that is wrong with it is found before anything starts."""
+    from cleanai_ray.planning import check_study
+    from cleanai_ray.study import load_study
+
+    replaced = [*overrides, f"output.dir={out}"] if out else overrides
+    study = load_study(path, replaced)
+    return study, check_study(study)
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 200)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        argv: The arguments, without the program's name; those of the process by default.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        code = app(args=argv, prog_name="cleanai", standalone_mode=False)
+        return int(code or 0)
+    except _UsageError as error:
+        return _refuse(error.format_message())
+    except CleanAIError as error:
+        return _refuse(str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        print("cleanai: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _refuse(message: str) -> int:
+    print(f"cleanai: {' '.join(message.split())}", file=sys.stderr)
+    return 2

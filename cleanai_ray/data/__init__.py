@@ -1,0 +1,8 @@
+"""Labelled image data sets, the roles of their samples, and batches of them."""
+
+from cleanai_ray.data.batching import batches
+from cleanai_ray.data.opening import open_source
+from cleanai_ray.data.roles import SampleRoles, assign_roles
+from cleanai_ray.data.source import ImageDataset, ImageSource
+
+__all__ = ["ImageDataset", "ImageSource", "SampleRoles", "assign_roles", "batches", "open_source"]

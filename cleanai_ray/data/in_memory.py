@@ -1,0 +1,119 @@
+"""Data sets that fit in memory: kept as bytes, made into normalised tensors a batch at a time."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from cleanai_ray.data.augment import random_crop, random_flip
+from cleanai_ray.data.source import ImageSource
+
+Indices = Sequence[int] | np.ndarray | Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelFormat:
+    """How bytes become network inputs, and what the training transform is.
+
+    Attributes:
+        scale: Pixels are divided by this.
+        mean: Subtracted after that, one value a channel of the stored images.
+        std: Divided by after that, one value a channel.
+        padding: Random crop of the training transform: zero padding, pixels.
+        flip: Whether the training transform mirrors.
+    """
+
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    padding: int
+    flip: bool
+
+
+class InMemoryDataset(Dataset[tuple[Tensor, int]]):
+    """One split in memory.
+
+    Args:
+        images: Pixels, uint8 [N, C, H, W].
+        labels: Classes, int64 [N].
+        pixels: How to make inputs of them.
+        input_shape: Channels, height and width to deliver: one stored channel is repeated, another size is reached by
+            bilinear interpolation.
+        augment: Apply the training transform.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        pixels: PixelFormat,
+        input_shape: tuple[int, int, int],
+        augment: bool = False,
+    ) -> None:
+        self._images = images
+        self._labels = labels
+        self._pixels = pixels
+        self._input_shape = input_shape
+        self._augment = augment
+        self._mean = torch.tensor(pixels.mean).view(1, -1, 1, 1)
+        self._std = torch.tensor(pixels.std).view(1, -1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        images, labels = self.batch([index])
+        return images[0], int(labels[0])
+
+    def batch(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        """Return images float32 [N, C, H, W] and labels int64 [N] of several samples."""
+        rows = torch.as_tensor(np.asarray(indices, dtype=np.int64))
+        images = self._images[rows].float() / self._pixels.scale
+        if self._augment:
+            images = random_crop(images, self._pixels.padding)
+            images = random_flip(images) if self._pixels.flip else images
+        channels, height, width = self._input_shape
+        if images.shape[-2:] != (height, width):
+            images = functional.interpolate(
+                images, size=(height, width), mode="bilinear", align_corners=False, antialias=True
+            )
+        images = (images - self._mean) / self._std
+        if images.shape[1] != channels:
+            images = images.repeat(1, channels, 1, 1)
+        return images, self._labels[rows]
+
+
+class InMemorySource(ImageSource):
+    """A data set whose splits are read whole, when first asked for."""
+
+    pixels: PixelFormat
+    _cache: dict[str, tuple[Tensor, Tensor]]
+
+    @abstractmethod
+    def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return pixels uint8 [N, C, H, W] and classes [N] of a split."""
+
+    def _tensors(self, split: str) -> tuple[Tensor, Tensor]:
+        cache = self.__dict__.setdefault("_cache", {})
+        name = self.resolve(split)
+        if name not in cache:
+            images, labels = self.read(name)
+            cache[name] = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
+        return cache[name]
+
+    def num_samples(self, split: str) -> int:
+        """Return the number of images of a split."""
+        return len(self._tensors(split)[1])
+
+    def dataset(self, split: str, *, augment: bool = False) -> InMemoryDataset:
+        """Return a split; it shares the source's memory."""
+        images, labels = self._tensors(split)
+        return InMemoryDataset(images, labels, pixels=self.pixels, input_shape=self.input_shape, augment=augment)

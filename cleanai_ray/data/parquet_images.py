@@ -1,0 +1,253 @@
+"""Encoded images in Parquet files, as data hubs publish them, on any filesystem that pyarrow opens."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cleanai_ray.artifacts import resolve_filesystem
+from cleanai_ray.data.source import ImageSource, Shape
+from cleanai_ray.data.transforms import decode_image, image_transform
+from cleanai_ray.errors import ArtifactError, DataError
+from cleanai_ray.registry import DATASETS
+from cleanai_ray.sections import DataSection
+
+_SPLIT = re.compile(r"^(train|val|validation|test)(?=[-._]|$)")
+_EXPECTED = (
+    "a folder or URL with train-*.parquet and test-*.parquet or validation-*.parquet, or sub-folders of those names"
+)
+_NUM_CACHED_ROW_GROUPS = 8
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the two columns that are read."""
+
+    image: str
+    label: str
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group: the unit that is read at once."""
+
+    file: str
+    number: int
+    num_rows: int
+
+
+class ParquetDataset(Dataset[tuple[Tensor, int]]):
+    """Row groups, read one at a time as samples ask for them; the last few stay in memory.
+
+    Args:
+        root: Folder or URL whose filesystem holds the files.
+        groups: The row groups of the split, in order.
+        columns: The columns to read.
+        num_classes: Labels must be below this.
+        input_shape: Channels (3), height and width to deliver.
+        augment: Apply the training transform.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        groups: Sequence[RowGroup],
+        columns: Columns,
+        *,
+        num_classes: int,
+        input_shape: Shape,
+        augment: bool,
+    ) -> None:
+        self._root = root
+        self._groups = groups
+        self._columns = columns
+        self._num_classes = num_classes
+        self._transform = image_transform(input_shape, augment=augment)
+        self._ends = np.cumsum([group.num_rows for group in groups])
+        self._forget()
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._cache: OrderedDict[int, pa.Table] = OrderedDict()
+        self._filesystem: fs.FileSystem | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": OrderedDict(), "_filesystem": None}
+
+    @property
+    def multiprocessing_context(self) -> str | None:
+        """How worker processes must start: object store clients do not survive a fork."""
+        return None if isinstance(resolve_filesystem(self._root)[0], fs.LocalFileSystem) else "forkserver"
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def where(self, index: int) -> str:
+        """Return the file and row of a sample."""
+        group, row = self._locate(index)
+        before = sum(g.num_rows for g in self._groups[:group] if g.file == self._groups[group].file)
+        return f"{self._groups[group].file} row {before + row}"
+
+    def shuffled(self, indices: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Return indices in random order, but such that few row groups are in use at a time.
+
+        Row groups come in random order, a cache full of them together, and samples in random order within those.
+        """
+        group_of = np.searchsorted(self._ends, indices, side="right")
+        rank = generator.permutation(len(self._groups))[group_of] // _NUM_CACHED_ROW_GROUPS
+        return indices[np.lexsort((generator.random(len(indices)), rank))]
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        return group, int(index - self._ends[group] + self._groups[group].num_rows)
+
+    def _table(self, number: int) -> pa.Table:
+        if self._process != os.getpid():
+            self._forget()
+        if number in self._cache:
+            self._cache.move_to_end(number)
+            return self._cache[number]
+        if self._filesystem is None:
+            self._filesystem = resolve_filesystem(self._root)[0]
+        group = self._groups[number]
+        try:
+            with self._filesystem.open_input_file(group.file) as stream:
+                columns = [self._columns.image, self._columns.label]
+                table = pq.ParquetFile(stream).read_row_group(group.number, columns=columns, use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"row group {group.number} of '{group.file}' cannot be read: {error}") from error
+        self._cache[number] = table
+        if len(self._cache) > _NUM_CACHED_ROW_GROUPS:
+            self._cache.popitem(last=False)
+        return table
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        number, row = self._locate(int(index))
+        table = self._table(number)
+        value = table.column(self._columns.image)[row].as_py()
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(content, bytes):
+            raise DataError(
+                f"sample {self.where(index)} holds no image bytes in column '{self._columns.image}'; "
+                "expected encoded images, plain or as a struct with 'bytes'"
+            )
+        label = table.column(self._columns.label)[row].as_py()
+        if not isinstance(label, int) or not 0 <= label < self._num_classes:
+            raise DataError(f"sample {self.where(index)} has label {label}; allowed: 0 to {self._num_classes - 1}")
+        return self._transform(decode_image(content, self.where(index))), label
+
+
+@DATASETS.register("parquet_images")
+class ParquetImages(ImageSource):
+    """Encoded images in Parquet files in a folder or object store, laid out as data hubs publish them."""
+
+    option_names = ("image_column", "label_column")
+
+    def __init__(self, data: DataSection, input_shape: Shape) -> None:
+        super().__init__(data, input_shape)
+        if data.root is None:
+            raise DataError(f"data.root is null; expected {_EXPECTED}")
+        self._location = data.root
+        options = {"image_column": "image", "label_column": "label", **data.options}
+        self._columns = Columns(str(options["image_column"]), str(options["label_column"]))
+        try:
+            self._filesystem, self._root = resolve_filesystem(data.root)
+            files = self._find_files()
+        except (ArtifactError, OSError) as error:
+            raise DataError(f"data.root '{data.root}' cannot be opened: {error}; expected {_EXPECTED}") from error
+        self.splits = tuple(split for split in ("train", "val", "validation", "test") if files.get(split))
+        if not self.splits:
+            raise DataError(f"data.root '{data.root}' holds no Parquet files of a split; expected {_EXPECTED}")
+        self._groups: dict[str, list[RowGroup]] = {}
+        for split in self.splits:
+            self._groups[split] = [group for file in files[split] for group in self._row_groups(file)]
+        self.class_names = self._read_class_names(files)
+        self.num_classes = len(self.class_names)
+
+    def _find_files(self) -> dict[str, list[str]]:
+        if self._filesystem.get_file_info(self._root).type != fs.FileType.Directory:
+            raise DataError(f"data.root '{self._location}' does not exist or is not a folder; expected {_EXPECTED}")
+        files: dict[str, list[str]] = {}
+        for info in self._filesystem.get_file_info(fs.FileSelector(self._root, recursive=True)):
+            if info.type != fs.FileType.File or info.extension != "parquet":
+                continue
+            *folders, name = info.path.removeprefix(self._root).strip("/").split("/")
+            matches = [match for part in (name, *reversed(folders)) if (match := _SPLIT.match(part))]
+            if matches:
+                files.setdefault(matches[0].group(1), []).append(info.path)
+        return {split: sorted(paths) for split, paths in files.items()}
+
+    def _open(self, file: str) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self._filesystem.open_input_file(file))
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"'{file}' is not a readable Parquet file: {error}") from error
+
+    def _row_groups(self, file: str) -> list[RowGroup]:
+        with self._open(file) as parquet:
+            available = parquet.schema_arrow.names
+            for option, column in (("image_column", self._columns.image), ("label_column", self._columns.label)):
+                if column not in available:
+                    raise DataError(
+                        f"data.options.{option} is '{column}', which '{file}' lacks; allowed: {', '.join(available)}"
+                    )
+            metadata = parquet.metadata
+            return [RowGroup(file, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
+
+    def _read_class_names(self, files: dict[str, list[str]]) -> tuple[str, ...]:
+        with self._open(files[self.splits[0]][0]) as parquet:
+            names = _names_in_schema(parquet.schema_arrow, self._columns.label)
+        if names:
+            return names
+        highest = max(self._highest_label(file) for split in self.splits for file in files[split])
+        return tuple(str(label) for label in range(highest + 1))
+
+    def _highest_label(self, file: str) -> int:
+        with self._open(file) as parquet:
+            column = parquet.read(columns=[self._columns.label]).column(0)
+        if not pa.types.is_integer(column.type):
+            raise DataError(f"column '{self._columns.label}' of '{file}' holds {column.type}; expected integer labels")
+        highest = pc.max(column).as_py()
+        return -1 if highest is None else highest
+
+    def num_samples(self, split: str) -> int:
+        """Return the number of images of a split, from the files' metadata."""
+        return sum(group.num_rows for group in self._groups[self.resolve(split)])
+
+    def dataset(self, split: str, *, augment: bool = False) -> ParquetDataset:
+        """Return a split."""
+        return ParquetDataset(
+            self._location,
+            self._groups[self.resolve(split)],
+            self._columns,
+            num_classes=self.num_classes,
+            input_shape=self.input_shape,
+            augment=augment,
+        )
+
+    def describe(self, split: str, index: int) -> str:
+        """Return the file and row of a sample."""
+        return self.dataset(split).where(index)
+
+
+def _names_in_schema(schema: pa.Schema, label_column: str) -> tuple[str, ...]:
+    try:
+        hub = json.loads((schema.metadata or {})[b"huggingface"])
+        return tuple(str(name) for name in hub["info"]["features"][label_column]["names"])
+    except (KeyError, TypeError, ValueError):
+        return ()

@@ -1,0 +1,135 @@
+"""Which sample of a data set is used for what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cleanai_ray.data.source import ImageSource
+from cleanai_ray.errors import DataError
+from cleanai_ray.sections import DataSection, EvaluationSection
+
+_TRAIN = "train"
+_VALIDATION_SEED = 0
+_AUTO_SHARE = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleRoles:
+    """Indices into the splits of a data set, int64, and the split that each refers to.
+
+    Attributes:
+        calibration: Samples that activation statistics and repair may use, in the order drawn.
+        training: Samples that fine-tuning learns from, ascending.
+        validation: Samples that early stopping looks at, ascending.
+        evaluation: Samples that are scored, ascending.
+        calibration_split: The split of `calibration`.
+        training_split: The split of `training`.
+        validation_split: The split of `validation`.
+        evaluation_split: The split of `evaluation`.
+        calibration_withheld: Whether no calibration sample is trained on.
+    """
+
+    calibration: np.ndarray
+    training: np.ndarray
+    validation: np.ndarray
+    evaluation: np.ndarray
+    calibration_split: str
+    training_split: str
+    validation_split: str
+    evaluation_split: str
+    calibration_withheld: bool
+
+
+def assign_roles(data: DataSection, evaluation: EvaluationSection, source: ImageSource) -> SampleRoles:
+    """Assign the samples of a data set their roles. The same arguments give the same roles.
+
+    - evaluation: the first `evaluation.samples` of `evaluation.split` (all where null), in the split's order.
+    - validation: `data.validation_fraction` of the `train` split (at least one sample), drawn with a fixed seed and
+      without regard to classes, so that it is the same whatever is calibrated.
+    - calibration: `data.calibration.samples` of `data.calibration.split`, drawn with `data.calibration.seed`; never a
+      validation sample.
+    - training: the rest of the `train` split, without the calibration samples too where
+      `data.calibration.withhold_from_training` is true, or is `auto` and they are at most a fifth of the split.
+
+    Training, validation and evaluation never share a sample, nor do calibration and validation. Calibration and
+    evaluation share samples only where both name the same split, which `data.calibration.allow_overlap` must permit.
+    A data set without a `train` split has no training and no validation samples. A validation split that the data set
+    brings along is used only where the study names it.
+
+    Args:
+        data: The study's `data`.
+        evaluation: The study's `evaluation`.
+        source: The opened data set.
+
+    Raises:
+        DataError: When a split is unknown or too small, or when splits that must differ are one and the same.
+    """
+    calibration_split = source.resolve(data.calibration.split)
+    evaluation_split = source.resolve(evaluation.split)
+    _check_splits(data, evaluation, calibration_split, evaluation_split, source)
+    scored = _first(evaluation, source.num_samples(evaluation_split))
+    train_size = source.num_samples(_TRAIN) if _TRAIN in source.splits else 0
+    order = np.random.default_rng([_VALIDATION_SEED, train_size]).permutation(train_size)
+    num_validation = min(train_size, max(1, round(data.validation_fraction * train_size)))
+    validation, rest = np.sort(order[:num_validation]), np.sort(order[num_validation:])
+    candidates = rest if calibration_split == _TRAIN else np.arange(source.num_samples(calibration_split))
+    calibration = _draw(data, candidates)
+    withheld = calibration_split != _TRAIN or _withholds(data, train_size)
+    if withheld and calibration_split == _TRAIN:
+        rest = np.setdiff1d(rest, calibration)
+    return SampleRoles(
+        calibration=calibration.astype(np.int64),
+        training=rest.astype(np.int64),
+        validation=validation.astype(np.int64),
+        evaluation=scored,
+        calibration_split=calibration_split,
+        training_split=_TRAIN,
+        validation_split=_TRAIN,
+        evaluation_split=evaluation_split,
+        calibration_withheld=withheld,
+    )
+
+
+def _check_splits(
+    data: DataSection,
+    evaluation: EvaluationSection,
+    calibration_split: str,
+    evaluation_split: str,
+    source: ImageSource,
+) -> None:
+    if evaluation_split == _TRAIN:
+        others = ", ".join(split for split in source.splits if split != _TRAIN) or "none in this data set"
+        raise DataError(f"evaluation.split is '{evaluation.split}', which is trained on; allowed: {others}")
+    if calibration_split == evaluation_split and not data.calibration.allow_overlap:
+        raise DataError(
+            f"data.calibration.split '{data.calibration.split}' and evaluation.split '{evaluation.split}' are the same "
+            f"split of data set '{data.name}'; calibrate on another, or set data.calibration.allow_overlap: true"
+        )
+
+
+def _first(evaluation: EvaluationSection, available: int) -> np.ndarray:
+    if evaluation.samples is not None and evaluation.samples > available:
+        raise DataError(
+            f"evaluation.samples is {evaluation.samples}; allowed: at most {available}, "
+            f"the size of split '{evaluation.split}'"
+        )
+    return np.arange(available if evaluation.samples is None else evaluation.samples, dtype=np.int64)
+
+
+def _draw(data: DataSection, candidates: np.ndarray) -> np.ndarray:
+    samples = data.calibration.samples
+    if samples > len(candidates):
+        without = " without its validation samples" if data.calibration.split == _TRAIN else ""
+        raise DataError(
+            f"data.calibration.samples is {samples}; allowed: at most {len(candidates)}, "
+            f"the size of split '{data.calibration.split}'{without}"
+        )
+    generator = np.random.default_rng([1, data.calibration.seed])
+    return candidates[generator.permutation(len(candidates))[:samples]]
+
+
+def _withholds(data: DataSection, train_size: int) -> bool:
+    choice = data.calibration.withhold_from_training
+    return data.calibration.samples <= _AUTO_SHARE * train_size if choice == "auto" else bool(choice)

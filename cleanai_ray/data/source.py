@@ -1,0 +1,107 @@
+"""What a data set is to the rest of the package."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cleanai_ray.errors import DataError
+from cleanai_ray.sections import DataSection
+
+Shape = tuple[int, int, int]
+ImageDataset = Dataset[tuple[Tensor, int]]
+
+_ALIASES = {"val": ("validation", "test"), "validation": ("val", "test"), "test": ("val", "validation")}
+
+
+class ImageSource(ABC):
+    """A labelled image data set with named splits. Subclasses are registered in `cleanai_ray.registry.DATASETS`.
+
+    Args:
+        data: The study's `data`.
+        input_shape: Channels, height and width of the images to deliver.
+
+    Raises:
+        DataError: When the data set is missing or malformed, or an option is unknown.
+    """
+
+    channels: ClassVar[tuple[int, ...]] = (3,)
+    """Numbers of channels that the images can be delivered with."""
+
+    option_names: ClassVar[tuple[str, ...]] = ()
+    """Keys that `data.options` may have."""
+
+    num_classes: int
+    class_names: tuple[str, ...]
+    splits: tuple[str, ...]
+    """Names of the splits that exist, without aliases."""
+
+    def __init__(self, data: DataSection, input_shape: Shape) -> None:
+        unknown = sorted(set(data.options) - set(self.option_names))
+        if unknown:
+            allowed = ", ".join(self.option_names) or "none"
+            raise DataError(f"data.options holds '{unknown[0]}'; allowed for data set '{data.name}': {allowed}")
+        self.name = data.name
+        self.input_shape = input_shape
+
+    def resolve(self, split: str) -> str:
+        """Return the split that a name stands for.
+
+        `val`, `validation` and `test` stand for each other where a data set lacks the one that is asked for.
+
+        Raises:
+            DataError: When there is no such split.
+        """
+        for name in (split, *_ALIASES.get(split, ())):
+            if name in self.splits:
+                return name
+        raise DataError(f"data set '{self.name}' has no split '{split}'; allowed: {', '.join(self.splits)}")
+
+    @abstractmethod
+    def num_samples(self, split: str) -> int:
+        """Return the number of images of a split."""
+
+    @abstractmethod
+    def dataset(self, split: str, *, augment: bool = False) -> ImageDataset:
+        """Return a split as a map-style data set.
+
+        Items are a normalised float32 image [C, H, W] and its class, an int. A data set that also has
+        `batch(indices) -> (images [N, C, H, W], labels [N])` is read a whole batch at a time by `batches`.
+
+        Args:
+            split: A name that `resolve` accepts.
+            augment: Apply the data set's usual random training transform, drawn from torch's global generator.
+        """
+
+    @abstractmethod
+    def describe(self, split: str, index: int) -> str:
+        """Return where a sample lies, for error messages: its path, or its row."""
+
+
+def find_root(root: str | None, usual: Iterable[str], expected: str) -> Path:
+    """Return the folder of a data set.
+
+    Args:
+        root: `data.root`; null for the first of the usual places that exists.
+        usual: Folders to look for.
+        expected: What the folder should hold, for the error message.
+
+    Raises:
+        DataError: When there is no such folder.
+    """
+    if root is not None:
+        folder = Path(root).expanduser()
+        if not folder.is_dir():
+            raise DataError(f"data.root '{root}' does not exist or is not a folder; expected {expected}")
+        return folder
+    places = tuple(usual)
+    for place in places:
+        if Path(place).expanduser().is_dir():
+            return Path(place).expanduser()
+    looked = f" and {', '.join(places)} does not exist" if places else ""
+    raise DataError(f"data.root is null{looked}; expected {expected}")

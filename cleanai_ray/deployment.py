@@ -1,0 +1,61 @@
+"""From a run directory to a file for deployment."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pyarrow.compute as pc
+import yaml
+
+from cleanai_ray import results
+from cleanai_ray.api import load_model
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.errors import ArtifactError
+from cleanai_ray.models import build_model, example_input
+from cleanai_ray.registry import FORMATS
+from cleanai_ray.sections import ModelSection
+
+
+def export_trial(run: RunDirectory, trial: str, format_name: str, out: Path | None = None) -> str:
+    """Write the pruned model of a trial, and return where it lies.
+
+    Args:
+        run: The run directory.
+        trial: Trial id, or `best`: the most accurate trial (of equals, the one with fewer MACs).
+        format_name: A name of `cleanai list formats`.
+        out: The file; by default `exports/<trial><suffix>` of the run directory.
+
+    Raises:
+        ArtifactError: When the run, the trial or its model is not there, or the export does not agree with the model.
+    """
+    export = FORMATS.get(format_name)
+    saved = run.list("models")
+    trial_id = _best(run) if trial == "best" else trial
+    if trial_id not in saved:
+        raise ArtifactError(
+            f"run directory '{run.location}' holds no model of trial '{trial_id}'; saved: {', '.join(saved) or 'none'} "
+            "(output.save_models: all keeps every model)"
+        )
+    section = ModelSection.model_validate(yaml.safe_load(run.read_text("study.yaml"))["model"])
+    dense = build_model(section.model_copy(update={"weights": None, "train": None}))
+    model = load_model(dense, run, f"models/{trial_id}").eval()
+    suffix = getattr(export, "suffix", f".{format_name}")
+    example = example_input(section, batch_size=2)
+    if out is not None or run.is_local:
+        target = out or run.local_path(f"exports/{trial_id}{suffix}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return str(export(model, example, target))
+    with tempfile.TemporaryDirectory() as folder:
+        written = export(model, example, Path(folder) / f"{trial_id}{suffix}")
+        run.write_bytes(f"exports/{trial_id}{suffix}", written.read_bytes())
+    return f"{run.location.rstrip('/')}/exports/{trial_id}{suffix}"
+
+
+def _best(run: RunDirectory) -> str:
+    table = run.read_table(results.RESULTS_FILE)
+    table = table.filter(pc.equal(table["status"], results.OK))
+    if not table.num_rows:
+        raise ArtifactError(f"no trial of run directory '{run.location}' succeeded, so that there is no best one")
+    ordered = table.sort_by([("accuracy", "descending"), ("macs", "ascending"), ("trial_id", "ascending")])
+    return str(ordered["trial_id"][0])

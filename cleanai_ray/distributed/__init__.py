@@ -1,0 +1,1 @@
+"""The stages of a study on Ray. Nothing outside this package imports ray."""

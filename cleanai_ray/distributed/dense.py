@@ -1,0 +1,53 @@
+"""The dense model as one Ray task, on the best the cluster has, kept in the run directory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import ray
+
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.distributed.cluster import Cluster, assigned_device
+from cleanai_ray.errors import CleanAIError
+from cleanai_ray.evaluation.accuracy import Accuracy
+from cleanai_ray.stages import DenseModel, dense_key, prepare_dense
+from cleanai_ray.study import Study
+from cleanai_ray.workspace import open_workspace
+
+_WEIGHTS, _SCORE = "cache/dense.safetensors", "cache/dense.json"
+
+
+def _prepare(study_json: str) -> DenseModel:
+    return prepare_dense(open_workspace(study_json, assigned_device()))
+
+
+def obtain_dense(study: Study, run: RunDirectory, cluster: Cluster) -> DenseModel:
+    """Return the dense model: from the run directory, or built, trained and scored by a worker and kept there."""
+    key = dense_key(study)
+    if run.is_complete(_SCORE, key) and run.exists(_WEIGHTS):
+        return _read(run)
+    task = ray.remote(_prepare).options(
+        name=f"dense-{study.name}",
+        num_cpus=1 if cluster.gpus else max(1, int(cluster.node_cpus)),
+        num_gpus=1 if cluster.gpus else 0,
+    )
+    try:
+        dense: DenseModel = ray.get(task.remote(study.model_dump_json()))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, CleanAIError):
+            raise error.cause from None
+        raise
+    run.write_bytes(_WEIGHTS, dense.weights)
+    score = {"accuracy": asdict(dense.accuracy), "history": dense.history, "digest": dense.digest}
+    run.write_json(_SCORE, score)
+    run.mark(_SCORE, key)
+    return dense
+
+
+def _read(run: RunDirectory) -> DenseModel:
+    kept: dict[str, Any] = run.read_json(_SCORE)
+    score: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in kept["accuracy"].items()
+    }
+    return DenseModel(weights=run.read_bytes(_WEIGHTS), accuracy=Accuracy(**score), history=tuple(kept["history"]))

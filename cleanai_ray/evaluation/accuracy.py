@@ -1,0 +1,102 @@
+"""Top-1 and top-5 accuracy and cross-entropy of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cleanai_ray.errors import EvaluationError
+from cleanai_ray.evaluation.hooks import require_no_hooks
+from cleanai_ray.evaluation.modes import evaluation_mode
+
+_TOP_K = 5
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What a classifier scores on a set of labelled samples.
+
+    Attributes:
+        accuracy: Top-1 accuracy, in [0, 1].
+        top5: Share of samples whose label is among the 5 largest outputs (among all, with fewer than 5 classes).
+        loss: Mean cross-entropy, in nats.
+        num_samples: Samples that were scored.
+        class_correct: Correct samples of each class.
+        class_total: Samples of each class.
+    """
+
+    accuracy: float
+    top5: float
+    loss: float
+    num_samples: int
+    class_correct: tuple[int, ...]
+    class_total: tuple[int, ...]
+
+
+class _Tally:
+    """Sums over batches, on the device: nothing is read back before the end."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.num_classes = num_classes
+        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
+        self._classes = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        hit = logits.argmax(1) == labels
+        nearest = logits.topk(min(_TOP_K, self.num_classes), dim=1).indices
+        hit_top5 = (nearest == labels[:, None]).any(1) | hit
+        self._sums[0] += functional.cross_entropy(logits.float(), labels, reduction="sum")
+        self._sums[1] += hit_top5.sum()
+        self._classes[0].scatter_add_(0, labels, hit.long())
+        self._classes[1].scatter_add_(0, labels, torch.ones_like(labels))
+
+    def result(self, all_reduce: Callable[[Tensor], Tensor] | None) -> Accuracy:
+        values = torch.cat([self._sums, self._classes.flatten().double()])
+        if all_reduce is not None:
+            values = all_reduce(values)
+        loss, top5, *counts = values.tolist()
+        correct = tuple(int(count) for count in counts[: self.num_classes])
+        total = tuple(int(count) for count in counts[self.num_classes :])
+        num = sum(total)
+        return Accuracy(sum(correct) / num, top5 / num, loss / num, num, correct, total)
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    device: torch.device | str = "cpu",
+    all_reduce: Callable[[Tensor], Tensor] | None = None,
+) -> Accuracy:
+    """Score a classifier in evaluation mode, and put every module back in the mode it was in.
+
+    Args:
+        model: Maps images [N, ...] to logits [N, classes]. It is moved to the device.
+        batches: Pairs of images and labels [N]; the last batch may be smaller.
+        device: Where to compute.
+        all_reduce: Sums a tensor over processes that each score a part of the samples.
+
+    Raises:
+        EvaluationError: When a hook is left on the model, there is no sample, or the output is not [N, classes].
+    """
+    require_no_hooks(model)
+    device = torch.device(device)
+    model.to(device)
+    tally: _Tally | None = None
+    with evaluation_mode(model), torch.no_grad():
+        for images, labels in batches:
+            labels = labels.to(device, non_blocking=True).long()
+            logits = model(images.to(device, non_blocking=True))
+            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
+                found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise EvaluationError(f"the model's output is {found}, allowed is [{len(labels)}, classes]")
+            if tally is None:
+                tally = _Tally(logits.shape[1], device)
+            tally.add(logits, labels)
+        if tally is None:
+            raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
+        return tally.result(all_reduce)

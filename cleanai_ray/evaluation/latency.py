@@ -1,0 +1,122 @@
+"""Latency of forward passes: several models interleaved, warmed up, percentiles over runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.errors import EvaluationError
+from cleanai_ray.evaluation.hooks import require_no_hooks
+from cleanai_ray.evaluation.modes import evaluation_mode
+from cleanai_ray.sections import LatencySection
+
+_NANOSECONDS_PER_MILLISECOND = 1e6
+
+
+@contextmanager
+def _threads(num_threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _describe(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _time(model: nn.Module, batch: Tensor, finish: Callable[[], None]) -> int:
+    finish()
+    start = time.perf_counter_ns()
+    model(batch)
+    finish()
+    return time.perf_counter_ns() - start
+
+
+def _rounds(
+    models: Mapping[str, nn.Module], batch: Tensor, *, warmup: int, runs: int, finish: Callable[[], None]
+) -> dict[str, list[int]]:
+    """Time every model once a round, in an order that turns round every time; return nanoseconds by model."""
+    times: dict[str, list[int]] = {name: [] for name in models}
+    names = list(models)
+    for index in range(warmup + runs):
+        for name in names if index % 2 == 0 else reversed(names):
+            elapsed = _time(models[name], batch, finish)
+            if index >= warmup:
+                times[name].append(elapsed)
+    return times
+
+
+def measure_latency(
+    models: Mapping[str, nn.Module],
+    example_input: Tensor,
+    section: LatencySection,
+    *,
+    device: torch.device | str = "cpu",
+) -> list[dict[str, Any]]:
+    """Time forward passes of several models under the same conditions.
+
+    For each batch size there are `section.warmup` untimed and `section.runs` timed rounds. In every round each model
+    runs once, in alternating order, so that a noisy machine hurts all of them alike. On CUDA a time ends when the
+    device has finished. A latency is that of the whole pass, and is never divided by the batch size.
+
+    Args:
+        models: The models by variant ("dense", "pruned"). They are moved to the device.
+        example_input: Images [N, ...], repeated or cut to each batch size.
+        section: Batch sizes, rounds and CPU threads.
+        device: Where to run.
+
+    Returns:
+        A row per batch size and model, with the columns of `results.LATENCY` except trial_id.
+
+    Raises:
+        EvaluationError: When there is no model or no example, or a hook is left on a model.
+    """
+    if not models or len(example_input) == 0:
+        raise EvaluationError(
+            f"latency was asked of {len(models)} models with {len(example_input)} examples, at least 1 each is needed"
+        )
+    for model in models.values():
+        require_no_hooks(model)
+    device = torch.device(device)
+    rows = []
+    with ExitStack() as stack:
+        stack.enter_context(_threads(section.threads))
+        for model in models.values():
+            stack.enter_context(evaluation_mode(model.to(device)))
+        stack.enter_context(torch.inference_mode())
+        for batch_size in section.batch_sizes:
+            batch = example_input[torch.arange(batch_size) % len(example_input)].to(device)
+            times = _rounds(models, batch, warmup=section.warmup, runs=section.runs, finish=lambda: _finish(device))
+            rows += [_row(name, values, batch_size, section, device) for name, values in times.items()]
+    return rows
+
+
+def _row(
+    variant: str, nanoseconds: list[int], batch_size: int, section: LatencySection, device: torch.device
+) -> dict[str, Any]:
+    median, high = np.percentile(np.array(nanoseconds) / _NANOSECONDS_PER_MILLISECOND, [50, 90])
+    return {
+        "variant": variant,
+        "batch_size": batch_size,
+        "latency_ms_p50": float(median),
+        "latency_ms_p90": float(high),
+        "throughput": float(batch_size / median * 1000.0),
+        "num_runs": section.runs,
+        "num_warmup": section.warmup,
+        "num_threads": section.threads,
+        "device": _describe(device),
+    }

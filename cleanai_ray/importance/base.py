@@ -1,0 +1,159 @@
+"""What an importance method is, and how per-layer values become the scores of a dependency group."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from cleanai_ray.errors import PruningError, StudyError
+from cleanai_ray.pruning.graph import ChannelGraph, ChannelGroup, Member
+from cleanai_ray.registry import METHODS
+from cleanai_ray.statistics import ActivationStatistics, LayerStatistics
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoringContext:
+    """What a method may read.
+
+    Attributes:
+        graph: The dependency graph, with the model at its present width.
+        statistics: Activation statistics of the present model's channels; None where the method needs none.
+        coverage_metric: The coverage metric of the trial, for methods that use one.
+        observe: `activation` or `output`: which statistics coverage is derived from.
+        seed: Seed of the trial.
+    """
+
+    graph: ChannelGraph
+    statistics: ActivationStatistics | None = None
+    coverage_metric: str | None = None
+    observe: str = "activation"
+    seed: int = 0
+
+
+class ImportanceMethod(ABC):
+    """Scores the channels of dependency groups. Options are keyword arguments of the constructor.
+
+    Attributes:
+        uses_coverage_metric: Whether `sweep.coverage_metrics` multiplies the method.
+        needs_activations: Whether it reads activation statistics.
+        needs_gradients: Whether it reads the gradients that calibration can collect.
+        remeasures: Whether calibration is repeated on the smaller network before every step but the first.
+    """
+
+    uses_coverage_metric: ClassVar[bool] = False
+    needs_activations: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
+    remeasures: ClassVar[bool] = False
+
+    @abstractmethod
+    def score(self, group: ChannelGroup, context: ScoringContext) -> Tensor:
+        """Return the importance of each channel of a group: float64 of shape [num_channels], high = keep."""
+
+
+def create_method(name: str, options: dict[str, object] | None = None) -> ImportanceMethod:
+    """Return the method of a name.
+
+    Raises:
+        RegistryError: When the name is unknown.
+        StudyError: When an option does not fit the method.
+    """
+    try:
+        return METHODS.get(name)(**(options or {}))
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"options of method '{name}': {error}") from error
+
+
+def score_groups(method: ImportanceMethod, context: ScoringContext) -> dict[str, Tensor]:
+    """Score every group of the graph, each divided by its mean, so that groups can be compared.
+
+    Dividing by the group's mean is what torch-pruning does by default. A group whose scores are all zero keeps them.
+
+    Returns:
+        Scores of shape [num_channels] by group name.
+
+    Raises:
+        PruningError: When scores are missing, of another length, or not finite.
+    """
+    scores = {}
+    for group in context.graph.groups:
+        score = method.score(group, context).detach().double().cpu()
+        if score.shape != (group.num_channels,):
+            raise PruningError(
+                f"{type(method).__name__} returned scores of shape {tuple(score.shape)} for the group of layer "
+                f"'{group.name}'; allowed: ({group.num_channels},)"
+            )
+        if not torch.isfinite(score).all():
+            name = type(method).__name__
+            raise PruningError(f"{name} gave the group of layer '{group.name}' a score that is not finite")
+        mean = score.mean()
+        scores[group.name] = score / mean if mean > 0 else score
+    return scores
+
+
+def readers(group: ChannelGroup) -> list[Member]:
+    """Return the Conv2d, Linear and attention layers that read the channels; depthwise convolutions pass them on."""
+    return [member for member in group.members if member.side == "in" or member.type == "MultiheadAttention"]
+
+
+def producers(group: ChannelGroup) -> list[Member]:
+    """Return the Conv2d and Linear layers that compute the group's channels."""
+    return [member for member in group.members if member.side == "out"]
+
+
+def average_over_layers(
+    group: ChannelGroup,
+    layers: list[Member],
+    values: Callable[[Member], Tensor | None],
+    *,
+    reduce: str,
+) -> Tensor:
+    """Map per-layer values to the group's channels, and average over the layers.
+
+    Args:
+        group: The group.
+        layers: Members to read.
+        values: Returns a member's value for every index of its layer's dimension, [C of the layer], or None.
+        reduce: How the several indices of one channel (a flattened input) combine: `mean` or `sum`.
+
+    Raises:
+        PruningError: When no layer has a value for some channel of the group.
+    """
+    total = torch.zeros(group.num_channels, dtype=torch.float64)
+    layers_seen = torch.zeros_like(total)
+    for member in layers:
+        value = values(member)
+        if value is None:
+            continue
+        roots = torch.as_tensor(member.roots)
+        mapped = torch.zeros_like(total).scatter_add_(0, roots, value.double().cpu()[torch.as_tensor(member.channels)])
+        count = torch.zeros_like(total).scatter_add_(0, roots, torch.ones(len(roots), dtype=torch.float64))
+        total += mapped / count.clamp_min(1) if reduce == "mean" else mapped
+        layers_seen += count > 0
+    if (layers_seen == 0).any():
+        raise PruningError(
+            f"there are no activation statistics for the group of layer '{group.name}'; add the layer to "
+            "ignored_layers, or choose a method that needs none"
+        )
+    return total / layers_seen
+
+
+def statistics_of(context: ScoringContext, member: Member, side: str) -> LayerStatistics | None:
+    """Return a layer's statistics, checked against the layer's present width.
+
+    Raises:
+        PruningError: When there are none at all, or they belong to another width.
+    """
+    if context.statistics is None:
+        raise PruningError("the method reads activation statistics, and none were given; pass batches or stats")
+    found = (context.statistics.inputs if side == "inputs" else context.statistics.outputs).get(member.layer)
+    if found is not None and member.channels.max(initial=0) >= found.num_channels:
+        raise PruningError(
+            f"the statistics of layer '{member.layer}' have {found.num_channels} channels, fewer than the model's; "
+            "they were taken from another model"
+        )
+    return found

@@ -1,0 +1,21 @@
+"""Importance method `taylor`."""
+
+from torch import Tensor
+
+from cleanai_ray.importance.base import ImportanceMethod, ScoringContext
+from cleanai_ray.pruning.graph import ChannelGroup
+from cleanai_ray.registry import METHODS
+
+
+@METHODS.register("taylor")
+class Taylor(ImportanceMethod):
+    """First-order Taylor expansion of the loss, |weight x gradient| (torch-pruning; Molchanov et al. 2019).
+
+    The gradients are those of the mean loss over the calibration samples.
+    """
+
+    needs_gradients = True
+
+    def score(self, group: ChannelGroup, context: ScoringContext) -> Tensor:
+        """Return the summed |weight x gradient| of each channel, [num_channels]."""
+        return context.graph.torch_pruning_scores(group, "GroupTaylorImportance")

@@ -1,0 +1,68 @@
+"""Importance method `wanda`."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from cleanai_ray.importance.base import (
+    ImportanceMethod,
+    ScoringContext,
+    average_over_layers,
+    producers,
+    readers,
+    statistics_of,
+)
+from cleanai_ray.pruning.graph import ChannelGroup, Member
+from cleanai_ray.registry import METHODS
+
+_VARIANTS = ("consumer", "producer")
+
+
+@METHODS.register("wanda")
+class Wanda(ImportanceMethod):
+    """Weight times activation norm (Sun et al. 2023, arXiv:2306.11695), summed over the weights of a channel.
+
+    `variant: consumer` (default), as in the paper: the absolute weights with which a layer reads the channel, times the
+    root mean square of the channel's activations at that layer's input. `variant: producer`, as CleanAI v5 had it: the
+    absolute weights that compute the channel, times the root mean square of the raw output. The root mean square is the
+    paper's norm divided by the root of the number of activations, which does not change the order within a layer.
+    Averaged over the layers of the group.
+    """
+
+    needs_activations = True
+
+    def __init__(self, variant: str = "consumer") -> None:
+        if variant not in _VARIANTS:
+            raise ValueError(f"variant is '{variant}'; allowed: {', '.join(_VARIANTS)}")
+        self._consumer = variant == "consumer"
+
+    def score(self, group: ChannelGroup, context: ScoringContext) -> Tensor:
+        """Return weight times activation of each channel of the group, [num_channels]."""
+
+        def values(member: Member) -> Tensor | None:
+            statistics = statistics_of(context, member, "inputs" if self._consumer else "outputs")
+            if statistics is None:
+                return None
+            module = context.graph.model.get_submodule(member.layer)
+            weights = read_weights(module) if self._consumer else _computing_weights(module)
+            return weights.double().cpu() * statistics.root_mean_square
+
+        layers = readers(group) if self._consumer else producers(group)
+        return average_over_layers(group, layers, values, reduce="sum")
+
+
+def _computing_weights(module: nn.Module) -> Tensor:
+    """Return, for each output channel of a layer, the sum of the absolute weights that compute it, [C]."""
+    weight = cast(Tensor, module.weight)
+    return weight.detach().abs().flatten(1).sum(dim=1)
+
+
+def read_weights(module: nn.Module) -> Tensor:
+    """Return, for each input channel of a layer, the sum of the absolute weights that read it, [C]."""
+    if isinstance(module, nn.MultiheadAttention):
+        return module.in_proj_weight.detach().abs().sum(dim=0)
+    weight = cast(Tensor, module.weight).detach().abs()
+    groups = getattr(module, "groups", 1)
+    return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(dim=(1, 3)).flatten()

@@ -1,0 +1,92 @@
+"""Before a study runs: is everything there, what would run, and what is cached already?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.importance.base import create_method
+from cleanai_ray.models import build_model
+from cleanai_ray.pruning.graph import ChannelGraph
+from cleanai_ray.stages import calibration_key, dense_key, trial_key
+from cleanai_ray.study import Study
+from cleanai_ray.workspace import Workspace, open_workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStudy:
+    """A study as a table.
+
+    Attributes:
+        columns: Headings.
+        rows: A row per trial.
+        summary: Sentences about the whole.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    summary: tuple[str, ...]
+
+
+def check_study(study: Study) -> Workspace:
+    """Open a study in this process, and check what can be checked without computing.
+
+    Raises:
+        CleanAIError: When data are missing, the model does not fit its weights or cannot be pruned, or an option of a
+            method is wrong.
+    """
+    for name in study.sweep.methods:
+        create_method(name, dict(study.sweep.method_options.get(name, {})))
+    workspace = open_workspace(study.model_dump_json(), "cpu")
+    section = study.model
+    if section.weights == "pretrained":
+        section = section.model_copy(update={"weights": None})
+    ignored = [*study.pruning.ignored_layers, *workspace.ignored_layers()]
+    ChannelGraph(build_model(section), workspace.example_input(), ignored)
+    return workspace
+
+
+def describe_plan(study: Study, workspace: Workspace, run: RunDirectory) -> PlannedStudy:
+    """Return every trial, its resources, and whether the run directory already holds its result."""
+    dense_digest = _cached_dense(study, run)
+    resources = f"{study.resources.cpus_per_trial:g} CPU"
+    if study.resources.gpus_per_trial:
+        resources += f" + {study.resources.gpus_per_trial:g} GPU"
+    rows = []
+    for trial in study.trials():
+        cached = dense_digest is not None and run.is_complete(
+            f"trials/{trial.trial_id}.json", trial_key(study, trial, dense_digest)
+        )
+        amount = f"ratio {trial.ratio:g}" if trial.budget is None else str(trial.budget)
+        columns = (trial.trial_id, trial.label, amount, trial.mode, str(trial.steps), str(trial.seed), resources)
+        rows.append((*columns, "cached" if cached else "to run"))
+    return PlannedStudy(
+        columns=("trial", "method", "amount", "mode", "steps", "seed", "resources", "state"),
+        rows=tuple(rows),
+        summary=_summary(study, workspace, run, dense_digest, sum(row[-1] == "cached" for row in rows)),
+    )
+
+
+def _cached_dense(study: Study, run: RunDirectory) -> str | None:
+    """Return the digest of the dense weights that the run directory holds for this study, or None."""
+    if not run.is_complete("cache/dense.json", dense_key(study)):
+        return None
+    return str(run.read_json("cache/dense.json")["digest"])
+
+
+def _summary(
+    study: Study, workspace: Workspace, run: RunDirectory, dense_digest: str | None, cached: int
+) -> tuple[str, ...]:
+    roles = workspace.roles
+    calibrated = dense_digest is not None and run.is_complete(
+        "cache/calibration.safetensors", calibration_key(study, dense_digest)
+    )
+    withheld = "withheld from" if roles.calibration_withheld else "shared with"
+    dense = "cached" if dense_digest else "to be trained" if study.model.train else "to be loaded and scored"
+    return (
+        f"{len(study.trials())} trials, {cached} of them cached, in run directory {run.location}",
+        f"dense model: {dense}; calibration: {'cached' if calibrated else 'to be computed'}, "
+        f"{len(workspace.shards())} shards",
+        f"samples: {len(roles.calibration)} calibration ({withheld} training), {len(roles.training)} training, "
+        f"{len(roles.validation)} validation, {len(roles.evaluation)} evaluation",
+    )

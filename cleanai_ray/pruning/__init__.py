@@ -1,0 +1,1 @@
+"""Dependency groups, selection of channels, the plan, and surgery."""

@@ -1,0 +1,274 @@
+"""Dependency groups: which channels of which layers must go together. The only module that imports torch_pruning."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from cleanai_ray.errors import PruningError
+
+Side = Literal["out", "in", "both"]
+"""Which dimension of a layer a group cuts; `both` for norms, depthwise convolutions and attention."""
+
+_COUPLED = (tp.ops.OPTYPE.DEPTHWISE_CONV, tp.ops.OPTYPE.MHA)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Member:
+    """One dimension of one layer that a group cuts.
+
+    Attributes:
+        layer: Module (or parameter) name.
+        side: The dimension.
+        type: Class name of the module.
+        channels: Indices in the layer's dimension, [n]; a flattened input has several for one channel of the group.
+        roots: The channel of the group that each index belongs to, [n].
+    """
+
+    layer: str
+    side: Side
+    type: str
+    channels: np.ndarray
+    roots: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChannelGroup:
+    """Channels that exist in several layers at once, and go from all of them or from none.
+
+    Attributes:
+        name: Name of the layer whose output channels number the group's.
+        num_channels: Channels of the group, in its present width.
+        num_blocks: Equal blocks that must stay equally wide (groups of a convolution, heads); 1 where there are none.
+        members: Every layer dimension the group cuts.
+    """
+
+    name: str
+    num_channels: int
+    num_blocks: int
+    members: tuple[Member, ...]
+
+    @property
+    def num_units(self) -> int:
+        """Channels that can be chosen one by one: those of one block."""
+        return self.num_channels // self.num_blocks
+
+    def expand(self, units: np.ndarray) -> np.ndarray:
+        """Return the channels of the chosen units: the same positions in every block."""
+        offsets = np.arange(self.num_blocks)[:, None] * self.num_units
+        return np.sort((offsets + units[None, :]).ravel())
+
+
+class ChannelGraph:
+    """The dependency graph of a copy of a model, and the copy itself, which `remove` makes smaller step by step.
+
+    Args:
+        model: The model; it is copied, and left as it is.
+        example_inputs: One input batch, or a tuple of the positional arguments of `forward`.
+        ignored_layers: Module names that keep their output width, with all below them.
+
+    Raises:
+        PruningError: When the model cannot be traced, or an ignored layer does not exist.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any, ignored_layers: Sequence[str] = ()) -> None:
+        self.model = copy.deepcopy(model)
+        self.example_inputs = example_inputs
+        modules = dict(self.model.named_modules())
+        unknown = [name for name in ignored_layers if name not in modules]
+        if unknown:
+            raise PruningError(f"ignored_layers names '{unknown[0]}', which is not a module of the model")
+        self._ignored = [child for name in ignored_layers for child in modules[name].modules()]
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)
+        self._graph = self._trace()
+        self._names = {module: name for name, module in modules.items()}
+        self._kept: dict[tuple[str, str], np.ndarray] = {}
+        self.groups = tuple(self._find_groups())
+        self.kept_channels = {group.name: np.arange(group.num_channels) for group in self.groups}
+
+    def _trace(self) -> tp.DependencyGraph:
+        try:
+            with torch.enable_grad(), _quiet():
+                return tp.DependencyGraph().build_dependency(self.model, example_inputs=self.example_inputs)
+        except Exception as error:
+            raise PruningError(f"the model cannot be traced with the example inputs: {error}") from error
+
+    def _find_groups(self) -> Iterator[ChannelGroup]:
+        for group in self._graph.get_all_groups(ignored_layers=self._ignored):
+            if not any(self._keeps_width(dep) for dep, _ in group):
+                yield self._describe(group)
+
+    def _keeps_width(self, dependency: Any) -> bool:
+        """Whether a dimension reaches the model's output, or is cut out of an ignored layer."""
+        if dependency.target.type == tp.ops.OPTYPE.OUTPUT:
+            return True
+        if not self._graph.is_out_channel_pruning_fn(dependency.handler):
+            return False
+        return not dependency.target.outputs or dependency.target.module in self._ignored
+
+    def _describe(self, group: Any) -> ChannelGroup:
+        root = group[0]
+        members = []
+        blocks = [1]
+        for item in group.items:
+            node = item.dep.target
+            if node.type == tp.ops.OPTYPE.PARAMETER:
+                name = self._graph._param_to_name[node.module]
+            elif node.module in self._names:
+                name = self._names[node.module]
+                blocks.append(_num_blocks(node))
+            else:
+                continue
+            if any(index is None for index in item.root_idxs):
+                raise PruningError(f"the channels of layer '{name}' cannot be mapped to those of its dependency group")
+            members.append(
+                Member(
+                    layer=name,
+                    side=self._side(item.dep),
+                    type=type(node.module).__name__,
+                    channels=np.asarray(item.idxs, dtype=np.int64),
+                    roots=np.asarray(item.root_idxs, dtype=np.int64),
+                )
+            )
+        return ChannelGroup(
+            name=self._names[root.dep.target.module],
+            num_channels=len(root.idxs),
+            num_blocks=max(blocks),
+            members=tuple(members),
+        )
+
+    def _side(self, dependency: Any) -> Side:
+        is_out = self._graph.is_out_channel_pruning_fn(dependency.handler)
+        is_in = self._graph.is_in_channel_pruning_fn(dependency.handler)
+        if (is_out and is_in) or dependency.target.type in _COUPLED:
+            return "both"
+        return "out" if is_out else "in"
+
+    def _full_group(self, group: ChannelGroup) -> Any:
+        return self._subgroup(group.name, list(range(group.num_channels)))
+
+    def _subgroup(self, name: str, channels: list[int]) -> Any:
+        module = self.model.get_submodule(name)
+        pruner = self._graph.get_pruner_of_module(module)
+        return self._graph.get_pruning_group(module, pruner.prune_out_channels, channels)
+
+    def torch_pruning_scores(self, group: ChannelGroup, importance: str, **options: Any) -> Tensor:
+        """Score the channels of a group by one of torch-pruning's importance classes.
+
+        Args:
+            group: A group of this graph, at its present width.
+            importance: Class name in `torch_pruning.importance`.
+            **options: Arguments of the class.
+
+        Returns:
+            Scores of shape [num_channels], float64, as torch-pruning normalises them.
+
+        Raises:
+            PruningError: When torch-pruning has no score for the group.
+        """
+        scores = getattr(tp.importance, importance)(**options)(self._full_group(group))
+        if scores is None:
+            raise PruningError(f"torch-pruning's {importance} has no score for the group of layer '{group.name}'")
+        return scores.detach().double().cpu()
+
+    def set_gradients(self, gradients: Mapping[str, Tensor], num_samples: int) -> None:
+        """Give the parameters the mean gradient, for scores that read it; surgery cuts it together with them."""
+        for name, parameter in self.model.named_parameters():
+            gradient = gradients.get(name)
+            if gradient is None:
+                parameter.grad = torch.zeros_like(parameter)
+            else:
+                parameter.grad = (gradient / num_samples).to(parameter)
+
+    def remove(self, removed: Mapping[str, Sequence[int] | np.ndarray]) -> None:
+        """Cut channels, in present numbering, out of the model.
+
+        Args:
+            removed: For each group name, the channels that go.
+
+        Raises:
+            PruningError: When a group does not exist, or the smaller model no longer runs.
+        """
+        known = {group.name: group for group in self.groups}
+        for name, channels in removed.items():
+            if name not in known:
+                raise PruningError(f"the plan names group '{name}', which the model does not have")
+            if not len(channels):
+                continue
+            subgroup = self._subgroup(name, [int(channel) for channel in channels])
+            for dep, idxs in subgroup:
+                self._track(dep, idxs)
+            subgroup.prune(record_history=False)
+            self.kept_channels[name] = np.delete(self.kept_channels[name], np.asarray(channels, dtype=np.int64))
+        _finish_surgery(self.model)
+        self.groups = tuple(self._find_groups())
+        self._check_runs()
+
+    def _track(self, dep: Any, idxs: Sequence[int]) -> None:
+        node = dep.target
+        if node.type == tp.ops.OPTYPE.PARAMETER or node.module not in self._names:
+            return
+        side = self._side(dep)
+        for dimension in ("out", "in") if side == "both" else (side,):
+            key = (self._names[node.module], dimension)
+            if key not in self._kept:
+                self._kept[key] = np.arange(self.width(key[0], dimension))
+            self._kept[key] = np.delete(self._kept[key], np.asarray(idxs, dtype=np.int64))
+
+    def _check_runs(self) -> None:
+        inputs = self.example_inputs if isinstance(self.example_inputs, (tuple, list)) else (self.example_inputs,)
+        try:
+            with torch.no_grad():
+                self.model.eval()(*inputs)
+        except Exception as error:
+            raise PruningError(f"the pruned model does not run: {' '.join(str(error).split())}") from error
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters that belong to no layer torch-pruning knows (a class token, a position embedding), by name."""
+        return {name: parameter for parameter, name in self._graph._param_to_name.items()}
+
+    def width(self, layer: str, dimension: Literal["out", "in"]) -> int:
+        """Return the present width of a layer's (or free parameter's) dimension."""
+        target = self.parameters[layer] if layer in self.parameters else self.model.get_submodule(layer)
+        node = self._graph.module2node[target]
+        return self._graph.get_out_channels(node) if dimension == "out" else self._graph.get_in_channels(node)
+
+    def kept(self, dimension: Literal["out", "in"]) -> dict[str, np.ndarray]:
+        """Return, for every layer that lost channels in a dimension, the dense indices of those it kept."""
+        return {layer: kept for (layer, side), kept in self._kept.items() if side == dimension}
+
+
+def _num_blocks(node: Any) -> int:
+    module = node.module
+    if isinstance(module, nn.MultiheadAttention):
+        return module.num_heads
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups
+    if node.type == tp.ops.OPTYPE.DEPTHWISE_CONV:
+        return 1
+    return getattr(module, "groups", 1)
+
+
+def _finish_surgery(model: nn.Module) -> None:
+    """Bring attributes that repeat a width up to date."""
+    for module in model.modules():
+        if type(module).__name__ == "VisionTransformer" and hasattr(module, "conv_proj"):
+            module.hidden_dim = module.conv_proj.out_channels  # type: ignore[union-attr]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

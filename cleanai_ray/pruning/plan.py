@@ -1,0 +1,100 @@
+"""The plan: which channels of which dependency group go. Plain JSON, independent of how it was chosen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from cleanai_ray.errors import ArtifactError, PruningError
+from cleanai_ray.study import digest
+
+PLAN_FORMAT = "cleanai-plan/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupPlan:
+    """What goes from one dependency group.
+
+    Attributes:
+        name: Name of the group, that of the layer whose output channels number it.
+        num_channels: Channels in the dense model.
+        removed: Channels that go, in dense numbering, ascending.
+    """
+
+    name: str
+    num_channels: int
+    removed: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if list(self.removed) != sorted(set(self.removed)) or not all(0 <= i < self.num_channels for i in self.removed):
+            raise PruningError(
+                f"group '{self.name}' of the plan: removed channels must be ascending, distinct and in "
+                f"[0, {self.num_channels})"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningPlan:
+    """A decision that can be inspected, kept, and applied to the dense model again.
+
+    Attributes:
+        model: Identity of the dense model: class, shape digest of its parameters, example input shape.
+        groups: Every prunable group, pruned or not.
+        request: What was asked for: method, mode, ratio or budget, bounds.
+        achieved: What came out: channel ratio, params and macs, dense and pruned.
+        warnings: What the user should know, in sentences.
+    """
+
+    model: Mapping[str, Any]
+    groups: tuple[GroupPlan, ...]
+    request: Mapping[str, Any] = field(default_factory=dict)
+    achieved: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def removed(self) -> dict[str, tuple[int, ...]]:
+        """The removed channels of each group that loses any."""
+        return {group.name: group.removed for group in self.groups if group.removed}
+
+    @property
+    def channel_ratio(self) -> float:
+        """Share of the prunable channels that go."""
+        total = sum(group.num_channels for group in self.groups)
+        return sum(len(group.removed) for group in self.groups) / total if total else 0.0
+
+    def with_weights(self, content: bytes) -> PruningPlan:
+        """Return the plan with the checksum of the weights file that goes with it."""
+        return replace(self, model={**self.model, "weights_sha256": hashlib.sha256(content).hexdigest()})
+
+    def to_json(self) -> str:
+        """Return the plan as a JSON document, with a checksum of its own."""
+        document = {"format": PLAN_FORMAT, **asdict(self)}
+        return json.dumps({**document, "digest": digest(document)}, indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> PruningPlan:
+        """Read a plan.
+
+        Raises:
+            ArtifactError: When the text is not a plan, or was changed or cut off.
+        """
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ArtifactError(f"the plan is not JSON (corrupted or cut off): {error}") from error
+        if not isinstance(document, dict) or document.get("format") != PLAN_FORMAT:
+            raise ArtifactError(f"the file is not a pruning plan: its format is not '{PLAN_FORMAT}'")
+        stated = document.pop("digest", None)
+        if stated != digest(document):
+            raise ArtifactError("the plan was changed after it was written: its digest does not match its content")
+        groups = tuple(GroupPlan(**{**group, "removed": tuple(group["removed"])}) for group in document["groups"])
+        return PruningPlan(
+            model=document["model"],
+            groups=groups,
+            request=document["request"],
+            achieved=document["achieved"],
+            warnings=tuple(document["warnings"]),
+        )

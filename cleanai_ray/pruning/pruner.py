@@ -1,0 +1,270 @@
+"""Score, select, cut, in one or several steps: from a dense model to a plan and a smaller model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from cleanai_ray.errors import PruningError
+from cleanai_ray.evaluation.complexity import Complexity, measure_complexity
+from cleanai_ray.importance.base import ImportanceMethod, ScoringContext, create_method, score_groups
+from cleanai_ray.pruning.cost import CostModel
+from cleanai_ray.pruning.graph import ChannelGraph, ChannelGroup
+from cleanai_ray.pruning.plan import GroupPlan, PruningPlan
+from cleanai_ray.pruning.selection import SelectionRequest, Selector
+from cleanai_ray.sections import PruningSection
+from cleanai_ray.statistics import ActivationStatistics
+from cleanai_ray.study import Trial, digest
+
+_BUDGET_TOLERANCE = 0.02
+Remeasure = Callable[[nn.Module], ActivationStatistics]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PruneResult:
+    """The outcome of pruning.
+
+    Attributes:
+        model: The smaller model, on the device of the dense one.
+        plan: What was removed, and why.
+        layers: One dict a layer with the columns of layers.parquet, `trial_id` apart.
+        kept_inputs: Dense indices of the input channels each narrowed layer kept.
+        kept_outputs: Dense indices of the output channels each narrowed layer kept.
+    """
+
+    model: nn.Module
+    plan: PruningPlan
+    layers: tuple[dict[str, Any], ...]
+    kept_inputs: Mapping[str, np.ndarray]
+    kept_outputs: Mapping[str, np.ndarray]
+
+
+class Pruner:
+    """Prunes one model in one way.
+
+    Args:
+        model: The dense model; it is copied, and left as it is.
+        example_inputs: One input batch, or a tuple of positional arguments.
+        trial: Method, mode, ratio or budget, steps and seed.
+        bounds: Bounds on what may be removed.
+        ignored_layers: Further module names that keep their width.
+        statistics: Statistics of the dense model, for methods that read activations or gradients.
+        remeasure: Calibrates a smaller model, for methods that measure anew between steps.
+        observe: `activation` or `output`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        trial: Trial,
+        *,
+        bounds: PruningSection | None = None,
+        ignored_layers: Sequence[str] = (),
+        statistics: ActivationStatistics | None = None,
+        remeasure: Remeasure | None = None,
+        observe: str = "activation",
+    ) -> None:
+        self._dense = model
+        self._trial = trial
+        self._bounds = bounds or PruningSection()
+        self._method = create_method(trial.method, dict(trial.options))
+        self._statistics = statistics
+        self._remeasure = remeasure
+        self._observe = observe
+        self._warnings: list[str] = []
+        _require(self._method, trial, statistics, remeasure)
+        self._graph = ChannelGraph(model, example_inputs, [*self._bounds.ignored_layers, *ignored_layers])
+        self._dense_groups = {group.name: group for group in self._graph.groups}
+        if not self._dense_groups:
+            raise PruningError("the model has no prunable group of layers: all of them reach the output or are ignored")
+        if self._method.needs_gradients and statistics is not None:
+            self._graph.set_gradients(statistics.gradients, statistics.num_gradient_samples)
+
+    def run(self) -> PruneResult:
+        """Prune, and return the plan and the smaller model.
+
+        Raises:
+            PruningError: When nothing would be removed, a budget cannot be met, or scores are missing.
+        """
+        graph, trial = self._graph, self._trial
+        dense = measure_complexity(graph.model, graph.example_inputs)
+        for step in range(1, trial.steps + 1):
+            self._take_step(step, dense)
+        if all(len(kept) == self._dense_groups[name].num_channels for name, kept in graph.kept_channels.items()):
+            raise PruningError(
+                f"nothing would be removed: {_amount(trial)} with round_to {self._bounds.round_to} and min_channels "
+                f"{self._bounds.min_channels} leaves every layer as wide as it is"
+            )
+        pruned = measure_complexity(graph.model, graph.example_inputs)
+        self._warn_of_missed_budget(dense, pruned)
+        plan = self._plan(dense, pruned)
+        _restore_flags(graph.model, self._dense)
+        return PruneResult(
+            model=graph.model,
+            plan=plan,
+            layers=_layer_rows(self._dense_groups, dense, pruned, graph.kept("out")),
+            kept_inputs=graph.kept("in"),
+            kept_outputs=graph.kept("out"),
+        )
+
+    def _take_step(self, step: int, dense: Complexity) -> None:
+        graph = self._graph
+        context = ScoringContext(
+            graph=graph,
+            statistics=self._present_statistics(step),
+            coverage_metric=self._trial.coverage_metric,
+            observe=self._observe,
+            seed=self._trial.seed,
+        )
+        scores = score_groups(self._method, context)
+        widths = {name: group.num_channels for name, group in self._dense_groups.items()}
+        selector = Selector(graph.groups, scores, widths, self._request(step, dense))
+        removed = selector.select(self._cost())
+        if not removed:
+            self._warnings.append(f"step {step} of {self._trial.steps} removed nothing")
+            return
+        if step == self._trial.steps and self._trial.mode != "local":
+            for name in selector.capped_groups(removed):
+                left = graph.kept_channels[name].size - len(removed[name])
+                self._warnings.append(
+                    f"layer '{name}' collapsed to {left} of {widths[name]} channels, the least that max_ratio "
+                    f"{self._bounds.max_ratio} and min_channels {self._bounds.min_channels} allow"
+                )
+        graph.remove(removed)
+
+    def _present_statistics(self, step: int) -> ActivationStatistics | None:
+        if self._statistics is None or step == 1:
+            return self._statistics
+        if self._method.remeasures:
+            assert self._remeasure is not None
+            return self._remeasure(self._graph.model)
+        return self._statistics.select(self._graph.kept("in"), self._graph.kept("out"))
+
+    def _request(self, step: int, dense: Complexity) -> SelectionRequest:
+        """Return what must be gone after a step: what is kept shrinks geometrically over the steps."""
+        share = step / self._trial.steps
+        bounds, budget = self._bounds, self._trial.budget
+        ratio = self._trial.ratio
+        return SelectionRequest(
+            mode=self._trial.mode,
+            ratio=None if ratio is None else 1 - (1 - ratio) ** share,
+            limit=None if budget is None else getattr(dense, budget.resource) * budget.limit**share,
+            layer_ratios={name: 1 - (1 - value) ** share for name, value in bounds.layer_ratios.items()},
+            max_ratio=bounds.max_ratio,
+            min_channels=bounds.min_channels,
+            round_to=bounds.round_to,
+        )
+
+    def _cost(self) -> Callable[[Mapping[str, int]], float] | None:
+        if self._trial.budget is None:
+            return None
+        model, resource = CostModel(self._graph), self._trial.budget.resource
+        return lambda removed: model.estimate(removed)[resource]
+
+    def _warn_of_missed_budget(self, dense: Complexity, pruned: Complexity) -> None:
+        budget = self._trial.budget
+        if budget is None:
+            return
+        share = getattr(pruned, budget.resource) / getattr(dense, budget.resource)
+        if not budget.limit - _BUDGET_TOLERANCE <= share <= budget.limit:
+            self._warnings.append(
+                f"the budget {budget} was missed: the pruned model has {share:.3f} of the dense {budget.resource}"
+            )
+
+    def _plan(self, dense: Complexity, pruned: Complexity) -> PruningPlan:
+        groups = []
+        for name, kept in self._graph.kept_channels.items():
+            width = self._dense_groups[name].num_channels
+            gone = np.setdiff1d(np.arange(width), kept)
+            groups.append(GroupPlan(name=name, num_channels=width, removed=tuple(int(channel) for channel in gone)))
+        plan = PruningPlan(
+            model=identify(self._dense, self._graph.example_inputs),
+            groups=tuple(groups),
+            request={**self._trial.model_dump(mode="json"), "bounds": self._bounds.model_dump(mode="json")},
+            warnings=tuple(self._warnings),
+        )
+        achieved = {
+            "channel_ratio": plan.channel_ratio,
+            "params": pruned.params,
+            "params_dense": dense.params,
+            "macs": pruned.macs,
+            "macs_dense": dense.macs,
+        }
+        return PruningPlan(
+            model=plan.model, groups=plan.groups, request=plan.request, achieved=achieved, warnings=plan.warnings
+        )
+
+
+def identify(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
+    """Return what tells a model's architecture from another's: class, digest of tensor shapes, example input shapes."""
+    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
+    inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
+    return {
+        "class": type(model).__qualname__,
+        "shapes": digest(shapes),
+        "example_inputs": [list(value.shape) for value in inputs],
+    }
+
+
+def _require(
+    method: ImportanceMethod, trial: Trial, statistics: ActivationStatistics | None, remeasure: Remeasure | None
+) -> None:
+    if (method.needs_activations or method.needs_gradients) and statistics is None:
+        raise PruningError(f"method '{trial.method}' reads calibration data, and none was given; pass batches or stats")
+    if method.needs_gradients and statistics is not None and not statistics.num_gradient_samples:
+        raise PruningError(
+            f"method '{trial.method}' reads gradients, and the statistics hold none; calibrate with gradients=True"
+        )
+    if method.remeasures and trial.steps > 1 and remeasure is None:
+        raise PruningError(f"method '{trial.method}' measures anew between steps, and needs batches to do so")
+
+
+def _amount(trial: Trial) -> str:
+    return f"budget {trial.budget}" if trial.budget is not None else f"ratio {trial.ratio:g}"
+
+
+def _restore_flags(model: nn.Module, dense: nn.Module) -> None:
+    requires_grad = {name: value.requires_grad for name, value in dense.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.grad = None
+        parameter.requires_grad_(requires_grad[name])
+    training = {name: module.training for name, module in dense.named_modules()}
+    for name, module in model.named_modules():
+        module.training = training[name]
+
+
+def _layer_rows(
+    groups: Mapping[str, ChannelGroup],
+    dense: Complexity,
+    pruned: Complexity,
+    kept_outputs: Mapping[str, np.ndarray],
+) -> tuple[dict[str, Any], ...]:
+    owner = {member.layer: group.name for group in groups.values() for member in group.members if member.side != "in"}
+    after = {layer.name: layer for layer in pruned.layers}
+    rows = []
+    for layer in dense.layers:
+        small = after[layer.name]
+        kept = kept_outputs.get(layer.name, np.arange(layer.out_channels))
+        rows.append(
+            {
+                "layer": layer.name,
+                "layer_index": layer.index,
+                "kind": layer.kind,
+                "group": owner.get(layer.name),
+                "out_channels_dense": layer.out_channels,
+                "out_channels": small.out_channels,
+                "in_channels_dense": layer.in_channels,
+                "in_channels": small.in_channels,
+                "params_dense": layer.params,
+                "params": small.params,
+                "macs_dense": layer.macs,
+                "macs": small.macs,
+                "removed_channels": np.setdiff1d(np.arange(layer.out_channels), kept).tolist(),
+            }
+        )
+    return tuple(rows)

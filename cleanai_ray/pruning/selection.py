@@ -1,0 +1,224 @@
+"""From scores to a choice of channels: how many go from each group, within bounds, for a ratio or a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from cleanai_ray.errors import PruningError
+from cleanai_ray.pruning.graph import ChannelGroup
+
+_SLACK = 1e-9
+Cost = Callable[[Mapping[str, int]], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionRequest:
+    """What to remove, counted from the dense model.
+
+    Attributes:
+        mode: `local` (each group by itself), `global` (all groups ranked together) or `isomorphic` (groups of the same
+            structure ranked together; Fang et al. 2024, arXiv:2407.04616).
+        ratio: Share of channels to remove; ignored where `limit` is given.
+        limit: Cost that the model may have, in the unit of the cost function.
+        layer_ratios: Channel ratio by module-name prefix; such groups are ranked by themselves.
+        max_ratio: No group loses more than this share of its dense channels.
+        min_channels: No group keeps fewer.
+        round_to: Widths of pruned groups are multiples of this, where the group is wide enough.
+    """
+
+    mode: str = "local"
+    ratio: float | None = None
+    limit: float | None = None
+    layer_ratios: Mapping[str, float] = field(default_factory=dict)
+    max_ratio: float = 0.9
+    min_channels: int = 1
+    round_to: int | None = None
+
+
+class Selector:
+    """Chooses channels of the groups of a graph at its present width.
+
+    Args:
+        groups: The groups.
+        scores: Importance of each channel by group name, [num_channels], high = keep.
+        dense_channels: Channels of each group in the dense model.
+        request: What to remove.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[ChannelGroup],
+        scores: Mapping[str, Tensor],
+        dense_channels: Mapping[str, int],
+        request: SelectionRequest,
+    ) -> None:
+        self._groups = {group.name: group for group in groups}
+        self._dense = dense_channels
+        self._request = request
+        self._scores = {name: _unit_scores(group, scores[name]) for name, group in self._groups.items()}
+        self._orders = {name: np.argsort(values, kind="stable") for name, values in self._scores.items()}
+        self._caps = {name: self._cap(group) for name, group in self._groups.items()}
+        self._fixed = _match_layer_ratios(groups, request.layer_ratios)
+
+    def select(self, cost: Cost | None = None) -> dict[str, np.ndarray]:
+        """Return the channels that go, by group name, in present numbering.
+
+        Args:
+            cost: Cost of the model when each group loses a number of channels; needed where a limit is requested.
+
+        Raises:
+            PruningError: When the limit cannot be met within the bounds.
+        """
+        scopes = self._scopes()
+        if self._request.limit is None:
+            counts = self._counts_for_ratio(scopes)
+        else:
+            assert cost is not None
+            counts = self._counts_for_limit(scopes, cost)
+        return {
+            name: self._groups[name].expand(np.sort(self._orders[name][:count]))
+            for name, count in self._rounded(counts).items()
+            if count
+        }
+
+    def capped_groups(self, removed: Mapping[str, np.ndarray]) -> list[str]:
+        """Return the names of groups that were cut as far as the bounds allow."""
+        return [
+            name
+            for name, channels in removed.items()
+            if len(channels) >= self._caps[name] * self._groups[name].num_blocks > 0
+        ]
+
+    def _cap(self, group: ChannelGroup) -> int:
+        """Units that may still go from a group."""
+        dense = self._dense[group.name]
+        keep = max(self._request.min_channels, math.ceil(dense * (1 - self._request.max_ratio) - _SLACK), 1)
+        return max(0, group.num_units - math.ceil(keep / group.num_blocks))
+
+    def _scopes(self) -> list[list[str]]:
+        free = [name for name in self._groups if name not in self._fixed]
+        if self._request.mode == "local":
+            return [[name] for name in free]
+        if self._request.mode == "global":
+            return [free]
+        alike: dict[tuple[tuple[str, str], ...], list[str]] = {}
+        for name in free:
+            structure = tuple((member.type, member.side) for member in self._groups[name].members)
+            alike.setdefault(structure, []).append(name)
+        return list(alike.values())
+
+    def _goal(self, names: Sequence[str], ratio: float) -> int:
+        """Units that must still go from groups so that `ratio` of their dense units are gone.
+
+        int(dense x (1 - ratio)) are kept, as in torch-pruning.
+        """
+        dense = sum(self._dense[name] // self._groups[name].num_blocks for name in names)
+        present = sum(self._groups[name].num_units for name in names)
+        return max(0, present - int(dense * (1 - ratio) + _SLACK))
+
+    def _counts_for_ratio(self, scopes: list[list[str]]) -> dict[str, int]:
+        counts = self._fixed_counts()
+        ratio = self._request.ratio
+        assert ratio is not None
+        for scope in scopes:
+            counts |= self._take(self._ranking(scope), self._goal(scope, ratio))
+        return counts
+
+    def _fixed_counts(self) -> dict[str, int]:
+        return {name: min(self._goal([name], ratio), self._caps[name]) for name, ratio in self._fixed.items()}
+
+    def _ranking(self, scope: Sequence[str]) -> list[str]:
+        """Return the group of every unit of a scope that may go, least important first; ties by group order."""
+        entries = [
+            (self._scores[name][unit], position, rank, name)
+            for position, name in enumerate(scope)
+            for rank, unit in enumerate(self._orders[name][: self._caps[name]])
+        ]
+        return [entry[-1] for entry in sorted(entries)]
+
+    @staticmethod
+    def _take(ranking: Sequence[str], number: int) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for name in ranking[:number]:
+            counts[name] = counts.get(name, 0) + 1
+        return counts
+
+    def _counts_for_limit(self, scopes: list[list[str]], cost: Cost) -> dict[str, int]:
+        """Remove unit by unit, all scopes at the same pace, until the cost is within the limit (by bisection)."""
+        limit = self._request.limit
+        assert limit is not None
+        paced = [
+            ((rank + 1) / sum(self._groups[name].num_units for name in scope), position, name)
+            for position, scope in enumerate(scopes)
+            for rank, name in enumerate(self._ranking(scope))
+        ]
+        order = [name for _, _, name in sorted(paced)]
+        fixed = self._fixed_counts()
+
+        def cost_of(number: int) -> float:
+            counts = self._rounded(fixed | self._take(order, number))
+            return cost({name: count * self._groups[name].num_blocks for name, count in counts.items()})
+
+        low, high = 0, len(order)
+        if cost_of(high) > limit * (1 + _SLACK):
+            raise PruningError(
+                f"the budget cannot be met: removing all that max_ratio {self._request.max_ratio}, min_channels "
+                f"{self._request.min_channels}, ignored_layers and layer_ratios allow leaves {cost_of(high):.4g}, and "
+                f"{limit:.4g} are allowed"
+            )
+        while low < high:
+            middle = (low + high) // 2
+            if cost_of(middle) <= limit * (1 + _SLACK):
+                high = middle
+            else:
+                low = middle + 1
+        return fixed | self._take(order, low)
+
+    def _rounded(self, counts: Mapping[str, int]) -> dict[str, int]:
+        if self._request.round_to is None:
+            return dict(counts)
+        return {name: self._round(self._groups[name], count) for name, count in counts.items()}
+
+    def _round(self, group: ChannelGroup, count: int) -> int:
+        """Move the kept width to the nearest multiple of round_to that is not wider than the group."""
+        assert self._request.round_to is not None
+        step = math.lcm(self._request.round_to, group.num_blocks) // group.num_blocks
+        kept = group.num_units - count
+        if count == 0 or step > group.num_units:
+            return 0
+        lowest = max(1, math.ceil((group.num_units - self._caps[group.name]) / step))
+        multiple = max(lowest, math.floor(kept / step + 0.5))
+        return max(0, group.num_units - min(multiple * step, group.num_units))
+
+
+def _unit_scores(group: ChannelGroup, scores: Tensor) -> np.ndarray:
+    """Average the scores over the blocks, [num_units]."""
+    return scores.double().numpy().reshape(group.num_blocks, group.num_units).mean(axis=0)
+
+
+def _match_layer_ratios(groups: Sequence[ChannelGroup], ratios: Mapping[str, float]) -> dict[str, float]:
+    """Return the ratio of every group with an output layer below a prefix; the longest prefix, then the least ratio."""
+    matched: dict[str, float] = {}
+    used: set[str] = set()
+    for group in groups:
+        found = []
+        for member in group.members:
+            prefixes = [prefix for prefix in ratios if f"{member.layer}.".startswith(f"{prefix}.")]
+            if member.side != "in" and prefixes:
+                longest = max(prefixes, key=len)
+                found.append(ratios[longest])
+                used.add(longest)
+        if found:
+            matched[group.name] = min(found)
+    unused = sorted(set(ratios) - used)
+    if unused:
+        raise PruningError(
+            f"layer_ratios names '{unused[0]}', and no prunable layer's name starts with it; prunable layers: "
+            f"{', '.join(group.name for group in groups[:12])}"
+        )
+    return matched

@@ -1,0 +1,117 @@
+"""Registries: what a study file can name, found by looking into a package.
+
+Every module below a registry's package is imported when the registry is first asked, and registers what it offers. A
+new method, metric, model family, data set, chart or export format is therefore one new file. Modules of other
+distributions join through `load_plugins`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from cleanai_ray.errors import RegistryError, StudyError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Named values of one kind.
+
+    Args:
+        kind: What the values are, in the singular, as error messages call them ("coverage metric").
+        package: The package whose modules register values when they are imported.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self._package = package
+        self._values: dict[str, T] = {}
+        self._summaries: dict[str, str] = {}
+        self._loaded: set[str] = set()
+
+    def register(self, name: str, *, summary: str | None = None) -> Callable[[T], T]:
+        """Return a decorator that registers a class or function under a name.
+
+        Args:
+            name: The name that study files use.
+            summary: One line for `cleanai list`; by default the first line of the value's docstring.
+
+        Raises:
+            RegistryError: When the name is taken by another value.
+        """
+
+        def decorate(value: T) -> T:
+            known = self._values.get(name)
+            if known is not None and not _is_same_definition(known, value):
+                raise RegistryError(f"{self.kind} '{name}' is registered twice, by {_where(known)} and {_where(value)}")
+            self._values[name] = value
+            self._summaries[name] = summary or (value.__doc__ or "").strip().partition("\n")[0].rstrip(".")
+            return value
+
+        return decorate
+
+    def get(self, name: str) -> T:
+        """Return the value registered under a name.
+
+        Raises:
+            RegistryError: When there is none; the message lists the known names.
+        """
+        self._load()
+        if name not in self._values:
+            raise RegistryError(f"unknown {self.kind} '{name}'; known: {', '.join(self.names())}")
+        return self._values[name]
+
+    def names(self) -> tuple[str, ...]:
+        """Return every registered name, sorted."""
+        self._load()
+        return tuple(sorted(self._values))
+
+    def summaries(self) -> dict[str, str]:
+        """Return the one-line description of every registered value, by name."""
+        self._load()
+        return {name: self._summaries[name] for name in self.names()}
+
+    def _load(self) -> None:
+        package = importlib.import_module(self._package)
+        for info in pkgutil.iter_modules(package.__path__, prefix=f"{self._package}."):
+            if info.name not in self._loaded:
+                self._loaded.add(info.name)
+                try:
+                    importlib.import_module(info.name)
+                except BaseException:
+                    self._loaded.discard(info.name)
+                    raise
+
+
+def _where(value: object) -> str:
+    return f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__name__)}"
+
+
+def _is_same_definition(first: object, second: object) -> bool:
+    """Whether two classes or functions are one, seen twice because its module was imported again."""
+    return first is second or (hasattr(first, "__qualname__") and _where(first) == _where(second))
+
+
+def load_plugins(modules: Iterable[str]) -> None:
+    """Import modules that register methods, metrics, models or data sets of their own.
+
+    Raises:
+        StudyError: When a module cannot be imported, or registers what is registered already.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise StudyError(f"plugins: module '{module}' cannot be imported: {reason}") from error
+
+
+METHODS: Registry = Registry("method", "cleanai_ray.importance")
+METRICS: Registry = Registry("coverage metric", "cleanai_ray.coverage")
+MODELS: Registry = Registry("model", "cleanai_ray.models")
+DATASETS: Registry = Registry("data set", "cleanai_ray.data")
+CHARTS: Registry = Registry("chart", "cleanai_ray.charts")
+FORMATS: Registry = Registry("export format", "cleanai_ray.export")

@@ -1,0 +1,42 @@
+"""The report of a study, made from its run directory alone: charts as SVG, a PDF and an HTML page."""
+
+from __future__ import annotations
+
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.charts.style import to_svg
+from cleanai_ray.registry import CHARTS
+from cleanai_ray.report.content import write_document
+from cleanai_ray.report.findings import find
+from cleanai_ray.report.html import to_html
+from cleanai_ray.report.pdf import to_pdf
+
+__all__ = ["make_report"]
+
+
+def make_report(run: RunDirectory) -> list[str]:
+    """Write charts/<name>.svg for every chart that the study has data for, report.pdf and report.html.
+
+    Needs neither the model nor the data, and may be called again at any time; charts of an earlier report that the
+    study has no data for any more are deleted.
+
+    Returns:
+        The names of the files written, relative to the run directory.
+
+    Raises:
+        ArtifactError: When results.parquet is missing or empty, or a file of the run directory cannot be read.
+    """
+    study = StudyFrames.load(run)
+    charts = {}
+    for name in CHARTS.names():
+        chart = CHARTS.get(name)(study)
+        if chart is None:
+            run.delete(f"charts/{name}.svg")
+        else:
+            charts[name] = to_svg(chart)
+    document = write_document(study, find(study), charts)
+    contents = {f"charts/{name}.svg": svg.encode() for name, svg in charts.items()}
+    contents |= {"report.pdf": to_pdf(document), "report.html": to_html(document).encode()}
+    for name, content in contents.items():
+        run.write_bytes(name, content)
+    return list(contents)

@@ -1,0 +1,140 @@
+"""What a report is made of, whatever it is printed as."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from cleanai_ray.report.risk import Severity
+
+Tone = Literal["good", "warn", "bad", "plain"]
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading inside a section."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Running text; `is_small` for notes."""
+
+    text: str
+    is_small: bool = False
+
+
+@dataclass(frozen=True)
+class Callout:
+    """A sentence that must not be overlooked."""
+
+    title: str
+    text: str
+    tone: Tone = "plain"
+
+
+@dataclass(frozen=True)
+class KeyNumber:
+    """One number with what it is and what it is to be compared with."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class KeyNumbers:
+    """Numbers side by side."""
+
+    numbers: tuple[KeyNumber, ...]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its title, its share of the width and whether it holds numbers (set flush right)."""
+
+    title: str
+    width: float
+    is_number: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose header is repeated on every page.
+
+    Attributes:
+        columns: Its columns.
+        rows: A text for every column.
+        highlighted: Rows that are tinted, from 0.
+        has_header: Whether the titles of the columns are shown.
+        is_dense: Whether the text may shrink so that no cell breaks.
+    """
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    highlighted: tuple[int, ...] = ()
+    has_header: bool = True
+    is_dense: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart as SVG."""
+
+    name: str
+    svg: str
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text in a fixed-width font, as it is."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class RiskNote:
+    """A risk with its severity and the lines below it."""
+
+    severity: Severity
+    title: str
+    text: str
+    details: tuple[str, ...] = ()
+
+
+Block: TypeAlias = Heading | Paragraph | Callout | KeyNumbers | Table | Figure | Code | RiskNote
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report, with an entry in its outline; it may follow another on a page unless `starts_page`."""
+
+    title: str
+    blocks: tuple[Block, ...]
+    starts_page: bool = False
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report.
+
+    Attributes:
+        title: The study's name.
+        question: What it was to answer; may be empty.
+        version: Version of CleanAI-Ray that ran it; may be empty.
+        cover: What stands on the first page below title and question.
+        sections: All that follows.
+    """
+
+    title: str
+    question: str
+    version: str
+    cover: tuple[Block, ...]
+    sections: tuple[Section, ...]
+
+    @property
+    def heading(self) -> str:
+        """The title in words."""
+        return f"Pruning study {self.title}"

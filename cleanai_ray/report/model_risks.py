@@ -1,0 +1,86 @@
+"""Risks inside the pruned models: collapsed layers, warnings, over-fitting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import polars as pl
+
+from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.charts.numbers import percent, plural
+from cleanai_ray.report.risk import COLLAPSED, OVERFIT_DROP, Risk, shorten_list
+
+
+def _collapsed_layers(study: StudyFrames) -> Iterator[Risk]:
+    lost = 1 - pl.col("out_channels") / pl.col("out_channels_dense")
+    collapsed = study.layers.filter(lost > COLLAPSED)
+    if study.best is None or collapsed.is_empty():
+        return
+    own = collapsed.filter(pl.col("trial_id") == study.best["trial_id"])
+    if len(own):
+        rows = own.select("layer", "out_channels", "out_channels_dense").rows()
+        lines = shorten_list([f"{layer}: {kept} of {dense} channels kept" for layer, kept, dense in rows])
+        sentence = f"The best trial lost more than {COLLAPSED:.0%} of the channels of {plural(len(own), 'layer')}."
+        yield Risk("medium", "collapsed layers", sentence.replace("%", " %"), lines, is_about_best=True)
+    others = collapsed.filter(pl.col("trial_id") != study.best["trial_id"])["trial_id"].n_unique()
+    if others:
+        sentence = f"{plural(others, 'other trial')} lost more than {COLLAPSED:.0%} of the channels of a layer."
+        yield Risk("info", "collapsed layers", sentence.replace("%", " %"))
+
+
+def _trial_warnings(study: StudyFrames) -> Iterator[Risk]:
+    rows = study.trials.select("trial_id", "warnings").explode("warnings").drop_nulls("warnings")
+    if rows.is_empty():
+        return
+    best_id = study.best["trial_id"] if study.best is not None else None
+    own = rows.filter(pl.col("trial_id") == best_id)["warnings"].to_list()
+    if own:
+        yield Risk("medium", "warnings", f"The best trial gave {plural(len(own), 'warning')}.", shorten_list(own), True)
+    others = rows.filter(pl.col("trial_id").ne_missing(best_id))
+    if len(others):
+        count = others["trial_id"].n_unique()
+        lines = [f"{trial_id}: {text}" for trial_id, text in others.rows()]
+        yield Risk("info", "warnings", f"{plural(count, 'other trial')} gave warnings.", shorten_list(lines))
+
+
+def _overfitting(study: StudyFrames) -> Iterator[Risk]:
+    found = list(_overfitted(study))
+    best_id = study.best["trial_id"] if study.best is not None else None
+    own = [row for row in found if row["trial_id"] == best_id]
+    for row in own:
+        sentence = (
+            f"Fine-tuning of the best trial over-fitted: validation accuracy fell from {percent(row['kept'])} at epoch "
+            f"{row['best_epoch']} to {percent(row['last'])} at epoch {row['last_epoch']}; the best epoch was kept."
+        )
+        yield Risk("medium", "over-fitting", sentence, is_about_best=True)
+    if len(found) > len(own):
+        lines = [
+            f"{row['trial_id']}: {percent(row['kept'])} at epoch {row['best_epoch']}, {percent(row['last'])} at the end"
+            for row in found
+            if row["trial_id"] != best_id
+        ]
+        sentence = f"{plural(len(lines), 'other trial')} over-fitted while fine-tuning; the best epoch was kept."
+        yield Risk("info", "over-fitting", sentence, shorten_list(lines))
+
+
+def _overfitted(study: StudyFrames) -> Iterator[dict[str, Any]]:
+    epochs = study.history.drop_nulls(["epoch", "validation_accuracy"]).sort("trial_id", "epoch")
+    for (trial_id,), rows in epochs.group_by(["trial_id"], maintain_order=True):
+        if trial_id not in study.ok["trial_id"]:
+            continue
+        best = rows.sort(["validation_accuracy", "epoch"], descending=[True, False]).row(0, named=True)
+        last = rows.row(-1, named=True)
+        kept = best["validation_accuracy"]
+        if last["epoch"] > best["epoch"] and kept - last["validation_accuracy"] >= OVERFIT_DROP:
+            yield {
+                "trial_id": trial_id,
+                "best_epoch": best["epoch"],
+                "kept": kept,
+                "last_epoch": last["epoch"],
+                "last": last["validation_accuracy"],
+            }
+
+
+CHECKS = (_collapsed_layers, _trial_warnings, _overfitting)
+"""Every check of this file."""

@@ -1,0 +1,89 @@
+"""Measures, colours and rules of the PDF, in points on A4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+from cleanai_ray.report.blocks import Table
+
+Commands: TypeAlias = list[tuple[Any, ...]]
+"""Style commands of a reportlab table."""
+
+MM = 72 / 25.4
+PAGE_WIDTH, PAGE_HEIGHT = 210 * MM, 297 * MM
+MARGIN, TOP, BOTTOM, COVER_TOP = 17 * MM, 22 * MM, 19 * MM, 34 * MM
+WIDTH = PAGE_WIDTH - 2 * MARGIN
+
+INK, MUTED, RULE, SHADE, PAPER = "#1b2733", "#5b6875", "#c3cad1", "#f4f6f8", "#ffffff"
+ACCENT, TINT = "#173f5f", "#e4eff7"
+TONES = {"good": "#1b7f4b", "warn": "#a86200", "bad": "#b3261e", "plain": ACCENT}
+SEVERITIES = {"high": "#b3261e", "medium": "#a86200", "info": "#4a6274"}
+
+CHART_FACTOR, CHART_HEIGHT = 0.755, PAGE_HEIGHT - TOP - BOTTOM - 42
+"""The largest factor and height of a chart; at that factor a full-width chart is as wide as the text."""
+
+GAP, ROOM_AFTER_HEADING, ROOM_FOR_SECTION = 13, 90, 240
+"""Space below a chart, and what must be free on a page for a heading or a section to begin there."""
+
+CODE_COLUMNS, CODE_SIZE, CODE_LEADING = 104, 7.3, 9.0
+TABLE_SIZE, LARGEST_DENSE, SMALLEST_DENSE = 7.5, 7.2, 5.6
+
+_ALL = (0, 0), (-1, -1)
+
+NUMBERS: Commands = [
+    ("VALIGN", *_ALL, "TOP"),
+    ("LEFTPADDING", *_ALL, 8),
+    ("RIGHTPADDING", *_ALL, 2),
+    ("LINEBEFORE", *_ALL, 0.8, RULE),
+]
+
+
+def callout_commands(colour: str) -> Commands:
+    """Return the style of a callout with a bar of a colour."""
+    bar = ("LINEBEFORE", (0, 0), (0, -1), 3, colour)
+    return [("BACKGROUND", *_ALL, SHADE), bar, *_padding(left=11, top=8, bottom=9)]
+
+
+def risk_commands(colour: str) -> Commands:
+    """Return the style of a risk with a bar of a colour."""
+    return [
+        ("VALIGN", *_ALL, "TOP"),
+        ("LINEBEFORE", (0, 0), (0, -1), 3, colour),
+        *_padding(left=9, top=1.5, bottom=1.5),
+    ]
+
+
+def code_commands(font: str) -> Commands:
+    """Return the style of a text in a fixed-width font, a row a line."""
+    colours: Commands = [("TEXTCOLOR", *_ALL, INK), ("BACKGROUND", *_ALL, SHADE)]
+    return [("FONT", *_ALL, font, CODE_SIZE), *colours, *_padding(left=7, top=1, bottom=1)]
+
+
+def table_commands(table: Table) -> Commands:
+    """Return the style of a table."""
+    commands: Commands = [("VALIGN", *_ALL, "TOP"), ("RIGHTPADDING", *_ALL, 3), ("LINEBELOW", *_ALL, 0.25, RULE)]
+    commands += _padding(left=3, top=2.2, bottom=2.6)
+    if table.has_header:
+        commands.append(("LINEBELOW", (0, 0), (-1, 0), 0.9, INK))
+    for position, (left, right) in enumerate(pairwise(table.columns), start=1):
+        if left.is_number and not right.is_number:
+            commands.append(("LEFTPADDING", (position, 0), (position, -1), 6))
+    first = int(table.has_header)
+    return [*commands, *(("BACKGROUND", (0, row + first), (-1, row + first), TINT) for row in table.highlighted)]
+
+
+def column_widths(table: Table) -> list[float]:
+    """Return the widths of columns as the table asks for them."""
+    return spread([column.width for column in table.columns])
+
+
+def spread(shares: Sequence[float]) -> list[float]:
+    """Return widths in these proportions that fill a line."""
+    total = sum(shares)
+    return [WIDTH * share / total for share in shares]
+
+
+def _padding(*, left: float, top: float, bottom: float) -> Commands:
+    return [("LEFTPADDING", *_ALL, left), ("TOPPADDING", *_ALL, top), ("BOTTOMPADDING", *_ALL, bottom)]

@@ -1,0 +1,148 @@
+"""Every column of every Parquet file of a run directory. Columns exist here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+RESULTS_FILE = "results.parquet"
+LAYERS_FILE = "layers.parquet"
+COVERAGE_FILE = "coverage.parquet"
+HISTORY_FILE = "history.parquet"
+LATENCY_FILE = "latency.parquet"
+
+DENSE = "dense"
+"""The trial_id of rows that describe the dense model (history.parquet only)."""
+
+OK, FAILED = "ok", "failed"
+"""The values of results.parquet's `status`."""
+
+
+def _schema(*columns: tuple[str, pa.DataType, str]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, metadata={"description": text}) for name, kind, text in columns])
+
+
+_TEXT, _REAL, _COUNT = pa.string(), pa.float64(), pa.int64()
+
+RESULTS = _schema(
+    ("trial_id", _TEXT, "Stable identifier: what defines the trial, with a digest of it."),
+    ("status", _TEXT, "ok or failed."),
+    ("error", _TEXT, "Why the trial failed, in one sentence."),
+    ("warnings", pa.list_(_TEXT), "What the trial's user should know: collapsed layers, a missed budget."),
+    ("method", _TEXT, "Importance method."),
+    ("coverage_metric", _TEXT, "Coverage metric, for methods that use one."),
+    ("label", _TEXT, "Method and coverage metric as charts name them."),
+    ("ratio", _REAL, "Requested share of channels to remove; null where a budget was requested."),
+    ("requested_budget", _TEXT, "Requested budget, for instance macs=0.5; null where a ratio was requested."),
+    ("mode", _TEXT, "local, global or isomorphic."),
+    ("steps", _COUNT, "Iterative pruning steps."),
+    ("seed", _COUNT, "Seed of the trial."),
+    ("accuracy_dense", _REAL, "Top-1 accuracy of the dense model, in [0, 1]."),
+    ("accuracy_pruned", _REAL, "Top-1 after surgery, before repair."),
+    ("accuracy_repaired", _REAL, "Top-1 after repair; null without repair."),
+    ("accuracy_finetuned", _REAL, "Top-1 after fine-tuning; null without fine-tuning."),
+    ("accuracy", _REAL, "Top-1 after the last stage that ran."),
+    ("top5_dense", _REAL, "Top-5 accuracy of the dense model."),
+    ("top5", _REAL, "Top-5 after the last stage that ran."),
+    ("loss_dense", _REAL, "Mean cross-entropy of the dense model, in nats."),
+    ("loss", _REAL, "Mean cross-entropy after the last stage that ran, in nats."),
+    ("num_evaluated", _COUNT, "Images that were scored."),
+    ("num_classes", _COUNT, "Classes; chance level is 1 / num_classes."),
+    ("params_dense", _COUNT, "Parameters of the dense model."),
+    ("params", _COUNT, "Parameters of the pruned model."),
+    ("macs_dense", _COUNT, "Multiply-accumulates of one forward pass of the dense model, batch 1."),
+    ("macs", _COUNT, "Multiply-accumulates of one forward pass of the pruned model, batch 1."),
+    ("size_bytes_dense", _COUNT, "Bytes of the dense model's weights file."),
+    ("size_bytes", _COUNT, "Bytes of the pruned model's weights file."),
+    ("latency_ms_b1_p50_dense", _REAL, "Median milliseconds of one dense forward pass, batch 1."),
+    ("latency_ms_b1_p50", _REAL, "Median milliseconds of one pruned forward pass, batch 1."),
+    ("latency_ms_b1_p90", _REAL, "90th percentile, likewise."),
+    ("throughput_dense", _REAL, "Images per second of the dense model at the largest batch timed."),
+    ("throughput", _REAL, "Images per second of the pruned model at the largest batch timed."),
+    ("num_threads", _COUNT, "CPU threads of torch while timing."),
+    ("channel_ratio_achieved", _REAL, "Share of prunable channels that was removed."),
+    ("seconds_total", _REAL, "Seconds the trial took."),
+    ("seconds_prune", _REAL, "Of these, scoring, selection and surgery."),
+    ("seconds_repair", _REAL, "Of these, repair."),
+    ("seconds_finetune", _REAL, "Of these, fine-tuning."),
+    ("seconds_evaluate", _REAL, "Of these, evaluation after each stage, latency included."),
+    ("epochs_run", _COUNT, "Fine-tuning epochs that ran."),
+    ("best_epoch", _COUNT, "The epoch whose weights were kept, from 1."),
+    ("node", _TEXT, "Host name the trial ran on."),
+    ("device", _TEXT, "Device it ran on."),
+)
+
+LAYERS = _schema(
+    ("trial_id", _TEXT, "The trial."),
+    ("layer", _TEXT, "Module name of a Conv2d or Linear (or attention) layer."),
+    ("layer_index", _COUNT, "Position in execution order, from 0."),
+    ("kind", _TEXT, "Class of the module."),
+    ("group", _TEXT, "Dependency group its output channels belong to; null where they are not prunable."),
+    ("out_channels_dense", _COUNT, "Output channels of the dense layer."),
+    ("out_channels", _COUNT, "Output channels that were kept."),
+    ("in_channels_dense", _COUNT, "Input channels of the dense layer."),
+    ("in_channels", _COUNT, "Input channels that were kept."),
+    ("params_dense", _COUNT, "Parameters of the dense layer."),
+    ("params", _COUNT, "Parameters of the pruned layer."),
+    ("macs_dense", _COUNT, "Multiply-accumulates of the dense layer, batch 1."),
+    ("macs", _COUNT, "Multiply-accumulates of the pruned layer, batch 1."),
+    ("removed_channels", pa.list_(pa.int32()), "Output channels that were removed, in dense numbering."),
+)
+
+_COVERAGE_BASE = (
+    ("layer", _TEXT, "Module name of the observed Conv2d or Linear."),
+    ("layer_index", _COUNT, "Position in execution order, from 0."),
+    ("side", _TEXT, "input (what the layer receives) or output (what it computes)."),
+    ("channel", _COUNT, "Channel, from 0."),
+    ("num_samples", _COUNT, "Calibration samples."),
+    ("mean", _REAL, "Mean activation over samples and positions."),
+    ("standard_deviation", _REAL, "Standard deviation over samples and positions."),
+    ("minimum", _REAL, "Smallest activation."),
+    ("maximum", _REAL, "Largest activation."),
+)
+
+HISTORY = _schema(
+    ("trial_id", _TEXT, "The trial, or 'dense' for the training of the dense model."),
+    ("epoch", _COUNT, "Epoch, from 1."),
+    ("train_loss", _REAL, "Mean training loss."),
+    ("train_accuracy", _REAL, "Top-1 on the training batches of the epoch."),
+    ("validation_loss", _REAL, "Mean cross-entropy on the validation samples, in nats."),
+    ("validation_accuracy", _REAL, "Top-1 on the validation samples."),
+    ("learning_rate", _REAL, "Learning rate at the end of the epoch."),
+    ("images_per_second", _REAL, "Training images per second."),
+    ("is_best", pa.bool_(), "Whether this epoch's weights were kept."),
+)
+
+LATENCY = _schema(
+    ("trial_id", _TEXT, "The trial."),
+    ("variant", _TEXT, "dense or pruned; both timed interleaved, in one process."),
+    ("batch_size", _COUNT, "Images a forward pass."),
+    ("latency_ms_p50", _REAL, "Median milliseconds of a forward pass."),
+    ("latency_ms_p90", _REAL, "90th percentile."),
+    ("throughput", _REAL, "Images per second at the median."),
+    ("num_runs", _COUNT, "Timed runs."),
+    ("num_warmup", _COUNT, "Untimed runs before."),
+    ("num_threads", _COUNT, "CPU threads of torch."),
+    ("device", _TEXT, "Device that was timed."),
+)
+
+
+def coverage_schema(metrics: Sequence[str]) -> pa.Schema:
+    """Return the schema of coverage.parquet: a row per layer x channel, a column per coverage metric."""
+    columns = [(name, _REAL, f"Coverage by the metric {name}.") for name in metrics]
+    return _schema(*_COVERAGE_BASE, *columns)
+
+
+def to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Turn rows into a table with exactly the columns of a schema; keys a row lacks become null.
+
+    Raises:
+        KeyError: When a row has a key that the schema has not.
+    """
+    rows = list(rows)
+    unknown = {key for row in rows for key in row} - set(schema.names)
+    if unknown:
+        raise KeyError(f"no such column: {', '.join(sorted(unknown))}")
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)

@@ -1,0 +1,242 @@
+"""The sections of a study file, typed: what each key means, its default and its bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Mode = Literal["local", "global"]
+
+
+class Section(BaseModel):
+    """A frozen section; a key it does not know is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class TrainSection(Section):
+    """Training of the dense model by the study itself, where no weights are given. Cached by digest."""
+
+    epochs: PositiveInt = Field(20, description="Passes over the training samples.")
+    batch_size: PositiveInt | None = Field(None, description="Images a step; data.batch_size where null.")
+    learning_rate: float = Field(0.1, gt=0, description="Peak learning rate of SGD with momentum.")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, not on norms and biases.")
+    seed: int = Field(0, ge=0, description="Seed of initial weights and sample order.")
+
+
+class ModelSection(Section):
+    """The dense model: a registered name or a factory, and where its weights come from."""
+
+    name: str | None = Field(
+        None, description="A name of `cleanai list models`, or any torchvision classification model."
+    )
+    factory: str | None = Field(None, description="`package.module:function`; called with num_classes and options.")
+    weights: str | None = Field(
+        None, description="A safetensors or state_dict file, `pretrained` (torchvision's), or null (see `train`)."
+    )
+    num_classes: PositiveInt = Field(10, description="Outputs of the classifier.")
+    input_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+        (3, 224, 224), description="Channels, height, width of one input."
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the builder or factory.")
+    train: TrainSection | None = Field(None, description="How to train the dense model where weights is null.")
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSection:
+        if self.name is None and self.factory is None:
+            raise ValueError("model.name and model.factory are both null; needed: exactly one of them")
+        if self.name is not None and self.factory is not None:
+            raise ValueError(f"model.name is '{self.name}' and model.factory is '{self.factory}'; allowed: one of them")
+        if self.factory is not None and not all(self.factory.partition(":")):
+            raise ValueError(f"model.factory is '{self.factory}'; allowed: package.module:function")
+        if self.weights is not None and self.train is not None:
+            raise ValueError(f"model.weights is '{self.weights}' and model.train is given; allowed: one of them")
+        return self
+
+
+class CalibrationSection(Section):
+    """Which samples the activation statistics come from, and what is observed."""
+
+    samples: PositiveInt = Field(1024, description="Number of calibration images.")
+    split: str = Field("train", description="Split they are drawn from.")
+    seed: int = Field(0, ge=0, description="Seed of the draw.")
+    shard_size: PositiveInt = Field(256, description="Images a shard: the unit of work, of retry and of resumption.")
+    observe: Literal["activation", "output"] = Field(
+        "activation", description="What the next layer receives, or the raw output of each Conv2d and Linear."
+    )
+    threshold: float = Field(0.0, description="A sample counts as active for `frequency` above this mean activation.")
+    withhold_from_training: Literal["auto"] | bool = Field(
+        "auto",
+        description="Keep calibration images out of training; auto: where they are at most a fifth of the split.",
+    )
+    allow_overlap: bool = Field(False, description="Allow calibration on the split that is evaluated.")
+
+
+class DataSection(Section):
+    """The data set and its samples."""
+
+    name: str = Field(description="A name of `cleanai list datasets`.")
+    root: str | None = Field(None, description="Folder or URL of the data set; null: its usual place.")
+    batch_size: PositiveInt = Field(128, description="Images a batch in calibration, training and evaluation.")
+    num_workers: int = Field(0, ge=0, description="Processes that decode images, a trial or actor.")
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=0.5, description="Share of the training split held out for early stopping."
+    )
+    calibration: CalibrationSection = Field(default_factory=lambda: CalibrationSection())
+    options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the data set.")
+
+
+class Budget(Section):
+    """What the pruned model may cost, as a fraction of the dense one. Exactly one key."""
+
+    macs: Fraction | None = None
+    params: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Budget:
+        if len(self.items()) != 1:
+            found = " and ".join(self.items()) or "nothing"
+            raise ValueError(f"the budget limits {found}; allowed: exactly one of {', '.join(type(self).model_fields)}")
+        return self
+
+    def items(self) -> dict[str, float]:
+        """Return the resource that is limited and its limit, as a dict of one entry."""
+        return {key: value for key, value in self.model_dump().items() if value is not None}
+
+    @property
+    def resource(self) -> str:
+        """The name of the limited resource."""
+        return next(iter(self.items()))
+
+    @property
+    def limit(self) -> float:
+        """The limit, as a fraction of the dense model."""
+        return next(iter(self.items().values()))
+
+    def __str__(self) -> str:
+        return f"{self.resource}={self.limit:g}"
+
+
+class SweepSection(Section):
+    """The grid: every combination becomes a trial."""
+
+    methods: tuple[str, ...] = Field(min_length=1, description="Names of `cleanai list methods`.")
+    coverage_metrics: tuple[str, ...] = Field(
+        ("normalized_mean",), description="Names of `cleanai list metrics`; multiplies coverage and adaptive only."
+    )
+    ratios: tuple[Ratio, ...] = Field((), description="Channel ratios: share of channels to remove, in (0, 1).")
+    budgets: tuple[Budget, ...] = Field((), description="Budgets instead of ratios, for instance {macs: 0.5}.")
+    modes: tuple[Mode, ...] = Field(("local",), min_length=1, description="How scores are compared.")
+    steps: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="Iterative pruning steps.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="Seeds of each trial.")
+    method_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Options of a method, by its name."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> SweepSection:
+        if not self.ratios and not self.budgets:
+            raise ValueError("sweep.ratios and sweep.budgets are both empty; needed: entries in exactly one of them")
+        if self.ratios and self.budgets:
+            raise ValueError(
+                f"sweep.ratios starts with {self.ratios[0]} and sweep.budgets with {self.budgets[0]}; "
+                "allowed: entries in one of them"
+            )
+        for name in ("methods", "coverage_metrics", "ratios", "budgets", "modes", "steps", "seeds"):
+            values = getattr(self, name)
+            repeated = next((value for value in values if values.count(value) > 1), None)
+            if repeated is not None:
+                raise ValueError(f"sweep.{name} holds {repeated} twice; allowed: each value once")
+        return self
+
+
+class PruningSection(Section):
+    """Bounds on what may be removed, whatever the method says."""
+
+    layer_ratios: dict[str, Ratio] = Field(
+        default_factory=dict, description="Channel ratio of layers whose name starts with a prefix."
+    )
+    ignored_layers: tuple[str, ...] = Field((), description="Module names, with all below them, that keep their width.")
+    max_ratio: Ratio = Field(0.9, description="No group of layers loses more than this share of its channels.")
+    round_to: PositiveInt | None = Field(None, description="Kept widths are multiples of this where a layer is pruned.")
+    min_channels: PositiveInt = Field(1, description="No group of layers keeps fewer channels than this.")
+
+
+class RepairSection(Section):
+    """Training-free recovery after surgery."""
+
+    compensation: Literal["none"] = "none"
+    batch_norm: Literal["none"] = "none"
+    samples: PositiveInt = Field(1024, description="Calibration images that repair may use.")
+
+
+class EarlyStoppingSection(Section):
+    """Stop fine-tuning when the validation accuracy no longer rises."""
+
+    patience: PositiveInt = Field(3, description="Epochs without a better validation accuracy before stopping.")
+    min_delta: float = Field(0.0, ge=0, description="What counts as better, in accuracy (0.001 is 0.1 points).")
+
+
+class DistillationSection(Section):
+    """Learn from the dense model's outputs."""
+
+    temperature: float = Field(2.0, gt=0, description="Temperature of both softmaxes.")
+    weight: float = Field(0.5, gt=0, le=1, description="Share of the loss; 1: no labels are used.")
+
+
+class FineTuneSection(Section):
+    """Fine-tuning of the pruned model. The epoch with the best validation accuracy is kept."""
+
+    epochs: int = Field(0, ge=0, description="Epochs at the most; 0: no fine-tuning.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW.")
+    learning_rate: float = Field(0.01, gt=0, description="Peak learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay, not on norms and biases.")
+    scheduler: Literal["cosine", "step", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
+    warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up; fractions are allowed.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
+    gradient_clip: float | None = Field(None, gt=0, description="Largest gradient norm; null: no clipping.")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="Decay of averaged weights; null: none are kept.")
+    batch_size: PositiveInt | None = Field(None, description="Images a step over all workers; data.batch_size if null.")
+    distillation: DistillationSection | None = Field(None, description="Learn from the dense model, too.")
+    save_every_n_epochs: PositiveInt = Field(2, description="Epochs between checkpoints.")
+    early_stopping: EarlyStoppingSection | None = Field(default_factory=lambda: EarlyStoppingSection())
+    num_workers: Literal[1] = Field(1, description="Workers a trial.")
+
+
+class LatencySection(Section):
+    """How latency is measured: dense and pruned interleaved, warmed up, percentiles over runs."""
+
+    batch_sizes: tuple[PositiveInt, ...] = Field((1, 64), min_length=1, description="Batch sizes to time.")
+    warmup: PositiveInt = Field(10, description="Untimed runs first.")
+    runs: Annotated[int, Field(ge=5)] = Field(50, description="Timed runs.")
+    threads: PositiveInt = Field(1, description="CPU threads of torch while timing.")
+
+
+class EvaluationSection(Section):
+    """What is measured, and on which samples."""
+
+    split: str = Field("test", description="Split that is scored; never calibrated or trained on.")
+    samples: PositiveInt | None = Field(None, description="Score only the first images of the split; null: all.")
+    latency: LatencySection | None = Field(default_factory=lambda: LatencySection(), description="null: not timed.")
+
+
+class ResourcesSection(Section):
+    """What one piece of work takes from the cluster."""
+
+    calibration_actors: Literal["auto"] | PositiveInt = Field("auto", description="auto: one a GPU, or one a core.")
+    cpus_per_trial: Annotated[float, Field(gt=0)] = Field(1, description="CPU cores a trial.")
+    gpus_per_trial: Annotated[float, Field(ge=0)] = Field(0, description="GPUs a trial; fractions share one.")
+    max_concurrent_trials: Literal["auto"] | PositiveInt = Field("auto", description="auto: what the cluster holds.")
+
+
+class OutputSection(Section):
+    """Where results go."""
+
+    dir: str = Field(
+        "artifacts/study", min_length=1, description="Run directory: a folder or a pyarrow filesystem URL."
+    )
+    save_models: Literal["none", "best", "all"] = Field("best", description="Which pruned models are kept.")

@@ -1,0 +1,271 @@
+"""The stages of a study as plain functions: dense model, calibration of a shard, one trial. No Ray here."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from cleanai_ray import results
+from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
+from cleanai_ray.evaluation.latency import measure_latency
+from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.models import build_model
+from cleanai_ray.pruning.plan import PruningPlan
+from cleanai_ray.pruning.pruner import Pruner, PruneResult
+from cleanai_ray.registry import METHODS
+from cleanai_ray.statistics import ActivationStatistics, calibrate
+from cleanai_ray.study import Study, Trial, digest
+from cleanai_ray.training.context import LocalContext
+from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
+from cleanai_ray.training.train import train_dense
+from cleanai_ray.trial_columns import accuracy_columns, cost_columns, describe_trial, latency_columns
+from cleanai_ray.workspace import Workspace, methods_need, needs_outputs
+
+ReportEpoch = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseModel:
+    """The dense model and what it scores.
+
+    Attributes:
+        weights: Content of its safetensors file.
+        accuracy: Its score on the evaluation samples.
+        history: A row per epoch, where the study trained it.
+    """
+
+    weights: bytes
+    accuracy: Accuracy
+    history: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Digest of the weights."""
+        return hashlib.sha256(self.weights).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrialOutcome:
+    """What one trial produced.
+
+    Attributes:
+        row: Its row of results.parquet.
+        layers: Its rows of layers.parquet.
+        history: Its rows of history.parquet.
+        latency: Its rows of latency.parquet.
+        model: The pruned model after the last stage; None for a failed trial.
+        plan: What was removed; None for a failed trial.
+    """
+
+    row: dict[str, Any]
+    layers: tuple[dict[str, Any], ...] = ()
+    history: tuple[dict[str, Any], ...] = ()
+    latency: tuple[dict[str, Any], ...] = ()
+    model: nn.Module | None = None
+    plan: PruningPlan | None = None
+
+
+def prepare_dense(workspace: Workspace, report: ReportEpoch | None = None) -> DenseModel:
+    """Build the dense model of a study, train it where the study says so, and score it."""
+    section = workspace.study.model
+    train = section.train
+    model = build_model(section, seed=train.seed if train else 0).to(workspace.device)
+    history: tuple[dict[str, Any], ...] = ()
+    if train is not None:
+        epoch_batches, steps = workspace.training_batches(train.seed, train.batch_size)
+        outcome = train_dense(
+            model,
+            section=train,
+            train_batches=epoch_batches,
+            steps_per_epoch=steps,
+            validation_batches=lambda: workspace.batches("validation"),
+            context=LocalContext(device=workspace.device, on_row=report),
+        )
+        history = tuple({"trial_id": results.DENSE, **row} for row in outcome.history)
+    accuracy = evaluate(model, workspace.batches("evaluation"), device=workspace.device)
+    return DenseModel(weights=safetensors_bytes(model), accuracy=accuracy, history=history)
+
+
+def dense_key(study: Study) -> str:
+    """Return the digest of everything that the dense model and its score depend on: a weights file by its content."""
+    weights = study.model.weights
+    file = Path(weights).expanduser() if weights not in (None, "pretrained") else None
+    content = hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None
+    evaluation = study.evaluation.model_dump(exclude={"latency"})
+    return digest([study.model.model_dump(), content, study.data.model_dump(), evaluation])
+
+
+def calibrate_shard(workspace: Workspace, model: nn.Module, positions: np.ndarray) -> ActivationStatistics:
+    """Return the statistics of a model on one shard of the calibration samples."""
+    study = workspace.study
+    return calibrate(
+        model,
+        workspace.batches("calibration", positions=positions),
+        threshold=study.data.calibration.threshold,
+        outputs=needs_outputs(study),
+        gradients=methods_need(study, "needs_gradients"),
+    )
+
+
+def calibrate_locally(workspace: Workspace, model: nn.Module) -> ActivationStatistics:
+    """Return the statistics of a model on all calibration samples: its shards', merged in order."""
+    shards = [calibrate_shard(workspace, model, positions) for positions in workspace.shards()]
+    return merge(shards)
+
+
+def merge(shards: list[ActivationStatistics]) -> ActivationStatistics:
+    """Add up the statistics of shards, in the order given."""
+    total = shards[0]
+    for shard in shards[1:]:
+        total = total + shard
+    return total
+
+
+def calibration_key(study: Study, dense_digest: str) -> str:
+    """Return the digest of everything that the calibration depends on."""
+    gradients = methods_need(study, "needs_gradients")
+    split = study.evaluation.split
+    return digest([dense_digest, study.data.model_dump(), split, gradients, needs_outputs(study)])
+
+
+def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
+    """Return the digest of everything that a trial's outcome depends on."""
+    sections = ("data", "pruning", "repair", "finetune", "evaluation")
+    parts = {name: getattr(study, name).model_dump() for name in sections}
+    return digest([trial.model_dump(), dense_digest, parts])
+
+
+@dataclass
+class _Clock:
+    """Seconds spent by stage."""
+
+    started: float = field(default_factory=time.perf_counter)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+    def columns(self) -> dict[str, float]:
+        total = time.perf_counter() - self.started
+        return {"seconds_total": total, **{f"seconds_{name}": value for name, value in self.seconds.items()}}
+
+
+def run_trial(
+    workspace: Workspace,
+    trial: Trial,
+    dense: DenseModel,
+    dense_model: nn.Module,
+    statistics: ActivationStatistics | None,
+    report: ReportEpoch | None = None,
+) -> TrialOutcome:
+    """Score, prune, fine-tune and evaluate one trial.
+
+    Args:
+        workspace: The opened study.
+        trial: The cell of the sweep.
+        dense: The dense weights and what they score.
+        dense_model: The dense model on the workspace's device; it is not changed.
+        statistics: The study's calibration.
+        report: Called with the row of each fine-tuning epoch.
+
+    Raises:
+        CleanAIError: When the trial cannot be carried out.
+    """
+    clock = _Clock()
+    with clock.stage("prune"):
+        pruned = _prune(workspace, trial, dense_model, statistics)
+    with clock.stage("evaluate"):
+        after_surgery = evaluate(pruned.model, workspace.batches("evaluation"), device=workspace.device)
+    tuned: FineTuneResult | None = None
+    last = after_surgery
+    if workspace.study.finetune.epochs:
+        with clock.stage("finetune"):
+            tuned = _fine_tune(workspace, trial, pruned.model, dense_model, report)
+        with clock.stage("evaluate"):
+            last = evaluate(pruned.model, workspace.batches("evaluation"), device=workspace.device)
+    with clock.stage("evaluate"):
+        latency = _measure_latency(workspace, dense_model, pruned.model)
+    row = {
+        **describe_trial(trial),
+        "status": results.OK,
+        "warnings": list(pruned.plan.warnings),
+        "num_classes": workspace.study.model.num_classes,
+        **accuracy_columns(dense.accuracy, after_surgery, last if tuned else None),
+        **cost_columns(dense_model, pruned.model, workspace.example_input()),
+        **latency_columns(latency),
+        "channel_ratio_achieved": pruned.plan.channel_ratio,
+        "epochs_run": tuned.epochs_run if tuned else 0,
+        "best_epoch": tuned.best_epoch if tuned else None,
+        "node": platform.node(),
+        "device": str(workspace.device),
+        **clock.columns(),
+    }
+    name = {"trial_id": trial.trial_id}
+    return TrialOutcome(
+        row=row,
+        layers=tuple({**name, **layer} for layer in pruned.layers),
+        history=tuple({**name, **epoch} for epoch in tuned.history) if tuned else (),
+        latency=tuple({**name, **entry} for entry in latency),
+        model=pruned.model,
+        plan=pruned.plan,
+    )
+
+
+def failed_outcome(trial: Trial, error: str) -> TrialOutcome:
+    """Return the outcome of a trial that failed."""
+    row = {**describe_trial(trial), "status": results.FAILED, "error": error, "warnings": []}
+    return TrialOutcome(row={**row, "node": platform.node()})
+
+
+def _prune(
+    workspace: Workspace, trial: Trial, dense_model: nn.Module, statistics: ActivationStatistics | None
+) -> PruneResult:
+    study = workspace.study
+    method = METHODS.get(trial.method)
+    return Pruner(
+        dense_model,
+        workspace.example_input(),
+        trial,
+        bounds=study.pruning,
+        ignored_layers=workspace.ignored_layers(),
+        statistics=statistics if method.needs_activations or method.needs_gradients else None,
+        remeasure=lambda smaller: calibrate_locally(workspace, smaller),
+        observe=study.data.calibration.observe,
+    ).run()
+
+
+def _fine_tune(
+    workspace: Workspace, trial: Trial, model: nn.Module, teacher: nn.Module, report: ReportEpoch | None
+) -> FineTuneResult:
+    section = workspace.study.finetune
+    epoch_batches, steps = workspace.training_batches(trial.seed, section.batch_size)
+    return fine_tune(
+        model,
+        section=section,
+        train_batches=epoch_batches,
+        steps_per_epoch=steps,
+        validation_batches=lambda: workspace.batches("validation"),
+        context=LocalContext(device=workspace.device, on_row=report),
+        seed=trial.seed,
+        teacher=teacher if section.distillation else None,
+    )
+
+
+def _measure_latency(workspace: Workspace, dense: nn.Module, pruned: nn.Module) -> list[dict[str, Any]]:
+    section = workspace.study.evaluation.latency
+    if section is None:
+        return []
+    models = {"dense": dense, "pruned": pruned}
+    return measure_latency(models, workspace.example_input(), section, device=workspace.device)

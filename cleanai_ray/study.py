@@ -1,0 +1,200 @@
+"""A study: one typed YAML file, loaded, overridden, validated and expanded into trials."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from cleanai_ray.errors import StudyError
+from cleanai_ray.registry import DATASETS, METHODS, METRICS, load_plugins
+from cleanai_ray.sections import (
+    Budget,
+    DataSection,
+    EvaluationSection,
+    FineTuneSection,
+    Mode,
+    ModelSection,
+    OutputSection,
+    PruningSection,
+    RepairSection,
+    ResourcesSection,
+    Section,
+    SweepSection,
+)
+from cleanai_ray.study_messages import describe, name_among, show
+
+
+def digest(value: Any) -> str:
+    """Return 16 hexadecimal digits that depend on nothing but a JSON-like value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Trial(Section):
+    """One cell of the sweep."""
+
+    method: str
+    coverage_metric: str | None = None
+    ratio: float | None = None
+    budget: Budget | None = None
+    mode: Mode = "local"
+    steps: int = 1
+    seed: int = 0
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The method as tables and charts name it, with its coverage metric."""
+        return f"{self.method}/{self.coverage_metric}" if self.coverage_metric else self.method
+
+    @property
+    def trial_id(self) -> str:
+        """A readable, stable identifier that ends in a digest of everything that defines the trial."""
+        amount = f"r{self.ratio:g}" if self.budget is None else f"{self.budget.resource}{self.budget.limit:g}"
+        words = [self.method, self.coverage_metric, self.mode, amount, digest(self.model_dump())[:8]]
+        return "-".join(word for word in words if word)
+
+
+class Study(Section):
+    """The whole study file."""
+
+    name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name in reports and dashboards.")
+    question: str = Field("", description="What the study is to answer, in a sentence; printed on the report's cover.")
+    model: ModelSection
+    data: DataSection
+    sweep: SweepSection
+    pruning: PruningSection = Field(default_factory=lambda: PruningSection())
+    repair: RepairSection = Field(default_factory=lambda: RepairSection())
+    finetune: FineTuneSection = Field(default_factory=lambda: FineTuneSection())
+    evaluation: EvaluationSection = Field(default_factory=lambda: EvaluationSection())
+    resources: ResourcesSection = Field(default_factory=lambda: ResourcesSection())
+    output: OutputSection = Field(default_factory=lambda: OutputSection())
+    plugins: tuple[str, ...] = Field((), description="Modules to import that register methods, models or data sets.")
+
+    @field_validator("sweep", mode="after")
+    @classmethod
+    def _check_names(cls, sweep: SweepSection) -> SweepSection:
+        for field, registry in (("methods", METHODS), ("coverage_metrics", METRICS)):
+            for name in getattr(sweep, field):
+                if name not in registry.names():
+                    choices = name_among(name, registry.names())
+                    raise ValueError(f"sweep.{field}: '{name}' is not a {registry.kind}; {choices}")
+        reader = next((name for name in sweep.methods if METHODS.get(name).uses_coverage_metric), None)
+        if reader is not None and not sweep.coverage_metrics:
+            raise ValueError(f"sweep.coverage_metrics is []; allowed: at least one entry, which {reader} needs")
+        for name in sweep.method_options:
+            if name not in sweep.methods:
+                choices = name_among(name, sweep.methods)
+                raise ValueError(f"sweep.method_options: '{name}' is not among sweep.methods; {choices}")
+        return sweep
+
+    @field_validator("data", mode="after")
+    @classmethod
+    def _check_dataset(cls, data: DataSection) -> DataSection:
+        if data.name not in DATASETS.names():
+            raise ValueError(f"data.name: '{data.name}' is not a data set; {name_among(data.name, DATASETS.names())}")
+        return data
+
+    @model_validator(mode="after")
+    def _check_sections_together(self) -> Study:
+        calibration = self.data.calibration
+        if calibration.split == self.evaluation.split and not calibration.allow_overlap:
+            raise ValueError(
+                f"data.calibration.split is '{calibration.split}', the split that evaluation scores; "
+                "allowed: another split, or this one with data.calibration.allow_overlap: true"
+            )
+        too_high = [ratio for ratio in self.sweep.ratios if ratio > self.pruning.max_ratio]
+        if too_high:
+            raise ValueError(
+                f"sweep.ratios holds {too_high[0]}; allowed: at most pruning.max_ratio, {self.pruning.max_ratio}"
+            )
+        return self
+
+    def trials(self) -> tuple[Trial, ...]:
+        """Expand the grid into trials, in the order of the study file."""
+        sweep = self.sweep
+        amounts: list[dict[str, Any]] = [{"ratio": ratio} for ratio in sweep.ratios]
+        amounts += [{"budget": budget} for budget in sweep.budgets]
+        trials = []
+        for method in sweep.methods:
+            metrics = sweep.coverage_metrics if METHODS.get(method).uses_coverage_metric else (None,)
+            options = sweep.method_options.get(method, {})
+            for metric, amount, mode, steps, seed in itertools.product(
+                metrics, amounts, sweep.modes, sweep.steps, sweep.seeds
+            ):
+                cell = {"mode": mode, "steps": steps, "seed": seed, "options": options, **amount}
+                trials.append(Trial(method=method, coverage_metric=metric, **cell))
+        return tuple(trials)
+
+    def to_yaml(self) -> str:
+        """Return the resolved study: every key, with its default where the file had none."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file and apply `a.b=c` overrides to it.
+
+    Raises:
+        StudyError: When the file cannot be read, is not YAML, or says something that is not allowed.
+    """
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"study file '{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except yaml.YAMLError as error:
+        raise StudyError(f"study file '{path}' is not YAML: {_yaml_problem(error)}") from error
+    if not isinstance(document, dict):
+        found = "empty" if document is None else show(document)
+        raise StudyError(f"study file '{path}' is {found}; needed: a mapping with at least model, data and sweep")
+    for override in overrides:
+        _apply_override(document, override)
+    return parse_study(document)
+
+
+def parse_study(document: dict[str, Any]) -> Study:
+    """Validate a study given as nested dicts.
+
+    Raises:
+        StudyError: One sentence on the first thing that is wrong: field, value, what is allowed.
+    """
+    plugins = document.get("plugins")
+    if isinstance(plugins, (list, tuple)):
+        load_plugins(module for module in plugins if isinstance(module, str))
+    try:
+        return Study.model_validate(document)
+    except ValidationError as error:
+        raise StudyError(" ".join(f"study: {describe(error, Study)}".split())) from None
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not all(part.strip() for part in path.split(".")):
+        raise StudyError(f"--set '{override}' is not of the form a.b=c")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise StudyError(f"--set {path}: '{text}' is not a YAML value: {_yaml_problem(error)}") from error
+    *parents, leaf = (part.strip() for part in path.split("."))
+    section = document
+    for depth, key in enumerate(parents):
+        child = section.setdefault(key, {})
+        if child is None:
+            child = section[key] = {}
+        if not isinstance(child, dict):
+            raise StudyError(f"--set {path}: '{'.'.join(parents[: depth + 1])}' is {show(child)}, which has no keys")
+        section = child
+    section[leaf] = value

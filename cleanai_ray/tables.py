@@ -1,0 +1,47 @@
+"""From the records of trials to the Parquet files of a run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cleanai_ray import results
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.registry import METRICS
+from cleanai_ray.statistics import ActivationStatistics
+
+
+def write_tables(
+    run: RunDirectory,
+    records: Sequence[Mapping[str, Any]],
+    dense_history: Iterable[Mapping[str, Any]],
+    statistics: ActivationStatistics | None,
+) -> None:
+    """Write results, layers, history, latency and coverage. Every table is written, whether or not it has rows."""
+
+    def rows(name: str) -> list[Mapping[str, Any]]:
+        return [row for record in records for row in record[name]]
+
+    run.write_table(results.LAYERS_FILE, results.to_table(rows("layers"), results.LAYERS))
+    run.write_table(results.HISTORY_FILE, results.to_table([*dense_history, *rows("history")], results.HISTORY))
+    run.write_table(results.LATENCY_FILE, results.to_table(rows("latency"), results.LATENCY))
+    schema = results.coverage_schema(METRICS.names())
+    run.write_table(results.COVERAGE_FILE, results.to_table(coverage_rows(statistics), schema))
+    run.write_table(results.RESULTS_FILE, results.to_table([record["row"] for record in records], results.RESULTS))
+
+
+def coverage_rows(statistics: ActivationStatistics | None) -> list[dict[str, Any]]:
+    """Return a row per observed layer x channel, with a column per coverage metric."""
+    rows = []
+    for side in ("inputs", "outputs") if statistics else ():
+        for index, (layer, value) in enumerate(getattr(statistics, side).items()):
+            columns = {name: METRICS.get(name)(value).tolist() for name in METRICS.names()}
+            columns["mean"] = value.mean.tolist()
+            columns["standard_deviation"] = value.standard_deviation.tolist()
+            columns["minimum"] = value.minimum.tolist()
+            columns["maximum"] = value.maximum.tolist()
+            for channel in range(value.num_channels):
+                row = {name: entries[channel] for name, entries in columns.items()}
+                place = {"layer": layer, "layer_index": index, "side": side.removesuffix("s"), "channel": channel}
+                rows.append({**place, "num_samples": int(value.num_samples), **row})
+    return rows

@@ -1,0 +1,154 @@
+"""What the training loop needs from its surroundings: one process, or one of several.
+
+The loop is written against `TrainingContext` alone, so that it runs unchanged in a test, in a trial and behind Ray
+Train.
+"""
+
+from __future__ import annotations
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.errors import ArtifactError, CleanAIError
+
+
+class TrainingError(CleanAIError):
+    """Training cannot go on: the loss is not finite, or its inputs do not fit together."""
+
+
+class TrainingContext(ABC):
+    """The surroundings of one training process.
+
+    Every process calls every method, in the same order; an implementation decides which of them act.
+
+    Args:
+        rank: Index of this process, from 0.
+        world_size: Number of processes.
+        device: Where this process computes.
+    """
+
+    def __init__(self, *, rank: int, world_size: int, device: torch.device | str) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.device = torch.device(device)
+
+    @abstractmethod
+    def report(self, row: Mapping[str, Any]) -> None:
+        """Take the row of an epoch that has ended: the columns of `results.HISTORY` except trial_id."""
+
+    @abstractmethod
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Keep a state of plain values and CPU tensors, in place of the one before."""
+
+    @abstractmethod
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Return the state that was saved last, or None."""
+
+    @abstractmethod
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes."""
+
+    def wrap_model(self, model: nn.Module) -> nn.Module:
+        """Return the module whose forward pass trains, with gradients averaged over all processes."""
+        return model
+
+
+class CheckpointStore(Protocol):
+    """Keeps the bytes of one checkpoint."""
+
+    def save(self, content: bytes) -> None:
+        """Replace what is kept, wholly or not at all."""
+
+    def load(self) -> bytes | None:
+        """Return what is kept, or None."""
+
+
+class RunDirectoryCheckpoints:
+    """A checkpoint store that is one file of a run directory.
+
+    Args:
+        directory: The run directory.
+        name: The file's name in it.
+    """
+
+    def __init__(self, directory: RunDirectory, name: str) -> None:
+        self._directory = directory
+        self._name = name
+
+    def save(self, content: bytes) -> None:
+        """Replace the file, wholly or not at all."""
+        self._directory.write_bytes(self._name, content)
+
+    def load(self) -> bytes | None:
+        """Return the file's content, or None where there is none."""
+        return self._directory.read_bytes(self._name) if self._directory.exists(self._name) else None
+
+    def delete(self) -> None:
+        """Delete the file, if it exists."""
+        self._directory.delete(self._name)
+
+
+def encode_checkpoint(state: dict[str, Any]) -> bytes:
+    """Return a state of plain values and tensors as bytes."""
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    return stream.getvalue()
+
+
+def decode_checkpoint(content: bytes) -> dict[str, Any]:
+    """Return the state that `encode_checkpoint` was given; no code in it is run.
+
+    Raises:
+        ArtifactError: When the bytes are not such a state.
+    """
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ArtifactError(f"a checkpoint of {len(content)} bytes cannot be read: {reason}") from error
+
+
+class LocalContext(TrainingContext):
+    """The only process of a training.
+
+    Args:
+        device: Where to compute.
+        on_row: Called with the row of every epoch.
+        checkpoints: Where checkpoints are kept; without it there are none.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: torch.device | str = "cpu",
+        on_row: Callable[[Mapping[str, Any]], None] | None = None,
+        checkpoints: CheckpointStore | None = None,
+    ) -> None:
+        super().__init__(rank=0, world_size=1, device=device)
+        self._on_row = on_row
+        self._checkpoints = checkpoints
+
+    def report(self, row: Mapping[str, Any]) -> None:
+        """Call `on_row`."""
+        if self._on_row is not None:
+            self._on_row(row)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write to the checkpoint store, if there is one."""
+        if self._checkpoints is not None:
+            self._checkpoints.save(encode_checkpoint(state))
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Read from the checkpoint store, if there is one and it holds something."""
+        content = None if self._checkpoints is None else self._checkpoints.load()
+        return None if content is None else decode_checkpoint(content)
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Return the tensor itself."""
+        return tensor

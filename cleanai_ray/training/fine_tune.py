@@ -1,0 +1,221 @@
+"""Fine-tuning: the one training loop, plain torch, written against `TrainingContext`."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
+from cleanai_ray.evaluation.hooks import require_no_hooks
+from cleanai_ray.evaluation.modes import preserved_modes
+from cleanai_ray.sections import FineTuneSection
+from cleanai_ray.training.averaging import WeightAverage
+from cleanai_ray.training.context import TrainingContext, TrainingError
+from cleanai_ray.training.progress import Progress
+from cleanai_ray.training.stepper import Stepper
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class FineTuneResult:
+    """What a training did.
+
+    Attributes:
+        history: A row per epoch that ran, with the columns of `results.HISTORY` except trial_id.
+        epochs_run: Epochs that ran, those before a resumption included.
+        best_epoch: The epoch whose weights the model has, from 1; 0 where none was better than the start.
+    """
+
+    history: tuple[dict[str, Any], ...]
+    epochs_run: int
+    best_epoch: int
+
+
+def fine_tune(
+    model: nn.Module,
+    *,
+    section: FineTuneSection,
+    train_batches: Callable[[int], Batches],
+    steps_per_epoch: int,
+    validation_batches: Callable[[], Batches],
+    context: TrainingContext,
+    seed: int,
+    teacher: nn.Module | None = None,
+) -> FineTuneResult:
+    """Train a model in place; it ends with the weights of its best epoch, or with its own where none was better.
+
+    The best epoch has the highest validation accuracy, the first of equals. Torch's global random state is the same
+    before and after; every epoch has a seed of its own, so that a run that resumes from a checkpoint gives the weights
+    of one that never stopped. A checkpoint of another section, seed or architecture is passed over.
+
+    On CUDA, training uses float16 autocast and channels-last memory. The model is moved to the context's device, and
+    its modules end in the mode in which they were found.
+
+    Args:
+        model: Maps images [N, ...] to logits [N, classes].
+        section: Epochs, optimizer, schedule, loss, averaging, checkpoints and early stopping.
+        train_batches: Called with the epoch, from 1; returns (images, labels [N]) for this process.
+        steps_per_epoch: Batches that are taken from it.
+        validation_batches: Returns (images, labels [N]); the part of this process, where there are several.
+        context: Device, reports, checkpoints and the other processes.
+        seed: Seed of everything random in an epoch.
+        teacher: The dense model, for `section.distillation`; its weights and modes are not changed.
+
+    Raises:
+        TrainingError: When the loss is not finite (the model is then left as it is), an epoch has too few batches,
+            nothing is trainable, or there is distillation but no teacher.
+        EvaluationError: When a hook is left on the model, or there is no validation batch.
+    """
+    if section.epochs == 0:
+        return FineTuneResult(history=(), epochs_run=0, best_epoch=0)
+    if steps_per_epoch < 1:
+        raise TrainingError(f"steps_per_epoch is {steps_per_epoch}, at least 1 is needed")
+    require_no_hooks(model)
+    if section.distillation is None:
+        teacher = None
+    device = context.device
+    devices = [device] if device.type == "cuda" else []
+    with (
+        preserved_modes(model),
+        torch.random.fork_rng(devices),
+        preserved_modes(nn.Identity() if teacher is None else teacher),
+    ):
+        if teacher is not None:
+            teacher.to(device).eval()
+        run = _Run(model.to(device), section, steps_per_epoch, validation_batches, context, seed, teacher)
+        progress = run.train(train_batches)
+    model.load_state_dict(progress.weights)
+    if device.type == "cuda":
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return FineTuneResult(progress.final_history(), progress.epochs_run, progress.best_epoch)
+
+
+class _Run:
+    """One training, from its first epoch or from a checkpoint on."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        section: FineTuneSection,
+        steps_per_epoch: int,
+        validation_batches: Callable[[], Batches],
+        context: TrainingContext,
+        seed: int,
+        teacher: nn.Module | None,
+    ) -> None:
+        self._model = model
+        self._section = section
+        self._validation_batches = validation_batches
+        self._context = context
+        self._seed = seed
+        self._fingerprint = _fingerprint(model, section, steps_per_epoch, seed, context.world_size)
+        self._average = None if section.ema_decay is None else WeightAverage(model, section.ema_decay)
+        self._stepper = Stepper(
+            model,
+            section=section,
+            steps_per_epoch=steps_per_epoch,
+            context=context,
+            average=self._average,
+            teacher=teacher,
+        )
+
+    def train(self, train_batches: Callable[[int], Batches]) -> Progress:
+        section = self._section
+        progress = self._restore() or Progress.begin(self._validate(), _copy(self._kept.state_dict()))
+        self._stepper.prepare()
+        while not progress.is_over(section.epochs, section.early_stopping):
+            epoch = progress.epochs_run + 1
+            self._run_epoch(epoch, train_batches, progress)
+            over = progress.is_over(section.epochs, section.early_stopping)
+            if over or epoch % section.save_every_n_epochs == 0:
+                self._context.save_checkpoint(self._state(progress))
+        return progress
+
+    @property
+    def _kept(self) -> nn.Module:
+        """The model that is validated and kept."""
+        return self._model if self._average is None else self._average.model
+
+    def _run_epoch(self, epoch: int, train_batches: Callable[[int], Batches], progress: Progress) -> None:
+        torch.manual_seed(_epoch_seed(self._seed, epoch, self._context.rank))
+        started = time.perf_counter()
+        trained = self._stepper.run_epoch(epoch, train_batches(epoch))
+        seconds = time.perf_counter() - started
+        found = self._validate()
+        is_best = progress.is_best(found)
+        row = {
+            "epoch": epoch,
+            "train_loss": trained.loss,
+            "train_accuracy": trained.accuracy,
+            "validation_loss": found.loss,
+            "validation_accuracy": found.accuracy,
+            "learning_rate": trained.learning_rate,
+            "images_per_second": trained.num_images / seconds,
+            "is_best": is_best,
+        }
+        stopping = self._section.early_stopping
+        weights = _copy(self._kept.state_dict()) if is_best else None
+        progress.add(row, found, weights, 0.0 if stopping is None else stopping.min_delta)
+        self._context.report(row)
+
+    def _validate(self) -> Accuracy:
+        self._average_buffers()
+        batches = self._validation_batches()
+        return evaluate(self._kept, batches, device=self._context.device, all_reduce=self._context.all_reduce)
+
+    def _average_buffers(self) -> None:
+        """Give all processes the same running statistics: each has seen other images."""
+        if self._context.world_size > 1:
+            for buffer in self._kept.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self._context.all_reduce(buffer.clone()) / self._context.world_size)
+
+    def _state(self, progress: Progress) -> dict[str, Any]:
+        average = {} if self._average is None else self._average.model.state_dict()
+        state = {
+            "fingerprint": self._fingerprint,
+            "model": self._model.state_dict(),
+            "average": average,
+            "stepper": self._stepper.state(),
+            "progress": progress.state(),
+        }
+        return _copy(state)
+
+    def _restore(self) -> Progress | None:
+        state = self._context.load_checkpoint()
+        if state is None or state.get("fingerprint") != self._fingerprint:
+            return None
+        self._model.load_state_dict(state["model"])
+        if self._average is not None:
+            self._average.model.load_state_dict(state["average"])
+        self._stepper.restore(state["stepper"])
+        return Progress.from_state(state["progress"])
+
+
+def _copy(value: Any) -> Any:
+    """Return nested containers with every tensor copied to the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copy(item) for item in value)
+    return value
+
+
+def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
+    digest = hashlib.sha256(f"{seed}/{epoch}/{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _fingerprint(model: nn.Module, section: FineTuneSection, steps_per_epoch: int, seed: int, world_size: int) -> str:
+    shapes = [f"{name}{tuple(value.shape)}{value.dtype}" for name, value in model.state_dict().items()]
+    parts = [section.model_dump_json(), str(steps_per_epoch), str(seed), str(world_size), *shapes]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

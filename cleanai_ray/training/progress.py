@@ -1,0 +1,92 @@
+"""Which epoch is the best so far, and whether to go on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from cleanai_ray.evaluation.accuracy import Accuracy
+from cleanai_ray.sections import EarlyStoppingSection
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Progress:
+    """The epochs that ran, the best of them and its weights.
+
+    Epoch 0 is the state before training. A later epoch is the best when its validation accuracy is higher than that of
+    all before it, the start included, and its validation loss is finite. Early stopping compares trained epochs among
+    themselves: a first epoch that falls below the start, as a high learning rate makes it, does not count against it.
+
+    Attributes:
+        weights: State dictionary of the best epoch, on the CPU.
+        best_accuracy: Its validation accuracy, or -1 where nothing finite was seen.
+        best_epoch: Its number; 0 is the start.
+        history: A row per epoch, with the columns of `results.HISTORY` except trial_id.
+        reference: Accuracy that the next epoch has to exceed by min_delta to reset the patience.
+        epochs_waited: Epochs since that accuracy was set.
+    """
+
+    weights: Weights
+    best_accuracy: float
+    best_epoch: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    reference: float = -math.inf
+    epochs_waited: int = 0
+
+    @classmethod
+    def begin(cls, start: Accuracy, weights: Weights) -> Progress:
+        """Return the progress before the first epoch."""
+        return cls(weights=weights, best_accuracy=_score(start))
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Progress:
+        """Return the progress that `state` was called on."""
+        return cls(**state)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything as plain values and tensors."""
+        return dict(vars(self))
+
+    @property
+    def epochs_run(self) -> int:
+        """Epochs that ran."""
+        return len(self.history)
+
+    def is_best(self, found: Accuracy) -> bool:
+        """Whether a new epoch's validation makes it the best so far."""
+        return _score(found) > self.best_accuracy
+
+    def add(self, row: dict[str, Any], found: Accuracy, weights: Weights | None, min_delta: float) -> None:
+        """Take in an epoch that has ended.
+
+        Args:
+            row: Its row of the history.
+            found: Its validation.
+            weights: Its weights where it is the best so far, else None.
+            min_delta: Increase of accuracy that resets the patience.
+        """
+        self.history.append(row)
+        if weights is not None:
+            self.weights, self.best_accuracy, self.best_epoch = weights, _score(found), len(self.history)
+        if _score(found) > self.reference + min_delta:
+            self.reference, self.epochs_waited = _score(found), 0
+        else:
+            self.epochs_waited += 1
+
+    def is_over(self, epochs: int, early_stopping: EarlyStoppingSection | None) -> bool:
+        """Whether all epochs ran, or as many went by without a better one as the patience allows."""
+        out_of_patience = early_stopping is not None and self.epochs_waited >= early_stopping.patience
+        return self.epochs_run >= epochs or out_of_patience
+
+    def final_history(self) -> tuple[dict[str, Any], ...]:
+        """Return the rows with `is_best` true only where the weights were kept."""
+        return tuple({**row, "is_best": row["epoch"] == self.best_epoch} for row in self.history)
+
+
+def _score(found: Accuracy) -> float:
+    return found.accuracy if math.isfinite(found.loss) else -1.0

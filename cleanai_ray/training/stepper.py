@@ -1,0 +1,159 @@
+"""The steps of one training epoch: forward, loss, backward, clipping, update, averaging."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.sections import FineTuneSection
+from cleanai_ray.training.averaging import WeightAverage
+from cleanai_ray.training.context import TrainingContext, TrainingError
+from cleanai_ray.training.distillation import build_objective
+from cleanai_ray.training.optimizer import build_optimizer
+from cleanai_ray.training.schedule import learning_rate_at
+
+_CHECK_EVERY = 100
+"""Steps between looks at the loss: a look waits for the device."""
+
+
+@dataclass(frozen=True)
+class EpochSums:
+    """What an epoch's training batches gave, over all processes.
+
+    Attributes:
+        loss: Mean training loss.
+        accuracy: Top-1 accuracy on the batches as they were trained.
+        num_images: Images.
+        learning_rate: Learning rate of the last step.
+    """
+
+    loss: float
+    accuracy: float
+    num_images: int
+    learning_rate: float
+
+
+class Stepper:
+    """Optimizer, gradient scaler and loss of a training.
+
+    Args:
+        model: The model, on the context's device.
+        section: What to do.
+        steps_per_epoch: Batches an epoch.
+        context: Device and other processes.
+        average: Moving average to update after every step, if any.
+        teacher: Dense model for distillation, if any, in evaluation mode on the device.
+
+    Raises:
+        TrainingError: When nothing is trainable, or there is distillation but no teacher.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        section: FineTuneSection,
+        steps_per_epoch: int,
+        context: TrainingContext,
+        average: WeightAverage | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        self._model = model
+        self._trained = model
+        self._section = section
+        self._steps_per_epoch = steps_per_epoch
+        self._context = context
+        self._average = average
+        self._is_cuda = context.device.type == "cuda"
+        if self._is_cuda:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._objective = build_objective(section, teacher)
+        self._optimizer = build_optimizer(model, section)
+        self._scaler = torch.amp.GradScaler("cuda", enabled=self._is_cuda)
+
+    def prepare(self) -> None:
+        """Join the other processes; called once, when weights are as training shall find them."""
+        self._trained = self._context.wrap_model(self._model)
+
+    def run_epoch(self, epoch: int, batches: Iterable[tuple[Tensor, Tensor]]) -> EpochSums:
+        """Train on the batches of an epoch.
+
+        Args:
+            epoch: Its number, from 1.
+            batches: Pairs of images and labels; the first `steps_per_epoch` are taken.
+
+        Raises:
+            TrainingError: When the loss is not finite, or there are too few batches.
+        """
+        self._trained.train()
+        sums = torch.zeros(3, dtype=torch.float64, device=self._context.device)
+        first = (epoch - 1) * self._steps_per_epoch
+        rate, done = 0.0, 0
+        for done, (images, labels) in enumerate(islice(batches, self._steps_per_epoch), start=1):
+            rate = learning_rate_at(self._section, first + done - 1, self._steps_per_epoch)
+            sums += self._step(images, labels, rate)
+            if done % _CHECK_EVERY == 0:
+                self._require_finite(sums, epoch, rate)
+        if done < self._steps_per_epoch:
+            raise TrainingError(
+                f"epoch {epoch} has {done} training batches, steps_per_epoch is {self._steps_per_epoch}"
+            )
+        total = self._require_finite(sums, epoch, rate)
+        loss, correct, num_images = total.tolist()
+        return EpochSums(loss / num_images, correct / num_images, int(num_images), rate)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state of optimizer and gradient scaler; the schedule follows from the epoch."""
+        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+
+    def _step(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+        """Take one step; return the batch's [sum of losses, correct, images] without waiting for the device."""
+        images, labels = self._to_device(images, labels)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", dtype=torch.float16) if self._is_cuda else contextlib.nullcontext():
+            output = self._trained(images)
+            # Inception and GoogLeNet give (logits, auxiliary logits) while they train.
+            logits = output if isinstance(output, Tensor) else output[0]
+            loss = self._objective(images, logits, labels)
+        self._scaler.scale(loss).backward()
+        if self._section.gradient_clip is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._parameters, self._section.gradient_clip)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._average is not None:
+            self._average.update(self._model)
+        correct = (logits.detach().argmax(1) == labels).sum()
+        num_images = torch.full_like(correct, len(labels))
+        return torch.stack([loss.detach().double() * len(labels), correct.double(), num_images.double()])
+
+    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        device = self._context.device
+        if self._is_cuda and images.ndim == 4:
+            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        else:
+            images = images.to(device, non_blocking=True)
+        return images, labels.to(device, non_blocking=True).long()
+
+    def _require_finite(self, sums: Tensor, epoch: int, rate: float) -> Tensor:
+        total = self._context.all_reduce(sums.clone())
+        if not total[0].isfinite().item():
+            raise TrainingError(
+                f"the training loss of epoch {epoch} is not finite at a learning rate of {rate:g}: "
+                "lower finetune.learning_rate, or set finetune.gradient_clip or finetune.warmup_epochs"
+            )
+        return total

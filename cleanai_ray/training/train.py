@@ -1,0 +1,59 @@
+"""Training of a dense model from its initial weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from cleanai_ray.sections import FineTuneSection, TrainSection
+from cleanai_ray.training.context import TrainingContext
+from cleanai_ray.training.fine_tune import Batches, FineTuneResult, fine_tune
+
+_WARMUP_SHARE = 0.05
+
+
+def dense_recipe(section: TrainSection) -> FineTuneSection:
+    """Return the training that a section of a dense model stands for.
+
+    SGD with Nesterov momentum 0.9; linear warm-up over 5 % of the epochs, at most one, then cosine; no label
+    smoothing, no early stopping.
+    """
+    recipe = {
+        "epochs": section.epochs,
+        "optimizer": "sgd",
+        "learning_rate": section.learning_rate,
+        "momentum": 0.9,
+        "weight_decay": section.weight_decay,
+        "scheduler": "cosine",
+        "warmup_epochs": min(1.0, _WARMUP_SHARE * section.epochs),
+        "label_smoothing": 0.0,
+        "batch_size": section.batch_size,
+        "early_stopping": None,
+    }
+    return FineTuneSection.model_validate(recipe)
+
+
+def train_dense(
+    model: nn.Module,
+    *,
+    section: TrainSection,
+    train_batches: Callable[[int], Batches],
+    steps_per_epoch: int,
+    validation_batches: Callable[[], Batches],
+    context: TrainingContext,
+) -> FineTuneResult:
+    """Train a dense model in place; it ends with the weights of its best epoch.
+
+    The loop, the arguments and the errors are those of `fine_tune`; the recipe is `dense_recipe`'s, and the seed is the
+    section's.
+    """
+    return fine_tune(
+        model,
+        section=dense_recipe(section),
+        train_batches=train_batches,
+        steps_per_epoch=steps_per_epoch,
+        validation_batches=validation_batches,
+        context=context,
+        seed=section.seed,
+    )

@@ -1,0 +1,69 @@
+"""The columns of results.parquet that a trial's measurements give."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor, nn
+
+from cleanai_ray.evaluation.accuracy import Accuracy
+from cleanai_ray.evaluation.complexity import measure_complexity
+from cleanai_ray.study import Trial
+
+
+def describe_trial(trial: Trial) -> dict[str, Any]:
+    """Return the columns of results.parquet that say what a trial is."""
+    return {
+        "trial_id": trial.trial_id,
+        "method": trial.method,
+        "coverage_metric": trial.coverage_metric,
+        "label": trial.label,
+        "ratio": trial.ratio,
+        "requested_budget": None if trial.budget is None else str(trial.budget),
+        "mode": trial.mode,
+        "steps": trial.steps,
+        "seed": trial.seed,
+    }
+
+
+def latency_columns(latency: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the columns of results.parquet that latency.parquet's rows of one trial give."""
+    if not latency:
+        return {}
+    largest = max(entry["batch_size"] for entry in latency)
+    columns: dict[str, Any] = {"num_threads": latency[0]["num_threads"]}
+    for entry in latency:
+        suffix = "_dense" if entry["variant"] == "dense" else ""
+        if entry["batch_size"] == 1:
+            columns[f"latency_ms_b1_p50{suffix}"] = entry["latency_ms_p50"]
+            if not suffix:
+                columns["latency_ms_b1_p90"] = entry["latency_ms_p90"]
+        if entry["batch_size"] == largest:
+            columns[f"throughput{suffix}"] = entry["throughput"]
+    return columns
+
+
+def cost_columns(dense: nn.Module, pruned: nn.Module, example_input: Tensor) -> dict[str, int]:
+    """Return parameters, MACs and file size of both models."""
+    columns: dict[str, int] = {}
+    for suffix, model in (("_dense", dense), ("", pruned)):
+        complexity = asdict(measure_complexity(model, example_input))
+        columns |= {f"{name}{suffix}": complexity[name] for name in ("params", "macs", "size_bytes")}
+    return columns
+
+
+def accuracy_columns(dense: Accuracy, after_surgery: Accuracy, tuned: Accuracy | None) -> dict[str, Any]:
+    """Return what the dense model scores, and the pruned one after each stage that ran."""
+    last = tuned or after_surgery
+    return {
+        "accuracy_dense": dense.accuracy,
+        "accuracy_pruned": after_surgery.accuracy,
+        "accuracy_finetuned": None if tuned is None else tuned.accuracy,
+        "accuracy": last.accuracy,
+        "top5_dense": dense.top5,
+        "top5": last.top5,
+        "loss_dense": dense.loss,
+        "loss": last.loss,
+        "num_evaluated": last.num_samples,
+    }

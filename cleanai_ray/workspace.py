@@ -1,0 +1,121 @@
+"""A study opened in one process: its data, the roles of the samples, the dense architecture, the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.data import ImageSource, SampleRoles, assign_roles, batches, open_source
+from cleanai_ray.models import build_model, example_input, ignored_layers
+from cleanai_ray.registry import METHODS, load_plugins
+from cleanai_ray.study import Study, digest
+
+_ROLES = ("calibration", "training", "validation", "evaluation")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Workspace:
+    """What every stage needs.
+
+    Attributes:
+        study: The study.
+        source: Its data set.
+        roles: Which sample is used for what.
+        device: Where this process computes.
+    """
+
+    study: Study
+    source: ImageSource
+    roles: SampleRoles
+    device: torch.device
+
+    def batches(
+        self,
+        role: str,
+        *,
+        positions: np.ndarray | None = None,
+        batch_size: int | None = None,
+        shuffle_seed: int | None = None,
+        drop_last: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over the samples of a role: `calibration`, `training` (augmented), `validation` or `evaluation`."""
+        assert role in _ROLES
+        indices = getattr(self.roles, role)
+        dataset = self.source.dataset(getattr(self.roles, f"{role}_split"), augment=role == "training")
+        data = self.study.data
+        return batches(
+            dataset,
+            indices if positions is None else indices[positions],
+            batch_size or data.batch_size,
+            num_workers=data.num_workers,
+            device=self.device,
+            shuffle_seed=shuffle_seed,
+            drop_last=drop_last,
+        )
+
+    def training_batches(self, seed: int, batch_size: int | None) -> tuple[Callable[[int], Iterator], int]:
+        """Return what makes the batches of an epoch, and how many there are."""
+        size = min(batch_size or self.study.data.batch_size, len(self.roles.training))
+        steps = len(self.roles.training) // size
+
+        def epoch_batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            order = int(digest([seed, epoch])[:8], 16)
+            return self.batches("training", batch_size=size, shuffle_seed=order, drop_last=True)
+
+        return epoch_batches, steps
+
+    def shards(self) -> list[np.ndarray]:
+        """Return the positions of each calibration shard among the calibration samples."""
+        positions = np.arange(len(self.roles.calibration))
+        size = self.study.data.calibration.shard_size
+        return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+    def example_input(self) -> Tensor:
+        """Return one input [1, C, H, W] on the device."""
+        return example_input(self.study.model).to(self.device)
+
+    def ignored_layers(self) -> tuple[str, ...]:
+        """Return the module names that keep their width whatever the study says."""
+        return ignored_layers(self.study.model)
+
+    def dense_model(self, weights: bytes) -> nn.Module:
+        """Return the dense model with the given weights (a safetensors file's content), on the device."""
+        section = self.study.model.model_copy(update={"weights": None, "train": None})
+        model = build_model(section)
+        model.load_state_dict(safetensors.torch.load(weights), strict=True)
+        return model.to(self.device).eval()
+
+
+@lru_cache(maxsize=1)
+def open_workspace(study_json: str, device: str) -> Workspace:
+    """Open a study; a process that is asked again for the same one keeps it.
+
+    Args:
+        study_json: The study, as `Study.model_dump_json` writes it.
+        device: Where this process computes, for instance `cuda:0`.
+
+    Raises:
+        DataError: When the data set is missing or does not fit the study.
+    """
+    study = Study.model_validate_json(study_json)
+    load_plugins(study.plugins)
+    source = open_source(study.data, study.model)
+    roles = assign_roles(study.data, study.evaluation, source)
+    return Workspace(study=study, source=source, roles=roles, device=torch.device(device))
+
+
+def methods_need(study: Study, attribute: str) -> bool:
+    """Whether some method of the study has an attribute set, for instance `needs_gradients`."""
+    return any(getattr(METHODS.get(name), attribute) for name in study.sweep.methods)
+
+
+def needs_outputs(study: Study) -> bool:
+    """Whether calibration must record raw layer outputs, too."""
+    options: Sequence[dict] = list(study.sweep.method_options.values())
+    return study.data.calibration.observe == "output" or any(o.get("variant") == "producer" for o in options)

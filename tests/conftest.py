@@ -1,0 +1,68 @@
+"""Fixtures that every test may ask for: a small real Ray, real data, real weights, and repeatable randomness."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+TESTS = Path(__file__).resolve().parent
+REPOSITORY = TESTS.parent
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+REFERENCE_WEIGHTS = REPOSITORY.parent / "shared" / "reference" / "resnet20_fashion_mnist.safetensors"
+
+# Ray reads these when it is imported and started, here and in every process that it starts.
+os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"})
+
+hypothesis.settings.register_profile("cleanai", deadline=None, max_examples=40, derandomize=True)
+hypothesis.settings.load_profile("cleanai")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Give every test the same random numbers, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the legacy generator is what libraries under test may read
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_root() -> Path:
+    """The folder of Fashion-MNIST's idx files, as Debian's package dataset-fashion-mnist installs them."""
+    if not (FASHION_MNIST / "t10k-images-idx3-ubyte.gz").exists():
+        pytest.skip(f"{FASHION_MNIST} is missing: apt-get install dataset-fashion-mnist")
+    return FASHION_MNIST
+
+
+@pytest.fixture(scope="session")
+def reference_weights() -> Path:
+    """Weights of a ResNet-20 that scores 93.06 % on the 10,000 Fashion-MNIST test images."""
+    if not REFERENCE_WEIGHTS.exists():
+        pytest.skip("the reference weights are not beside this checkout, in ../shared/reference")
+    return REFERENCE_WEIGHTS
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray of two CPUs for all tests marked `ray`; its workers can import test modules, as plugins are imported."""
+    import ray
+
+    path = os.pathsep.join([str(REPOSITORY), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", path)
+        ray.init(
+            num_cpus=2,
+            object_store_memory=300 * 1024**2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        yield
+        ray.shutdown()

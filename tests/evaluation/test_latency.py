@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray import results
+from cleanai_ray.errors import EvaluationError
+from cleanai_ray.evaluation.latency import measure_latency
+from cleanai_ray.sections import LatencySection
+
+
+class Noting(nn.Module):
+    """Writes down every call: which model, what it was given and under which conditions."""
+
+    def __init__(self, name: str, calls: list[Any]) -> None:
+        super().__init__()
+        self.name, self.calls = name, calls
+        self.layer = nn.Conv2d(1, 2, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        conditions = (self.training, torch.is_inference_mode_enabled(), torch.get_num_threads())
+        self.calls.append((self.name, len(images), *conditions))
+        return self.layer(images)
+
+
+def measure(calls: list[Any], **fields: Any) -> list[dict[str, Any]]:
+    models = {name: Noting(name, calls).train() for name in ("dense", "pruned")}
+    section = LatencySection.model_validate({"batch_sizes": (1, 4), "warmup": 2, "runs": 5, "threads": 1, **fields})
+    rows = measure_latency(models, torch.randn(1, 1, 8, 8), section, device="cpu")
+    assert all(module.training for model in models.values() for module in model.modules())
+    return rows
+
+
+def test_rows_are_those_of_the_latency_table() -> None:
+    rows = measure([])
+    assert [(row["variant"], row["batch_size"]) for row in rows] == [
+        ("dense", 1),
+        ("pruned", 1),
+        ("dense", 4),
+        ("pruned", 4),
+    ]
+    for row in rows:
+        assert set(row) == set(results.LATENCY.names) - {"trial_id"}
+        assert 0 < row["latency_ms_p50"] <= row["latency_ms_p90"]
+        # Images per second at the median: the latency itself is never divided by the batch.
+        assert row["throughput"] == pytest.approx(row["batch_size"] / (row["latency_ms_p50"] / 1000))
+        assert (row["num_runs"], row["num_warmup"], row["num_threads"], row["device"]) == (5, 2, 1, "cpu")
+    assert results.to_table([{"trial_id": "t", **row} for row in rows], results.LATENCY).num_rows == 4
+
+
+def test_models_take_turns_in_an_order_that_turns_round() -> None:
+    calls: list[Any] = []
+    measure(calls, batch_sizes=(1,))
+    names = [name for name, *_ in calls]
+    assert names == ["dense", "pruned", "pruned", "dense"] * 3 + ["dense", "pruned"]  # 2 + 5 rounds
+
+
+def test_timed_in_evaluation_and_inference_mode_with_the_asked_threads_and_batches() -> None:
+    calls: list[Any] = []
+    before = torch.get_num_threads()
+    measure(calls, threads=2)
+    assert {tuple(call[1:]) for call in calls} == {(1, False, True, 2), (4, False, True, 2)}
+    assert torch.get_num_threads() == before
+
+
+def test_models_can_be_trained_afterwards() -> None:
+    model = nn.Linear(2, 2)
+    measure_latency({"dense": model}, torch.randn(3, 2), LatencySection.model_validate({"runs": 5}))
+    model(torch.randn(1, 2)).sum().backward()
+    assert model.weight.grad is not None
+
+
+def test_a_hook_on_any_model_is_refused() -> None:
+    hooked = nn.Sequential(nn.Linear(2, 2))
+    hooked[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(EvaluationError, match="hook"):
+        measure_latency({"dense": nn.Linear(2, 2), "pruned": hooked}, torch.randn(1, 2), LatencySection())
+
+
+def test_no_models_are_refused() -> None:
+    with pytest.raises(EvaluationError, match="0 models"):
+        measure_latency({}, torch.randn(1, 2), LatencySection())
+
+
+def test_threads_and_modes_are_restored_after_an_error() -> None:
+    model = nn.Linear(2, 2).train()
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError):
+        measure_latency({"dense": model}, torch.randn(1, 3), LatencySection.model_validate({"threads": 2}))
+    assert (torch.get_num_threads(), model.training) == (before, True)

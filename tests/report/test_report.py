@@ -1,0 +1,266 @@
+"""The PDF and the HTML page that a customer gets."""
+
+from __future__ import annotations
+
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from pypdf import PdfReader
+from report import synthetic
+
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.errors import ArtifactError
+from cleanai_ray.report import make_report
+from cleanai_ray.report.html import embed_svg
+from cleanai_ray.report.vector import wrap_code
+
+CHARTS = ("accuracy_by_method", "accuracy_macs", "coverage_heatmap", "dense_vs_best", "layer_channels")
+
+
+def read_pdf(run: RunDirectory) -> PdfReader:
+    return PdfReader(io.BytesIO(run.read_bytes("report.pdf")))
+
+
+def text_of(reader: PdfReader) -> str:
+    return " ".join(" ".join(page.extract_text() for page in reader.pages).split())
+
+
+def outline_of(reader: PdfReader) -> list[str]:
+    return [entry.title for entry in reader.outline if not isinstance(entry, list)]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[synthetic.Tables, RunDirectory, list[str]]:
+    tables = synthetic.make()
+    run = tables.write(tmp_path_factory.mktemp("quickstart"))
+    return tables, run, make_report(run)
+
+
+def test_writes_what_it_says(quickstart: tuple[synthetic.Tables, RunDirectory, list[str]]) -> None:
+    _, run, names = quickstart
+    assert set(names) == {f"charts/{name}.svg" for name in CHARTS} | {"report.pdf", "report.html"}
+    assert all(run.exists(name) for name in names)
+
+
+def test_pdf_holds_the_headline_numbers(quickstart: tuple[synthetic.Tables, RunDirectory, list[str]]) -> None:
+    tables, run, _ = quickstart
+    best = max(tables.results, key=lambda row: row["accuracy"])
+    reader = read_pdf(run)
+    cover = " ".join(reader.pages[0].extract_text().split())
+    assert f"{100 * best['accuracy']:.1f} %" in cover
+    assert f"{100 * best['accuracy_dense']:.1f} %" in cover
+    assert f"{100 * (1 - best['macs'] / best['macs_dense']):.0f} % fewer MACs" in cover
+    assert f"{100 * (1 - best['params'] / best['params_dense']):.0f} % fewer parameters" in cover
+    assert f"{best['latency_ms_b1_p50_dense'] / best['latency_ms_b1_p50']:.2f}\N{MULTIPLICATION SIGN}" in cover
+    assert tables.study["question"] in cover
+    assert best["trial_id"] in text_of(reader)
+
+
+def test_pdf_lists_every_trial_in_order(quickstart: tuple[synthetic.Tables, RunDirectory, list[str]]) -> None:
+    tables, run, _ = quickstart
+    text = text_of(read_pdf(run))
+    text = text[text.index("Every trial") :]
+    ranked = sorted(tables.results, key=lambda row: -row["accuracy"])
+    positions = [text.index(row["trial_id"][-8:]) for row in ranked]
+    distinct = [place for place, row in zip(positions, ranked, strict=True) if _is_unique(row, ranked)]
+    assert distinct == sorted(distinct)
+    assert len(distinct) > 20
+
+
+def _is_unique(row: dict, rows: list[dict]) -> bool:
+    return sum(other["accuracy"] == row["accuracy"] for other in rows) == 1
+
+
+def test_pdf_says_how_to_reproduce(quickstart: tuple[synthetic.Tables, RunDirectory, list[str]]) -> None:
+    tables, run, _ = quickstart
+    text = text_of(read_pdf(run))
+    environment = tables.environment
+    assert environment["command"] in text
+    assert all(value in text for value in environment["digests"].values())
+    assert environment["hardware"]["cpu"] in text
+    assert all(f"{name} {version}" in text for name, version in environment["packages"].items())
+    assert "coverage_metrics: - normalized_mean" in text
+
+
+def test_pdf_has_pages_outline_and_metadata(quickstart: tuple[synthetic.Tables, RunDirectory, list[str]]) -> None:
+    _, run, _ = quickstart
+    reader = read_pdf(run)
+    total = len(reader.pages)
+    assert 6 <= total <= 14
+    for number, page in enumerate(reader.pages, start=1):
+        assert f"{number} of {total}" in page.extract_text()
+        assert len(page.extract_text()) > 150
+    assert outline_of(reader)[1:] == ["Summary", "Results", "Every trial", "Best trial", "Risks", "How to reproduce"]
+    assert reader.metadata is not None
+    assert reader.metadata.author == "CleanAI-Ray"
+    assert reader.metadata.title == "Pruning study fashion-mnist"
+
+
+def test_charts_in_the_pdf_are_vectors_with_embedded_fonts(
+    quickstart: tuple[synthetic.Tables, RunDirectory, list[str]],
+) -> None:
+    reader = read_pdf(quickstart[1])
+    forms = [form for page in reader.pages for form in page["/Resources"].get("/XObject", {}).values()]
+    assert [form["/Subtype"] for form in forms] == ["/Form"] * len(CHARTS)
+    assert not any(page.images for page in reader.pages)
+    assert "Accuracy against MACs" in reader.pages[0].extract_text()
+    fonts = [font for form in forms for font in form["/Resources"]["/Font"].values()]
+    assert fonts
+    for font in fonts:
+        descriptor = font["/DescendantFonts"][0]["/FontDescriptor"]
+        assert {"/FontFile2", "/FontFile3"} & set(descriptor)
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta",):
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id" and value:
+                self.ids.append(value)
+            if name in ("src", "href", "xlink:href") and value:
+                self.links.append(value)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_html_is_well_formed_and_needs_no_network(
+    quickstart: tuple[synthetic.Tables, RunDirectory, list[str]],
+) -> None:
+    tables, run, _ = quickstart
+    text = run.read_text("report.html")
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert page.links
+    assert all(link.removeprefix("#") in page.ids for link in page.links)
+    assert not re.search(r"<script|<link|@import|<img", text)
+    assert not re.search(r"url\((?!#)", text)
+    assert text.count("<svg") == len(CHARTS)
+    assert "prefers-color-scheme" in text
+    assert all(row["trial_id"][-8:] in text for row in tables.results)
+
+
+def test_names_inside_an_svg_become_its_own() -> None:
+    svg = '<svg><clipPath id="a"/><g clip-path="url(#a)"/><use xlink:href="#a"/></svg>'
+    assert embed_svg(svg, "x") == '<svg><clipPath id="x-a"/><g clip-path="url(#x-a)"/><use xlink:href="#x-a"/></svg>'
+
+
+def test_what_comes_from_the_tables_is_escaped(tmp_path: Path) -> None:
+    tables = synthetic.fail(synthetic.make(methods=("wanda",)), error="<b>bad</b> & \N{GREEK SMALL LETTER CHI}")
+    run = tables.write(tmp_path)
+    make_report(run)
+    text = run.read_text("report.html")
+    assert "<b>bad</b>" not in text
+    assert "&lt;b&gt;bad&lt;/b&gt; &amp;" in text
+    assert "<b>bad</b> &" in text_of(read_pdf(run))
+
+
+def test_all_failed(tmp_path: Path) -> None:
+    tables = synthetic.fail(synthetic.make(methods=("wanda", "random")), error="shape mismatch")
+    run = tables.write(tmp_path)
+    make_report(run)
+    text = text_of(read_pdf(run))
+    assert "all 8 trials failed" in text
+    squeezed = text.replace(" ", "")
+    assert all(row["error"].replace(" ", "") in squeezed for row in tables.results)
+    assert "acceptable by the checks" not in text.lower()
+    assert outline_of(read_pdf(run))[1] == "Risks"
+
+
+def test_a_bad_model_is_not_praised(tmp_path: Path) -> None:
+    tables = synthetic.make(methods=("wanda", "random"))
+    for row in tables.results:
+        row["accuracy"] = 0.09
+        row["latency_ms_b1_p50"] = row["latency_ms_b1_p50_dense"] / 0.4
+    run = tables.write(tmp_path)
+    make_report(run)
+    cover = " ".join(read_pdf(run).pages[0].extract_text().split())
+    assert "Not acceptable" in cover
+    assert "near chance" in cover
+    for text in (text_of(read_pdf(run)), run.read_text("report.html")):
+        assert "Acceptable by the checks" not in text
+        assert "ready for deployment" not in text
+
+
+@pytest.mark.parametrize("options", [{"repair": False, "timed": False}, {"finetune_epochs": 1}], ids=["bare", "tuned"])
+def test_a_single_trial(options: dict, tmp_path: Path) -> None:
+    run = synthetic.make(methods=("wanda",), ratios=(0.3,), modes=("local",), **options).write(tmp_path)
+    make_report(run)
+    reader = read_pdf(run)
+    assert len(reader.pages) <= 10
+    assert ("Speed" in text_of(reader)) == options.get("timed", True)
+    assert run.exists("charts/finetune_curves.svg") == ("finetune_epochs" in options)
+
+
+def test_hundreds_of_trials_repeat_the_header_on_every_page(tmp_path: Path) -> None:
+    tables = synthetic.make(
+        methods=("coverage", "wanda", "magnitude", "random", "a_method_with_a_long_name"),
+        ratios=(0.1, 0.2, 0.3, 0.4),
+        budgets=("params=0.5",),
+        seeds=(0, 1),
+        network="resnet50",
+        num_classes=1000,
+        finetune_epochs=2,
+    )
+    run = tables.write(tmp_path)
+    make_report(run)
+    pages = [page.extract_text() for page in read_pdf(run).pages]
+    rows = [text for text in pages if "id ends in" in text]
+    assert sum(text.count("wanda") for text in rows) >= 20
+    assert 3 <= len(rows) <= 6
+    assert len(tables.results) == 160
+
+
+def test_only_results_are_needed(tmp_path: Path) -> None:
+    run = synthetic.make(methods=("wanda",)).write(tmp_path)
+    for name in ("layers.parquet", "coverage.parquet", "history.parquet", "latency.parquet", "study.yaml"):
+        run.delete(name)
+    run.delete("environment.json")
+    make_report(run)
+    text = text_of(read_pdf(run))
+    assert "The run directory lacks layers.parquet" in text
+    assert "cannot be repeated" in text
+
+
+def test_charts_of_an_earlier_report_do_not_stay(tmp_path: Path) -> None:
+    run = synthetic.make(methods=("wanda",), finetune_epochs=2).write(tmp_path)
+    make_report(run)
+    assert run.exists("charts/finetune_curves.svg")
+    synthetic.make(methods=("wanda",)).write(tmp_path)
+    make_report(run)
+    assert not run.exists("charts/finetune_curves.svg")
+
+
+def test_without_results_there_is_one_clear_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"holds no results\.parquet"):
+        make_report(RunDirectory(tmp_path))
+    tables = synthetic.make(methods=("wanda",))
+    tables.results = []
+    with pytest.raises(ArtifactError, match="holds no trial"):
+        make_report(tables.write(tmp_path))
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    run = synthetic.make(methods=("wanda",)).write(tmp_path)
+    run.write_text("study.yaml", "a: [1")
+    with pytest.raises(ArtifactError, match=r"study\.yaml"):
+        make_report(run)
+
+
+def test_long_lines_of_code_are_continued() -> None:
+    lines = wrap_code("  key: " + "x" * 50, 30)
+    assert all(len(line) <= 30 for line in lines)
+    assert "".join(line.strip() for line in lines) == "key: " + "x" * 50
+    assert all(line.startswith("      ") for line in lines[1:])

@@ -1,0 +1,107 @@
+"""The loop in two real processes (gloo), with gradients averaged by DistributedDataParallel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cleanai_ray.sections import FineTuneSection
+from cleanai_ray.training.context import LocalContext, TrainingContext, TrainingError
+from cleanai_ray.training.fine_tune import fine_tune
+
+STEPS, BATCH = 6, 8
+
+
+class GlooContext(TrainingContext):
+    def __init__(self) -> None:
+        super().__init__(rank=distributed.get_rank(), world_size=distributed.get_world_size(), device="cpu")
+
+    def report(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        pass
+
+    def load_checkpoint(self) -> None:
+        return None
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        distributed.all_reduce(tensor)
+        return tensor
+
+    def wrap_model(self, model: nn.Module) -> nn.Module:
+        return DistributedDataParallel(model)
+
+
+def train(context: TrainingContext, *, batch_norm: bool, learning_rate: float = 0.1) -> dict[str, Any]:
+    """Train on this process's share of every batch; the share of a single process is all of it."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(16) if batch_norm else nn.Identity()
+    model = nn.Sequential(nn.Linear(4, 16), norm, nn.ReLU(), nn.Linear(16, 3))
+    images = torch.randn(STEPS, BATCH, 4)
+    labels = (images[..., 0] > 0).long() + (images[..., 1] > 0).long()
+    share = slice(context.rank, None, context.world_size)
+    batches = [(images[step, share], labels[step, share]) for step in range(STEPS)]
+    section = FineTuneSection.model_validate({"epochs": 3, "learning_rate": learning_rate, "scheduler": "constant"})
+    result = fine_tune(
+        model,
+        section=section,
+        train_batches=lambda epoch: batches,
+        steps_per_epoch=STEPS,
+        validation_batches=lambda: batches,
+        context=context,
+        seed=0,
+    )
+    return {"weights": model.state_dict(), "history": list(result.history), "best_epoch": result.best_epoch}
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+    found: dict[str, Any] = {name: train(GlooContext(), batch_norm=name == "norm") for name in ("norm", "plain")}
+    try:
+        train(GlooContext(), batch_norm=False, learning_rate=1e30)
+    except TrainingError as error:
+        found["error"] = str(error)
+    torch.save(found, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("gloo")
+    mp.spawn(work, args=(str(folder),), nprocs=2)
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+
+
+def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in history]
+
+
+@pytest.mark.parametrize("name", ["norm", "plain"])
+def test_both_processes_end_alike(ranks: list[dict[str, Any]], name: str) -> None:
+    first, second = (found[name] for found in ranks)
+    assert first["best_epoch"] == second["best_epoch"] > 0
+    assert timeless(first["history"]) == timeless(second["history"])
+    assert all(torch.equal(first["weights"][key], second["weights"][key]) for key in first["weights"])
+
+
+def test_two_halves_of_a_batch_train_like_the_whole(ranks: list[dict[str, Any]]) -> None:
+    alone = train(LocalContext(), batch_norm=False)
+    for key, value in alone["weights"].items():
+        torch.testing.assert_close(ranks[0]["plain"]["weights"][key], value, rtol=1e-4, atol=1e-5)
+    for row, expected in zip(ranks[0]["plain"]["history"], alone["history"], strict=True):
+        assert math.isclose(row["train_loss"], expected["train_loss"], rel_tol=1e-4)
+        assert row["validation_accuracy"] == expected["validation_accuracy"]
+
+
+def test_all_processes_stop_when_one_diverges(ranks: list[dict[str, Any]]) -> None:
+    assert ["not finite" in found["error"] for found in ranks] == [True, True]
