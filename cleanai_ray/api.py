@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.errors import ArtifactError, PruningError
 from cleanai_ray.evaluation.weights import safetensors_bytes
-from cleanai_ray.importance.base import create_method
 from cleanai_ray.pruning.graph import ChannelGraph
 from cleanai_ray.pruning.plan import PruningPlan
-from cleanai_ray.pruning.pruner import Pruner, PruneResult, identify
-from cleanai_ray.sections import PruningSection
+from cleanai_ray.pruning.pruner import Pruner, PruneResult, Remeasure, identify
+from cleanai_ray.registry import METHODS
+from cleanai_ray.sections import PruningSection, Section
 from cleanai_ray.statistics import ActivationStatistics, calibrate
 from cleanai_ray.statistics.calibration import Batch, Loss
 from cleanai_ray.study import Trial
 from cleanai_ray.study_messages import describe
+
+S = TypeVar("S", bound=Section)
 
 PLAN_FILE, WEIGHTS_FILE = "plan.json", "weights.safetensors"
 
@@ -55,9 +57,8 @@ def prune(
 
     Args:
         model: The trained model.
-        example_inputs: One input batch, or a tuple of positional arguments of `forward`, on the model's device.
-        batches: Calibration batches, of images [N, ...] or (images, targets); any iterable that can be read again where
-            the method measures anew.
+        example_inputs: One input batch, or a tuple that holds just it, on the model's device.
+        batches: Images [N, ...] or (images, targets); must be readable again where the method measures anew.
         method: A name of `cleanai list methods`.
         mode: `local`, `global` or `isomorphic`.
         ratio: Share of channels to remove, in (0, 1). Either this or `budget`.
@@ -76,47 +77,83 @@ def prune(
         loss: Mean loss of (output, targets) for gradient-based methods; cross-entropy by default.
 
     Raises:
-        StudyError: When an argument is not allowed.
-        PruningError: When the model cannot be pruned as asked.
+        RegistryError: When a method or metric is unknown.
+        StudyError: When an option does not fit the method.
+        PruningError: When an argument is not allowed, or the model cannot be pruned as asked.
     """
-    if repair is not False:
-        raise PruningError(f"repair is {repair!r}; allowed: False")
-    importance = create_method(method, dict(method_options or {}))
-    if importance.uses_coverage_metric and coverage_metric is None:
-        coverage_metric = "normalized_mean"
-    try:
-        bounds = PruningSection(
-            layer_ratios=dict(layer_ratios or {}),
-            ignored_layers=tuple(ignored_layers),
-            max_ratio=max_ratio,
-            round_to=round_to,
-            min_channels=min_channels,
-        )
-        trial = Trial.model_validate(
-            {
-                "method": method,
-                "coverage_metric": coverage_metric,
-                "ratio": ratio,
-                "budget": budget,
-                "mode": mode,
-                "steps": steps,
-                "seed": seed,
-                "options": dict(method_options or {}),
-            }
-        )
-    except ValidationError as error:
-        root = Trial if error.title == Trial.__name__ else PruningSection
-        raise PruningError(describe(error, root)) from None
-    needs_outputs = (method_options or {}).get("variant") == "producer"
-
-    def measure(smaller: nn.Module) -> ActivationStatistics:
-        if batches is None:
-            raise PruningError(f"method '{method}' measures anew between steps, and needs batches to do so")
-        return calibrate(smaller, batches, outputs=needs_outputs, gradients=importance.needs_gradients, loss=loss)
-
-    if stats is None and (importance.needs_activations or importance.needs_gradients) and batches is not None:
+    _refuse_repair(repair)
+    trial = _trial(method, coverage_metric, ratio, budget, mode, steps, seed, method_options)
+    bounds = _bounds(layer_ratios, ignored_layers, max_ratio, round_to, min_channels)
+    measure = None if batches is None else _measurement(trial, batches, loss)
+    if stats is None and measure is not None and _reads_calibration(trial):
         stats = measure(model)
     return Pruner(model, example_inputs, trial, bounds=bounds, statistics=stats, remeasure=measure).run()
+
+
+def _refuse_repair(repair: bool | str) -> None:
+    if repair is not False:
+        raise PruningError(f"repair is {repair!r}; allowed: False")
+
+
+def _trial(
+    method: str,
+    coverage_metric: str | None,
+    ratio: float | None,
+    budget: Mapping[str, float] | None,
+    mode: str,
+    steps: int,
+    seed: int,
+    options: Mapping[str, Any] | None,
+) -> Trial:
+    if METHODS.get(method).uses_coverage_metric:
+        coverage_metric = coverage_metric or "normalized_mean"
+    return _checked(
+        Trial,
+        method=method,
+        coverage_metric=coverage_metric,
+        ratio=ratio,
+        budget=None if budget is None else dict(budget),
+        mode=mode,
+        steps=steps,
+        seed=seed,
+        options=dict(options or {}),
+    )
+
+
+def _bounds(
+    layer_ratios: Mapping[str, float] | None,
+    ignored_layers: Sequence[str],
+    max_ratio: float,
+    round_to: int | None,
+    min_channels: int,
+) -> PruningSection:
+    return _checked(
+        PruningSection,
+        layer_ratios=dict(layer_ratios or {}),
+        ignored_layers=tuple(ignored_layers),
+        max_ratio=max_ratio,
+        round_to=round_to,
+        min_channels=min_channels,
+    )
+
+
+def _checked(section: type[S], **values: Any) -> S:
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise PruningError(describe(error, section)) from None
+
+
+def _reads_calibration(trial: Trial) -> bool:
+    method = METHODS.get(trial.method)
+    return method.needs_activations or method.needs_gradients
+
+
+def _measurement(trial: Trial, batches: Iterable[Batch], loss: Loss | None) -> Remeasure:
+    """Return the function that calibrates a model as the trial's method needs it."""
+    gradients = METHODS.get(trial.method).needs_gradients
+    outputs = trial.options.get("variant") == "producer"
+    return lambda model: calibrate(model, batches, outputs=outputs, gradients=gradients, loss=loss)
 
 
 def save(result: PruneResult, location: str | os.PathLike[str]) -> None:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-Mode = Literal["local", "global"]
+Mode = Literal["local", "global", "isomorphic"]
 
 
 class Section(BaseModel):

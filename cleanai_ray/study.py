@@ -7,10 +7,10 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from cleanai_ray.errors import StudyError
 from cleanai_ray.registry import DATASETS, METHODS, METRICS, load_plugins
@@ -23,6 +23,7 @@ from cleanai_ray.sections import (
     ModelSection,
     OutputSection,
     PruningSection,
+    Ratio,
     RepairSection,
     ResourcesSection,
     Section,
@@ -42,12 +43,20 @@ class Trial(Section):
 
     method: str
     coverage_metric: str | None = None
-    ratio: float | None = None
+    ratio: Ratio | None = None
     budget: Budget | None = None
     mode: Mode = "local"
-    steps: int = 1
-    seed: int = 0
+    steps: PositiveInt = 1
+    seed: Annotated[int, Field(ge=0)] = 0
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_amount(self) -> Trial:
+        if self.ratio is None and self.budget is None:
+            raise ValueError("ratio and budget are both null; needed: exactly one of them")
+        if self.ratio is not None and self.budget is not None:
+            raise ValueError(f"ratio is {self.ratio:g} and budget is {self.budget}; allowed: one of them")
+        return self
 
     @property
     def label(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from cleanai_ray.data import ImageSource, SampleRoles, assign_roles, batches, open_source
 from cleanai_ray.models import build_model, example_input, ignored_layers
-from cleanai_ray.registry import METHODS, load_plugins
-from cleanai_ray.study import Study, digest
+from cleanai_ray.registry import METHODS
+from cleanai_ray.study import Study, digest, parse_study
 
 _ROLES = ("calibration", "training", "validation", "evaluation")
 
@@ -103,8 +104,7 @@ def open_workspace(study_json: str, device: str) -> Workspace:
     Raises:
         DataError: When the data set is missing or does not fit the study.
     """
-    study = Study.model_validate_json(study_json)
-    load_plugins(study.plugins)
+    study = parse_study(json.loads(study_json))
     source = open_source(study.data, study.model)
     roles = assign_roles(study.data, study.evaluation, source)
     return Workspace(study=study, source=source, roles=roles, device=torch.device(device))

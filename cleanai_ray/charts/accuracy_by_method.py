@@ -91,7 +91,7 @@ def _panel(
     show_labels: bool,
     show_axis: bool,
 ) -> ChartType:
-    axis = alt.Axis(format="~%", tickCount=6, labels=show_axis, ticks=show_axis, domain=show_axis)
+    axis = alt.Axis(format="~%", tickCount=4, labels=show_axis, ticks=show_axis, domain=show_axis)
     x_scale = alt.Scale(domain=domain, nice=False, zero=False)
     x = alt.X("accuracy:Q", scale=x_scale, axis=axis, title="top-1 accuracy" if show_axis else None)
     y_axis = alt.Axis(labels=show_labels, ticks=False, domain=False, grid=True, labelPadding=6)

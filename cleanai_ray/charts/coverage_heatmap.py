@@ -44,7 +44,7 @@ def coverage_heatmap(study: StudyFrames) -> ChartType | None:
         f"Coverage of every channel ({metric})",
         subtitle=[
             f"Side: {side}. Colour: relative to the most active channel of the layer.",
-            "Red, outlined: channels that never change on the calibration samples (dead); their number is on the right.",
+            "Red, outlined: channels that never change on the calibration samples (dead); right: how many.",
         ],
     )
     return _draw(cells, [short[name] for name in names]).properties(title=title)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from altair.typing import ChartType
 
 _COLUMNS = 3
+_DASHES = {"local": ("solid", [1, 0]), "global": ("dashed", [5, 3]), "isomorphic": ("dotted", [1.5, 2])}
+_OTHER_DASH = ("dash-dotted", [8, 2, 2, 2])
 
 
 @CHARTS.register("finetune_curves")
@@ -30,7 +32,9 @@ def finetune_curves(study: StudyFrames) -> ChartType | None:
     last_row = len(labels) - min(_COLUMNS, len(labels))
     panels = [_panel(study, epochs, label, is_last=position >= last_row) for position, label in enumerate(labels)]
     dense = _dense_accuracy(study)
-    lines = ["Solid: local mode; dashed: global; line width: more is removed. Dot: the epoch that was kept."]
+    modes = [f"{_DASHES.get(mode, _OTHER_DASH)[0]}: {mode} mode" for mode in style.ordered_modes(epochs["mode"])]
+    legend = "; ".join(["Dot: the epoch that was kept", "thicker: more is removed", *modes])
+    lines = [f"{legend}."]
     if dense is not None:
         lines.append(f"Dotted line: the dense model on the same validation samples, {percent(dense)}.")
     return alt.concat(*panels, columns=min(_COLUMNS, len(panels)), spacing=14).properties(
@@ -88,8 +92,7 @@ def _panel(study: StudyFrames, epochs: pl.DataFrame, label: str, *, is_last: boo
 
 
 def _dash_scale(epochs: pl.DataFrame) -> alt.Scale:
-    dashes = {"local": [1, 0], "global": [5, 3], "isomorphic": [1.5, 2]}
-    return style.scale({mode: dashes.get(mode, [8, 2, 2, 2]) for mode in sorted(set(epochs["mode"]))})
+    return style.scale({mode: _DASHES.get(mode, _OTHER_DASH)[1] for mode in style.ordered_modes(epochs["mode"])})
 
 
 def _width_scale(epochs: pl.DataFrame) -> alt.Scale:

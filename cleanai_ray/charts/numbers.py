@@ -43,7 +43,7 @@ def quantity(value: float | None) -> str:
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * factor:
             return f"{significant(value / factor)} {prefix}"
-    return f"{value:g}"
+    return f"{value:g}" if value == int(value) else significant(value)
 
 
 def size(num_bytes: float | None) -> str:

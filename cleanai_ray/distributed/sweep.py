@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import traceback
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.stages import DenseModel, TrialOutcome, failed_outcome, run_trial, trial_key
 from cleanai_ray.statistics import ActivationStatistics
-from cleanai_ray.study import Study, Trial
+from cleanai_ray.study import Study, Trial, parse_study
 from cleanai_ray.workspace import Workspace, open_workspace
 
 _LOG = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ def _run_tune_trial(config: dict[str, Any], *, study_json: str, references: list
     except Exception as error:
         _LOG.error("trial %s failed:\n%s", trial.trial_id, traceback.format_exc())
         outcome = failed_outcome(trial, f"{type(error).__name__}: {' '.join(str(error).split())}")
-    key = trial_key(Study.model_validate_json(study_json), trial, dense.digest)
+    key = trial_key(parse_study(json.loads(study_json)), trial, dense.digest)
     _send(writer, outcome, key)
     numbers = {name: outcome.row[name] for name in _REPORTED if outcome.row.get(name) is not None}
     tune.report({"status": outcome.row["status"], **numbers})

@@ -11,7 +11,8 @@ from cleanai_ray.registry import METHODS
 class Taylor(ImportanceMethod):
     """First-order Taylor expansion of the loss, |weight x gradient| (torch-pruning; Molchanov et al. 2019).
 
-    The gradients are those of the mean loss over the calibration samples.
+    The magnitude of the gradient is taken in each calibration batch, and averaged over the batches, as in the paper;
+    with one batch this is torch-pruning's score to the letter.
     """
 
     needs_gradients = True

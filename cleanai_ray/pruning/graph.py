@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,16 +74,16 @@ class ChannelGraph:
 
     Args:
         model: The model; it is copied, and left as it is.
-        example_inputs: One input batch, or a tuple of the positional arguments of `forward`.
+        example_inputs: One input batch, or a tuple that holds just it.
         ignored_layers: Module names that keep their output width, with all below them.
 
     Raises:
-        PruningError: When the model cannot be traced, or an ignored layer does not exist.
+        PruningError: When the model cannot be traced, takes several inputs, or an ignored layer does not exist.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, ignored_layers: Sequence[str] = ()) -> None:
         self.model = copy.deepcopy(model)
-        self.example_inputs = example_inputs
+        self.example_inputs = _single_input(example_inputs)
         modules = dict(self.model.named_modules())
         unknown = [name for name in ignored_layers if name not in modules]
         if unknown:
@@ -143,7 +144,7 @@ class ChannelGraph:
         return ChannelGroup(
             name=self._names[root.dep.target.module],
             num_channels=len(root.idxs),
-            num_blocks=max(blocks),
+            num_blocks=math.lcm(*blocks),
             members=tuple(members),
         )
 
@@ -182,7 +183,7 @@ class ChannelGraph:
         return scores.detach().double().cpu()
 
     def set_gradients(self, gradients: Mapping[str, Tensor], num_samples: int) -> None:
-        """Give the parameters the mean gradient, for scores that read it; surgery cuts it together with them."""
+        """Give the parameters a mean gradient, for scores that read it; surgery cuts it together with them."""
         for name, parameter in self.model.named_parameters():
             gradient = gradients.get(name)
             if gradient is None:
@@ -226,10 +227,9 @@ class ChannelGraph:
             self._kept[key] = np.delete(self._kept[key], np.asarray(idxs, dtype=np.int64))
 
     def _check_runs(self) -> None:
-        inputs = self.example_inputs if isinstance(self.example_inputs, (tuple, list)) else (self.example_inputs,)
         try:
             with torch.no_grad():
-                self.model.eval()(*inputs)
+                self.model.eval()(self.example_inputs)
         except Exception as error:
             raise PruningError(f"the pruned model does not run: {' '.join(str(error).split())}") from error
 
@@ -247,6 +247,13 @@ class ChannelGraph:
     def kept(self, dimension: Literal["out", "in"]) -> dict[str, np.ndarray]:
         """Return, for every layer that lost channels in a dimension, the dense indices of those it kept."""
         return {layer: kept for (layer, side), kept in self._kept.items() if side == dimension}
+
+
+def _single_input(example_inputs: Any) -> Tensor:
+    inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+        raise PruningError(f"example_inputs holds {len(inputs)} values; allowed: one tensor, or a tuple of one")
+    return inputs[0]
 
 
 def _num_blocks(node: Any) -> int:

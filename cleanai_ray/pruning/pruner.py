@@ -48,7 +48,7 @@ class Pruner:
 
     Args:
         model: The dense model; it is copied, and left as it is.
-        example_inputs: One input batch, or a tuple of positional arguments.
+        example_inputs: One input batch, or a tuple that holds just it.
         trial: Method, mode, ratio or budget, steps and seed.
         bounds: Bounds on what may be removed.
         ignored_layers: Further module names that keep their width.
@@ -78,6 +78,8 @@ class Pruner:
         self._observe = observe
         self._warnings: list[str] = []
         _require(self._method, trial, statistics, remeasure)
+        if trial.ratio is not None and trial.ratio > self._bounds.max_ratio:
+            raise PruningError(f"ratio is {trial.ratio:g}; allowed: at most max_ratio, {self._bounds.max_ratio:g}")
         self._graph = ChannelGraph(model, example_inputs, [*self._bounds.ignored_layers, *ignored_layers])
         self._dense_groups = {group.name: group for group in self._graph.groups}
         if not self._dense_groups:

@@ -34,7 +34,9 @@ def calibrate(
         batches: Images [N, ...], or pairs (images, targets), of which targets are used for gradients only.
         threshold: Mean activation above which a sample counts as active for the metric `frequency`.
         outputs: Also record the raw outputs of the layers (`observe: output`), and not only what layers receive.
-        gradients: Also sum the gradient of the loss over the samples, for gradient-based methods.
+        gradients: Also collect the magnitude of the loss gradient of every parameter, for gradient-based methods. Near
+            a minimum the gradient of all samples together is about zero, and tells nothing; Molchanov et al. (2019)
+            therefore take the magnitude in each minibatch, and average. It depends on how samples are cut into batches.
         loss: Mean loss of (output, targets); cross-entropy by default.
 
     Raises:
@@ -87,11 +89,12 @@ def _add_gradients(
         raise CalibrationError("gradients need batches of (images, targets), and this batch has no targets")
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     with torch.enable_grad():
-        value = loss(model(images), targets.to(images.device)) * len(images)
+        value = loss(model(images), targets.to(images.device))
         found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
     for (name, parameter), gradient in zip(parameters.items(), found, strict=True):
         gradient = torch.zeros_like(parameter) if gradient is None else gradient.detach()
-        sums[name] = sums[name] + gradient.double() if name in sums else gradient.double()
+        magnitude = gradient.double().abs() * len(images)
+        sums[name] = sums[name] + magnitude if name in sums else magnitude
 
 
 @contextmanager

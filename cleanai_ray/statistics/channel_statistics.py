@@ -94,7 +94,8 @@ class ActivationStatistics:
         inputs: Statistics of what each layer receives, by module name.
         outputs: Statistics of what each layer computes, by module name.
         threshold: Mean activation above which a sample counts as active.
-        gradients: Sum over samples of the loss gradient of each parameter, by parameter name; empty unless asked for.
+        gradients: Sum over batches of batch size times |gradient of the batch's mean loss|, by parameter name; empty
+            unless asked for.
         num_gradient_samples: Samples that `gradients` sums over.
     """
 
@@ -120,6 +121,14 @@ class ActivationStatistics:
             difference = set(getattr(self, name)) ^ set(getattr(other, name))
             if difference:
                 raise CalibrationError(f"statistics cannot be merged: only one side has {name} of '{min(difference)}'")
+        for name in ("inputs", "outputs"):
+            for layer, value in getattr(self, name).items():
+                widths = value.num_channels, getattr(other, name)[layer].num_channels
+                if widths[0] != widths[1]:
+                    raise CalibrationError(
+                        f"statistics cannot be merged: the {name} of layer '{layer}' have {widths[0]} and {widths[1]} "
+                        "channels"
+                    )
         return ActivationStatistics(
             inputs={name: value + other.inputs[name] for name, value in self.inputs.items()},
             outputs={name: value + other.outputs[name] for name, value in self.outputs.items()},
@@ -153,7 +162,8 @@ class ActivationStatistics:
         tensors |= {f"gradients/{name}": value for name, value in self.gradients.items()}
         header = {"threshold": self.threshold, "num_gradient_samples": self.num_gradient_samples}
         order = {side: list(getattr(self, side)) for side in ("inputs", "outputs", "gradients")}
-        metadata = {"format": _FORMAT, "header": json.dumps(header | order)}
+        # One key only: safetensors writes several in no particular order, and equal statistics must be equal bytes.
+        metadata = {"header": json.dumps({"format": _FORMAT} | header | order)}
         return safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()}, metadata)
 
     @staticmethod
@@ -166,10 +176,9 @@ class ActivationStatistics:
         try:
             tensors = safetensors.torch.load(content)
             length = int.from_bytes(content[:8], "little")
-            metadata = json.loads(content[8 : 8 + length])["__metadata__"]
-            if metadata["format"] != _FORMAT:
-                raise KeyError(metadata["format"])
-            header = json.loads(metadata["header"])
+            header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["header"])
+            if header["format"] != _FORMAT:
+                raise ValueError(f"its format is {header['format']}")
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise ArtifactError(f"activation statistics cannot be read: {error} (expected {_FORMAT})") from error
 

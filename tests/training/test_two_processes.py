@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -72,6 +73,8 @@ def work(rank: int, folder: str) -> None:
     except TrainingError as error:
         found["error"] = str(error)
     torch.save(found, f"{folder}/{rank}.pt")
+    gc.collect()  # a model in a reference cycle keeps the group's threads alive
+    distributed.barrier()
     distributed.destroy_process_group()
 
 

@@ -1,0 +1,60 @@
+"""Calibration by actors: the same bits whatever the number of actors, and an error that says where."""
+
+from __future__ import annotations
+
+import distributed.conftest as small
+import pytest
+import ray
+
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.distributed.calibration import calibrate_on_actors
+from cleanai_ray.distributed.cluster import connected
+from cleanai_ray.errors import CalibrationError, DataError
+from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.models import build_model
+from cleanai_ray.stages import calibrate_locally
+from cleanai_ray.study import parse_study
+from cleanai_ray.workspace import open_workspace
+
+pytestmark = pytest.mark.ray
+
+
+def calibration(study, weights, folder, **resources):
+    changed = study.model_copy(update={"resources": study.resources.model_copy(update=resources)})
+    counted = []
+    with connected(None) as cluster:
+        statistics = calibrate_on_actors(
+            changed, ray.put(weights), "digest", RunDirectory(folder), cluster, on_shard=lambda *n: counted.append(n)
+        )
+    return statistics, counted
+
+
+def test_the_number_of_actors_does_not_change_a_bit(ray_session, tmp_path):
+    study = parse_study(small.SMALL)
+    weights = safetensors_bytes(build_model(study.model))
+    found = [calibration(study, weights, tmp_path / str(n), calibration_actors=n) for n in (1, 2)]
+    workspace = open_workspace(study.model_dump_json(), "cpu")
+    alone = calibrate_locally(workspace, workspace.dense_model(weights)).to_bytes()
+    # 200 samples in shards of 64 are 4 shards.
+    for statistics, counted in found:
+        assert statistics.to_bytes() == alone
+        assert counted == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        assert statistics.num_samples == 200
+
+
+def test_a_finished_calibration_is_read_back(ray_session, tmp_path):
+    study = parse_study(small.SMALL)
+    weights = safetensors_bytes(build_model(study.model))
+    first, _ = calibration(study, weights, tmp_path)
+    second, counted = calibration(study, weights, tmp_path)
+    assert counted == []
+    assert second.to_bytes() == first.to_bytes()
+
+
+def test_an_error_in_an_actor_stops_the_calibration_and_says_which_samples(ray_session, tmp_path):
+    study = parse_study(small.SMALL)
+    model = build_model(study.model)
+    model.conv1.weight.data.fill_(float("nan"))
+    with pytest.raises((CalibrationError, DataError), match="not finite"):
+        calibration(study, safetensors_bytes(model), tmp_path)
+    assert not (tmp_path / "cache" / "calibration.safetensors.done").exists()

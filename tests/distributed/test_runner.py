@@ -1,0 +1,155 @@
+"""A whole study on a real Ray: what it leaves behind, how it resumes, and what a failing trial does."""
+
+from __future__ import annotations
+
+import json
+
+import distributed.conftest as small
+import pyarrow.parquet as pq
+import pytest
+from pypdf import PdfReader
+
+import cleanai_ray
+from cleanai_ray import results
+from cleanai_ray.evaluation.accuracy import evaluate
+from cleanai_ray.models import build_model
+from cleanai_ray.registry import METRICS
+from cleanai_ray.study import load_study, parse_study
+from cleanai_ray.workspace import open_workspace
+
+pytestmark = pytest.mark.ray
+
+TIMINGS = ("seconds_", "latency_", "throughput", "node")
+
+
+def rows(folder, name=results.RESULTS_FILE):
+    return pq.read_table(folder / name).to_pylist()
+
+
+def without_timings(row):
+    return {key: value for key, value in row.items() if not key.startswith(TIMINGS)}
+
+
+def test_a_run_directory_holds_what_the_contract_lists(small_run):
+    study, folder, _ = small_run
+    schemas = {
+        results.RESULTS_FILE: results.RESULTS,
+        results.LAYERS_FILE: results.LAYERS,
+        results.HISTORY_FILE: results.HISTORY,
+        results.LATENCY_FILE: results.LATENCY,
+        results.COVERAGE_FILE: results.coverage_schema(METRICS.names()),
+    }
+    for name, schema in schemas.items():
+        assert pq.read_table(folder / name).schema.equals(schema), name
+    table = rows(folder)
+    assert [row["trial_id"] for row in table] == [trial.trial_id for trial in study.trials()]
+    assert {row["status"] for row in table} == {"ok"}
+    assert load_study(folder / "study.yaml") == study
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["samples"]["calibration"] == 200
+    assert len(list((folder / "charts").glob("*.svg"))) == 6
+    assert len(PdfReader(folder / "report.pdf").pages) >= 5
+    assert "small" in (folder / "report.html").read_text()
+
+
+def test_the_rows_of_a_trial_agree_with_each_other(small_run):
+    _, folder, _ = small_run
+    layers, history, latency = (rows(folder, name) for name in ("layers.parquet", "history.parquet", "latency.parquet"))
+    for row in rows(folder):
+        mine = [layer for layer in layers if layer["trial_id"] == row["trial_id"]]
+        # A ResNet-20 has 19 convolutions, 2 of them shortcuts more, and the classifier.
+        assert len(mine) == 22
+        assert sum(layer["macs"] for layer in mine) == row["macs"] < row["macs_dense"]
+        assert all(
+            layer["out_channels_dense"] - layer["out_channels"] == len(layer["removed_channels"]) for layer in mine
+        )
+        assert [epoch["epoch"] for epoch in history if epoch["trial_id"] == row["trial_id"]] == [1]
+        timed = [entry for entry in latency if entry["trial_id"] == row["trial_id"]]
+        assert sorted((entry["variant"], entry["batch_size"]) for entry in timed) == [
+            ("dense", 1),
+            ("dense", 4),
+            ("pruned", 1),
+            ("pruned", 4),
+        ]
+        assert row["accuracy"] == row["accuracy_finetuned"]
+        assert row["num_evaluated"] == 100
+        assert row["seconds_total"] >= row["seconds_prune"] + row["seconds_finetune"] + row["seconds_evaluate"] - 1e-6
+    assert [row["epoch"] for row in history if row["trial_id"] == results.DENSE] == [1, 2]
+
+
+def test_the_best_model_is_kept_and_scores_what_the_table_says(small_run):
+    study, folder, _ = small_run
+    table = rows(folder)
+    best = min(table, key=lambda row: (-row["accuracy"], row["macs"], row["trial_id"]))
+    assert [path.name for path in (folder / "models").iterdir()] == [best["trial_id"]]
+    model = cleanai_ray.load(folder / "models" / best["trial_id"], lambda: build_model(study.model))
+    workspace = open_workspace(study.model_dump_json(), "cpu")
+    assert evaluate(model, workspace.batches("evaluation")).accuracy == best["accuracy"]
+    assert sum(value.numel() for value in model.parameters()) == best["params"]
+
+
+def test_every_trial_leaves_tensorboard_files(small_run):
+    study, folder, _ = small_run
+    for trial in study.trials():
+        assert list((folder / "tune").glob(f"**/{trial.trial_id}*/events.out.tfevents*")), trial.trial_id
+
+
+def test_the_course_of_the_study_is_told_in_plain_lines(small_run):
+    _, _, said = small_run
+    assert "trials: 3 done, 0 running, 0 failed, of 3" in said
+    assert "3 of 3 trials succeeded" in said
+    assert "\x1b" not in said
+
+
+def test_the_same_study_again_repeats_nothing(small_run):
+    study, folder, _ = small_run
+    kept = {path: path.stat().st_mtime_ns for path in [*(folder / "trials").iterdir(), *(folder / "cache").iterdir()]}
+    before = rows(folder)
+    failed, said = small.run(study, folder)
+    assert failed == 0
+    assert "3 of 3 trials were complete already" in said
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert rows(folder) == before
+
+
+def test_a_changed_study_reuses_only_what_it_may(small_run, tmp_path):
+    study, folder, _ = small_run
+    calibration = (folder / "cache" / "calibration.safetensors").stat().st_mtime_ns
+    changed = parse_study({**small.SMALL, "finetune": {"epochs": 0}})
+    failed, said = small.run(changed, folder)
+    assert failed == 0
+    assert "complete already" not in said
+    assert (folder / "cache" / "calibration.safetensors").stat().st_mtime_ns == calibration
+    assert all(row["epochs_run"] == 0 and row["accuracy_finetuned"] is None for row in rows(folder))
+    failed, _ = small.run(study, folder)
+    assert failed == 0
+
+
+def test_another_run_of_the_same_study_gives_the_same_tables(small_run, tmp_path):
+    study, folder, _ = small_run
+    small.run(study, tmp_path)
+    for name in ("results.parquet", "layers.parquet", "coverage.parquet"):
+        first, second = ([without_timings(row) for row in rows(where, name)] for where in (folder, tmp_path))
+        assert first == second
+
+
+def test_a_failing_and_a_dying_trial_are_rows_and_the_others_go_on(ray_session, tmp_path):
+    study = parse_study(
+        {
+            **small.SMALL,
+            "plugins": ["distributed.plugin_methods"],
+            "finetune": {"epochs": 0},
+            "sweep": {"methods": ["refusing", "dying", "magnitude"], "ratios": [0.3]},
+        }
+    )
+    failed, said = small.run(study, tmp_path)
+    assert failed == 2
+    found = {row["method"]: row for row in rows(tmp_path)}
+    assert found["magnitude"]["status"] == "ok"
+    assert found["refusing"]["status"] == "failed"
+    assert found["refusing"]["error"].startswith("ValueError: no score for ")
+    assert found["dying"]["status"] == "failed"
+    assert "process ended before it was done" in found["dying"]["error"]
+    assert "failed: refusing" in said
+    text = "".join(page.extract_text() for page in PdfReader(tmp_path / "report.pdf").pages)
+    assert "no score for" in text.replace("\n", " ")

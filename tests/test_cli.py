@@ -1,0 +1,123 @@
+"""The command line: exit codes, one line on what is wrong, and what each command prints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from cleanai_ray.cli import main
+from cleanai_ray.registry import CHARTS, DATASETS, FORMATS, METHODS, METRICS, MODELS
+
+STUDY = {
+    "name": "wrong",
+    "model": {"name": "resnet20", "num_classes": 10, "input_shape": [1, 8, 8], "train": {"epochs": 1}},
+    "data": {"name": "digits", "calibration": {"samples": 64}},
+    "sweep": {"methods": ["coverage"], "ratios": [0.3]},
+}
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY))
+    return str(path)
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Run a command that must be refused, and return the one line it says."""
+    assert main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("sweep.ratioz=[0.3]", ["sweep.ratioz", "did you mean 'ratios'"]),
+        ("sweep.methods=[covrage]", ["covrage", "did you mean 'coverage'", "magnitude"]),
+        ("sweep.ratios=[1.5]", ["sweep.ratios", "1.5", "below 1"]),
+        ("data.root=/nonexistent", ["/nonexistent"]),
+        ("evaluation.split=train", ["data.calibration.split", "train", "allow_overlap"]),
+        ("data.calibration.samples=100000", ["data.calibration.samples", "100000", "at most"]),
+        ("model.input_shape=[3,8,8,8]", ["model.input_shape"]),
+        ("model.name=resnet21", ["model.name", "resnet21", "resnet20"]),
+        ("pruning.ignored_layers=[layer9]", ["ignored_layers", "layer9"]),
+    ],
+)
+def test_a_wrong_study_is_one_line_and_exit_code_2(capsys, study_file, tmp_path, command, override, words):
+    extra = ["--set", "data.name=fashion_mnist", "--set", "model.input_shape=[1,28,28]"] if "root" in override else []
+    line = refused(capsys, command, study_file, "--out", str(tmp_path / "out"), *extra, "--set", override)
+    for word in words:
+        assert word in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_do_not_fit_are_named(capsys, study_file, reference_weights):
+    arguments = [
+        "--set",
+        "model.train=null",
+        "--set",
+        f"model.weights={reference_weights}",
+        "--set",
+        "model.num_classes=10",
+    ]
+    line = refused(capsys, "plan", study_file, *arguments, "--set", "model.name=resnet18")
+    assert "model.weights" in line
+    assert str(reference_weights) in line
+
+
+def test_wrong_commands_are_one_line(capsys, tmp_path):
+    assert "frobnicate" in refused(capsys, "frobnicate")
+    assert "methodz" in refused(capsys, "list", "methodz")
+    assert "Missing argument" in refused(capsys, "run")
+    assert str(tmp_path) in refused(capsys, "report", str(tmp_path))
+    assert "no such file" in refused(capsys, "plan", str(tmp_path / "none.yaml")).lower()
+
+
+@pytest.mark.parametrize(
+    ("kind", "registry"),
+    [
+        ("methods", METHODS),
+        ("metrics", METRICS),
+        ("models", MODELS),
+        ("datasets", DATASETS),
+        ("charts", CHARTS),
+        ("formats", FORMATS),
+    ],
+)
+def test_list_shows_every_name_with_a_line(capsys, kind, registry):
+    assert main(["list", kind]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in registry.names():
+        line = next(line for line in lines if line.split()[0] == name)
+        assert len(line.split()) > 2
+
+
+def test_plan_shows_every_trial_and_starts_nothing(capsys, study_file, tmp_path):
+    arguments = ["--set", "sweep.modes=[local,global]", "--set", "resources.gpus_per_trial=0.5"]
+    assert main(["plan", study_file, "--out", str(tmp_path / "out"), *arguments]) == 0
+    text = capsys.readouterr().out
+    assert text.count("to run") == 2
+    assert "1 CPU + 0.5 GPU" in text
+    assert "2 trials, 0 of them cached" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_does_not_load_ray(study_file):
+    code = (
+        f"import sys; from cleanai_ray.cli import main; main(['plan', {study_file!r}]); sys.exit('ray' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "cleanai_ray", "list", "metrics"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "normalized_mean" in done.stdout
