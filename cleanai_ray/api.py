@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import safetensors
@@ -20,6 +21,7 @@ from cleanai_ray.pruning.graph import ChannelGraph
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.pruner import Pruner, PruneResult, Remeasure, identify
 from cleanai_ray.registry import METHODS
+from cleanai_ray.repair import repair as repair_model
 from cleanai_ray.sections import PruningSection, Section
 from cleanai_ray.statistics import ActivationStatistics, calibrate
 from cleanai_ray.statistics.calibration import Batch, Loss
@@ -73,7 +75,8 @@ def prune(
         round_to: Widths of pruned layers are multiples of this.
         min_channels: No group keeps fewer channels.
         method_options: Options of the method, for instance {"variant": "producer"}.
-        repair: False; training-free repair is not available yet.
+        repair: Training-free repair with the images of batches: True or "auto" (what serves best, judged on images held
+            back), "closed_form" or "sequential" (then with relative batch-norm recalibration), or False.
         loss: Mean loss of (output, targets) for gradient-based methods; cross-entropy by default.
 
     Raises:
@@ -81,18 +84,34 @@ def prune(
         StudyError: When an option does not fit the method.
         PruningError: When an argument is not allowed, or the model cannot be pruned as asked.
     """
-    _refuse_repair(repair)
+    compensation = _compensation(repair, batches)
     trial = _trial(method, coverage_metric, ratio, budget, mode, steps, seed, method_options)
     bounds = _bounds(layer_ratios, ignored_layers, max_ratio, round_to, min_channels)
     measure = None if batches is None else _measurement(trial, batches, loss)
     if stats is None and measure is not None and _reads_calibration(trial):
         stats = measure(model)
-    return Pruner(model, example_inputs, trial, bounds=bounds, statistics=stats, remeasure=measure).run()
+    result = Pruner(model, example_inputs, trial, bounds=bounds, statistics=stats, remeasure=measure).run()
+    return _repaired(model, result, batches, compensation)
 
 
-def _refuse_repair(repair: bool | str) -> None:
-    if repair is not False:
-        raise PruningError(f"repair is {repair!r}; allowed: False")
+def _repaired(
+    model: nn.Module, result: PruneResult, batches: Iterable[Batch] | None, compensation: str | None
+) -> PruneResult:
+    if compensation is None or batches is None:
+        return result
+    norms = "auto" if compensation == "auto" else "relative"
+    outcome = repair_model(model, result, batches, compensation=compensation, batch_norm=norms)
+    return replace(result, model=outcome.model)
+
+
+def _compensation(repair: bool | str, batches: Iterable[Batch] | None) -> str | None:
+    """Return the compensation that `prune` was asked for, or None."""
+    compensation = {True: "auto", False: None}.get(repair, repair) if isinstance(repair, bool) else repair
+    if compensation not in (None, "auto", "closed_form", "sequential"):
+        raise PruningError(f"repair is '{repair}'; allowed: True, False, 'auto', 'closed_form' or 'sequential'")
+    if compensation is not None and batches is None:
+        raise PruningError(f"repair is {repair!r} and reads calibration images, but batches is None; pass batches")
+    return compensation
 
 
 def _trial(
@@ -191,10 +210,21 @@ def load_model(dense: nn.Module, run: RunDirectory, folder: str = "") -> nn.Modu
         raise ArtifactError(f"'{prefix}{WEIGHTS_FILE}' in '{run.location}' is corrupted, cut off, or not of this plan")
     model = apply_plan(dense, plan)
     try:
-        model.load_state_dict(safetensors.torch.load(content), strict=True)
+        state = safetensors.torch.load(content)
+        _add_biases(model, state)
+        model.load_state_dict(state, strict=True)
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise ArtifactError(f"the weights do not fit the pruned model: {' '.join(str(error).split())}") from error
     return model
+
+
+def _add_biases(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give layers the biases that repair added to them, so that the weights fit."""
+    for name in set(state) - set(model.state_dict()):
+        layer, _, kind = name.rpartition(".")
+        module = dict(model.named_modules()).get(layer)
+        if kind == "bias" and isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is None:
+            module.bias = nn.Parameter(torch.zeros_like(state[name]).to(module.weight))
 
 
 def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.importance.base import create_method
+from cleanai_ray.keys import calibration_key, dense_key, trial_key
 from cleanai_ray.models import build_model
 from cleanai_ray.pruning.graph import ChannelGraph
-from cleanai_ray.stages import calibration_key, dense_key, trial_key
 from cleanai_ray.study import Study
 from cleanai_ray.workspace import Workspace, open_workspace
 

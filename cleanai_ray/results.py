@@ -62,6 +62,11 @@ RESULTS = _schema(
     ("throughput_dense", _REAL, "Images per second of the dense model at the largest batch timed."),
     ("throughput", _REAL, "Images per second of the pruned model at the largest batch timed."),
     ("num_threads", _COUNT, "CPU threads of torch while timing."),
+    (
+        "repair",
+        _TEXT,
+        "Repair that was applied: compensation, batch-norm recalibration, ridge; null: no repair.",
+    ),
     ("channel_ratio_achieved", _REAL, "Share of prunable channels that was removed."),
     ("seconds_total", _REAL, "Seconds the trial took."),
     ("seconds_prune", _REAL, "Of these, scoring, selection and surgery."),
@@ -69,7 +74,7 @@ RESULTS = _schema(
     ("seconds_finetune", _REAL, "Of these, fine-tuning."),
     ("seconds_evaluate", _REAL, "Of these, evaluation after each stage, latency included."),
     ("epochs_run", _COUNT, "Fine-tuning epochs that ran."),
-    ("best_epoch", _COUNT, "The epoch whose weights were kept, from 1."),
+    ("best_epoch", _COUNT, "The epoch whose weights were kept, from 1; 0: those before fine-tuning."),
     ("node", _TEXT, "Host name the trial ran on."),
     ("device", _TEXT, "Device it ran on."),
 )

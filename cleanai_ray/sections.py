@@ -166,11 +166,24 @@ class PruningSection(Section):
 
 
 class RepairSection(Section):
-    """Training-free recovery after surgery."""
+    """Training-free recovery after surgery, from unlabelled calibration images."""
 
-    compensation: Literal["none"] = "none"
-    batch_norm: Literal["none"] = "none"
-    samples: PositiveInt = Field(1024, description="Calibration images that repair may use.")
+    compensation: Literal["none", "closed_form", "sequential", "auto"] = Field(
+        "auto",
+        description="Refit of layers that read a narrowed input; auto: what a fifth of the images judges best.",
+    )
+    batch_norm: Literal["none", "relative", "reset", "auto"] = Field(
+        "auto", description="Recalibration of running statistics; auto: relative or none, likewise."
+    )
+    ridge: float | None = Field(
+        None, gt=0, description="Ridge of the refit, relative; null: 0.001, auto tries several."
+    )
+    samples: PositiveInt = Field(1024, description="Calibration images that repair may use, at the most.")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is to be repaired."""
+        return (self.compensation, self.batch_norm) != ("none", "none")
 
 
 class EarlyStoppingSection(Section):

@@ -7,8 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,20 @@ from cleanai_ray.models import build_model
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.pruner import Pruner, PruneResult
 from cleanai_ray.registry import METHODS
+from cleanai_ray.repair import RIDGES, RepairOutcome, repair
 from cleanai_ray.statistics import ActivationStatistics, calibrate
-from cleanai_ray.study import Study, Trial, digest
+from cleanai_ray.study import Trial
 from cleanai_ray.training.context import LocalContext
 from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
 from cleanai_ray.training.train import train_dense
-from cleanai_ray.trial_columns import accuracy_columns, cost_columns, describe_trial, latency_columns
+from cleanai_ray.trial_columns import (
+    accuracy_columns,
+    cost_columns,
+    describe_repair,
+    describe_trial,
+    latency_columns,
+    skipped_by_repair,
+)
 from cleanai_ray.workspace import Workspace, methods_need, needs_outputs
 
 ReportEpoch = Callable[[Mapping[str, Any]], None]
@@ -95,15 +102,6 @@ def prepare_dense(workspace: Workspace, report: ReportEpoch | None = None) -> De
     return DenseModel(weights=safetensors_bytes(model), accuracy=accuracy, history=history)
 
 
-def dense_key(study: Study) -> str:
-    """Return the digest of everything that the dense model and its score depend on: a weights file by its content."""
-    weights = study.model.weights
-    file = Path(weights).expanduser() if weights not in (None, "pretrained") else None
-    content = hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None
-    evaluation = study.evaluation.model_dump(exclude={"latency"})
-    return digest([study.model.model_dump(), content, study.data.model_dump(), evaluation])
-
-
 def calibrate_shard(workspace: Workspace, model: nn.Module, positions: np.ndarray) -> ActivationStatistics:
     """Return the statistics of a model on one shard of the calibration samples."""
     study = workspace.study
@@ -128,20 +126,6 @@ def merge(shards: list[ActivationStatistics]) -> ActivationStatistics:
     for shard in shards[1:]:
         total = total + shard
     return total
-
-
-def calibration_key(study: Study, dense_digest: str) -> str:
-    """Return the digest of everything that the calibration depends on."""
-    gradients = methods_need(study, "needs_gradients")
-    split = study.evaluation.split
-    return digest([dense_digest, study.data.model_dump(), split, gradients, needs_outputs(study)])
-
-
-def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
-    """Return the digest of everything that a trial's outcome depends on."""
-    sections = ("data", "pruning", "repair", "finetune", "evaluation")
-    parts = {name: getattr(study, name).model_dump() for name in sections}
-    return digest([trial.model_dump(), dense_digest, parts])
 
 
 @dataclass
@@ -170,7 +154,7 @@ def run_trial(
     statistics: ActivationStatistics | None,
     report: ReportEpoch | None = None,
 ) -> TrialOutcome:
-    """Score, prune, fine-tune and evaluate one trial.
+    """Score, prune, repair, fine-tune and evaluate one trial.
 
     Args:
         workspace: The opened study.
@@ -186,30 +170,31 @@ def run_trial(
     clock = _Clock()
     with clock.stage("prune"):
         pruned = _prune(workspace, trial, dense_model, statistics)
-    with clock.stage("evaluate"):
-        after_surgery = evaluate(pruned.model, workspace.batches("evaluation"), device=workspace.device)
+    scores = [_score(workspace, pruned.model, clock)]
+    repaired: RepairOutcome | None = None
+    if workspace.study.repair.is_on:
+        with clock.stage("repair"):
+            repaired = _repair(workspace, dense_model, pruned)
+            pruned = replace(pruned, model=repaired.model)
+        scores.append(_score(workspace, pruned.model, clock))
     tuned: FineTuneResult | None = None
-    last = after_surgery
     if workspace.study.finetune.epochs:
         with clock.stage("finetune"):
             tuned = _fine_tune(workspace, trial, pruned.model, dense_model, report)
-        with clock.stage("evaluate"):
-            last = evaluate(pruned.model, workspace.batches("evaluation"), device=workspace.device)
-    with clock.stage("evaluate"):
-        latency = _measure_latency(workspace, dense_model, pruned.model)
+        scores.append(_score(workspace, pruned.model, clock))
+    latency = _measure_latency(workspace, dense_model, pruned.model, clock)
     row = {
         **describe_trial(trial),
         "status": results.OK,
-        "warnings": list(pruned.plan.warnings),
-        "num_classes": workspace.study.model.num_classes,
-        **accuracy_columns(dense.accuracy, after_surgery, last if tuned else None),
+        "warnings": [*pruned.plan.warnings, *(skipped_by_repair(repaired.skipped) if repaired else [])],
+        **accuracy_columns(dense.accuracy, scores[0], scores[1] if repaired else None, scores[-1] if tuned else None),
+        "repair": describe_repair(repaired.chosen) if repaired else None,
         **cost_columns(dense_model, pruned.model, workspace.example_input()),
         **latency_columns(latency),
         "channel_ratio_achieved": pruned.plan.channel_ratio,
         "epochs_run": tuned.epochs_run if tuned else 0,
         "best_epoch": tuned.best_epoch if tuned else None,
-        "node": platform.node(),
-        "device": str(workspace.device),
+        **_circumstances(workspace),
         **clock.columns(),
     }
     name = {"trial_id": trial.trial_id}
@@ -221,6 +206,16 @@ def run_trial(
         model=pruned.model,
         plan=pruned.plan,
     )
+
+
+def _circumstances(workspace: Workspace) -> dict[str, Any]:
+    classes = workspace.study.model.num_classes
+    return {"num_classes": classes, "node": platform.node(), "device": str(workspace.device)}
+
+
+def _score(workspace: Workspace, model: nn.Module, clock: _Clock) -> Accuracy:
+    with clock.stage("evaluate"):
+        return evaluate(model, workspace.batches("evaluation"), device=workspace.device)
 
 
 def failed_outcome(trial: Trial, error: str) -> TrialOutcome:
@@ -246,6 +241,20 @@ def _prune(
     ).run()
 
 
+def _repair(workspace: Workspace, dense_model: nn.Module, pruned: PruneResult) -> RepairOutcome:
+    section = workspace.study.repair
+    positions = np.arange(min(section.samples, len(workspace.roles.calibration)))
+    return repair(
+        dense_model,
+        pruned,
+        list(workspace.batches("calibration", positions=positions)),
+        compensation=section.compensation,
+        batch_norm=section.batch_norm,
+        ridge=section.ridge or RIDGES[0],
+        ridges=RIDGES if section.ridge is None else (section.ridge,),
+    )
+
+
 def _fine_tune(
     workspace: Workspace, trial: Trial, model: nn.Module, teacher: nn.Module, report: ReportEpoch | None
 ) -> FineTuneResult:
@@ -263,9 +272,10 @@ def _fine_tune(
     )
 
 
-def _measure_latency(workspace: Workspace, dense: nn.Module, pruned: nn.Module) -> list[dict[str, Any]]:
+def _measure_latency(workspace: Workspace, dense: nn.Module, pruned: nn.Module, clock: _Clock) -> list[dict[str, Any]]:
     section = workspace.study.evaluation.latency
     if section is None:
         return []
     models = {"dense": dense, "pruned": pruned}
-    return measure_latency(models, workspace.example_input(), section, device=workspace.device)
+    with clock.stage("evaluate"):
+        return measure_latency(models, workspace.example_input(), section, device=workspace.device)

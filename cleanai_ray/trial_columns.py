@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,6 +26,20 @@ def describe_trial(trial: Trial) -> dict[str, Any]:
         "steps": trial.steps,
         "seed": trial.seed,
     }
+
+
+def describe_repair(chosen: Mapping[str, Any]) -> str:
+    """Return the repair that was applied in a few words."""
+    parts = [name for name in (chosen["compensation"], chosen["batch_norm"]) if name != "none"]
+    if not parts:
+        return "none"
+    ridge = f", ridge {chosen['ridge']:g}" if chosen["compensation"] != "none" else ""
+    return " + ".join(parts) + ridge
+
+
+def skipped_by_repair(layers: Sequence[str]) -> list[str]:
+    """Return a warning where compensation left layers out."""
+    return [f"weight compensation leaves out {', '.join(layers)}"] if layers else []
 
 
 def latency_columns(latency: list[dict[str, Any]]) -> dict[str, Any]:
@@ -53,12 +68,15 @@ def cost_columns(dense: nn.Module, pruned: nn.Module, example_input: Tensor) -> 
     return columns
 
 
-def accuracy_columns(dense: Accuracy, after_surgery: Accuracy, tuned: Accuracy | None) -> dict[str, Any]:
+def accuracy_columns(
+    dense: Accuracy, after_surgery: Accuracy, repaired: Accuracy | None, tuned: Accuracy | None
+) -> dict[str, Any]:
     """Return what the dense model scores, and the pruned one after each stage that ran."""
-    last = tuned or after_surgery
+    last = tuned or repaired or after_surgery
     return {
         "accuracy_dense": dense.accuracy,
         "accuracy_pruned": after_surgery.accuracy,
+        "accuracy_repaired": None if repaired is None else repaired.accuracy,
         "accuracy_finetuned": None if tuned is None else tuned.accuracy,
         "accuracy": last.accuracy,
         "top5_dense": dense.top5,

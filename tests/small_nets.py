@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
@@ -128,19 +130,22 @@ def example(batch: int = 2, *, size: int = 8, channels: int = 2) -> Tensor:
     return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(11))
 
 
+@torch.no_grad()
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give the batch norms statistics and weights that differ from one another, and put the model in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.copy_(0.3 * torch.randn(module.num_features, generator=generator))
             module.running_var.copy_(0.5 + torch.rand(module.num_features, generator=generator))
-            module.weight.data.copy_(0.5 + torch.rand(module.num_features, generator=generator))
-            module.bias.data.copy_(0.3 * torch.randn(module.num_features, generator=generator))
+            module.weight.copy_(0.5 + torch.rand(module.num_features, generator=generator))
+            module.bias.copy_(0.3 * torch.randn(module.num_features, generator=generator))
     return model.eval()
 
 
-def build(name: str, seed: int = 0) -> nn.Module:
+def build(name: str, seed: int = 0) -> Any:
     """One of NETS with random weights, in eval mode."""
     torch.manual_seed(seed)
     return randomise(NETS[name](), seed)
@@ -156,7 +161,7 @@ def tiny_vit(seed: int = 0) -> VisionTransformer:
     return model.eval()
 
 
-def batches(*, size: int = 8, channels: int = 2, classes: int = 3, sizes: tuple[int, ...] = (5, 7, 4)) -> list:
+def batches(*, size: int = 8, channels: int = 2, classes: int = 3, sizes: tuple[int, ...] = (5, 7, 4)) -> list[Any]:
     """Batches of (images, targets) of the given sizes."""
     generator = torch.Generator().manual_seed(12)
     return [

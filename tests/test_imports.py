@@ -20,7 +20,7 @@ LAYERS = (
     ("sections", "study_messages", "study", "results", "artifacts"),
     ("models", "data", "statistics"),
     ("coverage", "importance", "pruning", "repair", "training", "evaluation", "export", "charts", "report"),
-    ("api", "workspace", "trial_columns", "tables"),
+    ("api", "workspace", "keys", "trial_columns", "tables"),
     ("stages", "environment", "deployment"),
     ("planning", "distributed"),
     ("cli", "__init__", "__main__"),

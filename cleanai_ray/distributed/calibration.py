@@ -12,7 +12,8 @@ from torch import nn
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.distributed.cluster import Cluster, assigned_device
 from cleanai_ray.errors import CleanAIError
-from cleanai_ray.stages import calibrate_shard, calibration_key, merge
+from cleanai_ray.keys import calibration_key
+from cleanai_ray.stages import calibrate_shard, merge
 from cleanai_ray.statistics import ActivationStatistics
 from cleanai_ray.study import Study
 from cleanai_ray.workspace import open_workspace

@@ -11,7 +11,8 @@ from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.distributed.cluster import Cluster, assigned_device
 from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.accuracy import Accuracy
-from cleanai_ray.stages import DenseModel, dense_key, prepare_dense
+from cleanai_ray.keys import dense_key
+from cleanai_ray.stages import DenseModel, prepare_dense
 from cleanai_ray.study import Study
 from cleanai_ray.workspace import open_workspace
 

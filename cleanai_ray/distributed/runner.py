@@ -17,8 +17,8 @@ from cleanai_ray.distributed.progress import Narrator, format_seconds
 from cleanai_ray.distributed.sweep import run_sweep
 from cleanai_ray.distributed.writer import rank
 from cleanai_ray.environment import describe_environment, describe_samples
+from cleanai_ray.keys import calibration_key
 from cleanai_ray.report import make_report
-from cleanai_ray.stages import calibration_key
 from cleanai_ray.statistics import ActivationStatistics
 from cleanai_ray.study import Study, digest
 from cleanai_ray.tables import write_tables

@@ -19,7 +19,8 @@ from cleanai_ray.distributed.progress import Narrator, SweepState
 from cleanai_ray.distributed.writer import record_name, start_writer
 from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.weights import safetensors_bytes
-from cleanai_ray.stages import DenseModel, TrialOutcome, failed_outcome, run_trial, trial_key
+from cleanai_ray.keys import trial_key
+from cleanai_ray.stages import DenseModel, TrialOutcome, failed_outcome, run_trial
 from cleanai_ray.statistics import ActivationStatistics
 from cleanai_ray.study import Study, Trial, parse_study
 from cleanai_ray.workspace import Workspace, open_workspace

@@ -151,9 +151,10 @@ def statistics_of(context: ScoringContext, member: Member, side: str) -> LayerSt
     if context.statistics is None:
         raise PruningError("the method reads activation statistics, and none were given; pass batches or stats")
     found = (context.statistics.inputs if side == "inputs" else context.statistics.outputs).get(member.layer)
-    if found is not None and member.channels.max(initial=0) >= found.num_channels:
+    width = context.graph.width(member.layer, "in" if side == "inputs" else "out")
+    if found is not None and found.num_channels != width:
         raise PruningError(
-            f"the statistics of layer '{member.layer}' have {found.num_channels} channels, fewer than the model's; "
-            "they were taken from another model"
+            f"the statistics of layer '{member.layer}' have {found.num_channels} channels, and the model's has "
+            f"{width}; they were taken from another model"
         )
     return found

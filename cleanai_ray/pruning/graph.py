@@ -106,7 +106,7 @@ class ChannelGraph:
 
     def _find_groups(self) -> Iterator[ChannelGroup]:
         for group in self._graph.get_all_groups(ignored_layers=self._ignored):
-            if not any(self._keeps_width(dep) for dep, _ in group):
+            if not any(self._keeps_width(dep) or self._cuts_blocks_in_part(dep, idxs) for dep, idxs in group):
                 yield self._describe(group)
 
     def _keeps_width(self, dependency: Any) -> bool:
@@ -116,6 +116,14 @@ class ChannelGraph:
         if not self._graph.is_out_channel_pruning_fn(dependency.handler):
             return False
         return not dependency.target.outputs or dependency.target.module in self._ignored
+
+    def _cuts_blocks_in_part(self, dependency: Any, channels: Sequence[int]) -> bool:
+        """Whether a layer with blocks reads the group beside others, concatenated: its blocks would become unequal."""
+        node = dependency.target
+        if node.module not in self._names or _num_blocks(node) == 1:
+            return False
+        side = self._side(dependency)
+        return len(channels) != self.width(self._names[node.module], "in" if side == "in" else "out")
 
     def _describe(self, group: Any) -> ChannelGroup:
         root = group[0]
@@ -177,7 +185,14 @@ class ChannelGraph:
         Raises:
             PruningError: When torch-pruning has no score for the group.
         """
-        scores = getattr(tp.importance, importance)(**options)(self._full_group(group))
+        if group.num_units == 1:  # Nothing to choose from; torch-pruning cannot index blocks of one input channel.
+            return torch.ones(group.num_channels, dtype=torch.float64)
+        try:
+            scores = getattr(tp.importance, importance)(**options)(self._full_group(group))
+        except (IndexError, RuntimeError) as error:
+            raise PruningError(
+                f"torch-pruning's {importance} cannot score the group of layer '{group.name}': {error}"
+            ) from error
         if scores is None:
             raise PruningError(f"torch-pruning's {importance} has no score for the group of layer '{group.name}'")
         return scores.detach().double().cpu()

@@ -48,10 +48,10 @@ class ActivationRecorder:
     def _hook(self, name: str) -> Any:
         @torch.no_grad()
         def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            self._add(("inputs", name), _sums(_as_samples(module, inputs[0]), self._threshold))
+            self._add(("inputs", name), _sums(as_samples(module, inputs[0]), self._threshold))
             if self._outputs:
                 first = output[0] if isinstance(output, tuple) else output
-                self._add(("outputs", name), _sums(_as_samples(module, first), self._threshold))
+                self._add(("outputs", name), _sums(as_samples(module, first), self._threshold))
 
         return record
 
@@ -87,7 +87,7 @@ class ActivationRecorder:
         return ActivationStatistics(inputs=sides["inputs"], outputs=sides["outputs"], threshold=self._threshold)
 
 
-def _as_samples(module: nn.Module, activation: Tensor) -> Tensor:
+def as_samples(module: nn.Module, activation: Tensor) -> Tensor:
     """Return activations as [samples, channels, positions], whatever their layout."""
     activation = activation.detach()
     if isinstance(module, nn.Conv2d):

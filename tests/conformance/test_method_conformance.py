@@ -21,6 +21,7 @@ from small_nets import NETS, batches, build, example, tiny_vit
 from torch import Tensor, nn
 
 from cleanai_ray import api
+from cleanai_ray.errors import PruningError
 from cleanai_ray.importance.base import ScoringContext, create_method, score_groups
 from cleanai_ray.pruning.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.registry import METHODS
@@ -43,13 +44,23 @@ def context(net: str, metric: str | None, seed: int = 0) -> ScoringContext:
     return ScoringContext(graph=graph, statistics=statistics, coverage_metric=metric, seed=seed)
 
 
+def score_or_skip(case: Case, net: str, group: ChannelGroup, context: ScoringContext) -> Tensor:
+    """Scores of a group; a method that reads weights alone may refuse a kind of layer, in so many words."""
+    try:
+        return create_method(case[0]).score(group, context)
+    except PruningError as error:
+        if net == "plain" or reads_calibration(case[0]) or f"'{group.name}'" not in str(error):
+            raise
+        pytest.skip(f"{case[0]} refuses {net}: {error}")
+
+
 @pytest.mark.parametrize("net", [*NETS, "vit"])
 @pytest.mark.parametrize("case", method_cases(), ids=case_id)
 def test_scores_are_finite_float64_one_a_channel_and_repeatable(case: Case, net: str) -> None:
     name, metric = case
     first, second = context(net, metric), context(net, metric)
     for group, again in zip(first.graph.groups, second.graph.groups, strict=True):
-        scores = create_method(name).score(group, first)
+        scores = score_or_skip(case, net, group, first)
         assert scores.dtype == torch.float64
         assert scores.shape == (group.num_channels,)
         assert torch.isfinite(scores).all()
@@ -59,7 +70,7 @@ def test_scores_are_finite_float64_one_a_channel_and_repeatable(case: Case, net:
 @pytest.mark.parametrize("case", method_cases(), ids=case_id)
 def test_scoring_changes_neither_model_nor_statistics(case: Case) -> None:
     name, metric = case
-    found = context("residual", metric)
+    found = context("plain", metric)
     before = {key: value.clone() for key, value in found.graph.model.state_dict().items()}
     assert found.statistics is not None
     content = found.statistics.to_bytes()
@@ -147,7 +158,9 @@ def test_the_same_seed_gives_the_same_plan_and_the_model_is_left_alone(case: Cas
     flags = {key: value.requires_grad for key, value in model.named_parameters()}
 
     plans = {
-        api.prune(model, example(), data, method=name, coverage_metric=metric, ratio=0.4, seed=3).plan.to_json()
+        api.prune(
+            model, example(), data, method=name, coverage_metric=metric, ratio=0.4, seed=3, ignored_layers=["head"]
+        ).plan.to_json()
         for _ in range(2)
     }
     assert len(plans) == 1
@@ -167,7 +180,8 @@ def test_a_pruned_model_is_as_the_dense_one_was(case: Case) -> None:
     model = build("depthwise").train()
     model.bn2.eval()
     model.fc.bias.requires_grad_(False)
-    pruned = api.prune(model, example(), batches(), method=name, coverage_metric=metric, ratio=0.4).model
+    options = {"method": name, "coverage_metric": metric, "ignored_layers": ["project"]}
+    pruned = api.prune(model, example(), batches(), ratio=0.4, **options).model
     assert [module.training for module in pruned.modules()] == [module.training for module in model.modules()]
     flags = {key: value.requires_grad for key, value in model.named_parameters()}
     assert {key: value.requires_grad for key, value in pruned.named_parameters()} == flags

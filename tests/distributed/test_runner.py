@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import distributed.conftest as small
 import pyarrow.parquet as pq
@@ -13,12 +14,13 @@ import cleanai_ray
 from cleanai_ray import results
 from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.models import build_model
-from cleanai_ray.registry import METRICS
+from cleanai_ray.registry import METHODS, METRICS
 from cleanai_ray.study import load_study, parse_study
 from cleanai_ray.workspace import open_workspace
 
 pytestmark = pytest.mark.ray
 
+STAGES = ("prune", "repair", "finetune", "evaluate")
 TIMINGS = ("seconds_", "latency_", "throughput", "node")
 
 
@@ -72,8 +74,10 @@ def test_the_rows_of_a_trial_agree_with_each_other(small_run):
             ("pruned", 4),
         ]
         assert row["accuracy"] == row["accuracy_finetuned"]
+        assert 0 <= row["accuracy_repaired"] <= 1
+        assert row["repair"]
         assert row["num_evaluated"] == 100
-        assert row["seconds_total"] >= row["seconds_prune"] + row["seconds_finetune"] + row["seconds_evaluate"] - 1e-6
+        assert row["seconds_total"] >= sum(row[f"seconds_{stage}"] for stage in STAGES) - 1e-6
     assert [row["epoch"] for row in history if row["trial_id"] == results.DENSE] == [1, 2]
 
 
@@ -133,11 +137,20 @@ def test_another_run_of_the_same_study_gives_the_same_tables(small_run, tmp_path
         assert first == second
 
 
-def test_a_failing_and_a_dying_trial_are_rows_and_the_others_go_on(ray_session, tmp_path):
+@pytest.fixture
+def plugin(monkeypatch):
+    """The name of the plugin module, whose methods are forgotten after the test."""
+    monkeypatch.setattr(METHODS, "_values", dict(METHODS._values))
+    monkeypatch.setattr(METHODS, "_summaries", dict(METHODS._summaries))
+    yield "distributed.plugin_methods"
+    sys.modules.pop("distributed.plugin_methods", None)
+
+
+def test_a_failing_and_a_dying_trial_are_rows_and_the_others_go_on(ray_session, plugin, tmp_path):
     study = parse_study(
         {
             **small.SMALL,
-            "plugins": ["distributed.plugin_methods"],
+            "plugins": [plugin],
             "finetune": {"epochs": 0},
             "sweep": {"methods": ["refusing", "dying", "magnitude"], "ratios": [0.3]},
         }

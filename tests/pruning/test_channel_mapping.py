@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,10 +50,10 @@ IDS = [f"{net}-{'+'.join(removed)}" for net, removed, _ in CASES]
 
 
 @torch.no_grad()
-def zeroed(model: nn.Module, channels: Removed) -> nn.Module:
+def zeroed(model: nn.Module, channels: Removed) -> Any:
     twin = copy.deepcopy(model)
     for name, indices in channels.items():
-        module = twin.get_submodule(name)
+        module: Any = twin.get_submodule(name)
         module.weight[indices] = 0.0
         module.bias[indices] = 0.0
     return twin
@@ -264,3 +265,58 @@ def test_unknown_groups_and_untraceable_models_are_refused() -> None:
         ChannelGraph(build("plain"), torch.zeros(1, 7, 8, 8))
     with pytest.raises(PruningError, match="example_inputs holds 2 values; allowed: one tensor, or a tuple of one"):
         ChannelGraph(build("plain"), (example(), example()))
+
+
+class GroupedOverConcat(nn.Module):
+    """A convolution in two blocks that reads two branches side by side."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(2, 6, 1)
+        self.right = nn.Conv2d(2, 6, 1)
+        self.norm = nn.GroupNorm(3, 12) if norm else nn.Identity()
+        self.blocks = nn.Conv2d(12, 8, 1, groups=1 if norm else 2)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(torch.cat([self.left(x), self.right(x)], dim=1))
+        return self.fc(self.blocks(x).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_branches_that_share_a_layer_with_blocks_keep_their_width(norm: bool) -> None:
+    """Cutting one branch would leave the blocks of the shared layer unequal."""
+    graph = ChannelGraph(GroupedOverConcat(norm), example())
+    assert {group.name for group in graph.groups} == {"blocks"}
+    graph.remove({"blocks": [0, 4]})
+    assert graph.model(example()).shape == (2, 3)
+
+
+class Normalised(nn.Module):
+    """A group norm in four blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 8, 1)
+        self.norm = nn.GroupNorm(4, 8)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.norm(self.conv(x))).mean(dim=(2, 3)))
+
+
+def test_a_group_norm_keeps_its_blocks_equally_wide() -> None:
+    torch.manual_seed(0)
+    model, images = Normalised().eval(), example(5)
+    assert model.conv.bias is not None
+    graph = ChannelGraph(model, example())
+    (group,) = graph.groups
+    assert (group.num_blocks, group.num_units) == (4, 2)
+    graph.remove({"conv": group.expand(np.array([1]))})
+    assert (graph.model.norm.num_groups, graph.model.norm.num_channels) == (4, 4)
+    # Each block of one channel is normalised by itself.
+    kept = torch.tensor([0, 2, 4, 6])
+    x = torch.nn.functional.conv2d(images, model.conv.weight[kept], model.conv.bias[kept])
+    x = (x - x.mean(dim=(2, 3), keepdim=True)) / (x.var(dim=(2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
+    expected = torch.relu(x).mean(dim=(2, 3)) @ model.fc.weight[:, kept].T + model.fc.bias
+    torch.testing.assert_close(graph.model(images), expected, rtol=1e-5, atol=1e-5)

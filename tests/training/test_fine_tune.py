@@ -1,57 +1,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from fine_tuning_cases import MakeNet, assert_same, run, scripted, validation_accuracy
+from torch import nn
 
 from cleanai_ray import results
 from cleanai_ray.errors import CleanAIError, EvaluationError
-from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.sections import FineTuneSection, TrainSection
 from cleanai_ray.training.context import LocalContext, TrainingError
 from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
 from cleanai_ray.training.train import train_dense
-
-MakeNet = Callable[..., nn.Sequential]
-
-
-def run(model: nn.Module, digits: Any, context: LocalContext | None = None, **fields: Any) -> FineTuneResult:
-    arguments = {**digits.arguments(), "seed": 0, "teacher": None}
-    arguments |= {key: fields.pop(key) for key in list(fields) if key in arguments}
-    section = FineTuneSection.model_validate({"learning_rate": 0.1, "early_stopping": None, **fields})
-    return fine_tune(model, section=section, context=context or LocalContext(), **arguments)
-
-
-def validation_accuracy(model: nn.Module, digits: Any) -> float:
-    return evaluate(model, digits.validation_batches()).accuracy
-
-
-def scripted(model: nn.Module, accuracies: list[float]) -> tuple[Callable[[], list[Any]], list[dict[str, Tensor]]]:
-    """Validation whose accuracy at every call is chosen: labels are the model's own answers, some of them changed."""
-    images = torch.rand(100, 1, 8, 8)
-    snapshots: list[dict[str, Tensor]] = []
-
-    def validation_batches() -> list[Any]:
-        snapshots.append(copy.deepcopy(model.state_dict()))
-        probe = copy.deepcopy(model).eval()
-        with torch.no_grad():
-            labels = probe(images).argmax(1)
-        wrong = 100 - round(100 * accuracies[len(snapshots) - 1])
-        labels[:wrong] = (labels[:wrong] + 1) % 10
-        return [(images, labels)]
-
-    return validation_batches, snapshots
-
-
-def assert_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
-    assert first.keys() == second.keys()
-    different = [name for name in first if not torch.equal(first[name], second[name])]
-    assert different == []
 
 
 def test_learns_digits_and_keeps_the_best_epoch(digits: Any, make_net: MakeNet) -> None:
@@ -76,134 +40,11 @@ def test_other_recipes_learn_too(digits: Any, make_net: MakeNet, fields: dict[st
     assert validation_accuracy(model, digits) > 0.9
 
 
-@pytest.mark.parametrize(
-    ("accuracies", "best"),
-    [
-        ([0.5, 0.6, 0.9, 0.9, 0.7], 2),  # the first of equals
-        ([0.5, 0.4, 0.5, 0.5, 0.3], 0),  # nothing beats the start
-        ([0.1, 0.2, 0.3, 0.4, 0.5], 4),
-    ],
-)
-def test_ends_with_the_weights_of_the_best_epoch(
-    digits: Any, make_net: MakeNet, accuracies: list[float], best: int
-) -> None:
-    model = make_net()
-    start = copy.deepcopy(model.state_dict())
-    validation, snapshots = scripted(model, accuracies)
-    result = run(model, digits, epochs=4, validation_batches=validation)
-    assert result.best_epoch == best
-    assert_same(model.state_dict(), snapshots[best])
-    assert_same(snapshots[0], start)
-    assert [row["is_best"] for row in result.history] == [epoch == best for epoch in (1, 2, 3, 4)]
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "min_delta", "epochs_run"),
-    [
-        ([0.1, 0.5, 0.4, 0.5, 0.9, 0.9], 0.0, 3),  # 2 epochs that do not exceed 0.5
-        ([0.1, 0.5, 0.4, 0.6, 0.5, 0.6], 0.0, 5),  # the third epoch resets the patience
-        ([0.1, 0.5, 0.52, 0.54, 0.9, 0.9], 0.05, 3),  # better, but not by 0.05
-        ([0.9, 0.2, 0.3, 0.4, 0.5, 0.6], 0.0, 5),  # still climbing back to the start
-    ],
-)
-def test_early_stopping_waits_for_its_patience(
-    digits: Any, make_net: MakeNet, accuracies: list[float], min_delta: float, epochs_run: int
-) -> None:
-    model = make_net()
-    validation, _ = scripted(model, accuracies)
-    stopping = {"patience": 2, "min_delta": min_delta}
-    result = run(model, digits, epochs=5, validation_batches=validation, early_stopping=stopping)
-    assert result.epochs_run == len(result.history) == epochs_run
-
-
-def test_min_delta_does_not_hide_a_slightly_better_epoch(digits: Any, make_net: MakeNet) -> None:
-    model = make_net()
-    validation, snapshots = scripted(model, [0.1, 0.5, 0.52, 0.51])
-    result = run(
-        model, digits, epochs=3, validation_batches=validation, early_stopping={"patience": 2, "min_delta": 0.1}
-    )
-    assert result.best_epoch == 2
-    assert_same(model.state_dict(), snapshots[2])
-
-
 def test_no_epochs_changes_nothing(digits: Any, make_net: MakeNet) -> None:
     model = make_net()
     start = copy.deepcopy(model.state_dict())
     assert run(model, digits, epochs=0) == FineTuneResult((), 0, 0)
     assert_same(model.state_dict(), start)
-
-
-class Memory:
-    """Keeps every checkpoint; gives back the last."""
-
-    def __init__(self, *contents: bytes) -> None:
-        self.contents = list(contents)
-
-    def save(self, content: bytes) -> None:
-        self.contents.append(content)
-
-    def load(self) -> bytes | None:
-        return self.contents[-1] if self.contents else None
-
-
-class Interrupted(Exception):
-    pass
-
-
-RECIPES: list[dict[str, Any]] = [
-    {"optimizer": "sgd", "scheduler": "step"},
-    {"optimizer": "adamw", "learning_rate": 0.01, "ema_decay": 0.9, "warmup_epochs": 1.0},
-]
-
-
-@pytest.mark.parametrize("fields", RECIPES)
-def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(
-    digits: Any, make_net: MakeNet, fields: dict[str, Any]
-) -> None:
-    uninterrupted = make_net()
-    expected = run(uninterrupted, digits, epochs=5, **fields)
-
-    def dies_in_epoch_4(epoch: int) -> Iterator[Any]:
-        for index, batch in enumerate(digits.train_batches(epoch)):
-            if (epoch, index) == (4, 3):
-                raise Interrupted
-            yield batch
-
-    memory, resumed, epochs = Memory(), make_net(), []
-    context = LocalContext(checkpoints=memory)
-    with pytest.raises(Interrupted):
-        run(make_net(), digits, context, epochs=5, train_batches=dies_in_epoch_4, **fields)
-    assert len(memory.contents) == 1  # after epoch 2
-
-    def noted(epoch: int) -> Iterator[Any]:
-        epochs.append(epoch)
-        return digits.train_batches(epoch)
-
-    torch.rand(7)
-    found = run(resumed, digits, context, epochs=5, train_batches=noted, **fields)
-    assert epochs == [3, 4, 5]
-    assert_same(resumed.state_dict(), uninterrupted.state_dict())
-    assert (found.best_epoch, found.epochs_run) == (expected.best_epoch, 5)
-    timeless = [[{**row, "images_per_second": 0} for row in result.history] for result in (found, expected)]
-    assert timeless[0] == timeless[1]
-
-
-def test_a_finished_run_is_not_run_again(digits: Any, make_net: MakeNet) -> None:
-    memory = Memory()
-    first, second = make_net(), make_net()
-    expected = run(first, digits, LocalContext(checkpoints=memory), epochs=1)
-    found = run(second, digits, LocalContext(checkpoints=memory), epochs=1, train_batches=lambda epoch: iter(()))
-    assert found == expected
-    assert_same(first.state_dict(), second.state_dict())
-
-
-def test_a_checkpoint_of_another_section_is_passed_over(digits: Any, make_net: MakeNet) -> None:
-    memory = Memory()
-    run(make_net(), digits, LocalContext(checkpoints=memory), epochs=2, learning_rate=0.05)
-    fresh, other = make_net(), make_net()
-    run(fresh, digits, epochs=2, learning_rate=0.1)
-    run(other, digits, LocalContext(checkpoints=memory), epochs=2, learning_rate=0.1)
-    assert_same(other.state_dict(), fresh.state_dict())
 
 
 def test_averaged_weights_are_validated_and_kept(digits: Any, make_net: MakeNet) -> None:
@@ -249,6 +90,29 @@ def test_a_diverging_run_names_the_epoch_and_the_learning_rate(digits: Any) -> N
     assert isinstance(caught.value, CleanAIError)
 
 
+def test_a_long_epoch_that_diverges_is_not_run_to_its_end() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    taken = []
+
+    def batches(epoch: int) -> Iterator[Any]:
+        while True:
+            taken.append(epoch)
+            yield torch.randn(2, 4), torch.tensor([0, 1])
+
+    section = FineTuneSection.model_validate({"epochs": 1, "learning_rate": 1e20, "scheduler": "constant"})
+    with pytest.raises(TrainingError, match="epoch 1 is not finite"):
+        fine_tune(
+            model,
+            section=section,
+            train_batches=batches,
+            steps_per_epoch=10_000,
+            validation_batches=lambda: [(torch.randn(2, 4), torch.tensor([0, 1]))],
+            context=LocalContext(),
+            seed=0,
+        )
+    assert len(taken) < 1000
+
+
 def test_too_few_batches_are_refused_and_surplus_ones_are_not_taken(digits: Any, make_net: MakeNet) -> None:
     with pytest.raises(TrainingError, match="epoch 1 has 12 training batches, steps_per_epoch is 13"):
         run(make_net(), digits, epochs=1, steps_per_epoch=13)
@@ -271,6 +135,13 @@ def test_modes_and_random_state_are_as_before(digits: Any, make_net: MakeNet) ->
     run(model, digits, epochs=1)
     assert [module.training for module in model.modules()] == flags
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_found_in_evaluation_mode_trains_in_training_mode(digits: Any, make_net: MakeNet) -> None:
+    model = make_net().eval()
+    validation, _ = scripted(model, [0.1, 0.9])
+    run(model, digits, epochs=1, validation_batches=validation)
+    assert model[1].num_batches_tracked == digits.steps_per_epoch
 
 
 def test_same_seed_same_weights_whatever_the_global_random_state(digits: Any, make_net: MakeNet) -> None:

@@ -1,0 +1,180 @@
+"""Trying the variants of repair on some calibration images, and judging them on others, without labels."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.evaluation.modes import evaluation_mode
+from cleanai_ray.repair.batch_norm import NormSums, apply_relative, apply_reset, collect_norm_sums
+from cleanai_ray.repair.compensation import Kept, compensate_closed_form, narrowed_consumers
+from cleanai_ray.repair.consumers import Consumer
+from cleanai_ray.repair.images import device_of, run, walk
+from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
+from cleanai_ray.repair.sequential import compensate_sequential
+from cleanai_ray.repair.trace import trace_consumers
+
+COMPENSATIONS = ("none", "closed_form", "sequential")
+BATCH_NORMS = ("none", "relative", "reset")
+AUTO_BATCH_NORMS = ("none", "relative")
+RIDGES = (1e-3, 1e-2)
+HELD_BACK = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to repair.
+
+    Attributes:
+        compensation: `none`, `closed_form` or `sequential`.
+        batch_norm: `none`, `relative` or `reset`.
+        ridge: Regularisation of the compensation; None without one.
+    """
+
+    compensation: str
+    batch_norm: str
+    ridge: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """A pruned model, the images to repair it with, and what variants of repair share: it is measured once.
+
+    Attributes:
+        dense: The dense model.
+        pruned: Its pruned copy; neither is changed.
+        kept_inputs: Dense indices of the input channels each narrowed layer kept.
+        kept_outputs: Dense indices of the output channels each narrowed layer kept.
+        images: Batches of calibration images.
+    """
+
+    dense: nn.Module
+    pruned: nn.Module
+    kept_inputs: Kept
+    kept_outputs: Kept
+    images: Sequence[Tensor]
+
+    @cached_property
+    def consumers(self) -> list[Consumer]:
+        """The consumers of the pruned model."""
+        return trace_consumers(self.pruned, self.images[0][:1].to(device_of(self.pruned)))
+
+    @cached_property
+    def moments(self) -> ConsumerMoments:
+        """Moments of what the dense model's narrowed consumers read."""
+        features = narrowed_consumers(self.dense, self.kept_inputs)
+        return collect_moments(self.dense, self.images, layers=list(features), features=features)
+
+    @cached_property
+    def norm_sums(self) -> dict[str, NormSums]:
+        """What the dense model's batch-norms read."""
+        return collect_norm_sums(self.dense, self.images)
+
+    def compensate(self, compensation: str, ridge: float | None) -> nn.Module:
+        """Return a compensated copy of the pruned model."""
+        model = copy.deepcopy(self.pruned)
+        kept = self.kept_inputs, self.kept_outputs
+        if compensation == "closed_form":
+            assert ridge is not None
+            compensate_closed_form(self.dense, model, *kept, self.moments, self.consumers, ridge=ridge)
+        elif compensation == "sequential":
+            assert ridge is not None
+            compensate_sequential(self.dense, model, *kept, self.images, ridge=ridge)
+        return model
+
+    def recalibrate(self, model: nn.Module, batch_norm: str) -> nn.Module:
+        """Return a model whose batch-norms are recalibrated: a copy, or the model itself for `none`."""
+        if batch_norm == "none":
+            return model
+        model = copy.deepcopy(model)
+        found = collect_norm_sums(model, self.images)
+        if batch_norm == "relative":
+            apply_relative(self.dense, model, self.norm_sums, found, self.kept_outputs)
+        else:
+            apply_reset(model, found)
+        return model
+
+    def make(self, compensations: Sequence[tuple[str, float | None]], norms: Sequence[str]) -> Iterator[Any]:
+        """Yield (variant, model) for every pair; each compensation is made once."""
+        for compensation, ridge in compensations:
+            compensated = self.compensate(compensation, ridge)
+            for batch_norm in norms:
+                variant = Variant(compensation=compensation, batch_norm=batch_norm, ridge=ridge)
+                yield variant, self.recalibrate(compensated, batch_norm)
+
+
+def split_images(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return (images to repair with, images held back): every fifth is held back, in batches of the size given."""
+    size = max(len(batch) for batch in images)
+    everything = torch.cat(list(images))
+    held = torch.arange(len(everything)) % HELD_BACK == HELD_BACK - 1
+    return list(everything[~held].split(size)), list(everything[held].split(size))
+
+
+@torch.no_grad()
+def log_probabilities(model: nn.Module, images: Sequence[Tensor]) -> Tensor:
+    """Return log softmax of a model's outputs, float64, [N, classes] (dimension 1 holds the classes)."""
+    with evaluation_mode(model):
+        outputs = [run(model, batch, samples) for samples, batch in walk(images, model)]
+    return torch.cat(outputs).double().log_softmax(dim=1).cpu()
+
+
+def divergence(reference: Tensor, other: Tensor) -> float:
+    """Return the mean over samples of KL(reference || other) in nats; infinite where an output is not finite."""
+    if not torch.isfinite(other).all():
+        return math.inf
+    return max(float((reference.exp() * (reference - other)).sum(dim=1).mean()), 0.0)
+
+
+def auto_repair(
+    dense: nn.Module,
+    pruned: nn.Module,
+    kept_inputs: Kept,
+    kept_outputs: Kept,
+    images: Sequence[Tensor],
+    *,
+    compensations: Sequence[str] = COMPENSATIONS,
+    batch_norms: Sequence[str] = AUTO_BATCH_NORMS,
+    ridges: Sequence[float] = RIDGES,
+) -> tuple[nn.Module, dict[str, Any], tuple[dict[str, Any], ...]]:
+    """Try variants of repair, and keep the one whose outputs are nearest to the dense model's.
+
+    A fifth of the images is held back. Each variant repairs with the rest, and is judged on those held back by the
+    mean KL(dense || pruned) of the softmax outputs; no labels are used. With `none` among both, repair never leaves a
+    model farther from the dense one (on these images) than it found it.
+
+    Args:
+        dense: The dense model; it is left as it was.
+        pruned: Its pruned copy; it is left as it was, too.
+        kept_inputs: Dense indices of the input channels each narrowed layer kept.
+        kept_outputs: Dense indices of the output channels each narrowed layer kept.
+        images: Batches of calibration images.
+        compensations: Compensations to try.
+        batch_norms: Recalibrations to try, each with every compensation.
+        ridges: Regularisations to try, each with every compensation but `none`.
+
+    Returns:
+        The repaired model; what was chosen; what was tried, in order (compensation, batch_norm, ridge, kl).
+    """
+    working, held = split_images(images)
+    if not held:
+        working = held = list(images)
+    shop = Workshop(dense, pruned, kept_inputs, kept_outputs, working)
+    reference = log_probabilities(dense, held)
+    pairs = [(name, ridge) for name in compensations for ridge in (ridges if name != "none" else (None,))]
+    tried: list[dict[str, Any]] = []
+    best: tuple[nn.Module, dict[str, Any]] | None = None
+    for variant, model in shop.make(pairs, batch_norms):
+        entry = {**vars(variant), "kl": divergence(reference, log_probabilities(model, held))}
+        tried.append(entry)
+        if best is None or entry["kl"] < best[1]["kl"]:
+            best = model, entry
+    assert best is not None, "there is at least one variant"
+    return best[0], best[1], tuple(tried)

@@ -1,0 +1,171 @@
+"""Batch-norm recalibration: running statistics that fit the pruned network's activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cleanai_ray.errors import CalibrationError, PruningError
+from cleanai_ray.evaluation.modes import evaluation_mode
+from cleanai_ray.repair.compensation import Kept
+from cleanai_ray.repair.images import Batch, Batches, read_images, run, walk
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NormSums:
+    """Sums over the batches that one batch-norm read; float64, on the CPU.
+
+    Attributes:
+        count: Values a channel, over all batches.
+        mean_sum: Sum over batches of count x mean, [C].
+        variance_sum: Sum over batches of count x unbiased variance within the batch, [C].
+    """
+
+    count: int
+    mean_sum: Tensor
+    variance_sum: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Average mean of a batch, [C]."""
+        return self.mean_sum / self.count
+
+    @property
+    def variance(self) -> Tensor:
+        """Average unbiased variance within a batch, [C]."""
+        return self.variance_sum / self.count
+
+    def __add__(self, other: NormSums) -> NormSums:
+        return NormSums(
+            count=self.count + other.count,
+            mean_sum=self.mean_sum + other.mean_sum,
+            variance_sum=self.variance_sum + other.variance_sum,
+        )
+
+
+@torch.no_grad()
+def collect_norm_sums(model: nn.Module, batches: Iterable[Batch]) -> dict[str, NormSums]:
+    """Run a model with batch statistics in every batch-norm, and return what each of them read.
+
+    The model is left as it was: everything else runs in eval mode, and no running statistics are updated. A batch that
+    gives a batch-norm a single value a channel has no variance: there, the running statistics normalise.
+
+    Args:
+        model: The model.
+        batches: Images [N, ...], or pairs of which the first are images. Shards add up where batches are cut alike.
+
+    Raises:
+        CalibrationError: When a batch cannot be run, or an activation is not finite.
+    """
+    sums: dict[str, NormSums] = {}
+
+    def hook(name: str) -> Any:
+        def normalise(module: _BatchNorm, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            count = args[0].numel() // args[0].shape[1]
+            if count < 2:
+                return None
+            variance, mean = torch.var_mean(args[0], dim=[0, *range(2, args[0].dim())])
+            new = NormSums(count=count, mean_sum=count * mean.double(), variance_sum=count * variance.double())
+            sums[name] = sums[name] + new if name in sums else new
+            return functional.batch_norm(args[0], None, None, module.weight, module.bias, training=True, eps=module.eps)
+
+        return normalise
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in batch_norms(model).items()]
+    try:
+        with evaluation_mode(model):
+            for samples, images in walk(batches, model):
+                run(model, images, samples)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, value in sums.items():
+        if not torch.isfinite(value.variance_sum).all():
+            raise CalibrationError(f"the inputs of layer '{name}' are not finite on the calibration samples")
+    return {
+        name: NormSums(count=value.count, mean_sum=value.mean_sum.cpu(), variance_sum=value.variance_sum.cpu())
+        for name, value in sums.items()
+    }
+
+
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the batch-norms of a model that keep running statistics."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
+@torch.no_grad()
+def apply_relative(
+    dense: nn.Module,
+    pruned: nn.Module,
+    dense_sums: Mapping[str, NormSums],
+    pruned_sums: Mapping[str, NormSums],
+    kept_outputs: Kept,
+) -> None:
+    """Move the dense running statistics by what pruning changed, and give them to the pruned model.
+
+    mean = running mean + (pruned - dense) mean; variance = running variance x (pruned + eps) / (dense + eps), on the
+    kept channels. Where pruning changed nothing, nothing changes.
+    """
+    originals = batch_norms(dense)
+    for name, module in batch_norms(pruned).items():
+        if name not in pruned_sums or name not in dense_sums:
+            continue
+        before, after = dense_sums[name], pruned_sums[name]
+        dense_mean, dense_variance = (value.double().cpu() for value in _running(originals[name]))
+        kept = torch.as_tensor(kept_outputs[name]) if name in kept_outputs else torch.arange(len(before.mean))
+        ratio = (after.variance + module.eps) / (before.variance[kept] + module.eps)
+        mean, variance = _running(module)
+        mean.copy_(dense_mean[kept] + (after.mean - before.mean[kept]))
+        variance.copy_(dense_variance[kept] * ratio)
+
+
+@torch.no_grad()
+def apply_reset(pruned: nn.Module, pruned_sums: Mapping[str, NormSums]) -> None:
+    """Forget the running statistics, and take the averages over the batches instead."""
+    for name, module in batch_norms(pruned).items():
+        if name in pruned_sums:
+            mean, variance = _running(module)
+            mean.copy_(pruned_sums[name].mean)
+            variance.copy_(pruned_sums[name].variance)
+
+
+def _running(module: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert module.running_mean is not None
+    assert module.running_var is not None
+    return module.running_mean, module.running_var
+
+
+def recalibrate(
+    dense: nn.Module, pruned: nn.Module, batches: Batches, *, kind: str = "relative", kept_outputs: Kept
+) -> None:
+    """Recalibrate the batch-norms of a pruned model in place. Compensate before, not after.
+
+    Args:
+        dense: The dense model; it is left as it was.
+        pruned: Its pruned copy, which is changed.
+        batches: Calibration images; both models read the same batches.
+        kind: `relative` (to the dense model's statistics) or `reset`.
+        kept_outputs: Dense indices of the channels each narrowed layer kept, batch-norms included.
+
+    Raises:
+        PruningError: When the kind is unknown.
+        CalibrationError: When a batch cannot be run.
+    """
+    if kind not in ("relative", "reset"):
+        raise PruningError(f"batch_norm is '{kind}'; allowed: relative, reset")
+    images = read_images(batches)
+    found = collect_norm_sums(pruned, images)
+    if kind == "relative":
+        apply_relative(dense, pruned, collect_norm_sums(dense, images), found, kept_outputs)
+    else:
+        apply_reset(pruned, found)

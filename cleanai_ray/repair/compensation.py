@@ -1,0 +1,105 @@
+"""Weight compensation in closed form: removed inputs of each consumer are folded into those that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.errors import PruningError
+from cleanai_ray.repair.consumers import (
+    Consumer,
+    features_per_channel,
+    is_consumer,
+    kept_rows,
+    read_weight,
+    shift_output,
+    write_weight,
+)
+from cleanai_ray.repair.moments import ConsumerMoments
+
+Kept = Mapping[str, np.ndarray]
+
+
+def narrowed_consumers(dense: nn.Module, kept_inputs: Kept) -> dict[str, int]:
+    """Return the consumers that lost input channels and can be refitted, with their features per channel."""
+    found = {}
+    for name in kept_inputs:
+        module = dense.get_submodule(name)
+        features = features_per_channel(module, kept_inputs[name]) if is_consumer(module) else None
+        if features is not None:
+            found[name] = features
+    return found
+
+
+def solve_ridge(cross: Tensor, covariance: Tensor, ridge: float, target: Tensor | None = None) -> Tensor:
+    """Return (cross + l target) (covariance + l I)^-1 with l = ridge x mean diagonal of the covariance.
+
+    Args:
+        cross: Covariance of what is predicted with what predicts it, [C, K].
+        covariance: Covariance of what predicts, [K, K].
+        ridge: Regularisation, as a share of the mean variance; 0: least squares of minimum norm.
+        target: What the answer shrinks to, [C, K]; zero by default.
+
+    Raises:
+        PruningError: When ridge is negative.
+    """
+    if ridge < 0:
+        raise PruningError(f"ridge is {ridge:g}; allowed: at least 0")
+    level = ridge * covariance.diagonal().mean()
+    if target is not None:
+        cross = cross + level * target
+    if level > 0:
+        regular = covariance + level * torch.eye(len(covariance), dtype=covariance.dtype)
+        return torch.linalg.solve(regular, cross.T).T
+    return cross @ torch.linalg.pinv(covariance, hermitian=True)
+
+
+def compensate_closed_form(
+    dense: nn.Module,
+    pruned: nn.Module,
+    kept_inputs: Kept,
+    kept_outputs: Kept,
+    moments: ConsumerMoments,
+    consumers: list[Consumer],
+    *,
+    ridge: float = 1e-3,
+) -> tuple[str, ...]:
+    """Fold the removed inputs R of each narrowed consumer into the kept ones K, in place, and return their names.
+
+    A = S[R, K] (S[K, K] + ridge mean(diag S[K, K]) I)^-1; W[:, K] += W[:, R] A, the same A for every kernel position;
+    the output is shifted by W[:, R] (mu[R] - A mu[K]).
+
+    Args:
+        dense: The dense model; it is left as it was.
+        pruned: Its pruned copy, which is changed.
+        kept_inputs: Dense indices of the input channels each narrowed layer kept.
+        kept_outputs: Dense indices of the output channels each narrowed layer kept.
+        moments: Moments of what the dense model's consumers read, from `collect_moments` of `narrowed_consumers`.
+        consumers: The pruned model's consumers, from `trace_consumers`.
+        ridge: Regularisation, as a share of the mean variance of the kept inputs.
+    """
+    narrowed = narrowed_consumers(dense, kept_inputs)
+    changed = []
+    for consumer in consumers:
+        name = consumer.name
+        if name not in narrowed or name not in moments:
+            continue
+        module, features = dense.get_submodule(name), narrowed[name]
+        kept = channels_of(kept_inputs[name], features)
+        covariance, mean = moments[name].covariance, moments[name].mean
+        removed = torch.as_tensor(np.setdiff1d(np.arange(len(mean)), kept.numpy()))
+        mapping = solve_ridge(covariance[removed][:, kept], covariance[kept][:, kept], ridge)
+        lost = read_weight(module, features)[kept_rows(module, kept_outputs.get(name))][:, removed]
+        target = pruned.get_submodule(name)
+        write_weight(target, read_weight(target, features) + torch.einsum("orp,rk->okp", lost, mapping))
+        shift_output(pruned, consumer, lost.sum(dim=2) @ (mean[removed] - mapping @ mean[kept]))
+        changed.append(name)
+    return tuple(changed)
+
+
+def channels_of(kept: np.ndarray, features: int) -> Tensor:
+    """Return the channels that kept features belong to."""
+    return torch.as_tensor(kept[::features] // features)

@@ -1,0 +1,62 @@
+"""Calibration images: reading them from batches, and running a model over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.errors import CalibrationError, CleanAIError
+
+Batch = Tensor | tuple[Tensor, Any]
+Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
+
+
+class Reached(Exception):
+    """Ends a forward pass early: what it was run for has been read."""
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's parameters."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def read_images(batches: Batches) -> list[Tensor]:
+    """Read all batches, and return their images.
+
+    Raises:
+        CalibrationError: When there are none.
+    """
+    opened = batches() if callable(batches) else batches
+    images = [batch if isinstance(batch, Tensor) else batch[0] for batch in opened]
+    images = [batch for batch in images if len(batch)]
+    if not images:
+        raise CalibrationError("repair reads calibration images, and the batches given hold none")
+    return images
+
+
+def walk(batches: Iterable[Batch], model: nn.Module, first: int = 0) -> Iterator[tuple[range, Tensor]]:
+    """Yield the sample numbers and the images of each batch, on the model's device."""
+    device = device_of(model)
+    for batch in batches:
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        yield range(first, first + len(images)), images.to(device)
+        first += len(images)
+
+
+def run(model: nn.Module, images: Tensor, samples: range) -> Any:
+    """Run a model on a batch and return its output.
+
+    Raises:
+        CalibrationError: When it cannot be run; the message says which samples the batch holds.
+    """
+    try:
+        return model(images)
+    except (CleanAIError, Reached):
+        raise
+    except Exception as error:
+        raise CalibrationError(
+            f"repair stopped at samples {samples.start} to {samples.stop - 1}: {' '.join(str(error).split())}"
+        ) from error

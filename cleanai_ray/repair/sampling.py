@@ -1,0 +1,55 @@
+"""Positions of a sample that moments are taken at."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.repair.consumers import as_positions
+
+POSITIONS_PER_SAMPLE = 64
+
+
+class PositionSampler:
+    """Draws the same positions for a sample and a layer whichever batch, shard or model they are read in.
+
+    With P positions, one is drawn from each of `positions_per_sample` equal stretches; all of them where P is less.
+
+    Args:
+        positions_per_sample: Most positions a sample gives.
+        features: Features per channel of consumers that read a flattened feature map, by name.
+    """
+
+    def __init__(self, positions_per_sample: int, features: Mapping[str, int] | None = None) -> None:
+        self._number = positions_per_sample
+        self._features = features or {}
+
+    def rows(self, name: str, module: nn.Module, value: Tensor, samples: range) -> Tensor:
+        """Return the drawn positions of a consumer's input as a new tensor [samples * positions, C]."""
+        positions = as_positions(module, value, len(samples), self._features.get(name, 1))
+        total = positions.shape[1]
+        if total <= self._number:
+            return positions.flatten(0, 1).clone()
+        chosen = torch.as_tensor(self._draw(name, samples, total), device=value.device)
+        return positions[torch.arange(len(samples), device=value.device)[:, None], chosen].flatten(0, 1)
+
+    def _draw(self, name: str, samples: range, total: int) -> np.ndarray:
+        salt = np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], dtype=np.uint64)
+        stretches = np.arange(self._number, dtype=np.uint64)
+        ids = np.arange(samples.start, samples.stop, dtype=np.uint64)
+        mixed = _mix(_mix(ids + salt)[:, None] + stretches)
+        fraction = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
+        drawn = np.floor((stretches + fraction) * (total / self._number)).astype(np.int64)
+        return np.minimum(drawn, total - 1)
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """Return the output function of SplitMix64 (Steele, Lea and Flood 2014) of each integer."""
+    value = value * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

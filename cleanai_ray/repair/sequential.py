@@ -1,0 +1,209 @@
+"""Weight compensation in execution order: each consumer learns to read what the repaired layers before it make."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.evaluation.modes import evaluation_mode
+from cleanai_ray.repair.compensation import Kept, channels_of, solve_ridge
+from cleanai_ray.repair.consumers import (
+    Consumer,
+    features_per_channel,
+    is_consumer,
+    kept_rows,
+    observing,
+    read_weight,
+    shift_output,
+    write_weight,
+)
+from cleanai_ray.repair.images import Batches, Reached, device_of, read_images, run, walk
+from cleanai_ray.repair.moments import CrossMoments
+from cleanai_ray.repair.sampling import POSITIONS_PER_SAMPLE, PositionSampler
+from cleanai_ray.repair.trace import trace_consumers
+
+MEMORY_LIMIT = 4 * 1024**3
+_LIVE_TENSORS = 4
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Refit:
+    """Everything that one refitting of a model needs to know."""
+
+    dense: nn.Module
+    pruned: nn.Module
+    kept_inputs: Kept
+    kept_outputs: Kept
+    consumers: dict[str, Consumer]
+    features: dict[str, int]
+    sampler: PositionSampler
+    ridge: float
+
+    def refit(self, name: str, moments: CrossMoments) -> None:
+        """A = (C_xz + l E) (C_zz + l I)^-1; W' = W A; the output is shifted by W (mu_x - A mu_z)."""
+        cross, covariance = moments.covariances
+        chosen = torch.eye(len(cross), dtype=cross.dtype)
+        if name in self.kept_inputs:
+            chosen = chosen[:, channels_of(self.kept_inputs[name], self.features[name])]
+        mapping = solve_ridge(cross, covariance, self.ridge, chosen)
+        module = self.dense.get_submodule(name)
+        weight = read_weight(module, self.features[name])[kept_rows(module, self.kept_outputs.get(name))]
+        write_weight(self.pruned.get_submodule(name), torch.einsum("ocp,ck->okp", weight, mapping))
+        mean_x, mean_z = moments.means
+        shift_output(self.pruned, self.consumers[name], weight.sum(dim=2) @ (mean_x - mapping @ mean_z))
+
+
+@torch.no_grad()
+def compensate_sequential(
+    dense: nn.Module,
+    pruned: nn.Module,
+    kept_inputs: Kept,
+    kept_outputs: Kept,
+    batches: Batches,
+    *,
+    ridge: float = 1e-3,
+    positions_per_sample: int = POSITIONS_PER_SAMPLE,
+    memory_limit: int = MEMORY_LIMIT,
+) -> tuple[str, ...]:
+    """Refit the consumers of a pruned model in execution order, in place, and return the names of those that changed.
+
+    Each is refitted so that, from the input z that the pruned and already refitted model gives it, it computes what
+    the dense model computes from its input x. A consumer that reads exactly what the dense one reads stays as it is.
+    One that runs several times in a forward pass, or reads a flattened map whose channels are unknown, does, too.
+
+    With all images in one batch this takes one pass of either model: a consumer is refitted when the pass reaches it.
+    Where that would need more memory than `memory_limit`, there is a pass of either model up to each consumer: some
+    half as many whole passes as there are consumers (26 for ResNet-50), batch by batch.
+
+    Args:
+        dense: The dense model; it is left as it was.
+        pruned: Its pruned copy, which is changed.
+        kept_inputs: Dense indices of the input channels each narrowed layer kept.
+        kept_outputs: Dense indices of the output channels each narrowed layer kept.
+        batches: Calibration images, as batches that can be read again or a function that opens them.
+        ridge: Regularisation, as a share of the mean variance of the inputs.
+        positions_per_sample: Most positions (pixels, tokens) of a sample that count.
+        memory_limit: Bytes that activations may take.
+
+    Raises:
+        CalibrationError: When a batch cannot be run.
+    """
+    images = read_images(batches)
+    first = images[0][:1].to(device_of(pruned))
+    plan = _plan(dense, pruned, kept_inputs, kept_outputs, first, ridge, positions_per_sample)
+    number = sum(len(batch) for batch in images)
+    with evaluation_mode(dense), evaluation_mode(pruned):
+        small = number * _bytes_per_sample(plan, first) <= memory_limit
+        return _in_one_pass(plan, images) if small else _consumer_by_consumer(plan, images)
+
+
+def _plan(
+    dense: nn.Module,
+    pruned: nn.Module,
+    kept_inputs: Kept,
+    kept_outputs: Kept,
+    first: Tensor,
+    ridge: float,
+    positions_per_sample: int,
+) -> _Refit:
+    consumers, features = {}, {}
+    for consumer in trace_consumers(pruned, first):
+        module = dense.get_submodule(consumer.name)
+        size = features_per_channel(module, kept_inputs.get(consumer.name)) if is_consumer(module) else None
+        if size is not None and consumer.num_calls == 1:
+            consumers[consumer.name], features[consumer.name] = consumer, size
+    return _Refit(
+        dense=dense,
+        pruned=pruned,
+        kept_inputs=kept_inputs,
+        kept_outputs=kept_outputs,
+        consumers=consumers,
+        features=features,
+        sampler=PositionSampler(positions_per_sample, features),
+        ridge=ridge,
+    )
+
+
+def _bytes_per_sample(plan: _Refit, first: Tensor) -> int:
+    """Return what one image takes: some of the largest activations, and what is kept of the dense model's inputs."""
+    largest, kept = 0, 0
+
+    def after(module: nn.Module, args: object, output: object) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor):
+            largest = max(largest, output.numel() * output.element_size())
+
+    def before(name: str, module: nn.Module, value: Tensor) -> None:
+        nonlocal kept
+        rows = plan.sampler.rows(name, module, value, range(1))
+        kept += rows.numel() * rows.element_size()
+
+    handles = [module.register_forward_hook(after) for module in plan.dense.modules()]
+    try:
+        with observing(plan.dense, list(plan.consumers), before):
+            plan.dense(first)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _LIVE_TENSORS * largest + kept
+
+
+def _in_one_pass(plan: _Refit, images: Sequence[Tensor]) -> tuple[str, ...]:
+    names = list(plan.consumers)
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    samples = range(0)
+    changed = []
+
+    def keep(name: str, module: nn.Module, value: Tensor) -> None:
+        seen[name].append(plan.sampler.rows(name, module, value, samples))
+
+    def refit(name: str, module: nn.Module, value: Tensor) -> None:
+        x, z = torch.cat(seen.pop(name)), plan.sampler.rows(name, module, value, samples)
+        if not _same(x, z):
+            plan.refit(name, CrossMoments.of(x, z))
+            changed.append(name)
+
+    with observing(plan.dense, names, keep):
+        for samples, batch in walk(images, plan.dense):
+            run(plan.dense, batch, samples)
+    with observing(plan.pruned, names, refit):
+        for samples, batch in walk([torch.cat(list(images))], plan.pruned):
+            run(plan.pruned, batch, samples)
+    return tuple(changed)
+
+
+def _consumer_by_consumer(plan: _Refit, images: Sequence[Tensor]) -> tuple[str, ...]:
+    changed = []
+    for name in plan.consumers:
+        total: CrossMoments | None = None
+        same = True
+        for samples, batch in walk(images, plan.dense):
+            x, z = (_read(plan, model, name, batch, samples) for model in (plan.dense, plan.pruned))
+            same = same and _same(x, z)
+            moments = CrossMoments.of(x, z)
+            total = moments if total is None else total + moments
+        if total is not None and not same:
+            plan.refit(name, total)
+            changed.append(name)
+    return tuple(changed)
+
+
+def _read(plan: _Refit, model: nn.Module, name: str, images: Tensor, samples: range) -> Tensor:
+    """Run a model up to a consumer, and return the drawn rows of what the consumer reads."""
+    rows: list[Tensor] = []
+
+    def stop(name: str, module: nn.Module, value: Tensor) -> None:
+        rows.append(plan.sampler.rows(name, module, value, samples))
+        raise Reached
+
+    with observing(model, [name], stop), contextlib.suppress(Reached):
+        run(model, images, samples)
+    return rows[0]
+
+
+def _same(x: Tensor, z: Tensor) -> bool:
+    return x.shape == z.shape and torch.equal(x, z)

@@ -1,0 +1,106 @@
+"""Which consumers run, in which order, and which batch-norm directly follows each."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
+
+from cleanai_ray.evaluation.modes import evaluation_mode
+from cleanai_ray.repair.consumers import Consumer, is_consumer, observing
+
+
+class _NormTracer:
+    """Finds, during one forward pass, the batch-norms whose input is a consumer's output, unchanged."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._outputs: list[tuple[str, Tensor, int, Any]] = []
+        self._readings: dict[str, list[tuple[str, Any]]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> _NormTracer:
+        for name, module in self._model.named_modules():
+            if is_consumer(module):
+                self._handles.append(module.register_forward_hook(self._after_consumer(name)))
+            elif isinstance(module, _BatchNorm) and module.running_mean is not None:
+                self._handles.append(module.register_forward_pre_hook(self._before_norm(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _after_consumer(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                self._outputs.append((name, output, output._version, output.grad_fn))
+
+        return hook
+
+    def _before_norm(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            reading: tuple[str, Any] = ("", None)
+            for producer, output, version, node in self._outputs:
+                if output is args[0] and output._version == version:
+                    reading = (producer, node)
+            self._readings.setdefault(name, []).append(reading)
+
+        return hook
+
+    def norms(self, output: Any) -> dict[str, str]:
+        """Return the batch-norm by consumer, where it is all that reads the consumer's output, and reads nothing else.
+
+        Args:
+            output: What the model returned.
+        """
+        uses = _count_uses(output)
+        return {
+            readings[0][0]: norm
+            for norm, readings in self._readings.items()
+            if len(readings) == 1 and uses.get(readings[0][1]) == 1
+        }
+
+
+def _count_uses(output: Any) -> dict[Any, int]:
+    """Return how many operations read the result of each operation, from the autograd graph."""
+    values = output.values() if isinstance(output, dict) else output
+    first = output if isinstance(output, Tensor) else next(iter(values))
+    waiting: list[Any] = [first.grad_fn]
+    uses = {first.grad_fn: 1}
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            if node is None:
+                continue
+            if node not in uses:
+                waiting.append(node)
+            uses[node] = uses.get(node, 0) + 1
+    return uses
+
+
+def trace_consumers(model: nn.Module, images: Tensor) -> list[Consumer]:
+    """Run a model once, and return the consumers that ran, in the order in which they first did.
+
+    Args:
+        model: The model; it is left as it was.
+        images: A few images, [N, ...].
+    """
+    calls: dict[str, int] = {}
+
+    def count(name: str, module: nn.Module, value: Tensor) -> None:
+        calls[name] = calls.get(name, 0) + 1
+
+    names = [name for name, module in model.named_modules() if is_consumer(module)]
+    inputs = images.detach().clone().requires_grad_()
+    with evaluation_mode(model), torch.enable_grad(), _NormTracer(model) as tracer, observing(model, names, count):
+        norms = tracer.norms(model(inputs))
+    return [
+        Consumer(name=name, num_calls=number, norm=norms.get(name) if number == 1 else None)
+        for name, number in calls.items()
+    ]

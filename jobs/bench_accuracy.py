@@ -1,0 +1,176 @@
+r"""What each method keeps of the accuracy at a MACs budget, before and after each repair, without any training.
+
+Beside it, in the same process: torch-pruning's own pruner, brought to the same budget by bisection of its ratio.
+
+python jobs/bench_accuracy.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors
+python jobs/bench_accuracy.py --model mobilenet_v2 --weights w.safetensors --input-shape 3 224 224 \
+    --data image_folder --root /data/images --num-classes 12 --split val --budgets 0.5
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import nn
+
+import cleanai_ray as cleanai
+from cleanai_ray.evaluation.accuracy import evaluate
+from cleanai_ray.evaluation.complexity import measure_complexity
+from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.models import build_model
+from cleanai_ray.repair import repair
+from cleanai_ray.stages import calibrate_locally
+from cleanai_ray.study import parse_study
+from cleanai_ray.workspace import Workspace, open_workspace
+
+# Columns of the table: compensation and batch-norm recalibration.
+REPAIRS = {
+    "batch-norm": ("none", "relative"),
+    "closed form": ("closed_form", "relative"),
+    "sequential": ("sequential", "relative"),
+    "auto": ("auto", "auto"),
+}
+METRICS = ("normalized_mean", "frequency", "mean_absolute", "combined")
+
+
+def parse_arguments(words: list[str]) -> argparse.Namespace:
+    """Return the options; the defaults are those of the reference ResNet-20 on Fashion-MNIST."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--num-classes", type=int, default=10)
+    parser.add_argument("--input-shape", type=int, nargs=3, default=(1, 28, 28))
+    parser.add_argument("--data", default="fashion_mnist")
+    parser.add_argument("--root")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--samples", type=int, help="images to score; all by default")
+    parser.add_argument("--calibration", type=int, default=2048)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.7, 0.5, 0.3])
+    parser.add_argument("--methods", nargs="+", default=["coverage", "wanda", "magnitude", "taylor", "random"])
+    parser.add_argument("--modes", nargs="+", default=["local", "global"])
+    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(words)
+
+
+def open_study(options: argparse.Namespace) -> Workspace:
+    """Open the model and the data set that the options name."""
+    study = parse_study(
+        {
+            "model": {
+                "name": options.model,
+                "weights": options.weights,
+                "num_classes": options.num_classes,
+                "input_shape": list(options.input_shape),
+            },
+            "data": {"name": options.data, "root": options.root, "calibration": {"samples": options.calibration}},
+            "sweep": {"methods": options.methods, "coverage_metrics": list(METRICS), "ratios": [0.5]},
+            "evaluation": {"split": options.split, "samples": options.samples},
+        }
+    )
+    return open_workspace(study.model_dump_json(), options.device)
+
+
+def torch_pruning_alone(dense: nn.Module, workspace: Workspace, budget: float, *, is_global: bool) -> nn.Module:
+    """Return what torch-pruning's magnitude pruner makes of a model at a MACs budget, met from below."""
+    example = workspace.example_input()
+    limit = budget * measure_complexity(dense, example).macs
+    low, high = 0.0, 0.95
+    best: nn.Module | None = None
+    for _ in range(12):
+        ratio = (low + high) / 2
+        model = workspace.dense_model(weights_of(dense))
+        ignored = [model.get_submodule(name) for name in workspace.ignored_layers()]
+        pruner = tp.pruner.BasePruner(
+            model,
+            example,
+            importance=tp.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=ratio,
+            max_pruning_ratio=0.9,
+            global_pruning=is_global,
+            ignored_layers=ignored,
+            in_channel_groups={},
+            out_channel_groups={},
+            num_heads={},
+            channel_groups={},
+        )
+        pruner.step()
+        if measure_complexity(model, example).macs <= limit:
+            best, high = model, ratio
+        else:
+            low = ratio
+    assert best is not None
+    return best
+
+
+def weights_of(model: nn.Module) -> bytes:
+    """Return a model's weights as the content of a safetensors file."""
+    return safetensors_bytes(model)
+
+
+def rows(options: argparse.Namespace, workspace: Workspace) -> Iterator[list[str]]:
+    """Yield the rows of the table, as they are measured."""
+    dense = build_model(workspace.study.model).to(workspace.device).eval()
+    statistics = calibrate_locally(workspace, dense)
+    batches = list(workspace.batches("calibration"))
+
+    def score(model: nn.Module) -> str:
+        return f"{evaluate(model, workspace.batches('evaluation'), device=workspace.device).accuracy:.2%}"
+
+    yield ["1.0", "dense", "", score(dense), *["" for _ in REPAIRS], ""]
+    for budget in options.budgets:
+        for mode in options.modes:
+            model = torch_pruning_alone(dense, workspace, budget, is_global=mode == "global")
+            yield [f"{budget}", "torch-pruning's own magnitude", mode, score(model), *["" for _ in REPAIRS], ""]
+        for method, metric, mode in cells(options):
+            started = time.monotonic()
+            result = cleanai.prune(
+                dense,
+                workspace.example_input(),
+                method=method,
+                coverage_metric=metric,
+                mode=mode,
+                budget={"macs": budget},
+                stats=statistics,
+                ignored_layers=workspace.ignored_layers(),
+            )
+            columns = [score(result.model)]
+            chosen: dict[str, Any] = {}
+            for compensation, batch_norm in REPAIRS.values():
+                outcome = repair(dense, result, batches, compensation=compensation, batch_norm=batch_norm)
+                columns.append(score(outcome.model))
+                chosen = outcome.chosen
+            label = f"{method}/{metric}" if metric else method
+            note = f"{chosen['compensation']} + {chosen['batch_norm']}, {time.monotonic() - started:.0f} s"
+            yield [f"{budget}", label, mode, *columns, note]
+
+
+def cells(options: argparse.Namespace) -> Iterator[tuple[str, str | None, str]]:
+    """Yield method, coverage metric and mode of each row."""
+    for method in options.methods:
+        for metric in METRICS if method == "coverage" else (None,):
+            for mode in options.modes:
+                yield method, metric, mode
+
+
+def main(words: list[str]) -> None:
+    """Print the table as Markdown, row by row."""
+    options = parse_arguments(words)
+    workspace = open_study(options)
+    scored, used = len(workspace.roles.evaluation), len(workspace.roles.calibration)
+    print(
+        f"{options.model}, {options.data}: {scored} images scored, {used} unlabelled images to calibrate, no training"
+    )
+    header = ["MACs", "method", "mode", "raw", *REPAIRS, "auto chose, time of the row"]
+    print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows(options, workspace):
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,125 @@
+"""Pruning in several steps: the schedule, the end result and the bookkeeping."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_nets import NETS, batches, build, example
+from torch import nn
+
+from cleanai_ray import api
+from cleanai_ray.pruning.pruner import Pruner
+from cleanai_ray.registry import MODELS
+from cleanai_ray.sections import PruningSection
+from cleanai_ray.statistics import ActivationStatistics, calibrate
+from cleanai_ray.study import Trial
+
+
+def widths(model: nn.Module) -> dict[str, int]:
+    return {name: module.weight.shape[0] for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.77])
+@pytest.mark.parametrize("net", NETS)
+def test_three_steps_end_at_the_widths_of_one(net: str, ratio: float) -> None:
+    model, data = build(net), batches()
+    for method in ("coverage", "adaptive", "magnitude", "taylor"):
+        one, three = (api.prune(model, example(), data, method=method, ratio=ratio, steps=steps) for steps in (1, 3))
+        assert widths(one.model) == widths(three.model), method
+
+
+def test_steps_and_bounds_together_end_at_the_widths_of_one() -> None:
+    torch.manual_seed(0)
+    model = MODELS.get("resnet20")().build(num_classes=10, input_shape=(1, 16, 16)).eval()
+    images = example(1, size=16, channels=1)
+    options = {"layer_ratios": {"layer2": 0.25}, "round_to": 4, "max_ratio": 0.8, "min_channels": 8}
+    one, three = (api.prune(model, images, method="magnitude", ratio=0.6, steps=steps, **options) for steps in (1, 3))
+    assert widths(one.model) == widths(three.model)
+
+
+class Recorder:
+    """Measures anew, and notes how wide the model then was."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, int]] = []
+
+    def __call__(self, model: nn.Module) -> ActivationStatistics:
+        self.seen.append(widths(model))
+        return calibrate(model, batches())
+
+
+def test_what_is_kept_shrinks_geometrically() -> None:
+    """Ratio 0.75 in 2 steps keeps the square root of a quarter, then a quarter: 8 -> 4 -> 2 and 6 -> 3 -> 1."""
+    recorder = Recorder()
+    model = build("plain")
+    trial = Trial(method="adaptive", coverage_metric="apoz", ratio=0.75, steps=2)
+    statistics = calibrate(model, batches())
+    result = Pruner(model, example(), trial, statistics=statistics, remeasure=recorder).run()
+    assert recorder.seen == [{"conv1": 3, "conv2": 4}]
+    assert widths(result.model) == {"conv1": 1, "conv2": 2}
+
+
+def test_three_steps_by_hand() -> None:
+    """Ratio 0.784 = 1 - 0.6^3 keeps 0.6, 0.36 and 0.216: of 50 channels 30, 18 and 10."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 50, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(50, 3)
+    ).eval()
+    recorder = Recorder()
+    trial = Trial(method="adaptive", coverage_metric="mean_absolute", ratio=0.784, steps=3)
+    result = Pruner(
+        model,
+        example(),
+        trial,
+        bounds=PruningSection(max_ratio=0.9),
+        statistics=calibrate(model, batches()),
+        remeasure=recorder,
+    ).run()
+    assert [seen["0"] for seen in recorder.seen] == [30, 18]
+    assert widths(result.model)["0"] == 10
+
+
+@pytest.mark.parametrize("method", ["coverage", "adaptive", "magnitude", "taylor", "random", "wanda"])
+@pytest.mark.parametrize("net", NETS)
+def test_a_plan_of_several_steps_is_in_dense_numbers(net: str, method: str) -> None:
+    """Applied to the dense model at once it gives the model that the steps gave."""
+    model = build(net)
+    result = api.prune(model, example(), batches(), method=method, ratio=0.6, steps=3)
+    again = api.apply_plan(model, result.plan)
+    expected = result.model.state_dict()
+    assert {name: value.shape for name, value in again.state_dict().items()} == {
+        name: value.shape for name, value in expected.items()
+    }
+    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+
+
+def test_a_step_that_removes_nothing_is_warned_of() -> None:
+    """int(6 x 0.9^(1/8)) and int(8 x ...) take one channel in the first step, and some later ones take none."""
+    plan = api.prune(build("plain"), example(), method="magnitude", ratio=0.1, steps=8).plan
+    assert [len(item.removed) for item in plan.groups] == [1, 1]
+    assert plan.warnings == tuple(f"step {step} of 8 removed nothing" for step in range(2, 9))
+
+
+def test_statistics_follow_the_channels_from_step_to_step() -> None:
+    """With coverage, whose scores stay, two steps remove in the end what one step removes."""
+    model, data = build("flattened"), batches()
+    one, two = (
+        api.prune(model, example(), data, method="coverage", coverage_metric="apoz", ratio=0.5, steps=steps).plan
+        for steps in (1, 2)
+    )
+    assert one.removed == two.removed
+
+
+def test_layer_ratios_follow_the_same_schedule() -> None:
+    """conv1 keeps 0.64 of 6 channels in the end, and the root of that, 0.8, after the first of two steps: 4, then 3."""
+    recorder = Recorder()
+    model = build("plain")
+    Pruner(
+        model,
+        example(),
+        Trial(method="adaptive", coverage_metric="apoz", ratio=0.75, steps=2),
+        bounds=PruningSection(layer_ratios={"conv1": 0.36}),
+        statistics=calibrate(model, batches()),
+        remeasure=recorder,
+    ).run()
+    assert recorder.seen == [{"conv1": 4, "conv2": 4}]

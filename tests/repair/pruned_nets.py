@@ -1,0 +1,172 @@
+"""Pruned copies of small networks, with chosen channels removed, and redundancy planted for them."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from small_nets import build, tiny_vit
+from torch import Tensor, nn
+
+from cleanai_ray.pruning.graph import ChannelGraph
+from cleanai_ray.pruning.plan import PruningPlan
+from cleanai_ray.pruning.pruner import PruneResult
+
+
+@dataclass(frozen=True)
+class Case:
+    """A dense network and what pruning made of it."""
+
+    dense: nn.Module
+    result: PruneResult
+
+    @property
+    def kept(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        return dict(self.result.kept_inputs), dict(self.result.kept_outputs)
+
+    @staticmethod
+    def untouched(dense: nn.Module) -> Case:
+        """A result that removed nothing."""
+        return _case(dense, copy.deepcopy(dense), {}, {})
+
+
+def _case(dense: nn.Module, model: nn.Module, kept_inputs: Any, kept_outputs: Any) -> Case:
+    plan = PruningPlan(model={}, groups=())
+    return Case(
+        dense,
+        PruneResult(model=model, plan=plan, layers=(), kept_inputs=kept_inputs, kept_outputs=kept_outputs),
+    )
+
+
+def cut(dense: nn.Module, removed: dict[str, list[int]]) -> Case:
+    """Remove channels of groups, named by any layer whose outputs they hold."""
+    weight = next(dense.parameters())
+    size = 16 if hasattr(dense, "encoder") else 8
+    channels = 3 if size == 16 else 2
+    graph = ChannelGraph(dense, torch.zeros(1, channels, size, size, dtype=weight.dtype))
+    names = {member.layer: group.name for group in graph.groups for member in group.members if member.side != "in"}
+    graph.remove({names[layer]: channels for layer, channels in removed.items()})
+    return _case(dense, graph.model, graph.kept("in"), graph.kept("out"))
+
+
+REMOVED = {
+    "plain": {"conv1": [1, 4], "conv2": [0, 5, 6]},
+    "residual": {"stem": [2, 5], "conv1": [0, 3, 7], "head": [4]},
+    "depthwise": {"expand": [2, 6], "project": [1]},
+    "concat": {"stem": [3], "left": [1, 4], "right": [0, 5], "mix": [6]},
+    "flattened": {"conv1": [0], "conv2": [1, 3], "fc1": [2, 9]},
+    "vit": {"encoder.layers.encoder_layer_0.mlp.0": [0, 5, 40], "encoder.layers.encoder_layer_1.mlp.0": [63]},
+}
+
+
+def random_case(name: str, dtype: torch.dtype = torch.float64) -> Case:
+    """A network of random weights, pruned."""
+    dense = tiny_vit() if name == "vit" else build(name)
+    return cut(dense.to(dtype), REMOVED[name])
+
+
+def planted_case(name: str) -> Case:
+    """A network whose removed channels are exact combinations of kept ones, wherever they are read."""
+    dense = tiny_vit() if name == "vit" else build(name)
+    with torch.no_grad():
+        PLANTS[name](dense)
+    return cut(dense, REMOVED[name])
+
+
+def images_for(name: str, number: int = 60, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Random images [number, C, H, W] for a network."""
+    shape = (3, 16, 16) if name == "vit" else (2, 8, 8)
+    return torch.randn(number, *shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
+
+
+def combine(layer: nn.Module, norm: nn.Module | None, removed: list[int], mixes: list[dict[int, float]]) -> None:
+    """Make removed outputs of layer (and norm, in eval mode) combinations of others, constant included.
+
+    Weights become positive, and outputs so much above zero that a rectifier behind them lets everything pass.
+    """
+    layer.weight.abs_()
+    scale, offset = _affine(layer, norm)
+    lift = 8 - offset
+    _add_constant(layer, norm, lift)
+    offset = torch.full_like(offset, 8.0)
+    for channel, mix in zip(removed, mixes, strict=True):
+        weight = sum(share * scale[k] * layer.weight[k] for k, share in mix.items())
+        layer.weight[channel] = weight / scale[channel]
+        wanted = sum(share * offset[k] for k, share in mix.items())
+        change = torch.zeros_like(offset)
+        change[channel] = wanted - offset[channel]
+        _add_constant(layer, norm, change)
+
+
+def _affine(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+    bias = layer.bias.clone()
+    if norm is None:
+        return torch.ones_like(bias), bias
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return scale, norm.bias + scale * (bias - norm.running_mean)
+
+
+def _add_constant(layer: nn.Module, norm: nn.Module | None, constant: Tensor) -> None:
+    (layer if norm is None else norm).bias.add_(constant)
+
+
+def _plain(net: nn.Module) -> None:
+    combine(net.conv1, net.bn1, [1, 4], [{0: 0.4, 2: 0.6}, {5: 0.5, 3: 0.3}])
+    combine(net.conv2, net.bn2, [0, 5, 6], [{1: 1.0}, {2: 0.2, 3: 0.2}, {7: 0.5}])
+
+
+def _residual(net: nn.Module) -> None:
+    mixes = [{0: 0.5, 1: 0.7}, {3: 0.9, 4: 0.1}]
+    combine(net.stem, net.bn0, [2, 5], mixes)
+    combine(net.conv2, net.bn2, [2, 5], mixes)
+    combine(net.conv1, net.bn1, [0, 3, 7], [{1: 0.5}, {2: 0.4, 4: 0.4}, {5: 0.3, 6: 0.6}])
+    combine(net.head, None, [4], [{0: 0.4, 2: 0.4}])
+
+
+def _depthwise(net: nn.Module) -> None:
+    # A combination passes through a depthwise layer only if all of its channels are treated alike.
+    mixes = [{0: 0.5, 1: 0.4}, {3: 0.3, 7: 0.8}]
+    combine(net.expand, net.bn1, [2, 6], mixes)
+    net.depthwise.weight.copy_(net.depthwise.weight[:1].abs().expand_as(net.depthwise.weight))
+    net.depthwise.bias.zero_()
+    net.bn2.weight.fill_(0.8)
+    net.bn2.running_var.fill_(1.0)
+    net.bn2.running_mean.zero_()
+    net.bn2.bias.fill_(3.0)
+    for channel, mix in zip([2, 6], mixes, strict=True):
+        net.bn2.bias[channel] = 3.0 * sum(mix.values())
+    combine(net.project, None, [1], [{0: 0.5, 5: 0.6}])
+
+
+def _concat(net: nn.Module) -> None:
+    combine(net.stem, None, [3], [{0: 0.5, 2: 0.5}])
+    combine(net.left, None, [1, 4], [{0: 0.5, 2: 0.2}, {3: 0.9}])
+    combine(net.right, None, [0, 5], [{1: 0.5, 2: 0.2}, {3: 0.3, 4: 0.3}])
+    net.bn.bias.fill_(8.0)
+    combine(net.mix, None, [6], [{0: 0.5, 1: 0.6}])
+
+
+def _flattened(net: nn.Module) -> None:
+    # The largest of several sums is not the sum of the largest: behind max pooling, multiples only.
+    combine(net.conv1, None, [0], [{2: 0.5}])
+    combine(net.conv2, None, [1, 3], [{0: 0.7}, {4: 0.4}])
+    combine(net.fc1, None, [2, 9], [{0: 0.5, 1: 0.3}, {8: 1.0}])
+
+
+def _vit(net: nn.Module) -> None:
+    for layer, removed, twin in ((0, 0, 1), (0, 5, 7), (0, 40, 41), (1, 63, 2)):
+        linear = net.encoder.layers[layer].mlp[0]
+        linear.weight[removed], linear.bias[removed] = linear.weight[twin], linear.bias[twin]
+
+
+PLANTS = {
+    "plain": _plain,
+    "residual": _residual,
+    "depthwise": _depthwise,
+    "concat": _concat,
+    "flattened": _flattened,
+    "vit": _vit,
+}

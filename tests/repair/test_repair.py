@@ -1,0 +1,140 @@
+"""Repair as one call: what it chooses, what it records, and what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from pruned_nets import Case, images_for, planted_case, random_case
+from torch import Tensor, nn
+
+import cleanai_ray
+from cleanai_ray.data import batches, open_source
+from cleanai_ray.errors import CalibrationError, PruningError
+from cleanai_ray.evaluation.accuracy import evaluate
+from cleanai_ray.evaluation.hooks import count_hooks
+from cleanai_ray.models import build_model
+from cleanai_ray.repair import repair
+from cleanai_ray.repair.auto import divergence, split_images
+from cleanai_ray.study import parse_study
+
+VARIANTS = [("none", None), *product(("closed_form", "sequential"), (1e-3, 1e-2))]
+
+
+@torch.no_grad()
+def kl_on_held_back(dense: nn.Module, other: nn.Module, images: Tensor) -> float:
+    """Mean KL(dense || other) on images 4, 9, 14, ... , term by term."""
+    held = images[4::5]
+    total = 0.0
+    for p, q in zip(dense(held).double().softmax(1), other(held).double().softmax(1), strict=True):
+        total += sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True))
+    return total / len(held)
+
+
+@pytest.mark.parametrize("name", ["plain", "residual", "depthwise", "concat", "flattened", "vit"])
+def test_auto_takes_the_variant_nearest_to_the_dense_model_and_never_a_worse_one_than_none(name: str) -> None:
+    case, images = random_case(name, torch.float32), images_for(name, 60)
+    outcome = repair(case.dense, case.result, list(images.split(16)))
+    assert [(e["compensation"], e["ridge"], e["batch_norm"]) for e in outcome.tried] == [
+        (*pair, norm) for pair in VARIANTS for norm in ("none", "relative")
+    ]
+    assert outcome.chosen["kl"] == min(entry["kl"] for entry in outcome.tried)
+    assert outcome.tried[0]["kl"] == pytest.approx(kl_on_held_back(case.dense, case.result.model, images), rel=1e-6)
+    assert outcome.chosen["kl"] == pytest.approx(kl_on_held_back(case.dense, outcome.model, images), rel=1e-4, abs=1e-9)
+    assert outcome.chosen["kl"] <= outcome.tried[0]["kl"]
+
+
+def test_auto_finds_the_planted_redundancy() -> None:
+    case = planted_case("vit")
+    outcome = repair(case.dense, case.result, [images_for("vit", 60)])
+    assert outcome.chosen["compensation"] != "none"
+    assert outcome.tried[0]["kl"] > 0.1
+    assert outcome.chosen["kl"] < 1e-4
+
+
+def test_auto_takes_none_where_nothing_is_nearer() -> None:
+    dense = random_case("plain", torch.float32).dense
+    outcome = repair(dense, Case.untouched(dense).result, [images_for("plain", 20)])
+    assert outcome.chosen == {"compensation": "none", "batch_norm": "none", "ridge": None, "kl": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"compensation": "sequential"}, [("sequential", "none", 0.1), ("sequential", "relative", 0.1)]),
+        ({"batch_norm": "reset"}, [(name, "reset", ridge) for name, ridge in VARIANTS]),
+    ],
+)
+def test_auto_keeps_to_what_was_asked_for_by_name(options: dict[str, str], expected: list) -> None:
+    case = random_case("residual", torch.float32)
+    outcome = repair(case.dense, case.result, [images_for("residual", 30)], ridge=0.1, **options)
+    assert [(e["compensation"], e["batch_norm"], e["ridge"]) for e in outcome.tried] == expected
+
+
+@pytest.mark.parametrize("compensation", ["none", "closed_form", "sequential"])
+@pytest.mark.parametrize("batch_norm", ["none", "relative", "reset"])
+def test_a_repair_by_name_uses_labelled_batches_too_and_changes_nothing_it_is_given(
+    compensation: str, batch_norm: str
+) -> None:
+    case, images = random_case("residual", torch.float32), images_for("residual", 20)
+    before = copy.deepcopy(case.dense.state_dict()), copy.deepcopy(case.result.model.state_dict())
+    pairs = [(batch, torch.zeros(len(batch), dtype=torch.long)) for batch in images.split(7)]
+    outcome = repair(case.dense, case.result, lambda: iter(pairs), compensation=compensation, batch_norm=batch_norm)
+    plain = repair(case.dense, case.result, images.split(7), compensation=compensation, batch_norm=batch_norm)
+    for model, state in zip((case.dense, case.result.model), before, strict=True):
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+        assert count_hooks(model) == 0
+    assert count_hooks(outcome.model) == 0
+    same = {key: torch.equal(value, before[1][key]) for key, value in outcome.model.state_dict().items()}
+    assert all(same.values()) == (compensation == batch_norm == "none")
+    assert all(torch.equal(value, plain.model.state_dict()[key]) for key, value in outcome.model.state_dict().items())
+    ridge = None if compensation == "none" else 1e-3
+    assert outcome.chosen == {"compensation": compensation, "batch_norm": batch_norm, "ridge": ridge, "kl": None}
+    assert outcome.tried == ()
+
+
+def test_every_fifth_image_is_held_back() -> None:
+    images = torch.arange(12.0).reshape(12, 1)
+    working, held = split_images(images.split(5))
+    assert torch.cat(held).flatten().tolist() == [4.0, 9.0]
+    assert torch.cat(working).flatten().tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11]
+    assert max(map(len, working)) == 5
+
+
+def test_outputs_that_are_not_finite_are_infinitely_far() -> None:
+    reference = torch.zeros(2, 3).log_softmax(1)
+    assert divergence(reference, reference) == 0.0
+    assert divergence(reference, torch.full((2, 3), float("nan"))) == math.inf
+
+
+def test_wrong_options_and_missing_images_are_refused() -> None:
+    case = random_case("plain", torch.float32)
+    images = [images_for("plain", 4)]
+    with pytest.raises(PruningError, match="compensation is 'magic'; allowed: auto, none, closed_form, sequential"):
+        repair(case.dense, case.result, images, compensation="magic")
+    with pytest.raises(PruningError, match="batch_norm is 'x'; allowed: auto, none, relative, reset"):
+        repair(case.dense, case.result, images, batch_norm="x")
+    with pytest.raises(CalibrationError, match="hold none"):
+        repair(case.dense, case.result, [])
+
+
+def test_half_a_real_network_is_repaired_without_training(fashion_mnist_root: Path, reference_weights: Path) -> None:
+    """ResNet-20 on Fashion-MNIST, dense 93 %: half the MACs gone leave 10 to 20 %, repair brings back over 85 %."""
+    study = parse_study(
+        {
+            "model": {"name": "resnet20", "weights": str(reference_weights), "input_shape": [1, 28, 28]},
+            "data": {"name": "fashion_mnist"},
+            "sweep": {"methods": ["magnitude"], "ratios": [0.3]},
+        }
+    )
+    source, dense = open_source(study.data, study.model), build_model(study.model)
+    calibration = list(batches(source.dataset("train"), range(320), 64))
+    test = list(batches(source.dataset("test"), range(500), 250))
+    result = cleanai_ray.prune(dense, torch.zeros(1, 1, 28, 28), method="magnitude", budget={"macs": 0.5})
+    outcome = repair(dense, result, calibration)
+    assert evaluate(result.model, test).accuracy < 0.4
+    assert evaluate(outcome.model, test).accuracy > 0.85

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from fine_tuning_cases import MakeNet, assert_same, run, scripted
+
+from cleanai_ray.training.context import LocalContext
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"),
+    [
+        ([0.5, 0.6, 0.9, 0.9, 0.7], 2),  # the first of equals
+        ([0.5, 0.4, 0.5, 0.5, 0.3], 0),  # nothing beats the start
+        ([0.1, 0.2, 0.3, 0.4, 0.5], 4),
+    ],
+)
+def test_ends_with_the_weights_of_the_best_epoch(
+    digits: Any, make_net: MakeNet, accuracies: list[float], best: int
+) -> None:
+    model = make_net()
+    start = copy.deepcopy(model.state_dict())
+    validation, snapshots = scripted(model, accuracies)
+    result = run(model, digits, epochs=4, validation_batches=validation)
+    assert result.best_epoch == best
+    assert_same(model.state_dict(), snapshots[best])
+    assert_same(snapshots[0], start)
+    assert [row["is_best"] for row in result.history] == [epoch == best for epoch in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "min_delta", "epochs_run"),
+    [
+        ([0.1, 0.5, 0.4, 0.5, 0.9, 0.9], 0.0, 3),  # 2 epochs that do not exceed 0.5
+        ([0.1, 0.5, 0.4, 0.6, 0.5, 0.6], 0.0, 5),  # the third epoch resets the patience
+        ([0.1, 0.5, 0.52, 0.54, 0.9, 0.9], 0.05, 3),  # better, but not by 0.05
+        ([0.9, 0.2, 0.3, 0.4, 0.5, 0.6], 0.0, 5),  # still climbing back to the start
+    ],
+)
+def test_early_stopping_waits_for_its_patience(
+    digits: Any, make_net: MakeNet, accuracies: list[float], min_delta: float, epochs_run: int
+) -> None:
+    model = make_net()
+    validation, _ = scripted(model, accuracies)
+    stopping = {"patience": 2, "min_delta": min_delta}
+    result = run(model, digits, epochs=5, validation_batches=validation, early_stopping=stopping)
+    assert result.epochs_run == len(result.history) == epochs_run
+
+
+def test_min_delta_does_not_hide_a_slightly_better_epoch(digits: Any, make_net: MakeNet) -> None:
+    model = make_net()
+    validation, snapshots = scripted(model, [0.1, 0.5, 0.52, 0.51])
+    result = run(
+        model, digits, epochs=3, validation_batches=validation, early_stopping={"patience": 2, "min_delta": 0.1}
+    )
+    assert result.best_epoch == 2
+    assert_same(model.state_dict(), snapshots[2])
+
+
+class Memory:
+    """Keeps every checkpoint; gives back the last."""
+
+    def __init__(self, *contents: bytes) -> None:
+        self.contents = list(contents)
+
+    def save(self, content: bytes) -> None:
+        self.contents.append(content)
+
+    def load(self) -> bytes | None:
+        return self.contents[-1] if self.contents else None
+
+
+class Interrupted(Exception):
+    pass
+
+
+RECIPES: list[dict[str, Any]] = [
+    {"optimizer": "sgd", "scheduler": "step"},
+    {"optimizer": "adamw", "learning_rate": 0.01, "ema_decay": 0.9, "warmup_epochs": 1.0},
+]
+
+
+@pytest.mark.parametrize("fields", RECIPES)
+def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(
+    digits: Any, make_net: MakeNet, fields: dict[str, Any]
+) -> None:
+    uninterrupted = make_net()
+    expected = run(uninterrupted, digits, epochs=5, **fields)
+
+    def dies_in_epoch_4(epoch: int) -> Iterator[Any]:
+        for index, batch in enumerate(digits.train_batches(epoch)):
+            if (epoch, index) == (4, 3):
+                raise Interrupted
+            yield batch
+
+    memory, resumed, epochs = Memory(), make_net(), []
+    context = LocalContext(checkpoints=memory)
+    with pytest.raises(Interrupted):
+        run(make_net(), digits, context, epochs=5, train_batches=dies_in_epoch_4, **fields)
+    assert len(memory.contents) == 1  # after epoch 2
+
+    def noted(epoch: int) -> Iterator[Any]:
+        epochs.append(epoch)
+        return digits.train_batches(epoch)
+
+    torch.rand(7)
+    found = run(resumed, digits, context, epochs=5, train_batches=noted, **fields)
+    assert epochs == [3, 4, 5]
+    assert_same(resumed.state_dict(), uninterrupted.state_dict())
+    assert (found.best_epoch, found.epochs_run) == (expected.best_epoch, 5)
+    timeless = [[{**row, "images_per_second": 0} for row in result.history] for result in (found, expected)]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_finished_run_is_not_run_again(digits: Any, make_net: MakeNet) -> None:
+    memory = Memory()
+    first, second = make_net(), make_net()
+    expected = run(first, digits, LocalContext(checkpoints=memory), epochs=1)
+    found = run(second, digits, LocalContext(checkpoints=memory), epochs=1, train_batches=lambda epoch: iter(()))
+    assert found == expected
+    assert_same(first.state_dict(), second.state_dict())
+
+
+def test_a_checkpoint_of_another_section_is_passed_over(digits: Any, make_net: MakeNet) -> None:
+    memory = Memory()
+    run(make_net(), digits, LocalContext(checkpoints=memory), epochs=2, learning_rate=0.05)
+    fresh, other = make_net(), make_net()
+    run(fresh, digits, epochs=2, learning_rate=0.1)
+    run(other, digits, LocalContext(checkpoints=memory), epochs=2, learning_rate=0.1)
+    assert_same(other.state_dict(), fresh.state_dict())
