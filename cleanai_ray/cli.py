@@ -8,13 +8,16 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from cleanai_ray.errors import CleanAIError, StudyError
+
+if TYPE_CHECKING:
+    from cleanai_ray.study import Study
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -38,8 +41,10 @@ def run(
     from cleanai_ray.artifacts import RunDirectory
     from cleanai_ray.distributed.progress import Narrator
     from cleanai_ray.distributed.runner import clear, run_study
+    from cleanai_ray.planning import check_study
 
-    loaded, workspace = _open(study, set_ or [], out)
+    loaded = _load(study, set_ or [], out)
+    workspace = check_study(loaded)
     directory = RunDirectory(loaded.output.dir)
     if fresh:
         clear(directory)
@@ -52,9 +57,10 @@ def run(
 def plan(study: StudyArgument, out: OutOption = None, set_: OverrideOption = None) -> int:
     """Show every trial of a study, its resources and what is cached; starts no Ray and computes nothing."""
     from cleanai_ray.artifacts import RunDirectory
-    from cleanai_ray.planning import describe_plan
+    from cleanai_ray.planning import check_study, describe_plan, missing_inputs
 
-    loaded, workspace = _open(study, set_ or [], out)
+    loaded = _load(study, set_ or [], out)
+    workspace = None if missing_inputs(loaded) else check_study(loaded)
     described = describe_plan(loaded, workspace, RunDirectory(loaded.output.dir))
     console = _console()
     table = Table(*described.columns, box=None, header_style="bold", pad_edge=False)
@@ -125,14 +131,10 @@ def list_(kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.
     return 0
 
 
-def _open(path: str, overrides: list[str], out: str | None) -> tuple[Any, Any]:
-    """Load a study and open it here, so that everything that is wrong with it is found before anything starts."""
-    from cleanai_ray.planning import check_study
+def _load(path: str, overrides: list[str], out: str | None) -> Study:
     from cleanai_ray.study import load_study
 
-    replaced = [*overrides, f"output.dir={out}"] if out else overrides
-    study = load_study(path, replaced)
-    return study, check_study(study)
+    return load_study(path, [*overrides, f"output.dir={out}"] if out else overrides)
 
 
 def _console() -> Console:

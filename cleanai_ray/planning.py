@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.importance.base import create_method
@@ -46,9 +47,30 @@ def check_study(study: Study) -> Workspace:
     return workspace
 
 
-def describe_plan(study: Study, workspace: Workspace, run: RunDirectory) -> PlannedStudy:
-    """Return every trial, its resources, and whether the run directory already holds its result."""
-    dense_digest = _cached_dense(study, run)
+def missing_inputs(study: Study) -> list[str]:
+    """Return, in sentences, what the study names and this machine does not have: it may still run elsewhere."""
+    found = []
+    root, weights = study.data.root, study.model.weights
+    if root is not None and "://" not in root and not Path(root).expanduser().exists():
+        found.append(f"data.root '{root}' does not exist")
+    if (
+        weights not in (None, "pretrained")
+        and "://" not in str(weights)
+        and not Path(str(weights)).expanduser().exists()
+    ):
+        found.append(f"model.weights '{weights}' does not exist")
+    return found
+
+
+def describe_plan(study: Study, workspace: Workspace | None, run: RunDirectory) -> PlannedStudy:
+    """Return every trial, its resources, and whether the run directory already holds its result.
+
+    Args:
+        study: The study.
+        workspace: The study, opened here; None where this machine lacks its data or weights.
+        run: The run directory.
+    """
+    dense_digest = None if workspace is None else _cached_dense(study, run)
     resources = f"{study.resources.cpus_per_trial:g} CPU"
     if study.resources.gpus_per_trial:
         resources += f" + {study.resources.gpus_per_trial:g} GPU"
@@ -75,8 +97,11 @@ def _cached_dense(study: Study, run: RunDirectory) -> str | None:
 
 
 def _summary(
-    study: Study, workspace: Workspace, run: RunDirectory, dense_digest: str | None, cached: int
+    study: Study, workspace: Workspace | None, run: RunDirectory, dense_digest: str | None, cached: int
 ) -> tuple[str, ...]:
+    first = f"{len(study.trials())} trials, {cached} of them cached, in run directory {run.location}"
+    if workspace is None:
+        return (first, *(f"cannot start on this machine: {sentence}" for sentence in missing_inputs(study)))
     roles = workspace.roles
     calibrated = dense_digest is not None and run.is_complete(
         "cache/calibration.safetensors", calibration_key(study, dense_digest)
@@ -84,7 +109,7 @@ def _summary(
     withheld = "withheld from" if roles.calibration_withheld else "shared with"
     dense = "cached" if dense_digest else "to be trained" if study.model.train else "to be loaded and scored"
     return (
-        f"{len(study.trials())} trials, {cached} of them cached, in run directory {run.location}",
+        first,
         f"dense model: {dense}; calibration: {'cached' if calibrated else 'to be computed'}, "
         f"{len(workspace.shards())} shards",
         f"samples: {len(roles.calibration)} calibration ({withheld} training), {len(roles.training)} training, "

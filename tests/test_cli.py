@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from cleanai_ray.cli import main
 from cleanai_ray.registry import CHARTS, DATASETS, FORMATS, METHODS, METRICS, MODELS
+from cleanai_ray.study import load_study
 
+STUDIES = Path(__file__).parents[1] / "jobs" / "studies"
 STUDY = {
     "name": "wrong",
     "model": {"name": "resnet20", "num_classes": 10, "input_shape": [1, 8, 8], "train": {"epochs": 1}},
@@ -43,7 +46,6 @@ def refused(capsys, *arguments: str) -> str:
         ("sweep.ratioz=[0.3]", ["sweep.ratioz", "did you mean 'ratios'"]),
         ("sweep.methods=[covrage]", ["covrage", "did you mean 'coverage'", "magnitude"]),
         ("sweep.ratios=[1.5]", ["sweep.ratios", "1.5", "below 1"]),
-        ("data.root=/nonexistent", ["/nonexistent"]),
         ("evaluation.split=train", ["data.calibration.split", "train", "allow_overlap"]),
         ("data.calibration.samples=100000", ["data.calibration.samples", "100000", "at most"]),
         ("model.input_shape=[3,8,8,8]", ["model.input_shape"]),
@@ -52,11 +54,31 @@ def refused(capsys, *arguments: str) -> str:
     ],
 )
 def test_a_wrong_study_is_one_line_and_exit_code_2(capsys, study_file, tmp_path, command, override, words):
-    extra = ["--set", "data.name=fashion_mnist", "--set", "model.input_shape=[1,28,28]"] if "root" in override else []
-    line = refused(capsys, command, study_file, "--out", str(tmp_path / "out"), *extra, "--set", override)
+    line = refused(capsys, command, study_file, "--out", str(tmp_path / "out"), "--set", override)
     for word in words:
         assert word in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("missing", ["data.root", "model.weights"])
+def test_what_is_missing_here_stops_a_run_and_is_noted_in_a_plan(capsys, study_file, tmp_path, missing):
+    changes = ["data.name=fashion_mnist", "model.input_shape=[1,28,28]", "model.train=null", f"{missing}=/nonexistent"]
+    arguments = [study_file, "--out", str(tmp_path / "out"), *(word for text in changes for word in ("--set", text))]
+    line = refused(capsys, "run", *arguments)
+    assert missing in line
+    assert "/nonexistent" in line
+    assert main(["plan", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert text.count("to run") == 1
+    assert f"cannot start on this machine: {missing} '/nonexistent' does not exist" in text
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_plan_prints_every_study_that_ships(capsys, path):
+    assert main(["plan", str(path)]) == 0
+    text = capsys.readouterr().out
+    for trial in load_study(path).trials():
+        assert trial.trial_id in text
 
 
 def test_weights_that_do_not_fit_are_named(capsys, study_file, reference_weights):
