@@ -22,6 +22,7 @@ from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.pruner import Pruner, PruneResult, Remeasure, identify
 from cleanai_ray.registry import METHODS
 from cleanai_ray.repair import repair as repair_model
+from cleanai_ray.repair.consumers import add_biases
 from cleanai_ray.sections import PruningSection, Section
 from cleanai_ray.statistics import ActivationStatistics, calibrate
 from cleanai_ray.statistics.calibration import Batch, Loss
@@ -211,20 +212,11 @@ def load_model(dense: nn.Module, run: RunDirectory, folder: str = "") -> nn.Modu
     model = apply_plan(dense, plan)
     try:
         state = safetensors.torch.load(content)
-        _add_biases(model, state)
+        add_biases(model, sorted(state))
         model.load_state_dict(state, strict=True)
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise ArtifactError(f"the weights do not fit the pruned model: {' '.join(str(error).split())}") from error
     return model
-
-
-def _add_biases(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give layers the biases that repair added to them, so that the weights fit."""
-    for name in set(state) - set(model.state_dict()):
-        layer, _, kind = name.rpartition(".")
-        module = dict(model.named_modules()).get(layer)
-        if kind == "bias" and isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is None:
-            module.bias = nn.Parameter(torch.zeros_like(state[name]).to(module.weight))
 
 
 def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:

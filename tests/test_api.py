@@ -309,3 +309,24 @@ def test_the_library_needs_no_ray() -> None:
     code = "import sys; from cleanai_ray import prune, calibrate; print('ray' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+def test_a_bias_that_repair_added_survives_saving(tmp_path):
+    """A convolution without a bias and without a batch-norm behind it gets one from repair, and load gives it back."""
+
+    def network() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(8, 12, 3, bias=False),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(12, 5),
+        ).eval()
+
+    images = [torch.randn(32, 3, 12, 12) for _ in range(3)]
+    result = cleanai.prune(network(), images[0][:1], images, ratio=0.4, repair="closed_form")
+    assert "2.bias" in dict(result.model.named_parameters())
+    cleanai.save(result, tmp_path)
+    assert torch.equal(cleanai.load(tmp_path, network)(images[0]), result.model(images[0]))
