@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -61,7 +61,7 @@ def prune(
     Args:
         model: The trained model.
         example_inputs: One input batch, or a tuple that holds just it, on the model's device.
-        batches: Images [N, ...] or (images, targets); must be readable again where the method measures anew.
+        batches: Images [N, ...] or (images, targets). A generator is read into memory, since they may be read again.
         method: A name of `cleanai list methods`.
         mode: `local`, `global` or `isomorphic`.
         ratio: Share of channels to remove, in (0, 1). Either this or `budget`.
@@ -88,6 +88,8 @@ def prune(
     compensation = _compensation(repair, batches)
     trial = _trial(method, coverage_metric, ratio, budget, mode, steps, seed, method_options)
     bounds = _bounds(layer_ratios, ignored_layers, max_ratio, round_to, min_channels)
+    if isinstance(batches, Iterator) and (compensation or METHODS.get(method).remeasures):
+        batches = list(batches)
     measure = None if batches is None else _measurement(trial, batches, loss)
     if stats is None and measure is not None and _reads_calibration(trial):
         stats = measure(model)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from typing import Any
 
+from pyarrow.fs import FileType
+
+from cleanai_ray.artifacts import resolve_filesystem
 from cleanai_ray.study import Study, Trial, digest
 from cleanai_ray.workspace import methods_need, needs_outputs
 
@@ -12,8 +15,7 @@ from cleanai_ray.workspace import methods_need, needs_outputs
 def dense_key(study: Study) -> str:
     """Return the digest of everything that the dense model and its score depend on: a weights file by its content."""
     weights = study.model.weights
-    file = Path(weights).expanduser() if weights not in (None, "pretrained") else None
-    content = hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None
+    content = None if weights in (None, "pretrained") else _content_digest(str(weights))
     evaluation = study.evaluation.model_dump(exclude={"latency"})
     return digest([study.model.model_dump(), content, study.data.model_dump(), evaluation])
 
@@ -22,11 +24,25 @@ def calibration_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that the calibration depends on."""
     gradients = methods_need(study, "needs_gradients")
     split = study.evaluation.split
-    return digest([dense_digest, study.data.model_dump(), split, gradients, needs_outputs(study)])
+    return digest([dense_digest, _shape(study), study.data.model_dump(), split, gradients, needs_outputs(study)])
 
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     """Return the digest of everything that a trial's outcome depends on."""
     sections = ("data", "pruning", "repair", "finetune", "evaluation")
     parts = {name: getattr(study, name).model_dump() for name in sections}
-    return digest([trial.model_dump(), dense_digest, parts])
+    return digest([trial.model_dump(), dense_digest, _shape(study), parts])
+
+
+def _shape(study: Study) -> dict[str, Any]:
+    """Return what the model section says beside its weights: the input shape decides how images are resized."""
+    return study.model.model_dump(exclude={"weights", "train"})
+
+
+def _content_digest(location: str) -> str | None:
+    """Return the digest of a file's content; None where there is no such file."""
+    filesystem, path = resolve_filesystem(location)
+    if filesystem.get_file_info(path).type != FileType.File:
+        return None
+    with filesystem.open_input_file(path) as stream:
+        return hashlib.sha256(stream.read()).hexdigest()

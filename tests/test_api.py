@@ -330,3 +330,14 @@ def test_a_bias_that_repair_added_survives_saving(tmp_path):
     assert "2.bias" in dict(result.model.named_parameters())
     cleanai.save(result, tmp_path)
     assert torch.equal(cleanai.load(tmp_path, network)(images[0]), result.model(images[0]))
+
+
+@pytest.mark.parametrize("options", [{"repair": True}, {"method": "adaptive", "steps": 2}])
+def test_batches_from_a_generator_can_be_read_as_often_as_needed(options):
+    images = [torch.randn(16, 1, 8, 8) for _ in range(2)]
+    model = MODELS.get("resnet20")().build(num_classes=10, input_shape=(1, 8, 8)).eval()
+    once, again = (
+        cleanai.prune(model, images[0][:1], given, ratio=0.3, **options) for given in ((x for x in images), images)
+    )
+    assert once.plan == again.plan
+    assert torch.equal(once.model(images[0]), again.model(images[0]))

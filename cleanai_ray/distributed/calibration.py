@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +17,6 @@ from cleanai_ray.statistics import ActivationStatistics
 from cleanai_ray.study import Study
 from cleanai_ray.workspace import open_workspace
 
-_LOG = logging.getLogger(__name__)
 _MAX_RETRIES = 2
 
 

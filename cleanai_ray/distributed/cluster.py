@@ -66,13 +66,13 @@ def _prepare_environment(*, local: bool) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not local:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    path = [os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(path)
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if os.getcwd() not in path:
+        os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *filter(None, path)])
 
 
 def _inspect() -> Cluster:

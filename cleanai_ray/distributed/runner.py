@@ -24,11 +24,12 @@ from cleanai_ray.study import Study, digest
 from cleanai_ray.tables import write_tables
 from cleanai_ray.workspace import Workspace, methods_need
 
-_OWN_FILES = (
+_OWN = (
     "cache",
     "trials",
     "models",
     "charts",
+    "exports",
     "tune",
     "report.pdf",
     "report.html",
@@ -40,7 +41,7 @@ _TABLES = (results.RESULTS_FILE, results.LAYERS_FILE, results.COVERAGE_FILE, res
 
 def clear(run: RunDirectory) -> None:
     """Delete what an earlier run left in a run directory, and nothing else."""
-    for name in (*_OWN_FILES, *_TABLES):
+    for name in (*_OWN, *_TABLES):
         run.delete(name)
 
 

@@ -16,7 +16,7 @@ from cleanai_ray import results
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.distributed.cluster import Cluster, assigned_device, concurrent_trials
 from cleanai_ray.distributed.progress import Narrator, SweepState
-from cleanai_ray.distributed.writer import record_name, start_writer
+from cleanai_ray.distributed.writer import lacks_model, record_name, start_writer
 from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.keys import trial_key
@@ -31,12 +31,15 @@ _dense_models: dict[str, nn.Module] = {}
 
 
 def completed_records(study: Study, run: RunDirectory, dense_digest: str) -> dict[str, dict[str, Any]]:
-    """Return the records of trials that are complete for exactly these inputs, by trial id."""
+    """Return the records of trials that are complete for exactly these inputs, with the models to be kept."""
     records = {}
     for trial in study.trials():
         name = record_name(trial.trial_id)
         if run.is_complete(name, trial_key(study, trial, dense_digest)):
             records[trial.trial_id] = run.read_json(name)
+    rows = [record["row"] for record in records.values()]
+    for trial_id in lacks_model(rows, study.output.save_models, run):
+        del records[trial_id]
     return records
 
 
@@ -72,7 +75,7 @@ def run_sweep(
             callback = _ProgressCallback(state, refresh)
             references = {"dense": dense_reference, "statistics": statistics_reference}
             grid = _tuner(study, todo, references, writer, run, state.workers, callback).fit()
-            _record_crashes(todo, grid, writer, study, state)
+            _record_crashes(todo, grid, writer)
             refresh()
         ray.kill(writer)
     names = [trial.trial_id for trial in study.trials()]
@@ -91,7 +94,7 @@ def _tuner(
     trainable = tune.with_parameters(
         _run_tune_trial,
         study_json=study.model_dump_json(),
-        references=[references],
+        references=references,
         writer=writer,
     )
     wanted = study.resources
@@ -114,11 +117,11 @@ def _trial_name(tune_trial: Any) -> str:
     return Trial.model_validate(tune_trial.config["trial"]).trial_id
 
 
-def _run_tune_trial(config: dict[str, Any], *, study_json: str, references: list[dict], writer: Any) -> None:
+def _run_tune_trial(config: dict[str, Any], *, study_json: str, references: dict[str, Any], writer: Any) -> None:
     """Run one trial in a Tune worker. A trial that fails is a record like any other."""
     trial = Trial.model_validate(config["trial"])
-    dense: DenseModel = ray.get(references[0]["dense"])
-    reference = references[0]["statistics"]
+    dense: DenseModel = ray.get(references["dense"])
+    reference = references["statistics"]
     try:
         workspace = open_workspace(study_json, assigned_device())
         statistics: ActivationStatistics | None = None if reference is None else ray.get(reference)
@@ -156,9 +159,7 @@ def _send(writer: Any, outcome: TrialOutcome, key: str) -> None:
     ray.get(writer.write.remote(record, key, plan, weights))
 
 
-def _record_crashes(
-    trials: Sequence[Trial], grid: tune.ResultGrid, writer: Any, study: Study, state: SweepState
-) -> None:
+def _record_crashes(trials: Sequence[Trial], grid: tune.ResultGrid, writer: Any) -> None:
     """Give a record to each trial whose process died before it could send one."""
     crashed = {
         Trial.model_validate(result.config["trial"]).trial_id: result.error

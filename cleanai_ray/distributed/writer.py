@@ -33,6 +33,12 @@ def rank(row: dict[str, Any]) -> tuple[float, float, str]:
     return (-row["accuracy"], row["macs"], row["trial_id"])
 
 
+def lacks_model(rows: list[dict[str, Any]], save_models: str, run: RunDirectory) -> set[str]:
+    """Return the trials among complete ones whose model is to be kept and is not there."""
+    wanted = {"none": [], "best": sorted(rows, key=rank)[:1], "all": rows}[save_models]
+    return {row["trial_id"] for row in wanted if not run.exists(f"{model_folder(row['trial_id'])}/{PLAN_FILE}")}
+
+
 class RunWriter:
     """Writes records and models, and keeps those models that the study asks for.
 
@@ -46,6 +52,9 @@ class RunWriter:
         self._run = RunDirectory(location)
         self._save_models = save_models
         self._saved = {row["trial_id"]: row for row in completed if self._run.exists(model_folder(row["trial_id"]))}
+        for trial_id in self._run.list("models"):
+            if trial_id not in self._saved:  # Of another study, or of other inputs: not what the tables will say.
+                self._run.delete(model_folder(trial_id))
 
     def wants_model(self, row: dict[str, Any]) -> bool:
         """Whether the model of a trial is to be sent."""
@@ -77,5 +86,5 @@ class RunWriter:
 def start_writer(location: str, save_models: str, completed: list[dict[str, Any]], node_id: str) -> Any:
     """Start the writer on a node, and return its handle."""
     placement = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-    actor = ray.remote(RunWriter).options(num_cpus=0, name=None, scheduling_strategy=placement, max_restarts=0)
+    actor = ray.remote(RunWriter).options(num_cpus=0, scheduling_strategy=placement)
     return actor.remote(location, save_models, completed)

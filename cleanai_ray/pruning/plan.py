@@ -44,7 +44,7 @@ class PruningPlan:
         model: Identity of the dense model: class, shape digest of its parameters, example input shape.
         groups: Every prunable group, pruned or not.
         request: What was asked for: method, mode, ratio or budget, bounds.
-        achieved: What came out: channel ratio, params and macs, dense and pruned.
+        achieved: What surgery left: channel ratio, params and macs, dense and pruned (repair may add biases).
         warnings: What the user should know, in sentences.
     """
 

@@ -166,3 +166,20 @@ def test_a_failing_and_a_dying_trial_are_rows_and_the_others_go_on(ray_session, 
     assert "failed: refusing" in said
     text = "".join(page.extract_text() for page in PdfReader(tmp_path / "report.pdf").pages)
     assert "no score for" in text.replace("\n", " ")
+
+
+def test_models_of_other_inputs_go_and_a_model_that_is_wanted_later_is_made(ray_session, tmp_path):
+    settings = {**small.SMALL, "finetune": {"epochs": 0}, "repair": {"compensation": "none", "batch_norm": "none"}}
+    study = parse_study({**settings, "output": {"dir": "unused", "save_models": "none"}})
+    stale = tmp_path / "models" / study.trials()[0].trial_id
+    stale.mkdir(parents=True)
+    (stale / "plan.json").write_text("of an earlier study")
+    assert small.run(study, tmp_path)[0] == 0
+    assert not stale.exists()
+    before = rows(tmp_path)
+    failed, said = small.run(parse_study({**settings, "output": {"dir": "unused", "save_models": "best"}}), tmp_path)
+    assert failed == 0
+    assert "2 of 3 trials were complete already" in said
+    best = min(before, key=lambda row: (-row["accuracy"], row["macs"], row["trial_id"]))
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [best["trial_id"]]
+    assert [without_timings(row) for row in rows(tmp_path)] == [without_timings(row) for row in before]

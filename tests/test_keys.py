@@ -1,0 +1,63 @@
+"""Digests of inputs: what changes an output changes its key, and what does not, does not."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from cleanai_ray.keys import calibration_key, dense_key, trial_key
+from cleanai_ray.study import parse_study
+
+STUDY = {
+    "model": {"name": "resnet20", "input_shape": [1, 8, 8]},
+    "data": {"name": "digits"},
+    "sweep": {"methods": ["coverage"], "ratios": [0.3]},
+}
+
+
+def keys(path: str | None = None, value: object = None) -> dict[str, str]:
+    """The keys of the study, with one key of it changed."""
+    document = copy.deepcopy(STUDY)
+    if path is not None:
+        *parents, leaf = path.split(".")
+        section = document
+        for name in parents:
+            section = section.setdefault(name, {})
+        section[leaf] = value
+    study = parse_study(document)
+    return {
+        "dense": dense_key(study),
+        "calibration": calibration_key(study, "weights"),
+        "trial": trial_key(study, study.trials()[0], "weights"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "changed"),
+    [
+        ("model.input_shape", [1, 16, 16], {"dense", "calibration", "trial"}),
+        ("data.batch_size", 64, {"dense", "calibration", "trial"}),
+        ("data.calibration.threshold", 0.1, {"dense", "calibration", "trial"}),
+        ("evaluation.samples", 100, {"dense", "trial"}),
+        ("sweep.methods", ["taylor"], {"calibration", "trial"}),
+        ("repair.compensation", "none", {"trial"}),
+        ("finetune.epochs", 1, {"trial"}),
+        ("pruning.round_to", 8, {"trial"}),
+        ("output.dir", "elsewhere", set()),
+        ("resources.max_concurrent_trials", 1, set()),
+    ],
+)
+def test_a_key_follows_its_inputs(path, value, changed):
+    before, after = keys(), keys(path, value)
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_a_weights_file_counts_by_its_content(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    found = []
+    for content in (b"one", b"two", b"one"):
+        file.write_bytes(content)
+        found.append(keys("model.weights", str(file))["dense"])
+        assert keys("model.weights", f"file://{file}")["dense"] != keys("model.weights", None)["dense"]
+    assert found[0] == found[2] != found[1]
