@@ -88,13 +88,16 @@ def prune(
     compensation = _compensation(repair, batches)
     trial = _trial(method, coverage_metric, ratio, budget, mode, steps, seed, method_options)
     bounds = _bounds(layer_ratios, ignored_layers, max_ratio, round_to, min_channels)
-    if isinstance(batches, Iterator) and (compensation or METHODS.get(method).remeasures):
-        batches = list(batches)
+    batches = _readable_again(batches) if compensation or METHODS.get(method).remeasures else batches
     measure = None if batches is None else _measurement(trial, batches, loss)
     if stats is None and measure is not None and _reads_calibration(trial):
         stats = measure(model)
     result = Pruner(model, example_inputs, trial, bounds=bounds, statistics=stats, remeasure=measure).run()
     return _repaired(model, result, batches, compensation)
+
+
+def _readable_again(batches: Iterable[Batch] | None) -> Iterable[Batch] | None:
+    return list(batches) if isinstance(batches, Iterator) else batches
 
 
 def _repaired(

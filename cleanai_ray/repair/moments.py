@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.errors import ArtifactError, CalibrationError
+from cleanai_ray.errors import CalibrationError
 from cleanai_ray.evaluation.modes import evaluation_mode
 from cleanai_ray.repair.consumers import observing
 from cleanai_ray.repair.images import Batch, run, walk
 from cleanai_ray.repair.sampling import POSITIONS_PER_SAMPLE, PositionSampler
+from cleanai_ray.statistics.tensor_file import pack, unpack
 
 _FORMAT = "cleanai-moments/1"
+_FIELDS = ("count", "sum", "second")
 _ROWS_AT_ONCE = 16384
 
 
@@ -87,13 +86,8 @@ class ConsumerMoments:
 
     def to_bytes(self) -> bytes:
         """Serialise without loss, as a safetensors file."""
-        tensors = {
-            f"{name}/{field}": getattr(value, field).contiguous()
-            for name, value in self.layers.items()
-            for field in ("count", "sum", "second")
-        }
-        header = json.dumps({"format": _FORMAT, "layers": list(self.layers)})
-        return safetensors.torch.save(tensors, {"header": header})
+        tensors = {f"{name}/{field}": getattr(value, field) for name, value in self.layers.items() for field in _FIELDS}
+        return pack(tensors, {"format": _FORMAT, "layers": list(self.layers)})
 
     @staticmethod
     def from_bytes(content: bytes) -> ConsumerMoments:
@@ -102,18 +96,10 @@ class ConsumerMoments:
         Raises:
             ArtifactError: When the bytes are something else.
         """
-        try:
-            tensors = safetensors.torch.load(content)
-            length = int.from_bytes(content[:8], "little")
-            header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["header"])
-            if header["format"] != _FORMAT:
-                raise ValueError(f"its format is {header['format']}")
-            layers = {
-                name: LayerMoments(**{field: tensors[f"{name}/{field}"] for field in ("count", "sum", "second")})
-                for name in header["layers"]
-            }
-        except (safetensors.SafetensorError, ValueError, KeyError) as error:
-            raise ArtifactError(f"consumer moments cannot be read: {error} (expected {_FORMAT})") from error
+        tensors, header = unpack(content, "consumer moments", _FORMAT)
+        layers = {
+            name: LayerMoments(**{field: tensors[f"{name}/{field}"] for field in _FIELDS}) for name in header["layers"]
+        }
         return ConsumerMoments(layers=layers)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from cleanai_ray.errors import ArtifactError, CalibrationError
+from cleanai_ray.errors import CalibrationError
+from cleanai_ray.statistics.tensor_file import pack, unpack
 
 _FORMAT = "cleanai-statistics/1"
 _EXTREMA = {"minimum": torch.minimum, "maximum": torch.maximum}
@@ -160,11 +158,9 @@ class ActivationStatistics:
             for layer, value in getattr(self, side).items():
                 tensors |= {f"{side}/{layer}/{item.name}": getattr(value, item.name) for item in fields(value)}
         tensors |= {f"gradients/{name}": value for name, value in self.gradients.items()}
-        header = {"threshold": self.threshold, "num_gradient_samples": self.num_gradient_samples}
         order = {side: list(getattr(self, side)) for side in ("inputs", "outputs", "gradients")}
-        # One key only: safetensors writes several in no particular order, and equal statistics must be equal bytes.
-        metadata = {"header": json.dumps({"format": _FORMAT} | header | order)}
-        return safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()}, metadata)
+        header = {"threshold": self.threshold, "num_gradient_samples": self.num_gradient_samples, **order}
+        return pack(tensors, {"format": _FORMAT, **header})
 
     @staticmethod
     def from_bytes(content: bytes) -> ActivationStatistics:
@@ -173,14 +169,7 @@ class ActivationStatistics:
         Raises:
             ArtifactError: When the bytes are something else.
         """
-        try:
-            tensors = safetensors.torch.load(content)
-            length = int.from_bytes(content[:8], "little")
-            header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["header"])
-            if header["format"] != _FORMAT:
-                raise ValueError(f"its format is {header['format']}")
-        except (safetensors.SafetensorError, ValueError, KeyError) as error:
-            raise ArtifactError(f"activation statistics cannot be read: {error} (expected {_FORMAT})") from error
+        tensors, header = unpack(content, "activation statistics", _FORMAT)
 
         def layers(side: str) -> dict[str, LayerStatistics]:
             names = [item.name for item in fields(LayerStatistics)]
