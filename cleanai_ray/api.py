@@ -15,21 +15,27 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.coverage.base import needs_sections
 from cleanai_ray.errors import ArtifactError, PruningError
+from cleanai_ray.evaluation.latency import compare_latency
 from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.importance.base import create_method
+from cleanai_ray.pruning.curves import SensitivityCurves
 from cleanai_ray.pruning.graph import ChannelGraph
+from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.pruner import Pruner, PruneResult, Remeasure, identify
-from cleanai_ray.registry import METHODS
 from cleanai_ray.repair import repair as repair_model
 from cleanai_ray.repair.consumers import add_biases
-from cleanai_ray.sections import PruningSection, Section
+from cleanai_ray.sections import CalibrationSection, LatencySection, PruningSection, Section
+from cleanai_ray.sensitivity import measure_sensitivity
 from cleanai_ray.statistics import ActivationStatistics, calibrate
 from cleanai_ray.statistics.calibration import Batch, Loss
 from cleanai_ray.study import Trial
 from cleanai_ray.study_messages import describe
 
 S = TypeVar("S", bound=Section)
+CompareModels = Callable[[nn.Module, nn.Module], float]
 
 PLAN_FILE, WEIGHTS_FILE = "plan.json", "weights.safetensors"
 
@@ -47,6 +53,7 @@ def prune(
     steps: int = 1,
     seed: int = 0,
     stats: ActivationStatistics | None = None,
+    curves: SensitivityCurves | None = None,
     layer_ratios: Mapping[str, float] | None = None,
     ignored_layers: Sequence[str] = (),
     max_ratio: float = 0.9,
@@ -55,6 +62,7 @@ def prune(
     method_options: Mapping[str, Any] | None = None,
     repair: bool | str = False,
     loss: Loss | None = None,
+    latency: Mapping[str, Any] | CompareModels | None = None,
 ) -> PruneResult:
     """Return a smaller copy of a model, and the plan that made it. The model given is not changed.
 
@@ -65,35 +73,61 @@ def prune(
         method: A name of `cleanai list methods`.
         mode: `local`, `global` or `isomorphic`.
         ratio: Share of channels to remove, in (0, 1). Either this or `budget`.
-        budget: For instance {"macs": 0.5}: what the model may cost, as a fraction of the dense one.
-        coverage_metric: For coverage and adaptive; `normalized_mean` by default.
+        budget: What the model may cost: {"macs": 0.5} of the dense one, or params, or latency; or {"size_mb": 10}.
+        coverage_metric: For coverage, adaptive and a hybrid of them; `normalized_mean` by default.
         steps: Iterative pruning steps; what is kept shrinks geometrically.
         seed: Seed of random choices.
         stats: A calibration to reuse instead of batches.
+        curves: Sensitivity curves to reuse, of `measure_sensitivity` with the same ignored layers.
         layer_ratios: Channel ratio by module-name prefix.
         ignored_layers: Module names that keep their output width, with all below them.
         max_ratio: No group of layers loses more than this share.
         round_to: Widths of pruned layers are multiples of this.
         min_channels: No group keeps fewer channels.
         method_options: Options of the method, for instance {"variant": "producer"}.
-        repair: Training-free repair with the images of batches: True or "auto" (what serves best, judged on images held
-            back), "closed_form" or "sequential" (then with relative batch-norm recalibration), or False.
+        repair: Training-free repair: True or "auto" (judged by images held back), "closed_form", "sequential" or False.
         loss: Mean loss of (output, targets) for gradient-based methods; cross-entropy by default.
+        latency: Keys of `evaluation.latency`, or a function (dense, pruned) that returns the ratio of their latencies.
 
     Raises:
-        RegistryError: When a method or metric is unknown.
-        StudyError: When an option does not fit the method.
+        RegistryError, StudyError: When a method or metric is unknown, or an option does not fit the method.
         PruningError: When an argument is not allowed, or the model cannot be pruned as asked.
     """
     compensation = _compensation(repair, batches)
     trial = _trial(method, coverage_metric, ratio, budget, mode, steps, seed, method_options)
     bounds = _bounds(layer_ratios, ignored_layers, max_ratio, round_to, min_channels)
-    batches = _readable_again(batches) if compensation or METHODS.get(method).remeasures else batches
-    measure = None if batches is None else _measurement(trial, batches, loss)
-    if stats is None and measure is not None and _reads_calibration(trial):
-        stats = measure(model)
-    result = Pruner(model, example_inputs, trial, bounds=bounds, statistics=stats, remeasure=measure).run()
+    scoring = create_method(method, trial.options)
+    if compensation or scoring.needs_curves or scoring.remeasures:
+        batches = _readable_again(batches)
+    result = _pruned(model, example_inputs, batches, trial, bounds, stats, curves, loss, latency)
     return _repaired(model, result, batches, compensation)
+
+
+def _pruned(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    batches: Iterable[Batch] | None,
+    trial: Trial,
+    bounds: PruningSection,
+    stats: ActivationStatistics | None,
+    curves: SensitivityCurves | None,
+    loss: Loss | None,
+    latency: Mapping[str, Any] | CompareModels | None,
+) -> PruneResult:
+    """Measure what the method reads and was not given, and prune."""
+    measure = None if batches is None else _measurement(trial, batches, loss)
+    method = create_method(trial.method, trial.options)
+    if stats is None and measure is not None and method.needs_statistics:
+        stats = measure(model)
+    if curves is None and batches is not None and method.needs_curves:
+        curves = measure_sensitivity(model, example_inputs, batches, ignored_layers=bounds.ignored_layers)
+
+    def prune_as(part: Trial) -> PruneResult:
+        return Pruner(
+            model, example_inputs, part, bounds=bounds, statistics=stats, remeasure=measure, curves=curves
+        ).run()
+
+    return prune_to_budget(prune_as, trial, bounds, lambda small: _compare(model, small, example_inputs, latency))
 
 
 def _readable_again(batches: Iterable[Batch] | None) -> Iterable[Batch] | None:
@@ -108,6 +142,19 @@ def _repaired(
     norms = "auto" if compensation == "auto" else "relative"
     outcome = repair_model(model, result, batches, compensation=compensation, batch_norm=norms)
     return replace(result, model=outcome.model)
+
+
+def _compare(
+    dense: nn.Module,
+    pruned: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    latency: Mapping[str, Any] | CompareModels | None,
+) -> dict[str, Any]:
+    """Return the pruned model's share of the dense latency, and how it was measured."""
+    if callable(latency):
+        return {"ratio": float(latency(dense, pruned))}
+    images = example_inputs if isinstance(example_inputs, Tensor) else example_inputs[0]
+    return compare_latency(dense, pruned, images, _checked(LatencySection, **(latency or {})), device=images.device)
 
 
 def _compensation(repair: bool | str, batches: Iterable[Batch] | None) -> str | None:
@@ -130,7 +177,7 @@ def _trial(
     seed: int,
     options: Mapping[str, Any] | None,
 ) -> Trial:
-    if METHODS.get(method).uses_coverage_metric:
+    if create_method(method, dict(options or {})).uses_coverage_metric:
         coverage_metric = coverage_metric or "normalized_mean"
     return _checked(
         Trial,
@@ -169,16 +216,19 @@ def _checked(section: type[S], **values: Any) -> S:
         raise PruningError(describe(error, section)) from None
 
 
-def _reads_calibration(trial: Trial) -> bool:
-    method = METHODS.get(trial.method)
-    return method.needs_activations or method.needs_gradients
-
-
 def _measurement(trial: Trial, batches: Iterable[Batch], loss: Loss | None) -> Remeasure:
     """Return the function that calibrates a model as the trial's method needs it."""
-    gradients = METHODS.get(trial.method).needs_gradients
-    outputs = trial.options.get("variant") == "producer"
-    return lambda model: calibrate(model, batches, outputs=outputs, gradients=gradients, loss=loss)
+    method = create_method(trial.method, trial.options)
+    sections = CalibrationSection().sections if needs_sections(trial.coverage_metric) else None
+    return lambda model: calibrate(
+        model,
+        batches,
+        sections=sections,
+        outputs=method.needs_outputs,
+        gradients=method.needs_gradients,
+        squared_gradients=method.needs_squared_gradients,
+        loss=loss,
+    )
 
 
 def save(result: PruneResult, location: str | os.PathLike[str]) -> None:
@@ -245,4 +295,4 @@ def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
     return graph.model
 
 
-__all__ = ["PruneResult", "apply_plan", "calibrate", "load", "prune", "save"]
+__all__ = ["PruneResult", "apply_plan", "calibrate", "load", "measure_sensitivity", "prune", "save"]

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,13 +63,25 @@ def plan(study: StudyArgument, out: OutOption = None, set_: OverrideOption = Non
     loaded = _load(study, set_ or [], out)
     workspace = None if missing_inputs(loaded) else check_study(loaded)
     described = describe_plan(loaded, workspace, RunDirectory(loaded.output.dir))
-    console = _console()
-    table = Table(*described.columns, box=None, header_style="bold", pad_edge=False)
-    for row in described.rows:
-        table.add_row(*row)
-    console.print(table)
-    for line in described.summary:
-        console.print(line, markup=False)
+    _print_table(described.columns, described.rows, described.summary)
+    return 0
+
+
+@app.command()
+def sensitivity(
+    study: StudyArgument, out: OutOption = None, address: AddressOption = None, set_: OverrideOption = None
+) -> int:
+    """Measure, group by group, what narrowing costs, and share the study's ratios and budgets out over the layers."""
+    from cleanai_ray.artifacts import RunDirectory
+    from cleanai_ray.distributed.progress import Narrator
+    from cleanai_ray.distributed.sensitivity import analyse, describe
+    from cleanai_ray.planning import check_study
+
+    loaded = _load(study, set_ or [], out)
+    directory = RunDirectory(loaded.output.dir)
+    found = analyse(loaded, check_study(loaded), directory, address=address, narrator=Narrator())
+    columns, rows, lines = describe(found, directory)
+    _print_table(columns, rows, lines)
     return 0
 
 
@@ -95,6 +108,19 @@ def export(
     from cleanai_ray.deployment import export_trial
 
     print(export_trial(RunDirectory(directory), trial, format_, Path(out) if out else None))
+    return 0
+
+
+@app.command()
+def explain(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Run directory.")],
+    trial: Annotated[str, typer.Option(help="Trial id, or `best`.")] = "best",
+) -> int:
+    """Show what a trial removed from each layer, and why."""
+    from cleanai_ray.artifacts import RunDirectory
+    from cleanai_ray.deployment import explain_trial
+
+    print(explain_trial(RunDirectory(directory), trial))
     return 0
 
 
@@ -135,6 +161,16 @@ def _load(path: str, overrides: list[str], out: str | None) -> Study:
     from cleanai_ray.study import load_study
 
     return load_study(path, [*overrides, f"output.dir={out}"] if out else overrides)
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], lines: Sequence[str]) -> None:
+    console = _console()
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for line in lines:
+        console.print(line, markup=False)
 
 
 def _console() -> Console:

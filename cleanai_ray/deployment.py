@@ -1,4 +1,4 @@
-"""From a run directory to a file for deployment."""
+"""From a run directory to a file for deployment, or to what a plan says."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pyarrow.compute as pc
 import yaml
 
 from cleanai_ray import results
-from cleanai_ray.api import load_model
+from cleanai_ray.api import PLAN_FILE, load_model
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.models import build_model, example_input
+from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.registry import FORMATS
 from cleanai_ray.sections import ModelSection
 
@@ -30,13 +31,7 @@ def export_trial(run: RunDirectory, trial: str, format_name: str, out: Path | No
         ArtifactError: When the run, the trial or its model is not there, or the export does not agree with the model.
     """
     export = FORMATS.get(format_name)
-    saved = run.list("models")
-    trial_id = _best(run) if trial == "best" else trial
-    if trial_id not in saved:
-        raise ArtifactError(
-            f"run directory '{run.location}' holds no model of trial '{trial_id}'; saved: {', '.join(saved) or 'none'} "
-            "(output.save_models: all keeps every model)"
-        )
+    trial_id = _find(run, trial)
     section = ModelSection.model_validate(yaml.safe_load(run.read_text("study.yaml"))["model"])
     dense = build_model(section.model_copy(update={"weights": None, "train": None}))
     model = load_model(dense, run, f"models/{trial_id}").eval()
@@ -50,6 +45,34 @@ def export_trial(run: RunDirectory, trial: str, format_name: str, out: Path | No
         written = export(model, example, Path(folder) / f"{trial_id}{suffix}")
         run.write_bytes(f"exports/{trial_id}{suffix}", written.read_bytes())
     return f"{run.location.rstrip('/')}/exports/{trial_id}{suffix}"
+
+
+def explain_trial(run: RunDirectory, trial: str) -> str:
+    """Return what the plan of a trial says, as text: see `PruningPlan.explain`.
+
+    Args:
+        run: The run directory, or a folder that `cleanai_ray.save` wrote to, which holds one plan.
+        trial: Trial id, or `best`.
+
+    Raises:
+        ArtifactError: When the run, the trial or its model is not there, or the plan was changed.
+    """
+    if trial == "best" and run.exists(PLAN_FILE):
+        return PruningPlan.from_json(run.read_text(PLAN_FILE)).explain()
+    trial_id = _find(run, trial)
+    return f"Trial {trial_id}\n{PruningPlan.from_json(run.read_text(f'models/{trial_id}/{PLAN_FILE}')).explain()}"
+
+
+def _find(run: RunDirectory, trial: str) -> str:
+    """Return the id of a trial whose model is saved."""
+    saved = run.list("models")
+    trial_id = _best(run) if trial == "best" else trial
+    if trial_id not in saved:
+        raise ArtifactError(
+            f"run directory '{run.location}' holds no model of trial '{trial_id}'; saved: {', '.join(saved) or 'none'} "
+            "(output.save_models: all keeps every model)"
+        )
+    return trial_id
 
 
 def _best(run: RunDirectory) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 from typing import Any
 
 from pyarrow.fs import FileType
 
 from cleanai_ray.artifacts import resolve_filesystem
+from cleanai_ray.calibration_shards import CalibrationNeeds
 from cleanai_ray.study import Study, Trial, digest
-from cleanai_ray.workspace import methods_need, needs_outputs
+from cleanai_ray.workspace import methods_need
 
 
 def dense_key(study: Study) -> str:
@@ -22,9 +24,15 @@ def dense_key(study: Study) -> str:
 
 def calibration_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that the calibration depends on."""
-    gradients = methods_need(study, "needs_gradients")
-    split = study.evaluation.split
-    return digest([dense_digest, _shape(study), study.data.model_dump(), split, gradients, needs_outputs(study)])
+    needs = asdict(CalibrationNeeds.of(study))
+    return digest([dense_digest, _shape(study), study.data.model_dump(), study.evaluation.split, needs])
+
+
+def moments_key(study: Study, dense_digest: str) -> str:
+    """Return the digest of everything that second moments and sensitivity curves depend on."""
+    judged = study.repair.is_judged or methods_need(study, "needs_curves")
+    kept_wide = study.pruning.ignored_layers
+    return digest([dense_digest, _shape(study), study.data.model_dump(), study.evaluation.split, judged, kept_wide])
 
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:

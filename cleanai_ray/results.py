@@ -11,6 +11,7 @@ RESULTS_FILE = "results.parquet"
 LAYERS_FILE = "layers.parquet"
 COVERAGE_FILE = "coverage.parquet"
 HISTORY_FILE = "history.parquet"
+SENSITIVITY_FILE = "sensitivity.parquet"
 LATENCY_FILE = "latency.parquet"
 
 DENSE = "dense"
@@ -118,6 +119,18 @@ HISTORY = _schema(
     ("learning_rate", _REAL, "Learning rate at the end of the epoch."),
     ("images_per_second", _REAL, "Training images per second."),
     ("is_best", pa.bool_(), "Whether this epoch's weights were kept."),
+)
+
+SENSITIVITY = _schema(
+    ("group", _TEXT, "Dependency group: the layer whose output channels number it."),
+    ("group_index", _COUNT, "Position of the group, from 0."),
+    ("num_channels", _COUNT, "Channels of the group in the dense model."),
+    ("removed", _COUNT, "Channels removed from this group alone, the least important first."),
+    ("channel_ratio", _REAL, "Share of the group's channels that is removed."),
+    ("channel", _COUNT, "The last channel that was removed, in dense numbering (of the first block)."),
+    ("error", _REAL, "Relative squared error of what the group's readers compute, refitted; the sum over them."),
+    ("divergence", _REAL, "Mean KL(dense || narrowed) in nats, interpolated between what was measured."),
+    ("divergence_measured", _REAL, "The same where it was measured."),
 )
 
 LATENCY = _schema(

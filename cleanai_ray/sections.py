@@ -64,10 +64,19 @@ class CalibrationSection(Section):
     split: str = Field("train", description="Split they are drawn from.")
     seed: int = Field(0, ge=0, description="Seed of the draw.")
     shard_size: PositiveInt = Field(256, description="Images a shard: the unit of work, of retry and of resumption.")
+    second_moment_samples: PositiveInt = Field(
+        2048, description="Calibration images that second moments come from, at the most."
+    )
+    positions_per_sample: PositiveInt = Field(64, description="Pixels or tokens of an image that second moments read.")
     observe: Literal["activation", "output"] = Field(
         "activation", description="What the next layer receives, or the raw output of each Conv2d and Linear."
     )
     threshold: float = Field(0.0, description="A sample counts as active for `frequency` above this mean activation.")
+    top_k: PositiveInt = Field(10, description="Channels of a layer that are a sample's strongest for `top_k`.")
+    sections: Annotated[int, Field(ge=2)] = Field(
+        64,
+        description="Sections of a layer's range for `k_multisection` and `entropy`; 1024 samples put 16 in each.",
+    )
     withhold_from_training: Literal["auto"] | bool = Field(
         "auto",
         description="Keep calibration images out of training; auto: where they are at most a fifth of the split.",
@@ -90,10 +99,12 @@ class DataSection(Section):
 
 
 class Budget(Section):
-    """What the pruned model may cost, as a fraction of the dense one. Exactly one key."""
+    """What the pruned model may cost: a fraction of the dense one, or megabytes. Exactly one key."""
 
     macs: Fraction | None = None
     params: Fraction | None = None
+    latency: Fraction | None = Field(None, description="Measured; evaluation.latency says at which batch size and how.")
+    size_mb: float | None = Field(None, gt=0, description="Weights file in megabytes of 10^6 bytes, not a fraction.")
 
     @model_validator(mode="after")
     def _check(self) -> Budget:
@@ -113,8 +124,13 @@ class Budget(Section):
 
     @property
     def limit(self) -> float:
-        """The limit, as a fraction of the dense model."""
+        """The limit, as a fraction of the dense model; where `is_absolute`, in the resource's own unit."""
         return next(iter(self.items().values()))
+
+    @property
+    def is_absolute(self) -> bool:
+        """Whether the limit is a size in megabytes rather than a fraction."""
+        return self.size_mb is not None
 
     def __str__(self) -> str:
         return f"{self.resource}={self.limit:g}"
@@ -125,7 +141,8 @@ class SweepSection(Section):
 
     methods: tuple[str, ...] = Field(min_length=1, description="Names of `cleanai list methods`.")
     coverage_metrics: tuple[str, ...] = Field(
-        ("normalized_mean",), description="Names of `cleanai list metrics`; multiplies coverage and adaptive only."
+        ("normalized_mean",),
+        description="Names of `cleanai list metrics`; multiplies coverage, adaptive and hybrids of one.",
     )
     ratios: tuple[Ratio, ...] = Field((), description="Channel ratios: share of channels to remove, in (0, 1).")
     budgets: tuple[Budget, ...] = Field((), description="Budgets instead of ratios, for instance {macs: 0.5}.")
@@ -178,7 +195,14 @@ class RepairSection(Section):
     ridge: float | None = Field(
         None, gt=0, description="Ridge of the refit, relative; null: 0.001, auto tries several."
     )
-    samples: PositiveInt = Field(1024, description="Calibration images that repair may use, at the most.")
+    samples: PositiveInt = Field(
+        1024, description="Calibration images that sequential, batch-norm and auto read, at the most."
+    )
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether variants are compared, on a fifth of the images."""
+        return "auto" in (self.compensation, self.batch_norm)
 
     @property
     def is_on(self) -> bool:
@@ -227,6 +251,7 @@ class LatencySection(Section):
     warmup: PositiveInt = Field(10, description="Untimed runs first.")
     runs: Annotated[int, Field(ge=5)] = Field(50, description="Timed runs.")
     threads: PositiveInt = Field(1, description="CPU threads of torch while timing.")
+    budget_batch_size: PositiveInt = Field(1, description="Batch size at which a budget of latency is measured.")
 
 
 class EvaluationSection(Section):

@@ -1,4 +1,4 @@
-"""The stages of a study as plain functions: dense model, calibration of a shard, one trial. No Ray here."""
+"""The stages of a study as plain functions: the dense model, one trial. No Ray here."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ import numpy as np
 from torch import nn
 
 from cleanai_ray import results
+from cleanai_ray.calibration_shards import calibrate_locally
+from cleanai_ray.dense_measures import DenseMeasures
 from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
-from cleanai_ray.evaluation.latency import measure_latency
+from cleanai_ray.evaluation.latency import compare_latency, measure_latency
 from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model
+from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.pruner import Pruner, PruneResult
-from cleanai_ray.registry import METHODS
 from cleanai_ray.repair import RIDGES, RepairOutcome, repair
-from cleanai_ray.statistics import ActivationStatistics, calibrate
+from cleanai_ray.sections import LatencySection
 from cleanai_ray.study import Trial
 from cleanai_ray.training.context import LocalContext
 from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
@@ -35,7 +38,7 @@ from cleanai_ray.trial_columns import (
     latency_columns,
     skipped_by_repair,
 )
-from cleanai_ray.workspace import Workspace, methods_need, needs_outputs
+from cleanai_ray.workspace import Workspace
 
 ReportEpoch = Callable[[Mapping[str, Any]], None]
 
@@ -102,32 +105,6 @@ def prepare_dense(workspace: Workspace, report: ReportEpoch | None = None) -> De
     return DenseModel(weights=safetensors_bytes(model), accuracy=accuracy, history=history)
 
 
-def calibrate_shard(workspace: Workspace, model: nn.Module, positions: np.ndarray) -> ActivationStatistics:
-    """Return the statistics of a model on one shard of the calibration samples."""
-    study = workspace.study
-    return calibrate(
-        model,
-        workspace.batches("calibration", positions=positions),
-        threshold=study.data.calibration.threshold,
-        outputs=needs_outputs(study),
-        gradients=methods_need(study, "needs_gradients"),
-    )
-
-
-def calibrate_locally(workspace: Workspace, model: nn.Module) -> ActivationStatistics:
-    """Return the statistics of a model on all calibration samples: its shards', merged in order."""
-    shards = [calibrate_shard(workspace, model, positions) for positions in workspace.shards()]
-    return merge(shards)
-
-
-def merge(shards: list[ActivationStatistics]) -> ActivationStatistics:
-    """Add up the statistics of shards, in the order given."""
-    total = shards[0]
-    for shard in shards[1:]:
-        total = total + shard
-    return total
-
-
 @dataclass
 class _Clock:
     """Seconds spent by stage."""
@@ -151,7 +128,7 @@ def run_trial(
     trial: Trial,
     dense: DenseModel,
     dense_model: nn.Module,
-    statistics: ActivationStatistics | None,
+    measures: DenseMeasures,
     report: ReportEpoch | None = None,
 ) -> TrialOutcome:
     """Score, prune, repair, fine-tune and evaluate one trial.
@@ -161,7 +138,7 @@ def run_trial(
         trial: The cell of the sweep.
         dense: The dense weights and what they score.
         dense_model: The dense model on the workspace's device; it is not changed.
-        statistics: The study's calibration.
+        measures: What was measured on it for all trials.
         report: Called with the row of each fine-tuning epoch.
 
     Raises:
@@ -169,12 +146,12 @@ def run_trial(
     """
     clock = _Clock()
     with clock.stage("prune"):
-        pruned = _prune(workspace, trial, dense_model, statistics)
+        pruned = _prune(workspace, trial, dense_model, measures)
     scores = [_score(workspace, pruned.model, clock)]
     repaired: RepairOutcome | None = None
     if workspace.study.repair.is_on:
         with clock.stage("repair"):
-            repaired = _repair(workspace, dense_model, pruned)
+            repaired = _repair(workspace, dense_model, pruned, measures)
             pruned = replace(pruned, model=repaired.model)
         scores.append(_score(workspace, pruned.model, clock))
     tuned: FineTuneResult | None = None
@@ -224,24 +201,33 @@ def failed_outcome(trial: Trial, error: str) -> TrialOutcome:
     return TrialOutcome(row={**row, "node": platform.node()})
 
 
-def _prune(
-    workspace: Workspace, trial: Trial, dense_model: nn.Module, statistics: ActivationStatistics | None
-) -> PruneResult:
-    study = workspace.study
-    method = METHODS.get(trial.method)
-    return Pruner(
-        dense_model,
-        workspace.example_input(),
-        trial,
-        bounds=study.pruning,
-        ignored_layers=workspace.ignored_layers(),
-        statistics=statistics if method.needs_activations or method.needs_gradients else None,
-        remeasure=lambda smaller: calibrate_locally(workspace, smaller),
-        observe=study.data.calibration.observe,
-    ).run()
+def _prune(workspace: Workspace, trial: Trial, dense_model: nn.Module, measures: DenseMeasures) -> PruneResult:
+    study, example = workspace.study, workspace.example_input()
+    method = create_method(trial.method, dict(trial.options))
+    timing = study.evaluation.latency or LatencySection()
+
+    def pruned(part: Trial) -> PruneResult:
+        return Pruner(
+            dense_model,
+            example,
+            part,
+            bounds=study.pruning,
+            ignored_layers=workspace.ignored_layers(),
+            statistics=measures.statistics if method.needs_statistics else None,
+            remeasure=lambda smaller: calibrate_locally(workspace, smaller, trial),
+            observe=study.data.calibration.observe,
+            curves=measures.curves,
+        ).run()
+
+    def compare(small: nn.Module) -> dict[str, Any]:
+        return compare_latency(dense_model, small, example, timing, device=workspace.device)
+
+    return prune_to_budget(pruned, trial, study.pruning, compare)
 
 
-def _repair(workspace: Workspace, dense_model: nn.Module, pruned: PruneResult) -> RepairOutcome:
+def _repair(
+    workspace: Workspace, dense_model: nn.Module, pruned: PruneResult, measures: DenseMeasures
+) -> RepairOutcome:
     section = workspace.study.repair
     positions = np.arange(min(section.samples, len(workspace.roles.calibration)))
     return repair(
@@ -252,6 +238,7 @@ def _repair(workspace: Workspace, dense_model: nn.Module, pruned: PruneResult) -
         batch_norm=section.batch_norm,
         ridge=section.ridge or RIDGES[0],
         ridges=RIDGES if section.ridge is None else (section.ridge,),
+        moments=measures.moments,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 import json
 from collections.abc import Sequence
@@ -95,13 +96,13 @@ class Study(Section):
                 if name not in registry.names():
                     choices = name_among(name, registry.names())
                     raise ValueError(f"sweep.{field}: '{name}' is not a {registry.kind}; {choices}")
-        reader = next((name for name in sweep.methods if METHODS.get(name).uses_coverage_metric), None)
-        if reader is not None and not sweep.coverage_metrics:
-            raise ValueError(f"sweep.coverage_metrics is []; allowed: at least one entry, which {reader} needs")
         for name in sweep.method_options:
             if name not in sweep.methods:
                 choices = name_among(name, sweep.methods)
                 raise ValueError(f"sweep.method_options: '{name}' is not among sweep.methods; {choices}")
+        readers = [name for name in sweep.methods if _uses_coverage_metric(sweep, name)]
+        if readers and not sweep.coverage_metrics:
+            raise ValueError(f"sweep.coverage_metrics is []; allowed: at least one entry, which {readers[0]} needs")
         return sweep
 
     @field_validator("data", mode="after")
@@ -124,6 +125,9 @@ class Study(Section):
             raise ValueError(
                 f"sweep.ratios holds {too_high[0]}; allowed: at most pruning.max_ratio, {self.pruning.max_ratio}"
             )
+        timed = next((budget for budget in self.sweep.budgets if budget.resource == "latency"), None)
+        if timed is not None and self.evaluation.latency is None:
+            raise ValueError(f"evaluation.latency is null; needed: how to time, for sweep.budgets' {timed}")
         return self
 
     def trials(self) -> tuple[Trial, ...]:
@@ -133,7 +137,7 @@ class Study(Section):
         amounts += [{"budget": budget} for budget in sweep.budgets]
         trials = []
         for method in sweep.methods:
-            metrics = sweep.coverage_metrics if METHODS.get(method).uses_coverage_metric else (None,)
+            metrics = sweep.coverage_metrics if _uses_coverage_metric(sweep, method) else (None,)
             options = sweep.method_options.get(method, {})
             for metric, amount, mode, steps, seed in itertools.product(
                 metrics, amounts, sweep.modes, sweep.steps, sweep.seeds
@@ -145,6 +149,22 @@ class Study(Section):
     def to_yaml(self) -> str:
         """Return the resolved study: every key, with its default where the file had none."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def _uses_coverage_metric(sweep: SweepSection, name: str) -> bool:
+    """Whether a method, with its options, is multiplied by the coverage metrics.
+
+    Raises:
+        ValueError: When an option does not fit the method.
+    """
+    method, options = METHODS.get(name), sweep.method_options.get(name, {})
+    try:
+        return bool(method(**options).uses_coverage_metric)
+    except TypeError as error:
+        known = ", ".join(inspect.signature(method).parameters) or "no options"
+        raise ValueError(f"sweep.method_options.{name}: {error}; allowed: {known}") from None
+    except ValueError as error:
+        raise ValueError(f"sweep.method_options.{name}: {error}") from None
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:

@@ -7,7 +7,10 @@ from typing import Any
 
 from cleanai_ray import results
 from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.coverage.base import computable_metrics
+from cleanai_ray.dense_measures import DenseMeasures
 from cleanai_ray.registry import METRICS
+from cleanai_ray.sensitivity.table import curve_rows
 from cleanai_ray.statistics import ActivationStatistics
 
 
@@ -15,9 +18,9 @@ def write_tables(
     run: RunDirectory,
     records: Sequence[Mapping[str, Any]],
     dense_history: Iterable[Mapping[str, Any]],
-    statistics: ActivationStatistics | None,
+    measures: DenseMeasures,
 ) -> None:
-    """Write results, layers, history, latency and coverage. Every table is written, whether or not it has rows."""
+    """Write results, layers, history, latency and coverage, whether or not they have rows, and what is sensitive."""
 
     def rows(name: str) -> list[Mapping[str, Any]]:
         return [row for record in records for row in record[name]]
@@ -26,16 +29,18 @@ def write_tables(
     run.write_table(results.HISTORY_FILE, results.to_table([*dense_history, *rows("history")], results.HISTORY))
     run.write_table(results.LATENCY_FILE, results.to_table(rows("latency"), results.LATENCY))
     schema = results.coverage_schema(METRICS.names())
-    run.write_table(results.COVERAGE_FILE, results.to_table(coverage_rows(statistics), schema))
+    run.write_table(results.COVERAGE_FILE, results.to_table(coverage_rows(measures.statistics), schema))
+    if measures.curves is not None:
+        run.write_table(results.SENSITIVITY_FILE, results.to_table(curve_rows(measures.curves), results.SENSITIVITY))
     run.write_table(results.RESULTS_FILE, results.to_table([record["row"] for record in records], results.RESULTS))
 
 
 def coverage_rows(statistics: ActivationStatistics | None) -> list[dict[str, Any]]:
-    """Return a row per observed layer x channel, with a column per coverage metric."""
+    """Return a row per observed layer x channel, with a column per coverage metric that the statistics suffice for."""
     rows = []
     for side in ("inputs", "outputs") if statistics else ():
         for index, (layer, value) in enumerate(getattr(statistics, side).items()):
-            columns = {name: METRICS.get(name)(value).tolist() for name in METRICS.names()}
+            columns = {name: metric(value).tolist() for name, metric in computable_metrics(value).items()}
             columns["mean"] = value.mean.tolist()
             columns["standard_deviation"] = value.standard_deviation.tolist()
             columns["minimum"] = value.minimum.tolist()

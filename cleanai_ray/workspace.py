@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.data import ImageSource, SampleRoles, assign_roles, batches, open_source
+from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model, example_input, ignored_layers
-from cleanai_ray.registry import METHODS
 from cleanai_ray.study import Study, digest, parse_study
 
 _ROLES = ("calibration", "training", "validation", "evaluation")
@@ -111,11 +111,6 @@ def open_workspace(study_json: str, device: str) -> Workspace:
 
 
 def methods_need(study: Study, attribute: str) -> bool:
-    """Whether some method of the study has an attribute set, for instance `needs_gradients`."""
-    return any(getattr(METHODS.get(name), attribute) for name in study.sweep.methods)
-
-
-def needs_outputs(study: Study) -> bool:
-    """Whether calibration must record raw layer outputs, too."""
-    options: Sequence[dict] = list(study.sweep.method_options.values())
-    return study.data.calibration.observe == "output" or any(o.get("variant") == "producer" for o in options)
+    """Whether some method of the study, with its options, has an attribute set, for instance `needs_gradients`."""
+    options = study.sweep.method_options
+    return any(getattr(create_method(name, options.get(name)), attribute) for name in study.sweep.methods)

@@ -20,12 +20,14 @@ import torch_pruning as tp
 from torch import nn
 
 import cleanai_ray as cleanai
+from cleanai_ray.calibration_shards import calibrate_locally
 from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.evaluation.complexity import measure_complexity
 from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model
+from cleanai_ray.pruning.curves import SensitivityCurves
 from cleanai_ray.repair import repair
-from cleanai_ray.stages import calibrate_locally
 from cleanai_ray.study import parse_study
 from cleanai_ray.workspace import Workspace, open_workspace
 
@@ -36,6 +38,7 @@ REPAIRS = {
     "sequential": ("sequential", "relative"),
     "auto": ("auto", "auto"),
 }
+DEFAULT_METHODS = ["reconstruction", "coverage", "wanda", "magnitude", "taylor", "random"]
 METRICS = ("normalized_mean", "frequency", "mean_absolute", "combined")
 
 
@@ -52,7 +55,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, help="images to score; all by default")
     parser.add_argument("--calibration", type=int, default=2048)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.7, 0.5, 0.3])
-    parser.add_argument("--methods", nargs="+", default=["coverage", "wanda", "magnitude", "taylor", "random"])
+    parser.add_argument("--methods", nargs="+", default=DEFAULT_METHODS)
     parser.add_argument("--modes", nargs="+", default=["local", "global"])
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(words)
@@ -118,6 +121,10 @@ def rows(options: argparse.Namespace, workspace: Workspace) -> Iterator[list[str
     dense = build_model(workspace.study.model).to(workspace.device).eval()
     statistics = calibrate_locally(workspace, dense)
     batches = list(workspace.batches("calibration"))
+    example, ignored = workspace.example_input(), workspace.ignored_layers()
+    curves: SensitivityCurves | None = None
+    if any(create_method(name).needs_curves for name in options.methods):
+        curves = cleanai.measure_sensitivity(dense, example, batches, ignored_layers=ignored)
 
     def score(model: nn.Module) -> str:
         return f"{evaluate(model, workspace.batches('evaluation'), device=workspace.device).accuracy:.2%}"
@@ -131,13 +138,14 @@ def rows(options: argparse.Namespace, workspace: Workspace) -> Iterator[list[str
             started = time.monotonic()
             result = cleanai.prune(
                 dense,
-                workspace.example_input(),
+                example,
                 method=method,
                 coverage_metric=metric,
                 mode=mode,
                 budget={"macs": budget},
                 stats=statistics,
-                ignored_layers=workspace.ignored_layers(),
+                curves=curves,
+                ignored_layers=ignored,
             )
             columns = [score(result.model)]
             chosen: dict[str, Any] = {}

@@ -18,6 +18,7 @@ import cleanai_ray as cleanai
 from cleanai_ray import results
 from cleanai_ray.errors import ArtifactError, CleanAIError, PruningError, RegistryError, StudyError
 from cleanai_ray.evaluation.complexity import measure_complexity
+from cleanai_ray.importance.base import create_method
 from cleanai_ray.registry import METHODS, MODELS
 from cleanai_ray.study import Trial
 
@@ -120,7 +121,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     saved(tmp_path)
-    assert json.loads((tmp_path / "plan.json").read_text())["format"] == "cleanai-plan/1"
+    assert json.loads((tmp_path / "plan.json").read_text())["format"] == "cleanai-plan/2"
     header = (tmp_path / "weights.safetensors").read_bytes()
     assert json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])
 
@@ -128,11 +129,14 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", METHODS.names())
 def test_statistics_may_stand_in_for_batches(method: str) -> None:
     model, data = build("residual"), batches()
-    needed = METHODS.get(method)
-    stats = cleanai.calibrate(model, data, gradients=needed.needs_gradients)
+    needed = create_method(method)
+    stats = cleanai.calibrate(
+        model, data, gradients=needed.needs_gradients, squared_gradients=needed.needs_squared_gradients
+    )
     options: dict[str, Any] = {"method": method, "ratio": 0.5, "ignored_layers": ["head"]}
     by_batches = cleanai.prune(model, example(), data, **options)
-    by_stats = cleanai.prune(model, example(), stats=stats, **options)
+    curves = cleanai.measure_sensitivity(model, example(), data, ignored_layers=["head"])
+    by_stats = cleanai.prune(model, example(), stats=stats, curves=curves, **options)
     assert by_stats.plan == by_batches.plan
 
 
@@ -299,7 +303,15 @@ def test_trials_hold_exactly_one_amount() -> None:
 
 
 def test_the_public_names() -> None:
-    assert set(cleanai.__all__) == {"PruneResult", "apply_plan", "calibrate", "load", "prune", "save"}
+    assert set(cleanai.__all__) == {
+        "PruneResult",
+        "apply_plan",
+        "calibrate",
+        "load",
+        "measure_sensitivity",
+        "prune",
+        "save",
+    }
     assert all(callable(getattr(cleanai, name)) for name in cleanai.__all__)
     with pytest.raises(AttributeError, match="no attribute 'prunes'"):
         _ = cleanai.prunes

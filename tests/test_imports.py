@@ -20,7 +20,9 @@ LAYERS = (
     ("sections", "study_messages", "study", "results", "artifacts"),
     ("models", "data", "statistics"),
     ("coverage", "importance", "pruning", "repair", "training", "evaluation", "export", "charts", "report"),
-    ("api", "workspace", "keys", "trial_columns", "tables"),
+    ("sensitivity",),
+    ("api", "workspace", "calibration_shards", "keys", "trial_columns"),
+    ("dense_measures", "tables"),
     ("stages", "environment", "deployment"),
     ("planning", "distributed"),
     ("cli", "__init__", "__main__"),
@@ -104,7 +106,8 @@ def test_files_and_functions_can_be_read_in_one_go(file: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno is not None
-            assert node.end_lineno - node.lineno < 60, f"{node.name} at line {node.lineno}"
+            documented = (ast.get_docstring(node, clean=False) or "").count("\n")
+            assert node.end_lineno - node.lineno - documented < 50, f"{node.name} at line {node.lineno}"
 
 
 def tracked_files() -> list[Path]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cleanai_ray.errors import StudyError
 from cleanai_ray.registry import METHODS, METRICS
+from cleanai_ray.sections import Budget
 from cleanai_ray.study import Study, Trial, digest, load_study, parse_study
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -52,7 +53,7 @@ AMOUNTS = st.one_of(
     st.fixed_dictionaries(
         {
             "budgets": st.lists(
-                st.builds(lambda key, limit: {key: limit}, st.sampled_from(["macs", "params"]), FRACTIONS),
+                st.builds(lambda key, limit: {key: limit}, st.sampled_from(list(Budget.model_fields)), FRACTIONS),
                 min_size=1,
                 max_size=3,
                 unique_by=lambda budget: tuple(budget.items()),
@@ -120,6 +121,12 @@ class TestExpansion:
         trials = study(method_options={"wanda": {"variant": "producer"}}).trials()
         assert {trial.method: trial.options for trial in trials} == {"coverage": {}, "wanda": {"variant": "producer"}}
 
+    def test_options_decide_whether_metrics_multiply_a_method(self) -> None:
+        sweep = {"methods": ["hybrid"], "coverage_metrics": ["frequency", "entropy"]}
+        assert [trial.coverage_metric for trial in study(**sweep).trials()] == [None]
+        trials = study(**sweep, method_options={"hybrid": {"second": "coverage"}}).trials()
+        assert [trial.label for trial in trials] == ["hybrid/frequency", "hybrid/entropy"]
+
     @given(sweep=SWEEPS)
     def test_the_grid_is_the_product_of_its_lists(self, sweep: dict[str, Any]) -> None:
         cells = (
@@ -173,6 +180,8 @@ class TestTrialId:
             {"ratio": 0.3000001},
             {"ratio": None, "budget": {"macs": 0.3}},
             {"ratio": None, "budget": {"params": 0.3}},
+            {"ratio": None, "budget": {"latency": 0.3}},
+            {"ratio": None, "budget": {"size_mb": 0.3}},
             {"mode": "global"},
             {"steps": 2},
             {"seed": 1},
@@ -188,6 +197,8 @@ class TestTrialId:
         assert trial.trial_id.rsplit("-", 1)[0] == "coverage-frequency-local-r0.3"
         budget = Trial.model_validate({"method": "wanda", "budget": {"macs": 0.5}, "mode": "global"})
         assert budget.trial_id.rsplit("-", 1)[0] == "wanda-global-macs0.5"
+        size = Trial.model_validate({"method": "random", "budget": {"size_mb": 10}})
+        assert (size.trial_id.rsplit("-", 1)[0], str(size.budget)) == ("random-local-size_mb10", "size_mb=10")
 
     def test_a_digest_depends_on_the_value_and_not_on_the_order_of_its_keys(self) -> None:
         assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})

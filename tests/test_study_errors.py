@@ -24,6 +24,7 @@ TRAIN = "epochs, batch_size, learning_rate, weight_decay, seed"
 NO_RATIOS = "sweep.ratios=[]"
 OPEN = "a number above 0 and below 1"
 INTEGER = "an integer of at least 1"
+BUDGETS = "macs, params, latency, size_mb"
 
 
 @pytest.fixture
@@ -99,6 +100,18 @@ def message_of(path: Path, *overrides: str) -> str:
             [NO_RATIOS, "sweep.budgets=[{macs: 1.5}]"],
             "sweep.budgets[0].macs is 1.5; allowed: null or a number above 0 and at most 1",
         ),
+        (
+            [NO_RATIOS, "sweep.budgets=[{latency: 0}]"],
+            "sweep.budgets[0].latency is 0; allowed: null or a number above 0 and at most 1",
+        ),
+        (
+            [NO_RATIOS, "sweep.budgets=[{size_mb: 0}]"],
+            "sweep.budgets[0].size_mb is 0; allowed: null or a number above 0",
+        ),
+        (
+            [NO_RATIOS, "sweep.budgets=[{size_mb: 9}, {latency: 0.6}]", "evaluation.latency=null"],
+            "evaluation.latency is null; needed: how to time, for sweep.budgets' latency=0.6",
+        ),
         (["sweep.ratios=[0.95]"], "sweep.ratios holds 0.95; allowed: at most pruning.max_ratio, 0.9"),
         (
             ["pruning.max_ratio=0.25"],
@@ -136,6 +149,18 @@ def message_of(path: Path, *overrides: str) -> str:
         (
             ["sweep.coverage_metrics=[]"],
             "sweep.coverage_metrics is []; allowed: at least one entry, which coverage needs",
+        ),
+        (
+            ["sweep.method_options={wanda: {variant: both}}"],
+            "sweep.method_options.wanda: variant is 'both'; allowed: consumer, producer",
+        ),
+        (
+            ["sweep.method_options={coverage: {metric: apoz}}"],
+            "sweep.method_options.coverage: Coverage() takes no arguments; allowed: no options",
+        ),
+        (
+            ["sweep.methods=[hybrid]", "sweep.method_options={hybrid: {first: magnitude}}"],
+            "sweep.method_options.hybrid: first and second are both 'magnitude'; allowed: two different methods",
         ),
         (
             ["sweep.method_options={magnitude: {p: 1}}"],
@@ -186,7 +211,7 @@ def test_a_misspelt_key_is_named_before_the_key_that_it_leaves_missing() -> None
 def test_a_budget_limits_one_thing(path: Path, budget: str) -> None:
     message = message_of(path, NO_RATIOS, f"sweep.budgets=[{{macs: 0.9}}, {budget}]")
     found = "macs and params" if "macs" in budget else "nothing"
-    assert message == f"study: sweep.budgets[1]: the budget limits {found}; allowed: exactly one of macs, params"
+    assert message == f"study: sweep.budgets[1]: the budget limits {found}; allowed: exactly one of {BUDGETS}"
 
 
 @pytest.mark.parametrize(

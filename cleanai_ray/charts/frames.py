@@ -31,6 +31,7 @@ class StudyFrames:
         environment: `environment.json`; any key may be absent.
         missing: Names of files that the run directory does not hold.
         study_text: The study file as it was written.
+        sensitivity: A row per dependency group and removal (`results.SENSITIVITY`); empty where it was not measured.
     """
 
     results: pl.DataFrame
@@ -42,6 +43,9 @@ class StudyFrames:
     environment: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     study_text: str = ""
+    sensitivity: pl.DataFrame = field(
+        default_factory=lambda: pl.DataFrame(pl.from_arrow(schemas.SENSITIVITY.empty_table()))
+    )
 
     @classmethod
     def load(cls, run: RunDirectory) -> StudyFrames:
@@ -71,6 +75,7 @@ class StudyFrames:
             environment={} if "environment.json" in missing else _mapping(run.read_json("environment.json")),
             missing=missing,
             study_text=text,
+            sensitivity=_read(run, schemas.SENSITIVITY_FILE, schemas.SENSITIVITY),
         )
 
     @property

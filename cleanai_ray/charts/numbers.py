@@ -5,7 +5,7 @@ from __future__ import annotations
 NONE = "\N{EN DASH}"
 """What stands for a number that was not measured."""
 
-_RESOURCES = {"macs": "MACs", "params": "params", "latency": "latency"}
+_RESOURCES = {"macs": "MACs", "params": "params", "latency": "latency", "size_mb": "file"}
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -88,11 +88,12 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def amount_text(ratio: float | None, budget: str | None) -> str:
-    """Write what a trial was asked to remove: `ratio 0.3`, or to keep: `MACs ≤ 50 %`."""
+    """Write what a trial was asked to remove: `ratio 0.3`, or to keep: `MACs ≤ 50 %`, `file ≤ 10 MB`."""
     if budget is not None:
         resource, _, limit = budget.partition("=")
         try:
-            return f"{_RESOURCES.get(resource, resource)} \N{LESS-THAN OR EQUAL TO} {100 * float(limit):g} %"
+            value = f"{float(limit):g} MB" if resource == "size_mb" else f"{100 * float(limit):g} %"
+            return f"{_RESOURCES.get(resource, resource)} \N{LESS-THAN OR EQUAL TO} {value}"
         except ValueError:
             return budget
     return "unspecified" if ratio is None else f"ratio {ratio:g}"

@@ -8,8 +8,8 @@ from typing import Any
 import ray
 
 from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.distributed.calibration import result_of
 from cleanai_ray.distributed.cluster import Cluster, assigned_device
-from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.accuracy import Accuracy
 from cleanai_ray.keys import dense_key
 from cleanai_ray.stages import DenseModel, prepare_dense
@@ -33,12 +33,7 @@ def obtain_dense(study: Study, run: RunDirectory, cluster: Cluster) -> DenseMode
         num_cpus=1 if cluster.gpus else max(1, int(cluster.node_cpus)),
         num_gpus=1 if cluster.gpus else 0,
     )
-    try:
-        dense: DenseModel = ray.get(task.remote(study.model_dump_json()))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, CleanAIError):
-            raise error.cause from None
-        raise
+    dense: DenseModel = result_of(task.remote(study.model_dump_json()))
     run.write_bytes(_WEIGHTS, dense.weights)
     score = {"accuracy": asdict(dense.accuracy), "history": dense.history, "digest": dense.digest}
     run.write_json(_SCORE, score)

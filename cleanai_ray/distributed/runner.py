@@ -10,19 +10,18 @@ import ray
 
 from cleanai_ray import results
 from cleanai_ray.artifacts import RunDirectory
-from cleanai_ray.distributed.calibration import calibrate_on_actors
-from cleanai_ray.distributed.cluster import Cluster, connected, require_room
+from cleanai_ray.distributed.cluster import connected, require_room
 from cleanai_ray.distributed.dense import obtain_dense
+from cleanai_ray.distributed.measures import measure_dense
 from cleanai_ray.distributed.progress import Narrator, format_seconds
 from cleanai_ray.distributed.sweep import run_sweep
 from cleanai_ray.distributed.writer import rank
 from cleanai_ray.environment import describe_environment, describe_samples
 from cleanai_ray.keys import calibration_key
 from cleanai_ray.report import make_report
-from cleanai_ray.statistics import ActivationStatistics
 from cleanai_ray.study import Study, digest
 from cleanai_ray.tables import write_tables
-from cleanai_ray.workspace import Workspace, methods_need
+from cleanai_ray.workspace import Workspace
 
 _OWN = (
     "cache",
@@ -35,8 +34,16 @@ _OWN = (
     "report.html",
     "environment.json",
     "study.yaml",
+    "layer_ratios.yaml",
 )
-_TABLES = (results.RESULTS_FILE, results.LAYERS_FILE, results.COVERAGE_FILE, results.HISTORY_FILE, results.LATENCY_FILE)
+_TABLES = (
+    results.RESULTS_FILE,
+    results.LAYERS_FILE,
+    results.COVERAGE_FILE,
+    results.HISTORY_FILE,
+    results.LATENCY_FILE,
+    results.SENSITIVITY_FILE,
+)
 
 
 def clear(run: RunDirectory) -> None:
@@ -79,10 +86,9 @@ def run_study(
             dense = obtain_dense(study, run, cluster)
         narrator.say(f"dense accuracy: {dense.accuracy.accuracy:.2%} of {dense.accuracy.num_samples} images")
         weights = ray.put(dense.weights)
-        statistics = _calibration(study, weights, dense.digest, run, cluster, narrator)
-        reference = None if statistics is None else ray.put(statistics)
-        records = run_sweep(study, dense, ray.put(dense), reference, run, cluster, narrator)
-    write_tables(run, list(records.values()), dense.history, statistics)
+        measures = measure_dense(study, workspace, weights, dense.digest, run, cluster, narrator)
+        records = run_sweep(study, dense, ray.put(dense), ray.put(measures), run, cluster, narrator)
+    write_tables(run, list(records.values()), dense.history, measures)
     environment = {
         **describe_environment(),
         "started": started.isoformat(timespec="seconds"),
@@ -103,15 +109,6 @@ def run_study(
     rows = [record["row"] for record in records.values()]
     _say_outcome(rows, run, time.monotonic() - clock, narrator)
     return sum(row["status"] != results.OK for row in rows)
-
-
-def _calibration(
-    study: Study, weights: Any, dense_digest: str, run: RunDirectory, cluster: Cluster, narrator: Narrator
-) -> ActivationStatistics | None:
-    if not (methods_need(study, "needs_activations") or methods_need(study, "needs_gradients")):
-        return None
-    with narrator.stage("calibration"):
-        return calibrate_on_actors(study, weights, dense_digest, run, cluster)
 
 
 def _say_outcome(rows: list[dict[str, Any]], run: RunDirectory, seconds: float, narrator: Narrator) -> None:

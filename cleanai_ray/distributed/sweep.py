@@ -14,6 +14,7 @@ from torch import nn
 
 from cleanai_ray import results
 from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.dense_measures import DenseMeasures
 from cleanai_ray.distributed.cluster import Cluster, assigned_device, concurrent_trials
 from cleanai_ray.distributed.progress import Narrator, SweepState
 from cleanai_ray.distributed.writer import lacks_model, record_name, start_writer
@@ -21,7 +22,6 @@ from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.keys import trial_key
 from cleanai_ray.stages import DenseModel, TrialOutcome, failed_outcome, run_trial
-from cleanai_ray.statistics import ActivationStatistics
 from cleanai_ray.study import Study, Trial, parse_study
 from cleanai_ray.workspace import Workspace, open_workspace
 
@@ -47,7 +47,7 @@ def run_sweep(
     study: Study,
     dense: DenseModel,
     dense_reference: Any,
-    statistics_reference: Any,
+    measures_reference: Any,
     run: RunDirectory,
     cluster: Cluster,
     narrator: Narrator,
@@ -58,7 +58,7 @@ def run_sweep(
         study: The study.
         dense: The dense model.
         dense_reference: Reference to it in the object store.
-        statistics_reference: Reference to the calibration, or None where no method reads it.
+        measures_reference: Reference to what was measured on it for all trials.
         run: The run directory; trials are written to it as they end.
         cluster: The connected cluster.
         narrator: Told of every trial that ends.
@@ -73,7 +73,7 @@ def run_sweep(
         state = SweepState(total=len(todo), workers=concurrent_trials(study, cluster))
         with narrator.sweep(state) as refresh:
             callback = _ProgressCallback(state, refresh)
-            references = {"dense": dense_reference, "statistics": statistics_reference}
+            references = {"dense": dense_reference, "measures": measures_reference}
             grid = _tuner(study, todo, references, writer, run, state.workers, callback).fit()
             _record_crashes(todo, grid, writer)
             refresh()
@@ -121,11 +121,10 @@ def _run_tune_trial(config: dict[str, Any], *, study_json: str, references: dict
     """Run one trial in a Tune worker. A trial that fails is a record like any other."""
     trial = Trial.model_validate(config["trial"])
     dense: DenseModel = ray.get(references["dense"])
-    reference = references["statistics"]
+    measures: DenseMeasures = ray.get(references["measures"])
     try:
         workspace = open_workspace(study_json, assigned_device())
-        statistics: ActivationStatistics | None = None if reference is None else ray.get(reference)
-        outcome = run_trial(workspace, trial, dense, _dense_model(workspace, dense), statistics, report=_report_epoch)
+        outcome = run_trial(workspace, trial, dense, _dense_model(workspace, dense), measures, report=_report_epoch)
     except CleanAIError as error:
         outcome = failed_outcome(trial, str(error))
     except Exception as error:

@@ -85,24 +85,74 @@ def measure_latency(
     Raises:
         EvaluationError: When there is no model or no example, or a hook is left on a model.
     """
+    device = torch.device(device)
+    rows = []
+    with _conditions(models, example_input, section, device):
+        for batch_size in section.batch_sizes:
+            times = _time_batch(models, example_input, batch_size, section, device)
+            rows += [_row(name, values, batch_size, section, device) for name, values in times.items()]
+    return rows
+
+
+def compare_latency(
+    dense: nn.Module,
+    pruned: nn.Module,
+    example_input: Tensor,
+    section: LatencySection,
+    *,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Time two models under the same conditions, as `measure_latency` does, at `section.budget_batch_size`.
+
+    Returns:
+        `ratio`: the median over the rounds of the pruned model's time divided by the dense model's in the same round,
+        which a machine that gets slower or faster meanwhile does not move. Beside it the medians of both in
+        milliseconds, and the conditions.
+
+    Raises:
+        EvaluationError: When there is no example, or a hook is left on a model.
+    """
+    device, batch_size = torch.device(device), section.budget_batch_size
+    models = {"dense": dense, "pruned": pruned}
+    with _conditions(models, example_input, section, device):
+        times = _time_batch(models, example_input, batch_size, section, device)
+    rows = {name: _row(name, values, batch_size, section, device) for name, values in times.items()}
+    return {
+        "ratio": float(np.median(np.array(times["pruned"]) / np.array(times["dense"]))),
+        "latency_ms_p50": rows["pruned"]["latency_ms_p50"],
+        "latency_ms_p50_dense": rows["dense"]["latency_ms_p50"],
+        **{name: rows["dense"][name] for name in ("batch_size", "num_runs", "num_warmup", "num_threads", "device")},
+    }
+
+
+@contextmanager
+def _conditions(
+    models: Mapping[str, nn.Module], example_input: Tensor, section: LatencySection, device: torch.device
+) -> Iterator[None]:
+    """Check what is to be timed, and hold the conditions of timing: device, threads, evaluation and inference mode."""
     if not models or len(example_input) == 0:
         raise EvaluationError(
             f"latency was asked of {len(models)} models with {len(example_input)} examples, at least 1 each is needed"
         )
     for model in models.values():
         require_no_hooks(model)
-    device = torch.device(device)
-    rows = []
     with ExitStack() as stack:
         stack.enter_context(_threads(section.threads))
         for model in models.values():
             stack.enter_context(evaluation_mode(model.to(device)))
         stack.enter_context(torch.inference_mode())
-        for batch_size in section.batch_sizes:
-            batch = example_input[torch.arange(batch_size) % len(example_input)].to(device)
-            times = _rounds(models, batch, warmup=section.warmup, runs=section.runs, finish=lambda: _finish(device))
-            rows += [_row(name, values, batch_size, section, device) for name, values in times.items()]
-    return rows
+        yield
+
+
+def _time_batch(
+    models: Mapping[str, nn.Module],
+    example_input: Tensor,
+    batch_size: int,
+    section: LatencySection,
+    device: torch.device,
+) -> dict[str, list[int]]:
+    batch = example_input[torch.arange(batch_size) % len(example_input)].to(device)
+    return _rounds(models, batch, warmup=section.warmup, runs=section.runs, finish=lambda: _finish(device))
 
 
 def _row(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cleanai_ray.errors import PruningError, StudyError
+from cleanai_ray.pruning.curves import SensitivityCurves
 from cleanai_ray.pruning.graph import ChannelGraph, ChannelGroup, Member
 from cleanai_ray.registry import METHODS
 from cleanai_ray.statistics import ActivationStatistics, LayerStatistics
@@ -26,6 +27,7 @@ class ScoringContext:
         coverage_metric: The coverage metric of the trial, for methods that use one.
         observe: `activation` or `output`: which statistics coverage is derived from.
         seed: Seed of the trial.
+        curves: Sensitivity curves of the dense model; None where the method needs none.
     """
 
     graph: ChannelGraph
@@ -33,26 +35,52 @@ class ScoringContext:
     coverage_metric: str | None = None
     observe: str = "activation"
     seed: int = 0
+    curves: SensitivityCurves | None = None
 
 
 class ImportanceMethod(ABC):
     """Scores the channels of dependency groups. Options are keyword arguments of the constructor.
 
+    What a method needs is said by its class, or by its constructor where options decide: ask a method that
+    `create_method` made, not its class.
+
     Attributes:
         uses_coverage_metric: Whether `sweep.coverage_metrics` multiplies the method.
         needs_activations: Whether it reads activation statistics.
-        needs_gradients: Whether it reads the gradients that calibration can collect.
+        needs_outputs: Whether it reads the statistics of what layers compute, and not only of what they receive.
+        needs_gradients: Whether it reads the magnitudes of gradients that calibration can collect.
+        needs_squared_gradients: Whether it reads the squares of gradients that calibration can collect. The model can
+            carry one of the two.
+        needs_curves: Whether it reads the sensitivity curves of the dense model.
         remeasures: Whether calibration is repeated on the smaller network before every step but the first.
+        comparable: Whether scores of different groups are on one scale already, and must not be normalised.
     """
 
-    uses_coverage_metric: ClassVar[bool] = False
-    needs_activations: ClassVar[bool] = False
-    needs_gradients: ClassVar[bool] = False
-    remeasures: ClassVar[bool] = False
+    uses_coverage_metric: bool = False
+    needs_activations: bool = False
+    needs_outputs: bool = False
+    needs_gradients: bool = False
+    needs_squared_gradients: bool = False
+    needs_curves: bool = False
+    remeasures: bool = False
+    comparable: bool = False
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the method reads what a calibration collects."""
+        return self.needs_activations or self.needs_gradients or self.needs_squared_gradients
 
     @abstractmethod
     def score(self, group: ChannelGroup, context: ScoringContext) -> Tensor:
         """Return the importance of each channel of a group: float64 of shape [num_channels], high = keep."""
+
+    def prices(self, group: ChannelGroup, context: ScoringContext) -> np.ndarray | None:
+        """Return what removing the group's units costs, one after another in the order of their scores.
+
+        Prices are comparable between groups: with them, a budget is met by the cheapest removals per unit saved. None,
+        the default: the method has scores alone.
+        """
+        return None
 
 
 def create_method(name: str, options: dict[str, object] | None = None) -> ImportanceMethod:
@@ -68,8 +96,16 @@ def create_method(name: str, options: dict[str, object] | None = None) -> Import
         raise StudyError(f"options of method '{name}': {error}") from error
 
 
+def give_gradients(graph: ChannelGraph, method: ImportanceMethod, statistics: ActivationStatistics) -> None:
+    """Let the model of a graph carry the gradients that a method reads, as means over the samples."""
+    if method.needs_gradients:
+        graph.set_gradients(statistics.gradients, statistics.num_gradient_samples)
+    elif method.needs_squared_gradients:
+        graph.set_gradients(statistics.squared_gradients, statistics.num_gradient_samples)
+
+
 def score_groups(method: ImportanceMethod, context: ScoringContext) -> dict[str, Tensor]:
-    """Score every group of the graph, each divided by its mean, so that groups can be compared.
+    """Score every group of the graph, each divided by its mean unless the method's scores can be compared as they are.
 
     Dividing by the group's mean is what torch-pruning does by default. A group whose scores are all zero keeps them.
 
@@ -91,8 +127,15 @@ def score_groups(method: ImportanceMethod, context: ScoringContext) -> dict[str,
             name = type(method).__name__
             raise PruningError(f"{name} gave the group of layer '{group.name}' a score that is not finite")
         mean = score.mean()
-        scores[group.name] = score / mean if mean > 0 else score
+        scores[group.name] = score / mean if mean > 0 and not method.comparable else score
     return scores
+
+
+def price_groups(method: ImportanceMethod, context: ScoringContext) -> dict[str, np.ndarray] | None:
+    """Return the prices of every group by name; None where the method has none."""
+    found = {group.name: method.prices(group, context) for group in context.graph.groups}
+    prices = {name: values for name, values in found.items() if values is not None}
+    return prices if len(prices) == len(found) else None
 
 
 def readers(group: ChannelGroup) -> list[Member]:

@@ -37,6 +37,7 @@ class Wanda(ImportanceMethod):
         if variant not in _VARIANTS:
             raise ValueError(f"variant is '{variant}'; allowed: {', '.join(_VARIANTS)}")
         self._consumer = variant == "consumer"
+        self.needs_outputs = not self._consumer
 
     def score(self, group: ChannelGroup, context: ScoringContext) -> Tensor:
         """Return weight times activation of each channel of the group, [num_channels]."""

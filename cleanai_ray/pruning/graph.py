@@ -1,12 +1,10 @@
-"""Dependency groups: which channels of which layers must go together. The only module that imports torch_pruning."""
+"""Dependency groups: which channels of which layers must go together, by torch-pruning."""
 
 from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +14,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
+from cleanai_ray.pruning.tracing import single_input, trace
 
 Side = Literal["out", "in", "both"]
 """Which dimension of a layer a group cuts; `both` for norms, depthwise convolutions and attention."""
@@ -83,7 +82,7 @@ class ChannelGraph:
 
     def __init__(self, model: nn.Module, example_inputs: Any, ignored_layers: Sequence[str] = ()) -> None:
         self.model = copy.deepcopy(model)
-        self.example_inputs = _single_input(example_inputs)
+        self.example_inputs = single_input(example_inputs)
         modules = dict(self.model.named_modules())
         unknown = [name for name in ignored_layers if name not in modules]
         if unknown:
@@ -91,18 +90,11 @@ class ChannelGraph:
         self._ignored = [child for name in ignored_layers for child in modules[name].modules()]
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
-        self._graph = self._trace()
+        self._graph = trace(self.model, self.example_inputs)
         self._names = {module: name for name, module in modules.items()}
         self._kept: dict[tuple[str, str], np.ndarray] = {}
         self.groups = tuple(self._find_groups())
         self.kept_channels = {group.name: np.arange(group.num_channels) for group in self.groups}
-
-    def _trace(self) -> tp.DependencyGraph:
-        try:
-            with torch.enable_grad(), _quiet():
-                return tp.DependencyGraph().build_dependency(self.model, example_inputs=self.example_inputs)
-        except Exception as error:
-            raise PruningError(f"the model cannot be traced with the example inputs: {error}") from error
 
     def _find_groups(self) -> Iterator[ChannelGroup]:
         for group in self._graph.get_all_groups(ignored_layers=self._ignored):
@@ -264,13 +256,6 @@ class ChannelGraph:
         return {layer: kept for (layer, side), kept in self._kept.items() if side == dimension}
 
 
-def _single_input(example_inputs: Any) -> Tensor:
-    inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
-    if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
-        raise PruningError(f"example_inputs holds {len(inputs)} values; allowed: one tensor, or a tuple of one")
-    return inputs[0]
-
-
 def _num_blocks(node: Any) -> int:
     module = node.module
     if isinstance(module, nn.MultiheadAttention):
@@ -287,10 +272,3 @@ def _finish_surgery(model: nn.Module) -> None:
     for module in model.modules():
         if type(module).__name__ == "VisionTransformer" and hasattr(module, "conv_proj"):
             module.hidden_dim = module.conv_proj.out_channels  # type: ignore[union-attr]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cleanai_ray.errors import ArtifactError, PruningError
+from cleanai_ray.pruning.explain import explain_plan
 from cleanai_ray.study import digest
 
-PLAN_FORMAT = "cleanai-plan/1"
+PLAN_FORMAT = "cleanai-plan/2"
+_FORMATS = ("cleanai-plan/1", PLAN_FORMAT)  # The first did not say which layers a group cuts, and in how many blocks.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +24,17 @@ class GroupPlan:
         name: Name of the group, that of the layer whose output channels number it.
         num_channels: Channels in the dense model.
         removed: Channels that go, in dense numbering, ascending.
+        num_blocks: Equal blocks that stay equally wide (heads, groups of a convolution); 1 where there are none.
+        outputs: Layers whose output narrows with the group, norms included; empty in a plan that does not say.
+        inputs: Layers that read the group's channels.
     """
 
     name: str
     num_channels: int
     removed: tuple[int, ...]
+    num_blocks: int = 1
+    outputs: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if list(self.removed) != sorted(set(self.removed)) or not all(0 <= i < self.num_channels for i in self.removed):
@@ -34,6 +42,11 @@ class GroupPlan:
                 f"group '{self.name}' of the plan: removed channels must be ascending, distinct and in "
                 f"[0, {self.num_channels})"
             )
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Every layer that the group cuts, each once: those that narrow, then those that read them."""
+        return tuple(dict.fromkeys([*self.outputs, *self.inputs]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +56,10 @@ class PruningPlan:
     Attributes:
         model: Identity of the dense model: class, shape digest of its parameters, example input shape.
         groups: Every prunable group, pruned or not.
-        request: What was asked for: method, mode, ratio or budget, bounds.
-        achieved: What surgery left: channel ratio, params and macs, dense and pruned (repair may add biases).
+        request: What was asked for: method, mode, ratio or budget, bounds (with every ignored layer); `by_price` where
+            the method's prices and not its mode decided between groups.
+        achieved: What surgery left: channel ratio, params, macs and size_bytes, dense and pruned (repair may add
+            biases), and for a budget of latency what was measured.
         warnings: What the user should know, in sentences.
     """
 
@@ -53,6 +68,10 @@ class PruningPlan:
     request: Mapping[str, Any] = field(default_factory=dict)
     achieved: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    def explain(self) -> str:
+        """Return the plan as a table to print: what goes from each group and why, and what it saves altogether."""
+        return explain_plan(self)
 
     @property
     def removed(self) -> dict[str, tuple[int, ...]]:
@@ -85,12 +104,12 @@ class PruningPlan:
             document = json.loads(text)
         except json.JSONDecodeError as error:
             raise ArtifactError(f"the plan is not JSON (corrupted or cut off): {error}") from error
-        if not isinstance(document, dict) or document.get("format") != PLAN_FORMAT:
-            raise ArtifactError(f"the file is not a pruning plan: its format is not '{PLAN_FORMAT}'")
+        if not isinstance(document, dict) or document.get("format") not in _FORMATS:
+            raise ArtifactError(f"the file is not a pruning plan: its format is not '{PLAN_FORMAT}' or an earlier one")
         stated = document.pop("digest", None)
         if stated != digest(document):
             raise ArtifactError("the plan was changed after it was written: its digest does not match its content")
-        groups = tuple(GroupPlan(**{**group, "removed": tuple(group["removed"])}) for group in document["groups"])
+        groups = tuple(_read_group(group) for group in document["groups"])
         return PruningPlan(
             model=document["model"],
             groups=groups,
@@ -98,3 +117,8 @@ class PruningPlan:
             achieved=document["achieved"],
             warnings=tuple(document["warnings"]),
         )
+
+
+def _read_group(fields: Mapping[str, Any]) -> GroupPlan:
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return GroupPlan(**values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,16 @@ from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
 from cleanai_ray.evaluation.complexity import Complexity, measure_complexity
-from cleanai_ray.importance.base import ImportanceMethod, ScoringContext, create_method, score_groups
-from cleanai_ray.pruning.cost import CostModel
+from cleanai_ray.importance.base import (
+    ImportanceMethod,
+    ScoringContext,
+    create_method,
+    give_gradients,
+    price_groups,
+    score_groups,
+)
+from cleanai_ray.pruning.cost import CostModel, budget_limit, missed_budget
+from cleanai_ray.pruning.curves import SensitivityCurves
 from cleanai_ray.pruning.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.pruning.plan import GroupPlan, PruningPlan
 from cleanai_ray.pruning.selection import SelectionRequest, Selector
@@ -20,7 +28,6 @@ from cleanai_ray.sections import PruningSection
 from cleanai_ray.statistics import ActivationStatistics
 from cleanai_ray.study import Trial, digest
 
-_BUDGET_TOLERANCE = 0.02
 Remeasure = Callable[[nn.Module], ActivationStatistics]
 
 
@@ -55,6 +62,7 @@ class Pruner:
         statistics: Statistics of the dense model, for methods that read activations or gradients.
         remeasure: Calibrates a smaller model, for methods that measure anew between steps.
         observe: `activation` or `output`.
+        curves: Sensitivity curves of the dense model, for methods that read them.
     """
 
     def __init__(
@@ -68,6 +76,7 @@ class Pruner:
         statistics: ActivationStatistics | None = None,
         remeasure: Remeasure | None = None,
         observe: str = "activation",
+        curves: SensitivityCurves | None = None,
     ) -> None:
         self._dense = model
         self._trial = trial
@@ -76,16 +85,23 @@ class Pruner:
         self._statistics = statistics
         self._remeasure = remeasure
         self._observe = observe
+        self._curves = curves
         self._warnings: list[str] = []
+        self._by_price = False
         _require(self._method, trial, statistics, remeasure)
+        if self._method.needs_curves and curves is None:
+            raise PruningError(
+                f"method '{trial.method}' reads sensitivity curves, and none were given; pass batches or curves"
+            )
         if trial.ratio is not None and trial.ratio > self._bounds.max_ratio:
             raise PruningError(f"ratio is {trial.ratio:g}; allowed: at most max_ratio, {self._bounds.max_ratio:g}")
-        self._graph = ChannelGraph(model, example_inputs, [*self._bounds.ignored_layers, *ignored_layers])
+        self._ignored_layers = tuple(dict.fromkeys([*self._bounds.ignored_layers, *ignored_layers]))
+        self._graph = ChannelGraph(model, example_inputs, self._ignored_layers)
         self._dense_groups = {group.name: group for group in self._graph.groups}
         if not self._dense_groups:
             raise PruningError("the model has no prunable group of layers: all of them reach the output or are ignored")
-        if self._method.needs_gradients and statistics is not None:
-            self._graph.set_gradients(statistics.gradients, statistics.num_gradient_samples)
+        if statistics is not None:
+            give_gradients(self._graph, self._method, statistics)
 
     def run(self) -> PruneResult:
         """Prune, and return the plan and the smaller model.
@@ -103,7 +119,8 @@ class Pruner:
                 f"{self._bounds.min_channels} leaves every layer as wide as it is"
             )
         pruned = measure_complexity(graph.model, graph.example_inputs)
-        self._warn_of_missed_budget(dense, pruned)
+        missed = None if trial.budget is None else missed_budget(trial.budget, dense, pruned)
+        self._warnings += [missed] if missed else []
         plan = self._plan(dense, pruned)
         _restore_flags(graph.model, self._dense)
         return PruneResult(
@@ -122,15 +139,18 @@ class Pruner:
             coverage_metric=self._trial.coverage_metric,
             observe=self._observe,
             seed=self._trial.seed,
+            curves=self._curves,
         )
         scores = score_groups(self._method, context)
+        prices = price_groups(self._method, context)
+        self._by_price = prices is not None and self._trial.budget is not None
         widths = {name: group.num_channels for name, group in self._dense_groups.items()}
-        selector = Selector(graph.groups, scores, widths, self._request(step, dense))
+        selector = Selector(graph.groups, scores, widths, self._request(step, dense), prices)
         removed = selector.select(self._cost())
         if not removed:
             self._warnings.append(f"step {step} of {self._trial.steps} removed nothing")
             return
-        if step == self._trial.steps and self._trial.mode != "local":
+        if step == self._trial.steps and (self._trial.mode != "local" or prices is not None):
             for name in selector.capped_groups(removed):
                 left = graph.kept_channels[name].size - len(removed[name])
                 self._warnings.append(
@@ -155,7 +175,8 @@ class Pruner:
         return SelectionRequest(
             mode=self._trial.mode,
             ratio=None if ratio is None else 1 - (1 - ratio) ** share,
-            limit=None if budget is None else getattr(dense, budget.resource) * budget.limit**share,
+            limit=None if budget is None else budget_limit(budget, dense, share),
+            unit=" MB" if budget is not None and budget.is_absolute else "",
             layer_ratios={name: 1 - (1 - value) ** share for name, value in bounds.layer_ratios.items()},
             max_ratio=bounds.max_ratio,
             min_channels=bounds.min_channels,
@@ -168,38 +189,33 @@ class Pruner:
         model, resource = CostModel(self._graph), self._trial.budget.resource
         return lambda removed: model.estimate(removed)[resource]
 
-    def _warn_of_missed_budget(self, dense: Complexity, pruned: Complexity) -> None:
-        budget = self._trial.budget
-        if budget is None:
-            return
-        share = getattr(pruned, budget.resource) / getattr(dense, budget.resource)
-        if not budget.limit - _BUDGET_TOLERANCE <= share <= budget.limit:
-            self._warnings.append(
-                f"the budget {budget} was missed: the pruned model has {share:.3f} of the dense {budget.resource}"
-            )
-
     def _plan(self, dense: Complexity, pruned: Complexity) -> PruningPlan:
-        groups = []
-        for name, kept in self._graph.kept_channels.items():
-            width = self._dense_groups[name].num_channels
-            gone = np.setdiff1d(np.arange(width), kept)
-            groups.append(GroupPlan(name=name, num_channels=width, removed=tuple(int(channel) for channel in gone)))
+        kept = self._graph.kept_channels
         plan = PruningPlan(
             model=identify(self._dense, self._graph.example_inputs),
-            groups=tuple(groups),
-            request={**self._trial.model_dump(mode="json"), "bounds": self._bounds.model_dump(mode="json")},
+            groups=tuple(_group_plan(group, kept[name]) for name, group in self._dense_groups.items()),
+            request={
+                **self._trial.model_dump(mode="json"),
+                **({"by_price": True} if self._by_price else {}),
+                "bounds": {**self._bounds.model_dump(mode="json"), "ignored_layers": list(self._ignored_layers)},
+            },
             warnings=tuple(self._warnings),
         )
-        achieved = {
-            "channel_ratio": plan.channel_ratio,
-            "params": pruned.params,
-            "params_dense": dense.params,
-            "macs": pruned.macs,
-            "macs_dense": dense.macs,
-        }
-        return PruningPlan(
-            model=plan.model, groups=plan.groups, request=plan.request, achieved=achieved, warnings=plan.warnings
-        )
+        achieved: dict[str, Any] = {"channel_ratio": plan.channel_ratio}
+        for name in ("params", "macs", "size_bytes"):
+            achieved |= {name: getattr(pruned, name), f"{name}_dense": getattr(dense, name)}
+        return replace(plan, achieved=achieved)
+
+
+def _group_plan(group: ChannelGroup, kept: np.ndarray) -> GroupPlan:
+    return GroupPlan(
+        name=group.name,
+        num_channels=group.num_channels,
+        num_blocks=group.num_blocks,
+        removed=tuple(int(channel) for channel in np.setdiff1d(np.arange(group.num_channels), kept)),
+        outputs=tuple(dict.fromkeys(member.layer for member in group.members if member.side != "in")),
+        inputs=tuple(dict.fromkeys(member.layer for member in group.members if member.side == "in")),
+    )
 
 
 def identify(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
@@ -216,12 +232,14 @@ def identify(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
 def _require(
     method: ImportanceMethod, trial: Trial, statistics: ActivationStatistics | None, remeasure: Remeasure | None
 ) -> None:
-    if (method.needs_activations or method.needs_gradients) and statistics is None:
+    if method.needs_statistics and statistics is None:
         raise PruningError(f"method '{trial.method}' reads calibration data, and none was given; pass batches or stats")
-    if method.needs_gradients and statistics is not None and not statistics.num_gradient_samples:
-        raise PruningError(
-            f"method '{trial.method}' reads gradients, and the statistics hold none; calibrate with gradients=True"
-        )
+    for kind in ("gradients", "squared_gradients"):
+        if getattr(method, f"needs_{kind}") and not getattr(statistics, kind):
+            words = kind.replace("_", " ")
+            raise PruningError(
+                f"method '{trial.method}' reads {words}, and the statistics hold none; calibrate with {kind}=True"
+            )
     if method.remeasures and trial.steps > 1 and remeasure is None:
         raise PruningError(f"method '{trial.method}' measures anew between steps, and needs batches to do so")
 

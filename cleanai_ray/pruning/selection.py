@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cleanai_ray.errors import PruningError
 from cleanai_ray.pruning.graph import ChannelGroup
+from cleanai_ray.pruning.price_selection import removal_sequence
 
 _SLACK = 1e-9
 Cost = Callable[[Mapping[str, int]], float]
@@ -25,6 +26,7 @@ class SelectionRequest:
             structure ranked together; Fang et al. 2024, arXiv:2407.04616).
         ratio: Share of channels to remove; ignored where `limit` is given.
         limit: Cost that the model may have, in the unit of the cost function.
+        unit: What follows a cost in messages, for instance " MB".
         layer_ratios: Channel ratio by module-name prefix; such groups are ranked by themselves.
         max_ratio: No group loses more than this share of its dense channels.
         min_channels: No group keeps fewer.
@@ -34,6 +36,7 @@ class SelectionRequest:
     mode: str = "local"
     ratio: float | None = None
     limit: float | None = None
+    unit: str = ""
     layer_ratios: Mapping[str, float] = field(default_factory=dict)
     max_ratio: float = 0.9
     min_channels: int = 1
@@ -48,6 +51,8 @@ class Selector:
         scores: Importance of each channel by group name, [num_channels], high = keep.
         dense_channels: Channels of each group in the dense model.
         request: What to remove.
+        prices: What removing the units of each group, least important first, costs one after another, comparable
+            between groups. With them a limit is met by the cheapest removals per saving, whatever the mode.
     """
 
     def __init__(
@@ -56,7 +61,9 @@ class Selector:
         scores: Mapping[str, Tensor],
         dense_channels: Mapping[str, int],
         request: SelectionRequest,
+        prices: Mapping[str, np.ndarray] | None = None,
     ) -> None:
+        self._prices = prices
         self._groups = {group.name: group for group in groups}
         self._dense = dense_channels
         self._request = request
@@ -149,27 +156,21 @@ class Selector:
         return counts
 
     def _counts_for_limit(self, scopes: list[list[str]], cost: Cost) -> dict[str, int]:
-        """Remove unit by unit, all scopes at the same pace, until the cost is within the limit (by bisection)."""
+        """Remove unit by unit, in one order over all scopes, until the cost is within the limit (by bisection)."""
         limit = self._request.limit
         assert limit is not None
-        paced = [
-            ((rank + 1) / sum(self._groups[name].num_units for name in scope), position, name)
-            for position, scope in enumerate(scopes)
-            for rank, name in enumerate(self._ranking(scope))
-        ]
-        order = [name for _, _, name in sorted(paced)]
         fixed = self._fixed_counts()
+        order = self._paced(scopes) if self._prices is None else self._by_price(self._prices, cost, fixed)
 
         def cost_of(number: int) -> float:
-            counts = self._rounded(fixed | self._take(order, number))
-            return cost({name: count * self._groups[name].num_blocks for name, count in counts.items()})
+            return self._cost_of_units(cost, self._rounded(fixed | self._take(order, number)))
 
         low, high = 0, len(order)
         if cost_of(high) > limit * (1 + _SLACK):
             raise PruningError(
                 f"the budget cannot be met: removing all that max_ratio {self._request.max_ratio}, min_channels "
-                f"{self._request.min_channels}, ignored_layers and layer_ratios allow leaves {cost_of(high):.4g}, and "
-                f"{limit:.4g} are allowed"
+                f"{self._request.min_channels}, ignored_layers and layer_ratios allow leaves "
+                f"{cost_of(high):.4g}{self._request.unit}, and {limit:.4g}{self._request.unit} are allowed"
             )
         while low < high:
             middle = (low + high) // 2
@@ -178,6 +179,28 @@ class Selector:
             else:
                 low = middle + 1
         return fixed | self._take(order, low)
+
+    def _cost_of_units(self, cost: Cost, counts: Mapping[str, int]) -> float:
+        return cost({name: count * self._groups[name].num_blocks for name, count in counts.items()})
+
+    def _paced(self, scopes: list[list[str]]) -> list[str]:
+        """Return the group of every removal, all scopes at the same pace."""
+        paced = [
+            ((rank + 1) / sum(self._groups[name].num_units for name in scope), position, name)
+            for position, scope in enumerate(scopes)
+            for rank, name in enumerate(self._ranking(scope))
+        ]
+        return [name for _, _, name in sorted(paced)]
+
+    def _by_price(self, prices: Mapping[str, np.ndarray], cost: Cost, fixed: Mapping[str, int]) -> list[str]:
+        """Return the group of every removal, cheapest per saving first."""
+        free = {name: prices[name] for name in self._groups if name not in self._fixed}
+
+        def saving(counts: Mapping[str, int], name: str) -> float:
+            after = {**counts, name: counts.get(name, 0) + 1}
+            return self._cost_of_units(cost, counts) - self._cost_of_units(cost, after)
+
+        return removal_sequence(free, self._caps, saving, fixed)
 
     def _rounded(self, counts: Mapping[str, int]) -> dict[str, int]:
         if self._request.round_to is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -53,6 +54,7 @@ class Workshop:
         kept_inputs: Dense indices of the input channels each narrowed layer kept.
         kept_outputs: Dense indices of the output channels each narrowed layer kept.
         images: Batches of calibration images.
+        given: Moments of the dense model's consumers that were measured before; None: from the images.
     """
 
     dense: nn.Module
@@ -60,6 +62,7 @@ class Workshop:
     kept_inputs: Kept
     kept_outputs: Kept
     images: Sequence[Tensor]
+    given: ConsumerMoments | None = None
 
     @cached_property
     def consumers(self) -> list[Consumer]:
@@ -69,6 +72,8 @@ class Workshop:
     @cached_property
     def moments(self) -> ConsumerMoments:
         """Moments of what the dense model's narrowed consumers read."""
+        if self.given is not None:
+            return self.given
         features = narrowed_consumers(self.dense, self.kept_inputs)
         return collect_moments(self.dense, self.images, layers=list(features), features=features)
 
@@ -110,11 +115,16 @@ class Workshop:
                 yield variant, self.recalibrate(compensated, batch_norm)
 
 
+def is_held_back(positions: np.ndarray) -> np.ndarray:
+    """Whether images, by their place among those that repair reads, are held back to judge by: every fifth."""
+    return positions % HELD_BACK == HELD_BACK - 1
+
+
 def split_images(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Return (images to repair with, images held back): every fifth is held back, in batches of the size given."""
     size = max(len(batch) for batch in images)
     everything = torch.cat(list(images))
-    held = torch.arange(len(everything)) % HELD_BACK == HELD_BACK - 1
+    held = torch.from_numpy(is_held_back(np.arange(len(everything))))
     return list(everything[~held].split(size)), list(everything[held].split(size))
 
 
@@ -143,6 +153,7 @@ def auto_repair(
     compensations: Sequence[str] = COMPENSATIONS,
     batch_norms: Sequence[str] = AUTO_BATCH_NORMS,
     ridges: Sequence[float] = RIDGES,
+    moments: ConsumerMoments | None = None,
 ) -> tuple[nn.Module, dict[str, Any], tuple[dict[str, Any], ...]]:
     """Try variants of repair, and keep the one whose outputs are nearest to the dense model's.
 
@@ -159,6 +170,7 @@ def auto_repair(
         compensations: Compensations to try.
         batch_norms: Recalibrations to try, each with every compensation.
         ridges: Regularisations to try, each with every compensation but `none`.
+        moments: Moments of the dense model's consumers on other images than those held back; None: from the images.
 
     Returns:
         The repaired model; what was chosen; what was tried, in order (compensation, batch_norm, ridge, kl).
@@ -166,7 +178,7 @@ def auto_repair(
     working, held = split_images(images)
     if not held:
         working = held = list(images)
-    shop = Workshop(dense, pruned, kept_inputs, kept_outputs, working)
+    shop = Workshop(dense, pruned, kept_inputs, kept_outputs, working, moments)
     reference = log_probabilities(dense, held)
     pairs = [(name, ridge) for name in compensations for ridge in (ridges if name != "none" else (None,))]
     tried: list[dict[str, Any]] = []

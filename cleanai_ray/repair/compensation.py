@@ -87,9 +87,10 @@ def compensate_closed_form(
         name = consumer.name
         if name not in narrowed or name not in moments:
             continue
-        module, features = dense.get_submodule(name), narrowed[name]
-        kept = channels_of(kept_inputs[name], features)
+        module = dense.get_submodule(name)
         covariance, mean = moments[name].covariance, moments[name].mean
+        features = module.in_features // len(mean) if isinstance(module, nn.Linear) else 1
+        kept = channels_of(kept_inputs[name], features)
         removed = torch.as_tensor(np.setdiff1d(np.arange(len(mean)), kept.numpy()))
         mapping = solve_ridge(covariance[removed][:, kept], covariance[kept][:, kept], ridge)
         lost = read_weight(module, features)[kept_rows(module, kept_outputs.get(name))][:, removed]

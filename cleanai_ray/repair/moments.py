@@ -16,7 +16,7 @@ from cleanai_ray.repair.images import Batch, run, walk
 from cleanai_ray.repair.sampling import POSITIONS_PER_SAMPLE, PositionSampler
 from cleanai_ray.statistics.tensor_file import pack, unpack
 
-_FORMAT = "cleanai-moments/1"
+_FORMAT = "cleanai-moments/2"
 _FIELDS = ("count", "sum", "second")
 _ROWS_AT_ONCE = 16384
 
@@ -85,8 +85,11 @@ class ConsumerMoments:
         return ConsumerMoments(layers={name: value + other[name] for name, value in self.layers.items()})
 
     def to_bytes(self) -> bytes:
-        """Serialise without loss, as a safetensors file."""
+        """Serialise without loss, as a safetensors file; of the symmetric second moments the upper triangle."""
         tensors = {f"{name}/{field}": getattr(value, field) for name, value in self.layers.items() for field in _FIELDS}
+        for name, value in self.layers.items():
+            rows, columns = torch.triu_indices(*value.second.shape)
+            tensors[f"{name}/second"] = value.second[rows, columns]
         return pack(tensors, {"format": _FORMAT, "layers": list(self.layers)})
 
     @staticmethod
@@ -97,9 +100,15 @@ class ConsumerMoments:
             ArtifactError: When the bytes are something else.
         """
         tensors, header = unpack(content, "consumer moments", _FORMAT)
-        layers = {
-            name: LayerMoments(**{field: tensors[f"{name}/{field}"] for field in _FIELDS}) for name in header["layers"]
-        }
+        layers = {}
+        for name in header["layers"]:
+            values = {field: tensors[f"{name}/{field}"] for field in _FIELDS}
+            size = len(values["sum"])
+            rows, columns = torch.triu_indices(size, size)
+            second = values["second"].new_zeros(size, size)
+            second[rows, columns] = values["second"]
+            second[columns, rows] = values["second"]
+            layers[name] = LayerMoments(**{**values, "second": second})
         return ConsumerMoments(layers=layers)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -194,7 +203,9 @@ def collect_moments(
         if not torch.isfinite(second).all():
             raise CalibrationError(f"the inputs of layer '{name}' are not finite on the calibration samples")
     found = {
-        name: LayerMoments(count=torch.tensor(count, dtype=torch.float64), sum=total.cpu(), second=second.cpu())
+        name: LayerMoments(
+            count=torch.tensor(count, dtype=torch.float64), sum=total.cpu(), second=((second + second.T) / 2).cpu()
+        )
         for name, (count, total, second) in sums.items()
     }
     return ConsumerMoments(layers=found)

@@ -12,6 +12,7 @@ from cleanai_ray.errors import PruningError
 from cleanai_ray.repair.auto import AUTO_BATCH_NORMS, BATCH_NORMS, COMPENSATIONS, RIDGES, Workshop, auto_repair
 from cleanai_ray.repair.compensation import narrowed_consumers
 from cleanai_ray.repair.images import Batches, read_images
+from cleanai_ray.repair.moments import ConsumerMoments
 
 if TYPE_CHECKING:
     from cleanai_ray.pruning.pruner import PruneResult
@@ -43,6 +44,7 @@ def repair(
     batch_norm: str = "auto",
     ridge: float = 1e-3,
     ridges: Sequence[float] = RIDGES,
+    moments: ConsumerMoments | None = None,
 ) -> RepairOutcome:
     """Recover what pruning lost, without training and without labels. Neither model given is changed.
 
@@ -54,6 +56,8 @@ def repair(
         batch_norm: `auto`, `none`, `relative` or `reset`; auto tries none and relative.
         ridge: Regularisation of a compensation that was asked for by name, as a share of the mean variance.
         ridges: Regularisations that compensation `auto` tries.
+        moments: Moments of the dense model's consumers that were measured before, for the closed form; where something
+            is `auto`, without every fifth image, which it judges by. None: from the images.
 
     Raises:
         PruningError: When an option is unknown.
@@ -67,7 +71,7 @@ def repair(
     norms = AUTO_BATCH_NORMS if batch_norm == "auto" else (batch_norm,)
     skipped = _skipped(dense, result) if compensation != "none" else ()
     if "auto" not in (compensation, batch_norm):
-        shop = Workshop(dense, result.model, *kept, images)
+        shop = Workshop(dense, result.model, *kept, images, moments)
         pair = (compensation, None if compensation == "none" else ridge)
         variant, model = next(shop.make([pair], norms))
         return RepairOutcome(model=model, chosen={**vars(variant), "kl": None}, skipped=skipped)
@@ -79,6 +83,7 @@ def repair(
         compensations=compensations,
         batch_norms=norms,
         ridges=ridges if compensation == "auto" else (ridge,),
+        moments=moments,
     )
     return RepairOutcome(model=model, chosen=chosen, tried=tried, skipped=skipped)
 

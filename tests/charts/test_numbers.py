@@ -52,6 +52,8 @@ def test_points(value: float, text: str) -> None:
     [
         (0.3, None, "ratio 0.3"),
         (None, "macs=0.5", "MACs \N{LESS-THAN OR EQUAL TO} 50 %"),
+        (None, "size_mb=2.5", "file \N{LESS-THAN OR EQUAL TO} 2.5 MB"),
+        (None, "latency=0.6", "latency \N{LESS-THAN OR EQUAL TO} 60 %"),
         (None, "other", "other"),
         (None, None, "unspecified"),
     ],

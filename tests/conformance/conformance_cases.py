@@ -7,6 +7,7 @@ from small_nets import batches, build, example
 from torch import nn
 
 from cleanai_ray import api
+from cleanai_ray.importance.base import create_method
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.registry import METHODS, METRICS
 
@@ -45,18 +46,18 @@ def method_cases() -> list[Case]:
     return [
         (name, metric)
         for name in METHODS.names()
-        for metric in (METRICS.names() if METHODS.get(name).uses_coverage_metric else (None,))
+        for metric in (METRICS.names() if create_method(name).uses_coverage_metric else (None,))
     ]
 
 
 def calibrated_cases() -> list[Case]:
-    """Those of the methods that say they read activations or gradients."""
+    """Those of the methods that say they read activations, gradients or sensitivity curves."""
     return [case for case in method_cases() if reads_calibration(case[0])]
 
 
 def reads_calibration(name: str) -> bool:
-    method = METHODS.get(name)
-    return method.needs_activations or method.needs_gradients
+    method = create_method(name)
+    return method.needs_statistics or method.needs_curves
 
 
 def case_id(case: Case) -> str:

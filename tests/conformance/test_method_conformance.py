@@ -22,26 +22,29 @@ from torch import Tensor, nn
 
 from cleanai_ray import api
 from cleanai_ray.errors import PruningError
-from cleanai_ray.importance.base import ScoringContext, create_method, score_groups
+from cleanai_ray.importance.base import ScoringContext, create_method, give_gradients, score_groups
+from cleanai_ray.pruning.curves import SensitivityCurves
 from cleanai_ray.pruning.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.registry import METHODS
 from cleanai_ray.statistics import ActivationStatistics, calibrate
 
 
 @cache
-def network(net: str) -> tuple[nn.Module, Tensor, ActivationStatistics]:
+def network(net: str) -> tuple[nn.Module, Tensor, ActivationStatistics, SensitivityCurves]:
     if net == "vit":
         model, inputs, data = tiny_vit(), example(size=16, channels=3), batches(size=16, channels=3, classes=5)
     else:
         model, inputs, data = build(net), example(), batches()
-    return model, inputs, calibrate(model, data, gradients=True)
+    statistics = calibrate(model, data, sections=16, gradients=True, squared_gradients=True)
+    return model, inputs, statistics, api.measure_sensitivity(model, inputs, data)
 
 
-def context(net: str, metric: str | None, seed: int = 0) -> ScoringContext:
-    model, inputs, statistics = network(net)
+def context(net: str, case: Case, seed: int = 0) -> ScoringContext:
+    model, inputs, statistics, curves = network(net)
+    name, metric = case
     graph = ChannelGraph(model, inputs)
-    graph.set_gradients(statistics.gradients, statistics.num_gradient_samples)
-    return ScoringContext(graph=graph, statistics=statistics, coverage_metric=metric, seed=seed)
+    give_gradients(graph, create_method(name), statistics)
+    return ScoringContext(graph=graph, statistics=statistics, coverage_metric=metric, seed=seed, curves=curves)
 
 
 def score_or_skip(case: Case, net: str, group: ChannelGroup, context: ScoringContext) -> Tensor:
@@ -57,24 +60,22 @@ def score_or_skip(case: Case, net: str, group: ChannelGroup, context: ScoringCon
 @pytest.mark.parametrize("net", [*NETS, "vit"])
 @pytest.mark.parametrize("case", method_cases(), ids=case_id)
 def test_scores_are_finite_float64_one_a_channel_and_repeatable(case: Case, net: str) -> None:
-    name, metric = case
-    first, second = context(net, metric), context(net, metric)
+    first, second = context(net, case), context(net, case)
     for group, again in zip(first.graph.groups, second.graph.groups, strict=True):
         scores = score_or_skip(case, net, group, first)
         assert scores.dtype == torch.float64
         assert scores.shape == (group.num_channels,)
         assert torch.isfinite(scores).all()
-        assert torch.equal(scores, create_method(name).score(again, second))
+        assert torch.equal(scores, create_method(case[0]).score(again, second))
 
 
 @pytest.mark.parametrize("case", method_cases(), ids=case_id)
 def test_scoring_changes_neither_model_nor_statistics(case: Case) -> None:
-    name, metric = case
-    found = context("plain", metric)
+    found = context("plain", case)
     before = {key: value.clone() for key, value in found.graph.model.state_dict().items()}
     assert found.statistics is not None
     content = found.statistics.to_bytes()
-    score_groups(create_method(name), found)
+    score_groups(create_method(case[0]), found)
     assert all(torch.equal(value, before[key]) for key, value in found.graph.model.state_dict().items())
     assert found.statistics.to_bytes() == content
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from functools import reduce
 from operator import add
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from small_nets import batches, build
 from torch import Tensor, nn
 
 from cleanai_ray.registry import METRICS
-from cleanai_ray.statistics import ActivationStatistics, calibrate
+from cleanai_ray.statistics import ActivationStatistics, calibrate, count_sections
 
 Stored = list[list[list[float]]]
 """x[i][c][p]: sample, channel, position."""
@@ -21,7 +22,8 @@ Stored = list[list[list[float]]]
 Observed = tuple[nn.Module, list, dict[str, Stored], ActivationStatistics]
 """A model, its batches, what its layers received of them, and the statistics of that."""
 
-THRESHOLD = 0.25
+THRESHOLD, TOP_K, SECTIONS = 0.25, 2, 8
+OPTIONS: dict[str, Any] = {"threshold": THRESHOLD, "top_k": TOP_K, "sections": SECTIONS}
 
 
 def sample_means(x: Stored, channel: int) -> list[float]:
@@ -57,12 +59,49 @@ def slow_apoz(x: Stored, channel: int, threshold: float) -> float:
     return 1.0 - sum(1 for value in values if not value > 0) / len(values)
 
 
+def slow_top_k(x: Stored, channel: int, threshold: float) -> float:
+    """Samples in which fewer than k others are at least as strong; k is at most all channels but one."""
+    number = min(TOP_K, len(x[0]) - 1) if len(x[0]) > 1 else 1
+    hits = 0
+    for sample in x:
+        strengths = [sum(row) / len(row) for row in sample]
+        others = [value for other, value in enumerate(strengths) if other != channel and value >= strengths[channel]]
+        hits += len(others) < number
+    return hits / len(x)
+
+
+def slow_histogram(x: Stored, channel: int) -> list[int]:
+    """Positions in each section [low + j w, low + (j + 1) w), the largest value in the last one."""
+    whole = [value for sample in x for row in sample for value in row]
+    low, high = min(whole), max(whole)
+    counts = [0] * SECTIONS
+    for value in positions(x, channel):
+        section = 0
+        while section < SECTIONS - 1 and low < high and value >= low + (high - low) * (section + 1) / SECTIONS:
+            section += 1
+        counts[section] += 1
+    return counts
+
+
+def slow_k_multisection(x: Stored, channel: int, threshold: float) -> float:
+    return sum(1 for count in slow_histogram(x, channel) if count) / SECTIONS
+
+
+def slow_entropy(x: Stored, channel: int, threshold: float) -> float:
+    counts = slow_histogram(x, channel)
+    shares = [count / sum(counts) for count in counts if count]
+    return sum(-share * math.log(share) for share in shares) / math.log(SECTIONS)
+
+
 REFERENCES: dict[str, Callable[[Stored, int, float], float]] = {
     "normalized_mean": slow_normalized_mean,
     "frequency": slow_frequency,
     "mean_absolute": slow_mean_absolute,
     "combined": slow_combined,
     "apoz": slow_apoz,
+    "top_k": slow_top_k,
+    "k_multisection": slow_k_multisection,
+    "entropy": slow_entropy,
 }
 RANGES = {
     "normalized_mean": (-1.0, 1.0),
@@ -70,6 +109,9 @@ RANGES = {
     "mean_absolute": (0.0, math.inf),
     "combined": (0.0, 1.0),
     "apoz": (0.0, 1.0),
+    "top_k": (0.0, 1.0),
+    "k_multisection": (1 / SECTIONS, 1.0),
+    "entropy": (0.0, 1.0),
 }
 
 
@@ -100,7 +142,7 @@ def store(model: nn.Module, data: list) -> dict[str, Stored]:
 @pytest.fixture(scope="module", params=["plain", "residual", "depthwise", "concat", "flattened"])
 def observed(request: pytest.FixtureRequest) -> Observed:
     model, data = build(request.param), batches(sizes=(5, 7, 4))
-    return model, data, store(model, data), calibrate(model, data, threshold=THRESHOLD)
+    return model, data, store(model, data), calibrate(model, data, **OPTIONS)
 
 
 def test_every_metric_has_a_reference_here() -> None:
@@ -135,7 +177,9 @@ def test_it_tells_channels_apart(metric: str, observed: Observed) -> None:
 @pytest.mark.parametrize("metric", METRICS.names())
 def test_shards_give_what_one_pass_gives(metric: str, observed: Observed) -> None:
     model, data, _, whole = observed
-    merged = reduce(add, [calibrate(model, [batch], threshold=THRESHOLD) for batch in reversed(data)])
+    merged = reduce(add, [calibrate(model, [batch], threshold=THRESHOLD, top_k=TOP_K) for batch in reversed(data)])
+    counted = [count_sections(model, [batch], merged.ranges, sections=SECTIONS) for batch in reversed(data)]
+    merged = merged.with_histograms(reduce(add, counted))
     for layer, statistics in whole.inputs.items():
         torch.testing.assert_close(
             METRICS.get(metric)(merged.inputs[layer]), METRICS.get(metric)(statistics), rtol=1e-9, atol=1e-12
@@ -158,7 +202,7 @@ def test_a_layer_that_receives_nothing_but_zeros(metric: str) -> None:
         model.bn1.weight.zero_()
         model.bn1.bias.fill_(-1.0)
     data = batches(sizes=(16,))
-    found = METRICS.get(metric)(calibrate(model, data).inputs["conv2"])
+    found = METRICS.get(metric)(calibrate(model, data, top_k=TOP_K, sections=SECTIONS).inputs["conv2"])
     x = store(model, data)["conv2"]
     assert all(value == 0 for sample in x for row in sample for value in row)
     assert found.tolist() == [REFERENCES[metric](x, channel, 0.0) for channel in range(6)]
@@ -166,7 +210,7 @@ def test_a_layer_that_receives_nothing_but_zeros(metric: str) -> None:
 
 @pytest.mark.parametrize("metric", METRICS.names())
 def test_it_does_not_change_the_statistics(metric: str) -> None:
-    statistics = calibrate(build("plain"), batches())
+    statistics = calibrate(build("plain"), batches(), sections=SECTIONS)
     before = statistics.to_bytes()
     METRICS.get(metric)(statistics.inputs["conv2"])
     assert statistics.to_bytes() == before

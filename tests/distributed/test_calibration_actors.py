@@ -7,12 +7,12 @@ import pytest
 import ray
 
 from cleanai_ray.artifacts import RunDirectory
-from cleanai_ray.distributed.calibration import calibrate_on_actors
+from cleanai_ray.calibration_shards import calibrate_locally
+from cleanai_ray.distributed.calibration import CalibrationPool, calibrate_on_actors
 from cleanai_ray.distributed.cluster import connected
 from cleanai_ray.errors import CalibrationError, DataError
 from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.models import build_model
-from cleanai_ray.stages import calibrate_locally
 from cleanai_ray.study import parse_study
 from cleanai_ray.workspace import open_workspace
 
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.ray
 def calibration(study, weights, folder, **resources):
     changed = study.model_copy(update={"resources": study.resources.model_copy(update=resources)})
     counted = []
-    with connected(None) as cluster:
+    with connected(None) as cluster, CalibrationPool(changed, cluster) as pool:
         statistics = calibrate_on_actors(
-            changed, ray.put(weights), "digest", RunDirectory(folder), cluster, on_shard=lambda *n: counted.append(n)
+            changed, ray.put(weights), "digest", RunDirectory(folder), pool, on_shard=lambda *n: counted.append(n)
         )
     return statistics, counted
 
@@ -40,6 +40,22 @@ def test_the_number_of_actors_does_not_change_a_bit(ray_session, tmp_path):
         assert statistics.to_bytes() == alone
         assert counted == [(1, 4), (2, 4), (3, 4), (4, 4)]
         assert statistics.num_samples == 200
+
+
+def test_sections_are_counted_in_a_second_pass_over_the_range_of_all_shards(ray_session, tmp_path):
+    sweep = {**small.SMALL["sweep"], "methods": ["coverage", "hessian"], "coverage_metrics": ["entropy"]}
+    data = {**small.SMALL["data"], "calibration": {"samples": 40, "shard_size": 16, "top_k": 3, "sections": 8}}
+    study = parse_study({**small.SMALL, "sweep": sweep, "data": data})
+    weights = safetensors_bytes(build_model(study.model))
+    statistics, counted = calibration(study, weights, tmp_path, calibration_actors=2)
+    workspace = open_workspace(study.model_dump_json(), "cpu")
+    assert statistics.to_bytes() == calibrate_locally(workspace, workspace.dense_model(weights)).to_bytes()
+    assert counted == 2 * [(1, 3), (2, 3), (3, 3)]
+    assert statistics.top_k == 3
+    assert statistics.squared_gradients
+    for value in statistics.inputs.values():
+        assert value.histogram.num_sections == 8
+        assert (value.histogram.counts.sum(dim=1) == value.num_positions).all()
 
 
 def test_a_finished_calibration_is_read_back(ray_session, tmp_path):

@@ -37,7 +37,7 @@ def score(
 
 @pytest.mark.parametrize("metric", METRICS.names())
 def test_coverage_of_a_flattened_input_is_the_mean_over_its_features(metric: str) -> None:
-    statistics = calibrate(build("flattened"), batches())
+    statistics = calibrate(build("flattened"), batches(), sections=16)
     found = score("flattened", "conv2", "coverage", statistics=statistics, coverage_metric=metric)
     features = METRICS.get(metric)(statistics.inputs["fc1"]).tolist()
     # Channel c of 2 x 2 positions becomes the features 4 c to 4 c + 3.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from cleanai_ray import api
 from cleanai_ray.errors import PruningError
 from cleanai_ray.evaluation.complexity import measure_complexity
+from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.pruning.cost import CostModel
 from cleanai_ray.pruning.graph import ChannelGraph
 from cleanai_ray.registry import MODELS
@@ -29,6 +31,20 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
             1, size=16, channels=1
         )
     return torchvision.models.get_model(name, num_classes=10).eval(), example(1, size=32, channels=3)
+
+
+def header_bytes(model: nn.Module) -> int:
+    """Length of what stands before the tensors in a safetensors file: 8 bytes that say it, and the header."""
+    content = safetensors_bytes(model)
+    return 8 + int.from_bytes(content[:8], "little")
+
+
+def assert_size_is_near(estimate: float, model: nn.Module) -> None:
+    """The tensors are counted exactly; the header is taken as long as before surgery, which shortens its numbers."""
+    tensors = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    assert len(safetensors_bytes(model)) == header_bytes(model) + tensors
+    over = estimate * 1e6 - tensors - header_bytes(model)
+    assert -1e-3 <= over <= 16 * len(model.state_dict())
 
 
 @given(st.sampled_from(sorted(NETS)), st.data())
@@ -45,6 +61,7 @@ def test_the_estimate_is_what_surgery_gives(name: str, data: st.DataObject) -> N
     measured = measure_complexity(graph.model, example(1))
     assert estimate["macs"] == pytest.approx(measured.macs, rel=1e-9)
     assert estimate["params"] == pytest.approx(measured.params, rel=1e-9)
+    assert_size_is_near(estimate["size_mb"], graph.model)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet18", "mobilenet_v2"])
@@ -60,6 +77,7 @@ def test_the_estimate_is_exact_for_real_architectures(name: str) -> None:
     measured = measure_complexity(graph.model, images)
     assert estimate["macs"] == pytest.approx(measured.macs, rel=1e-9)
     assert estimate["params"] == pytest.approx(measured.params, rel=1e-9)
+    assert_size_is_near(estimate["size_mb"], graph.model)
 
 
 def test_the_estimate_starts_from_a_model_already_pruned() -> None:
@@ -77,7 +95,36 @@ def test_removing_nothing_costs_what_the_dense_model_costs() -> None:
     assert CostModel(ChannelGraph(build("residual"), example(1))).estimate({}) == {
         "macs": measured.macs,
         "params": measured.params,
+        "size_mb": measured.size_bytes / 1e6,
     }
+
+
+class Twice(nn.Module):
+    """A convolution that stands in the model under two names; the file holds it under both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 1)
+        self.first = nn.Conv2d(6, 6, 3, padding=1)
+        self.second = self.first
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.second(torch.relu(self.first(self.stem(x))))).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["shared", "float64", "vit"])
+def test_the_size_counts_buffers_names_and_types_as_the_file_does(kind: str) -> None:
+    model, images = {
+        "shared": lambda: (Twice().eval(), example(1)),
+        "float64": lambda: (build("residual").double(), example(1).double()),
+        "vit": lambda: (tiny_vit(), example(1, size=16, channels=3)),
+    }[kind]()
+    graph = ChannelGraph(model, images)
+    removed = {group.name: group.expand(np.arange(group.num_units // 2)) for group in graph.groups}
+    estimate = CostModel(graph).estimate({name: len(channels) for name, channels in removed.items()})
+    graph.remove(removed)
+    assert_size_is_near(estimate["size_mb"], graph.model)
 
 
 def test_the_estimate_of_a_transformer_is_near() -> None:
@@ -154,3 +201,28 @@ def test_budgets_work_with_calibrated_methods() -> None:
     result = api.prune(model, example(1), batches(), method="wanda", mode="global", budget={"params": 0.6})
     pruned, dense = measure_complexity(result.model, example(1)), measure_complexity(model, example(1))
     assert pruned.params <= 0.6 * dense.params
+
+
+@pytest.mark.parametrize(("mode", "steps"), [("local", 1), ("global", 1), ("isomorphic", 3)])
+def test_a_budget_of_megabytes_is_met_by_the_file(mode: str, steps: int, tmp_path: Path) -> None:
+    model, images = network("resnet20")  # 272,186 parameters of 4 bytes, and more in buffers and the header
+    result = api.prune(model, images, method="magnitude", mode=mode, budget={"size_mb": 0.6}, steps=steps)
+    api.save(result, tmp_path)
+    size = (tmp_path / "weights.safetensors").stat().st_size
+    assert 0.98 * 600_000 <= size <= 600_000
+    assert not any("missed" in warning for warning in result.plan.warnings)
+    achieved = result.plan.achieved
+    assert (achieved["size_bytes"], achieved["size_bytes_dense"]) == (size, len(safetensors_bytes(model)))
+
+
+def test_megabytes_that_are_missed_or_cannot_be_met_are_said() -> None:
+    model, images = network("resnet20")
+    dense = len(safetensors_bytes(model)) / 1e6
+    with pytest.raises(PruningError, match=rf"budget size_mb=2: the dense model's file has {dense:.4g} MB already"):
+        api.prune(model, images, method="magnitude", budget={"size_mb": 2})
+    with pytest.raises(PruningError, match=r"the budget cannot be met: .* leaves 0\.\d+ MB, and 0\.01 MB are allowed"):
+        api.prune(model, images, method="magnitude", budget={"size_mb": 0.01})
+    coarse = api.prune(model, images, method="magnitude", budget={"size_mb": 0.8}, round_to=16).plan
+    size = coarse.achieved["size_bytes"] / 1e6
+    assert size < 0.98 * 0.8  # Widths of 16, 32 and 64 channels change by a quarter at the least.
+    assert f"the budget size_mb=0.8 was missed: the pruned model's file has {size:.4g} MB" in coarse.warnings

@@ -14,6 +14,7 @@ from small_nets import NETS, batches, build, example, tiny_vit
 from cleanai_ray import api
 from cleanai_ray.errors import ArtifactError, PruningError
 from cleanai_ray.pruning.plan import GroupPlan, PruningPlan
+from cleanai_ray.study import digest
 
 JSON = st.recursive(
     st.none()
@@ -30,7 +31,15 @@ JSON = st.recursive(
 def group_plans(draw: st.DrawFn) -> GroupPlan:
     width = draw(st.integers(1, 40))
     removed = draw(st.sets(st.integers(0, width - 1)))
-    return GroupPlan(name=draw(st.text(min_size=1)), num_channels=width, removed=tuple(sorted(removed)))
+    names = st.lists(st.text(min_size=1), max_size=3).map(tuple)
+    return GroupPlan(
+        name=draw(st.text(min_size=1)),
+        num_channels=width,
+        num_blocks=draw(st.integers(1, 4)),
+        removed=tuple(sorted(removed)),
+        outputs=draw(names),
+        inputs=draw(names),
+    )
 
 
 PLANS = st.builds(
@@ -49,6 +58,37 @@ def test_json_restores_the_plan(plan: PruningPlan) -> None:
     restored = PruningPlan.from_json(text)
     assert restored == plan
     assert restored.to_json() == text
+
+
+def test_a_plan_of_the_first_format_is_read() -> None:
+    """It said nothing of the layers that a group cuts; what it did say is kept, and still applies."""
+    model, plan = build("residual"), made()
+    document = json.loads(plan.to_json())
+    document.pop("digest")
+    document["format"] = "cleanai-plan/1"
+    for group in document["groups"]:
+        assert set(group) - {"outputs", "inputs", "num_blocks"} == {"name", "num_channels", "removed"}
+        group.pop("outputs"), group.pop("inputs"), group.pop("num_blocks")
+    read = PruningPlan.from_json(json.dumps({**document, "digest": digest(document)}))
+    assert (read.removed, read.request, read.achieved) == (plan.removed, plan.request, plan.achieved)
+    assert [(group.layers, group.num_blocks) for group in read.groups] == [((), 1)] * len(plan.groups)
+    assert PruningPlan.from_json(read.to_json()) == read
+    assert list(api.apply_plan(model, read).state_dict()) == list(api.apply_plan(model, plan).state_dict())
+
+
+def test_a_plan_names_the_layers_of_each_group() -> None:
+    """Residual: conv2's output is added to the stem's, so that both, their norms and their two readers go together."""
+    layers = {group.name: (set(group.outputs), set(group.inputs)) for group in made().groups}
+    stream = {"stem", "bn0", "conv2", "bn2"}
+    assert {frozenset(outputs): inputs for outputs, inputs in layers.values()} == {
+        frozenset(stream): {"conv1", "head"},
+        frozenset({"conv1", "bn1"}): {"conv2"},
+        frozenset({"head"}): {"fc"},
+    }
+    assert all(name in outputs for name, (outputs, _) in layers.items())
+    grouped = api.prune(build("grouped"), example(), method="magnitude", ratio=0.5).plan
+    # The convolution in two groups reads conv1's channels and writes its own in two blocks.
+    assert {group.num_blocks for group in grouped.groups if "grouped" in group.layers} == {2}
 
 
 @given(PLANS, st.data())
@@ -87,7 +127,7 @@ def test_a_document_that_was_changed_is_refused(change: Any) -> None:
     "text", ["[]", "null", "3", "{}", '{"format": "cleanai-plan/9"}', '{"groups": []}'], ids=lambda text: text
 )
 def test_another_document_is_refused(text: str) -> None:
-    with pytest.raises(ArtifactError, match="not a pruning plan: its format is not 'cleanai-plan/1'"):
+    with pytest.raises(ArtifactError, match="not a pruning plan: its format is not 'cleanai-plan/2' or an earlier one"):
         PruningPlan.from_json(text)
 
 

@@ -188,6 +188,42 @@ def test_gradient_magnitudes_are_summed_over_batches() -> None:
         torch.testing.assert_close(found.gradients[name], value, rtol=1e-3, atol=1e-5)
 
 
+def test_squared_gradients_are_those_of_single_samples() -> None:
+    model, data = build("residual"), batches(sizes=(5, 4))
+    expected: dict[str, Tensor] = {}
+    for images, targets in data:
+        for image, target in zip(images, targets, strict=True):
+            twin = copy.deepcopy(model)
+            functional.cross_entropy(twin(image[None]), target[None]).backward()
+            for name, parameter in twin.named_parameters():
+                assert parameter.grad is not None
+                expected[name] = expected.get(name, 0) + parameter.grad.double().square()
+    found = calibrate(model, data, squared_gradients=True)
+    assert found.squared_gradients.keys() == expected.keys()
+    assert found.num_gradient_samples == 9
+    assert not found.gradients
+    for name, value in expected.items():
+        torch.testing.assert_close(found.squared_gradients[name], value, rtol=1e-4, atol=1e-9)
+
+
+def test_squared_gradients_do_not_depend_on_the_batches() -> None:
+    model, ((images, targets),) = build("plain"), batches(sizes=(9,))
+    whole = calibrate(model, [(images, targets)], squared_gradients=True)
+    cut = calibrate(model, list(zip(images.split(2), targets.split(2), strict=True)), squared_gradients=True)
+    for name, value in whole.squared_gradients.items():
+        torch.testing.assert_close(cut.squared_gradients[name], value, rtol=1e-6, atol=1e-12)
+
+
+def test_collecting_gradients_changes_nothing_else() -> None:
+    model, data = build("residual"), batches()
+    both = calibrate(model, data, gradients=True, squared_gradients=True)
+    alone = calibrate(model, data, gradients=True)
+    assert all(torch.equal(value, alone.gradients[name]) for name, value in both.gradients.items())
+    for name, value in both.inputs.items():
+        assert torch.equal(value.sum, alone.inputs[name].sum)
+        assert value.num_samples == alone.inputs[name].num_samples == 16
+
+
 def test_a_loss_of_the_users_own_is_used() -> None:
     model, data = build("plain"), batches(sizes=(4,))
     found = calibrate(model, data, gradients=True, loss=lambda output, _: output[:, 1].mean())
@@ -198,6 +234,8 @@ def test_a_loss_of_the_users_own_is_used() -> None:
 def test_gradients_without_targets_are_refused() -> None:
     with pytest.raises(CalibrationError, match="this batch has no targets"):
         calibrate(build("plain"), [batches()[0][0]], gradients=True)
+    with pytest.raises(CalibrationError, match="this batch has no targets"):
+        calibrate(build("plain"), [batches()[0][0]], squared_gradients=True)
 
 
 def test_images_alone_give_the_same_activations_as_pairs() -> None:

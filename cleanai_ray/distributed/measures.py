@@ -1,0 +1,109 @@
+"""What trials share, measured once on the cluster and kept in the run directory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.dense_measures import (
+    DenseMeasures,
+    measure_study_curves,
+    moment_shards,
+    needs_curves,
+    needs_moments,
+    needs_statistics,
+)
+from cleanai_ray.distributed.calibration import CalibrationPool, calibrate_on_actors, result_of
+from cleanai_ray.distributed.cluster import Cluster, assigned_device
+from cleanai_ray.distributed.progress import Narrator
+from cleanai_ray.keys import moments_key
+from cleanai_ray.pruning.curves import SensitivityCurves
+from cleanai_ray.repair.moments import ConsumerMoments
+from cleanai_ray.study import Study
+from cleanai_ray.workspace import Workspace, open_workspace
+
+_MOMENTS, _CURVES = "cache/moments.safetensors", "cache/curves.json"
+
+
+def measure_dense(
+    study: Study,
+    workspace: Workspace,
+    weights: Any,
+    dense_digest: str,
+    run: RunDirectory,
+    cluster: Cluster,
+    narrator: Narrator,
+) -> DenseMeasures:
+    """Return what the trials of a study read: from the run directory, or measured and kept there.
+
+    Args:
+        study: The study.
+        workspace: The study, opened in this process.
+        weights: Reference to the dense weights in the object store.
+        dense_digest: Digest of the dense weights.
+        run: The run directory.
+        cluster: The connected cluster.
+        narrator: Told of the stages.
+
+    Raises:
+        CleanAIError: When something cannot be measured; the message says which sample or layer.
+    """
+    statistics = moments = curves = None
+    with CalibrationPool(study, cluster) as pool:
+        if needs_statistics(study):
+            with narrator.stage("calibration"):
+                statistics = calibrate_on_actors(study, weights, dense_digest, run, pool)
+        if needs_moments(study):
+            with narrator.stage("second moments"):
+                moments = moments_on_actors(study, workspace, weights, dense_digest, run, pool)
+    if needs_curves(study):
+        assert moments is not None
+        with narrator.stage("sensitivity"):
+            curves = curves_on_worker(study, moments, weights, dense_digest, run, cluster)
+    return DenseMeasures(statistics=statistics, moments=moments, curves=curves)
+
+
+def moments_on_actors(
+    study: Study,
+    workspace: Workspace,
+    weights: Any,
+    dense_digest: str,
+    run: RunDirectory,
+    pool: CalibrationPool,
+) -> ConsumerMoments:
+    """Return the second moments of a study's dense model; they do not depend on the number of actors."""
+    key = moments_key(study, dense_digest)
+    if run.is_complete(_MOMENTS, key):
+        return ConsumerMoments.from_bytes(run.read_bytes(_MOMENTS))
+    shards = pool.work_through("moments", len(moment_shards(workspace)), weights)
+    moments = ConsumerMoments.from_bytes(shards[0])
+    for content in shards[1:]:
+        moments = moments + ConsumerMoments.from_bytes(content)
+    run.write_bytes(_MOMENTS, moments.to_bytes())
+    run.mark(_MOMENTS, key)
+    return moments
+
+
+def _curves(study_json: str, weights: bytes, moments: ConsumerMoments) -> str:
+    workspace = open_workspace(study_json, assigned_device())
+    return measure_study_curves(workspace, workspace.dense_model(weights), moments).to_json()
+
+
+def curves_on_worker(
+    study: Study, moments: ConsumerMoments, weights: Any, dense_digest: str, run: RunDirectory, cluster: Cluster
+) -> SensitivityCurves:
+    """Return the sensitivity curves of a study's dense model, from a task that takes a node's cores, or a GPU."""
+    key = moments_key(study, dense_digest)
+    if run.is_complete(_CURVES, key):
+        return SensitivityCurves.from_json(run.read_text(_CURVES))
+    task = ray.remote(_curves).options(
+        name=f"sensitivity-{study.name}",
+        num_cpus=1 if cluster.gpus else max(1, int(cluster.node_cpus)),
+        num_gpus=1 if cluster.gpus else 0,
+    )
+    text = result_of(task.remote(study.model_dump_json(), weights, moments))
+    run.write_text(_CURVES, text)
+    run.mark(_CURVES, key)
+    return SensitivityCurves.from_json(text)

@@ -1,0 +1,105 @@
+"""The sensitivity analysis of a study's dense model, on the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import ray
+import yaml
+
+from cleanai_ray import results
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.charts.sensitivity import draw
+from cleanai_ray.charts.style import to_svg
+from cleanai_ray.distributed.cluster import connected
+from cleanai_ray.distributed.dense import obtain_dense
+from cleanai_ray.distributed.measures import measure_dense
+from cleanai_ray.distributed.progress import Narrator
+from cleanai_ray.pruning.pruner import Pruner
+from cleanai_ray.sensitivity.table import curve_rows, layer_ratios
+from cleanai_ray.study import Study, Trial
+from cleanai_ray.workspace import Workspace
+
+RATIOS_FILE, CHART_FILE = "layer_ratios.yaml", "charts/sensitivity.svg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """The analysis.
+
+    Attributes:
+        table: A row per group and removal (`results.SENSITIVITY`).
+        suggestions: By amount (a ratio or a budget of the study): the keys of `pruning` that share it out.
+    """
+
+    table: pl.DataFrame
+    suggestions: dict[str, dict[str, Any]]
+
+
+def analyse(
+    study: Study, workspace: Workspace, run: RunDirectory, *, address: str | None, narrator: Narrator
+) -> Sensitivity:
+    """Measure, or read from the run directory, and write sensitivity.parquet, layer_ratios.yaml and the chart.
+
+    Args:
+        study: The study; of its sweep only the amounts count.
+        workspace: The study, opened in this process.
+        run: The run directory.
+        address: Address of a Ray cluster, or None to start one on this machine.
+        narrator: Told of the stages.
+    """
+    study = study.model_copy(update={"sweep": study.sweep.model_copy(update={"methods": ("reconstruction",)})})
+    workspace = Workspace(study=study, source=workspace.source, roles=workspace.roles, device=workspace.device)
+    with connected(address) as cluster:
+        with narrator.stage("dense model"):
+            dense = obtain_dense(study, run, cluster)
+        measures = measure_dense(study, workspace, ray.put(dense.weights), dense.digest, run, cluster, narrator)
+    curves = measures.curves
+    assert curves is not None
+    model = workspace.dense_model(dense.weights)
+    suggestions = {}
+    for amount in (*study.sweep.ratios, *study.sweep.budgets):
+        is_ratio = isinstance(amount, float)
+        trial = Trial(method="reconstruction", mode="global", **{"ratio" if is_ratio else "budget": amount})
+        pruner = Pruner(
+            model,
+            workspace.example_input(),
+            trial,
+            bounds=study.pruning.model_copy(update={"layer_ratios": {}}),
+            ignored_layers=workspace.ignored_layers(),
+            curves=curves,
+        )
+        suggestions[f"ratio {amount:g}" if is_ratio else str(amount)] = dict(layer_ratios(pruner.run().plan))
+    table = results.to_table(curve_rows(curves), results.SENSITIVITY)
+    run.write_table(results.SENSITIVITY_FILE, table)
+    run.write_text(RATIOS_FILE, yaml.safe_dump(suggestions, sort_keys=False))
+    frame = pl.DataFrame(pl.from_arrow(table))
+    chart = draw(frame)
+    if chart is not None:
+        run.write_bytes(CHART_FILE, to_svg(chart).encode())
+    return Sensitivity(table=frame, suggestions=suggestions)
+
+
+def describe(found: Sensitivity, run: RunDirectory) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return the analysis as a table (headings, a row per group) and sentences."""
+    shares = (0.1, 0.3, 0.5, 0.7)
+    headings = ["group", "channels", *(f"KL at {share:.0%}" for share in shares), "error at 50%"]
+    rows = []
+    for _, group in found.table.group_by("group", maintain_order=True):
+        cells = [str(group["group"][0]), str(group["num_channels"][0])]
+        for share in shares:
+            within = group.filter(pl.col("channel_ratio") <= share + 1e-9)
+            cells.append("-" if within.is_empty() else f"{within['divergence'][-1]:.4f}")
+        within = group.filter(pl.col("channel_ratio") <= 0.5)
+        rows.append([*cells, "-" if within.is_empty() else f"{within['error'][-1]:.2%}"])
+    lines = ["", "KL: mean divergence of the outputs from the dense model's, in nats, one group alone narrowed."]
+    for amount, keys in found.suggestions.items():
+        lines += [
+            "",
+            f"# {amount}, shared out by sensitivity:",
+            *yaml.safe_dump({"pruning": keys}, width=100).split("\n"),
+        ]
+    where = ", ".join((results.SENSITIVITY_FILE, RATIOS_FILE, CHART_FILE))
+    return headings, rows, [*lines[:-1], "", f"written to {run.location}: {where}"]

@@ -1,0 +1,52 @@
+"""Importance method `reconstruction`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cleanai_ray.errors import PruningError
+from cleanai_ray.importance.base import ImportanceMethod, ScoringContext
+from cleanai_ray.pruning.curves import GroupCurve
+from cleanai_ray.pruning.graph import ChannelGroup
+from cleanai_ray.registry import METHODS
+
+
+@METHODS.register("reconstruction")
+class Reconstruction(ImportanceMethod):
+    """Joint least-squares error of what the next layers compute (backward elimination; Hassibi and Stork 1993).
+
+    Channels go in the order of a greedy elimination that refits the layers that read them after every removal. Groups
+    are compared by what their error does to the model's output (KL, without labels). With a budget, the removal that
+    adds least harm per unit saved comes next, whatever the mode.
+    """
+
+    needs_curves = True
+    comparable = True
+
+    def score(self, group: ChannelGroup, context: ScoringContext) -> Tensor:
+        """Return the harm of each channel's removal in its turn, increasing along the order, [num_channels]."""
+        curve = _curve(group, context)
+        kept = context.graph.kept_channels[group.name]
+        prices = curve.prices(kept)
+        places = np.argsort(np.argsort(curve.ranks(kept), kind="stable"))
+        least = np.finfo(np.float64).tiny
+        rising = [least]
+        for price in prices:
+            rising.append(max(float(price), np.nextafter(rising[-1], np.inf)))
+        rising.append(np.nextafter(rising[-1], np.inf))
+        return torch.from_numpy(np.asarray(rising[1:])[places]).repeat(group.num_blocks)
+
+    def prices(self, group: ChannelGroup, context: ScoringContext) -> np.ndarray:
+        """Return the harm that removing the group's units one after another adds, [num_units - 1]."""
+        return _curve(group, context).prices(context.graph.kept_channels[group.name])
+
+
+def _curve(group: ChannelGroup, context: ScoringContext) -> GroupCurve:
+    if context.curves is None:
+        raise PruningError("the method reads sensitivity curves, and none were given; pass batches or curves")
+    curve = context.curves[group.name]
+    if curve.num_blocks != group.num_blocks or curve.num_channels <= context.graph.kept_channels[group.name].max():
+        raise PruningError(f"the sensitivity curve of layer '{group.name}' was taken from another model")
+    return curve

@@ -1,0 +1,211 @@
+"""A plan in words and columns: what goes from each group and why, and what that saves."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cleanai_ray.pruning.plan import GroupPlan, PruningPlan
+
+_WIDTH = 118
+_LEAST_LAYERS_WIDTH = 24
+_GAP = "  "
+_SLACK = 1e-9
+_HEADINGS = ("group", "layers cut with it", "channels", "removed", "why")
+_RANKED = {
+    "local": "lowest scores in the group",
+    "global": "lowest scores of all groups",
+    "isomorphic": "lowest scores of like groups",
+}
+
+
+def explain_plan(plan: PruningPlan) -> str:
+    """Return a plan as text of about 118 columns: what was asked, a row per group, totals and warnings.
+
+    It reads nothing but the plan, so that one from a file explains itself as well. A group bears the name of its first
+    layer. Of the other layers it cuts, those that narrow with it come first, and after the arrow those that read them.
+    """
+    parts = [_heading(plan), _groups(plan), _totals(plan)]
+    if plan.warnings:
+        parts.append("\n".join(["Warnings:", *(_wrapped(f"- {text}", indent=2) for text in plan.warnings)]))
+    return "\n\n".join(parts)
+
+
+def _heading(plan: PruningPlan) -> str:
+    narrower = len(plan.removed)
+    inputs = [" x ".join(str(size) for size in shape) for shape in plan.model.get("example_inputs", [])]
+    read_from = f" for inputs of {' and '.join(inputs)}" if inputs else ""
+    lines = [
+        f"Pruning plan of {plan.model.get('class', 'a model')}{read_from}: {narrower} of {len(plan.groups)} "
+        "groups of layers get narrower",
+        f"Asked:  {_asked(plan.request)}",
+        f"Bounds: {_bounds(plan.request.get('bounds') or {})}",
+    ]
+    return "\n".join(_wrapped(line, indent=8) for line in lines)
+
+
+def _asked(request: Mapping[str, Any]) -> str:
+    method = "/".join(str(request[key]) for key in ("method", "coverage_metric") if request.get(key))
+    limits = {key: value for key, value in (request.get("budget") or {}).items() if value is not None}
+    words = [
+        method,
+        request.get("mode", ""),
+        f"ratio {request['ratio']:g}" if request.get("ratio") is not None else "",
+        *(f"budget {key}={value:g}" for key, value in limits.items()),
+        f"{request['steps']} step{'' if request['steps'] == 1 else 's'}" if "steps" in request else "",
+        f"seed {request['seed']}" if "seed" in request else "",
+        *(f"{key} {value}" for key, value in (request.get("options") or {}).items()),
+    ]
+    return ", ".join(str(word) for word in words if word) or "not recorded"
+
+
+def _bounds(bounds: Mapping[str, Any]) -> str:
+    ratios = ", ".join(f"{prefix}: {ratio:g}" for prefix, ratio in (bounds.get("layer_ratios") or {}).items())
+    words = [
+        f"max_ratio {bounds['max_ratio']:g}" if "max_ratio" in bounds else "",
+        f"min_channels {bounds['min_channels']}" if "min_channels" in bounds else "",
+        f"round_to {bounds['round_to']}" if bounds.get("round_to") else "",
+        f"layer_ratios {{{ratios}}}" if ratios else "",
+        f"ignored_layers {', '.join(bounds['ignored_layers'])}" if bounds.get("ignored_layers") else "",
+    ]
+    return ", ".join(word for word in words if word) or "not recorded"
+
+
+def _groups(plan: PruningPlan) -> str:
+    """Return the table of groups; the column of layers takes what the others leave of the width."""
+    digits = max((len(str(group.num_channels)) for group in plan.groups), default=1)
+    rows = []
+    for group in plan.groups:
+        gone, width = len(group.removed), group.num_channels
+        change = f"{width:>{digits}} -> {width - gone:>{digits}}"
+        rows.append([group.name, _layers(group, _WIDTH), change, _percent(gone / width), _why(group, plan.request)])
+    others = [max(len(text) for text in column) for column in zip(_HEADINGS, *rows, strict=True)]
+    left = _WIDTH - sum(others) + others[1] - len(_GAP) * (len(_HEADINGS) - 1)
+    for group, row in zip(plan.groups, rows, strict=True):
+        row[1] = _layers(group, max(left, _LEAST_LAYERS_WIDTH))
+    note = "A group bears the name of its first layer; the layers after -> only read its channels."
+    return f"{_table(_HEADINGS, rows, right=('channels', 'removed'))}\n{note}"
+
+
+def _layers(group: GroupPlan, width: int) -> str:
+    """Return the names of a group's other layers as `bn1 -> conv2`, shortened to `bn1, ... (+5)` where too wide."""
+    if not group.layers:
+        return "not recorded"
+    narrower = [name for name in group.outputs if name != group.name]
+    names = [*narrower, *(name for name in group.inputs if name not in group.outputs)]
+    text = _joined(names, len(narrower))
+    number = len(names)
+    while len(text) > width and number > 1:
+        number -= 1
+        text = f"{_joined(names[:number], len(narrower))}, ... (+{len(names) - number})"
+    if len(text) > width:  # The end of a name tells more than its beginning.
+        room = len(names[0]) - (len(text) - width) - len("...")
+        text = text.replace(names[0], f"...{names[0][-max(room, 1) :]}", 1)
+    return text or "none"
+
+
+def _joined(names: Sequence[str], num_narrower: int) -> str:
+    narrower, reading = ", ".join(names[:num_narrower]), ", ".join(names[num_narrower:])
+    return f"{narrower} -> {reading}".lstrip() if reading else narrower
+
+
+def _why(group: GroupPlan, request: Mapping[str, Any]) -> str:
+    bounds = request.get("bounds") or {}
+    kept = group.num_channels - len(group.removed)
+    least, bound = _least_width(group, bounds)
+    prefix, ratio = _layer_ratio(group, bounds.get("layer_ratios") or {})
+    ranked = (
+        "cheapest for what they save"
+        if request.get("by_price")
+        else _RANKED.get(str(request.get("mode")), "not recorded")
+    )
+    chosen = f"layer_ratios {prefix}: {ratio:g}" if prefix else ranked
+    step = _step(group, bounds)
+    if group.removed:
+        if kept <= least:
+            return f"as far as {bound} allows" if prefix is None else f"{chosen}, as far as {bound} allows"
+        return f"{chosen}, in steps of {step}" if step > group.num_blocks else chosen
+    if step > group.num_channels:
+        return f"kept: narrower than round_to {bounds['round_to']}"
+    if least >= group.num_channels:
+        return f"kept: {bound} allows no less"
+    return f"kept: {chosen} takes none" if prefix else "kept: more important than others"
+
+
+def _step(group: GroupPlan, bounds: Mapping[str, Any]) -> int:
+    """Return the channels by which a group's width can change."""
+    return math.lcm(bounds.get("round_to") or 1, group.num_blocks)
+
+
+def _least_width(group: GroupPlan, bounds: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the fewest channels that the bounds leave a group, and the bound that says so (see Selector)."""
+    min_channels, max_ratio = bounds.get("min_channels", 1), bounds.get("max_ratio", 1.0)
+    by_ratio = math.ceil(group.num_channels * (1 - max_ratio) - _SLACK)
+    bound = f"min_channels {min_channels}" if min_channels > by_ratio else f"max_ratio {max_ratio:g}"
+    step = _step(group, bounds)
+    return math.ceil(max(min_channels, by_ratio, 1) / step) * step, bound
+
+
+def _layer_ratio(group: GroupPlan, ratios: Mapping[str, float]) -> tuple[str | None, float]:
+    """Return the prefix and ratio of `layer_ratios` that decided on a group: the longest prefix, then the least."""
+    found = []
+    for layer in group.outputs or (group.name,):
+        prefixes = [prefix for prefix in ratios if f"{layer}.".startswith(f"{prefix}.")]
+        if prefixes:
+            longest = max(prefixes, key=len)
+            found.append((ratios[longest], longest))
+    ratio, prefix = min(found, default=(0.0, None))
+    return prefix, ratio
+
+
+def _totals(plan: PruningPlan) -> str:
+    achieved = plan.achieved
+    channels = sum(group.num_channels for group in plan.groups)
+    left = channels - sum(len(group.removed) for group in plan.groups)
+    rows = [["prunable channels", f"{channels:,}", f"{left:,}", _share(left, channels), ""]]
+    for key, name in (("params", "parameters"), ("macs", "MACs of one input")):
+        if key in achieved:
+            dense, pruned = achieved[f"{key}_dense"], achieved[key]
+            rows.append([name, f"{dense:,}", f"{pruned:,}", _share(pruned, dense), ""])
+    if "size_bytes" in achieved:
+        dense, pruned = achieved["size_bytes_dense"], achieved["size_bytes"]
+        rows.append(["file", f"{dense / 1e6:,.3f} MB", f"{pruned / 1e6:,.3f} MB", _share(pruned, dense), ""])
+    if "latency" in achieved:
+        rows.append(_latency_row(achieved["latency"]))
+    return _table(("", "dense", "pruned", "kept", ""), rows, right=("dense", "pruned", "kept"))
+
+
+def _latency_row(latency: Mapping[str, Any]) -> list[str]:
+    if "latency_ms_p50" not in latency:  # Timed by the user's own function, which returns the ratio alone.
+        return ["measured latency", "", "", _percent(latency["ratio"]), ""]
+    dense, pruned = (f"{latency[key]:.2f} ms" for key in ("latency_ms_p50_dense", "latency_ms_p50"))
+    threads = f"{latency['num_threads']} thread{'' if latency['num_threads'] == 1 else 's'}"
+    note = f"batch {latency['batch_size']}, {threads}, {latency['device']}"
+    return ["measured latency", dense, pruned, _percent(latency["ratio"]), note]
+
+
+def _share(part: float, whole: float) -> str:
+    return _percent(part / whole) if whole else ""
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> str:
+    widths = [max(len(text) for text in column) for column in zip(headings, *rows, strict=True)]
+    lines = []
+    for row in (headings, *rows):
+        cells = [
+            text.rjust(width) if heading in right else text.ljust(width)
+            for heading, text, width in zip(headings, row, widths, strict=True)
+        ]
+        lines.append(_GAP.join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, indent: int) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,172 @@
+"""A budget of latency: a search over models that are pruned and timed for real, beside the dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from cleanai_ray.errors import PruningError
+from cleanai_ray.pruning.cost import BUDGET_TOLERANCE
+from cleanai_ray.pruning.pruner import PruneResult
+from cleanai_ray.sections import Budget, PruningSection
+from cleanai_ray.study import Trial
+
+_NUM_CANDIDATES = 7
+_NEAR_ENOUGH = BUDGET_TOLERANCE / 4
+
+Prune = Callable[[Trial], PruneResult]
+"""Prunes the dense model as a trial says."""
+
+Compare = Callable[[nn.Module], Mapping[str, Any]]
+"""Times a pruned model beside the dense one; returns the `ratio` of their latencies, and how it was measured."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Candidate:
+    """A model that the search tried.
+
+    Attributes:
+        result: The pruned model and its plan.
+        latency: What was measured.
+        asked: Share of the dense MACs that it was pruned to; None for the smallest that the bounds allow.
+    """
+
+    result: PruneResult
+    latency: Mapping[str, Any]
+    asked: float | None
+
+    @property
+    def ratio(self) -> float:
+        """Its latency, as a fraction of the dense model's."""
+        return float(self.latency["ratio"])
+
+    @property
+    def share(self) -> float:
+        """Its MACs, as a fraction of the dense model's."""
+        achieved = self.result.plan.achieved
+        return float(achieved["macs"] / achieved["macs_dense"])
+
+
+def prune_to_budget(prune: Prune, trial: Trial, bounds: PruningSection, compare: Compare) -> PruneResult:
+    """Prune as a trial says; where it limits latency, to the largest model that was measured within the limit.
+
+    Latency has no formula: it depends on the device, and falls in steps. So the share of MACs is bisected, seven times
+    at the most, between the smallest model that the bounds allow and the dense one. Each candidate is pruned from the
+    dense model with the trial's own settings and timed beside it. One that seems within the limit is timed a second
+    time, and the slower of both counts, so that a lucky measurement does not decide. The search ends early where half
+    a point below the limit is reached.
+
+    Args:
+        prune: Prunes the dense model as a trial says.
+        trial: What is asked for.
+        bounds: The bounds that `prune` keeps.
+        compare: Times a pruned model beside the dense one, for instance by `evaluation.latency.compare_latency`.
+
+    Returns:
+        The chosen model. Its plan has the trial as its request, and in `achieved["latency"]` what was measured.
+
+    Raises:
+        PruningError: When even the smallest model that the bounds allow is too slow, or as `prune` does.
+    """
+    if trial.budget is None or trial.budget.resource != "latency":
+        return prune(trial)
+    return _Search(prune, trial, bounds, compare).run()
+
+
+class _Search:
+    """The search for the largest model within a limit of latency. Of the models it makes, it holds two at a time."""
+
+    def __init__(self, prune: Prune, trial: Trial, bounds: PruningSection, compare: Compare) -> None:
+        assert trial.budget is not None
+        self._prune = prune
+        self._trial = trial
+        self._bounds = bounds
+        self._compare = compare
+        self._limit = trial.budget.limit
+        self._num_timed = 0
+        self._too_slow: float | None = None
+
+    def run(self) -> PruneResult:
+        """Return the largest model within the limit."""
+        best = self._smallest()
+        low, high = best.share, 1.0
+        for _ in range(_NUM_CANDIDATES):
+            if best.ratio >= self._limit - _NEAR_ENOUGH:
+                break
+            asked = (low + high) / 2
+            result = self._prune(self._trial.model_copy(update={"budget": Budget(macs=asked)}))
+            if result.plan.removed == best.result.plan.removed:
+                low = asked
+                continue
+            candidate = self._timed(result, asked)
+            if candidate.ratio <= self._limit:
+                best, low = candidate, asked
+            else:
+                # All that is asked for from its share to the middle gives this same model.
+                high, self._too_slow = min(asked, candidate.share), candidate.ratio
+        return self._finished(best)
+
+    def _smallest(self) -> _Candidate:
+        """Return the smallest model that the bounds allow: all modes remove the same number of channels there."""
+        changes = {"budget": None, "ratio": self._bounds.max_ratio, "mode": "local"}
+        candidate = self._timed(self._prune(self._trial.model_copy(update=changes)), None)
+        if candidate.ratio > self._limit:
+            raise PruningError(
+                f"the budget {self._trial.budget} cannot be met: the smallest model that max_ratio "
+                f"{self._bounds.max_ratio}, min_channels {self._bounds.min_channels}, ignored_layers and layer_ratios "
+                f"allow takes {candidate.ratio:.3f} of the dense latency{_conditions(candidate.latency)}"
+            )
+        return candidate
+
+    def _timed(self, result: PruneResult, asked: float | None) -> _Candidate:
+        self._num_timed += 1
+        latency = self._compare(result.model)
+        if float(latency["ratio"]) <= self._limit:
+            latency = max(latency, self._compare(result.model), key=lambda measured: float(measured["ratio"]))
+        return _Candidate(result=result, latency=latency, asked=asked)
+
+    def _finished(self, best: _Candidate) -> PruneResult:
+        """Return the chosen model with a plan that tells of the search, not of the budget of MACs inside it."""
+        plan = best.result.plan
+        inner = "the budget macs="
+        return replace(
+            best.result,
+            plan=replace(
+                plan,
+                request={**plan.request, **self._trial.model_dump(mode="json")},
+                achieved={
+                    **plan.achieved,
+                    "latency": {**best.latency, "macs_asked": best.asked, "num_models_timed": self._num_timed},
+                },
+                warnings=(*(text for text in plan.warnings if not text.startswith(inner)), *self._warnings(best)),
+            ),
+        )
+
+    def _warnings(self, best: _Candidate) -> list[str]:
+        narrowest = (
+            f"the budget {self._trial.budget} leaves every layer as narrow as max_ratio {self._bounds.max_ratio}, "
+            f"min_channels {self._bounds.min_channels} and layer_ratios allow"
+        )
+        found = [narrowest] if best.asked is None else []
+        if best.ratio >= self._limit - BUDGET_TOLERANCE:
+            return found
+        larger = "" if self._too_slow is None else f"; the next larger one tried takes {self._too_slow:.3f}"
+        return [
+            *found,
+            f"the budget {self._trial.budget} was missed: the pruned model takes {best.ratio:.3f} of the dense "
+            f"latency{_conditions(best.latency)}{larger}",
+        ]
+
+
+def _conditions(latency: Mapping[str, Any]) -> str:
+    """Return in brackets how something was measured, as far as that is known."""
+    if "latency_ms_p50" not in latency:
+        return ""
+    threads = f"{latency['num_threads']} thread{'' if latency['num_threads'] == 1 else 's'}"
+    return (
+        f" ({latency['latency_ms_p50']:.2f} ms of {latency['latency_ms_p50_dense']:.2f} ms, batch "
+        f"{latency['batch_size']}, {threads}, {latency['device']})"
+    )

@@ -1,0 +1,5 @@
+"""What each dependency group costs to narrow: elimination orders, error curves, and what errors do to the output."""
+
+from cleanai_ray.sensitivity.profile import measure_curves, measure_sensitivity, probe_images, reading_features
+
+__all__ = ["measure_curves", "measure_sensitivity", "probe_images", "reading_features"]

@@ -1,0 +1,147 @@
+"""How often each channel's activations fell into each section of its layer's range: a mergeable count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cleanai_ray.errors import CalibrationError
+from cleanai_ray.statistics.tensor_file import pack, unpack
+
+_FORMAT = "cleanai-histograms/1"
+Ranges = Mapping[str, Mapping[str, tuple[float, float]]]
+"""Smallest and largest activation of each layer, by side (`inputs`, `outputs`) and module name."""
+
+_MAX_INDICES = 1 << 20
+"""Activations that are indexed at a time: 8 MiB of float64 and as much of int64."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerHistogram:
+    """Activations x[i,c,p] of one layer, counted in k equal sections of [low, high]; float64, on the CPU.
+
+    Attributes:
+        counts: Number of activations of each channel in each section, [C, k].
+        low: Where the first section begins, [].
+        high: Where the last section ends, [].
+    """
+
+    counts: Tensor
+    low: Tensor
+    high: Tensor
+
+    @property
+    def num_sections(self) -> int:
+        """Number of sections, k."""
+        return self.counts.shape[1]
+
+    def select(self, channels: Tensor) -> LayerHistogram:
+        """Return the histogram of some of the channels, in the given order; the sections stay those of the layer."""
+        return LayerHistogram(counts=self.counts[channels], low=self.low, high=self.high)
+
+    def __add__(self, other: LayerHistogram) -> LayerHistogram:
+        if self.counts.shape != other.counts.shape:
+            shapes = " and ".join(str(tuple(value.counts.shape)) for value in (self, other))
+            raise CalibrationError(f"histograms of shape {shapes} cannot be merged; allowed: the same")
+        if self.low != other.low or self.high != other.high:
+            ranges = " and ".join(f"[{value.low:g}, {value.high:g}]" for value in (self, other))
+            raise CalibrationError(
+                f"histograms over the ranges {ranges} cannot be merged; allowed: the same, of merged statistics"
+            )
+        return LayerHistogram(counts=self.counts + other.counts, low=self.low, high=self.high)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ActivationHistograms:
+    """The histograms of a model. Those of a union of samples are the sum of the parts', over one and the same range.
+
+    Attributes:
+        inputs: Histograms of what each layer receives, by module name.
+        outputs: Histograms of what each layer computes, by module name.
+    """
+
+    inputs: Mapping[str, LayerHistogram]
+    outputs: Mapping[str, LayerHistogram]
+
+    def __add__(self, other: ActivationHistograms) -> ActivationHistograms:
+        """Merge with the histograms of other samples of the same model.
+
+        Raises:
+            CalibrationError: When the two were not counted in the same layers and sections.
+        """
+        if not isinstance(other, ActivationHistograms):
+            return NotImplemented
+        for name in ("inputs", "outputs"):
+            difference = set(getattr(self, name)) ^ set(getattr(other, name))
+            if difference:
+                raise CalibrationError(f"histograms cannot be merged: only one side has {name} of '{min(difference)}'")
+        return ActivationHistograms(
+            inputs={name: value + other.inputs[name] for name, value in self.inputs.items()},
+            outputs={name: value + other.outputs[name] for name, value in self.outputs.items()},
+        )
+
+    def to_bytes(self) -> bytes:
+        """Serialise without loss, as a safetensors file."""
+        tensors: dict[str, Tensor] = {}
+        for side in ("inputs", "outputs"):
+            for layer, value in getattr(self, side).items():
+                tensors |= histogram_tensors(f"{side}/{layer}", value)
+        order = {side: list(getattr(self, side)) for side in ("inputs", "outputs")}
+        return pack(tensors, {"format": _FORMAT, **order})
+
+    @staticmethod
+    def from_bytes(content: bytes) -> ActivationHistograms:
+        """Restore what `to_bytes` wrote.
+
+        Raises:
+            ArtifactError: When the bytes are something else.
+        """
+        tensors, header = unpack(content, "activation histograms", _FORMAT)
+        sides = {
+            side: {layer: read_histogram(f"{side}/{layer}", tensors) for layer in header[side]}
+            for side in ("inputs", "outputs")
+        }
+        return ActivationHistograms(**sides)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ActivationHistograms.from_bytes, (self.to_bytes(),)
+
+
+def histogram_tensors(prefix: str, value: LayerHistogram) -> dict[str, Tensor]:
+    """Return the tensors of a histogram by the names they have in a file."""
+    return {f"{prefix}/histogram/{name}": getattr(value, name) for name in ("counts", "low", "high")}
+
+
+def read_histogram(prefix: str, tensors: Mapping[str, Tensor]) -> LayerHistogram:
+    """Return the histogram whose tensors have these names."""
+    return LayerHistogram(**{name: tensors[f"{prefix}/histogram/{name}"] for name in ("counts", "low", "high")})
+
+
+def count_in_sections(activation: Tensor, low: float, high: float, sections: int, totals: Tensor) -> None:
+    """Add to `totals` how many activations of each channel lie in each of the sections of [low, high].
+
+    Section j holds low + j w <= x < low + (j + 1) w, with w = (high - low) / k; x = high belongs to the last one, and
+    what a range of other samples leaves outside to the nearest. Where low = high there is but one section, the first.
+    Nothing waits for the device. An index of every activation takes memory, so that it is made for some samples at a
+    time.
+
+    Args:
+        activation: Activations [samples, channels, positions].
+        low: Smallest activation of the layer.
+        high: Largest activation of the layer.
+        sections: Number of sections, k.
+        totals: Counts so far, int64 of shape [channels * k], on the device of the activations.
+    """
+    _, channels, positions = activation.shape
+    offsets = torch.arange(channels, device=activation.device)[:, None] * sections
+    width = (high - low) / sections
+    for part in activation.split(max(1, _MAX_INDICES // max(1, channels * positions))):
+        place = part.double() - low
+        if width > 0:
+            place /= width
+        index = place.long().clamp_(0, sections - 1).add_(offsets).flatten()
+        totals.scatter_add_(0, index, index.new_ones(()).expand(len(index)))

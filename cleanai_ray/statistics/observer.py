@@ -1,0 +1,83 @@
+"""Forward hooks on the layers whose channels are observed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+OBSERVED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+"""Module types whose inputs and outputs are observed."""
+
+Self = TypeVar("Self", bound="LayerObserver")
+
+
+class LayerObserver(ABC):
+    """Sees every Conv2d, Linear and MultiheadAttention of a model at work while it is entered; leaves no hook behind.
+
+    Args:
+        model: The model; the caller runs it.
+        outputs: See what layers compute, too, and not only what they receive.
+    """
+
+    def __init__(self, model: nn.Module, *, outputs: bool = False) -> None:
+        self._model = model
+        self._outputs = outputs
+        self._handles: list[RemovableHandle] = []
+        self._paused = False
+
+    @abstractmethod
+    def see(self, side: str, layer: str, activation: Tensor) -> None:
+        """Take in activations [samples, channels, positions] of a side, `inputs` or `outputs`, of a layer."""
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """See nothing within."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def __enter__(self: Self) -> Self:
+        for name, module in self._model.named_modules():
+            if isinstance(module, OBSERVED):
+                self._handles.append(module.register_forward_hook(self._hook(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _hook(self, name: str) -> Any:
+        @torch.no_grad()
+        def observe(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            if self._paused:
+                return
+            self.see("inputs", name, as_samples(module, inputs[0]))
+            if self._outputs:
+                first = output[0] if isinstance(output, tuple) else output
+                self.see("outputs", name, as_samples(module, first))
+
+        return observe
+
+
+def as_samples(module: nn.Module, activation: Tensor) -> Tensor:
+    """Return activations as [samples, channels, positions] in float32, whatever their layout."""
+    activation = activation.detach().float()
+    if isinstance(module, nn.Conv2d):
+        return activation.flatten(2) if activation.dim() == 4 else activation.flatten(1).unsqueeze(0)
+    if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
+        activation = activation.transpose(0, 1)
+    if activation.dim() == 1:
+        activation = activation.unsqueeze(0)
+    return activation.flatten(1, -2).transpose(1, 2) if activation.dim() > 2 else activation.unsqueeze(-1)

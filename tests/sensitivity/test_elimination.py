@@ -1,0 +1,100 @@
+"""Joint elimination against least squares on the data, and against every subset."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from cleanai_ray.sensitivity.elimination import Reading, eliminate
+
+RIDGE = 1e-3
+
+
+def mixed_inputs(samples: int, channels: int, seed: int) -> Tensor:
+    """Correlated, centred inputs [samples, channels] of very different sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, channels, generator=generator, dtype=torch.float64)
+    x = x @ torch.randn(channels, channels, generator=generator, dtype=torch.float64)
+    x = x * torch.logspace(-2, 2, channels, dtype=torch.float64)
+    return x - x.mean(dim=0)
+
+
+def reading(x: Tensor, units: Tensor, seed: int = 0, outputs: int = 5, positions: int = 3) -> Reading:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(outputs, x.shape[1], positions, generator=generator, dtype=torch.float64)
+    return Reading(weight=weight, covariance=x.T @ x / len(x), units=units)
+
+
+def least_squares_error(entry: Reading, x: Tensor, removed: list[int]) -> float:
+    """Relative error left when W x is fitted from the kept inputs, by lstsq on the data and one row a ridge term."""
+    kept = [channel for channel in range(x.shape[1]) if channel not in removed]
+    scale = (RIDGE * x.square().mean(dim=0)).sqrt()
+    rows = torch.cat([x / len(x) ** 0.5, scale.diag()])
+    error = energy = 0.0
+    for position in range(entry.weight.shape[2]):
+        target = rows @ entry.weight[:, :, position].T
+        fitted = rows[:, kept] @ torch.linalg.lstsq(rows[:, kept], target, driver="gelsd").solution
+        error += float((target - fitted).square().sum())
+        energy += float((x @ entry.weight[:, :, position].T).square().mean(dim=0).sum())
+    return error / energy
+
+
+@pytest.mark.parametrize(("channels", "in_a_unit"), [(12, 1), (12, 3), (90, 1)])
+def test_the_error_curve_is_the_least_squares_error_of_every_prefix(channels: int, in_a_unit: int) -> None:
+    x = mixed_inputs(300, channels, seed=3)
+    units = torch.arange(channels).reshape(in_a_unit, -1).T
+    entry = reading(x, units)
+    order, errors = eliminate([entry], ridge=RIDGE)
+    assert len(order) == channels // in_a_unit - 1
+    assert len(set(order)) == len(order)
+    for count in sorted({1, 2, len(order) // 2, 70, len(order)} & set(range(1, len(order) + 1))):
+        removed = units[order[:count]].flatten().tolist()
+        assert errors[count - 1] == pytest.approx(least_squares_error(entry, x, removed), rel=1e-6)
+
+
+def test_the_error_of_a_group_is_the_sum_over_its_readers() -> None:
+    x, z = mixed_inputs(300, 10, seed=4), mixed_inputs(300, 12, seed=5)
+    first = reading(x, torch.arange(10)[:, None], seed=1)
+    second = reading(z, torch.arange(2, 12)[:, None], seed=2)
+    order, errors = eliminate([first, second], ridge=RIDGE)
+    alone = least_squares_error(first, x, order[:4]) + least_squares_error(second, z, [unit + 2 for unit in order[:4]])
+    assert errors[3] == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sets_are_near_the_best_of_all_subsets_and_the_first_is_the_best(seed: int) -> None:
+    x = mixed_inputs(200, 8, seed)
+    entry = reading(x, torch.arange(8)[:, None], seed)
+    order, errors = eliminate([entry], ridge=RIDGE)
+    for count in (1, 2, 4):
+        subsets = itertools.combinations(range(8), count)
+        best = min(least_squares_error(entry, x, list(subset)) for subset in subsets)
+        assert errors[count - 1] >= best * (1 - 1e-6)
+        assert errors[count - 1] <= best * (1 + (1e-6 if count == 1 else 0.25))
+    assert order[0] == min(range(8), key=lambda channel: least_squares_error(entry, x, [channel]))
+
+
+def test_a_silent_channel_goes_first_and_costs_nothing_however_it_is_weighted() -> None:
+    x = mixed_inputs(200, 6, seed=1)
+    x[:, 4] = 0
+    entry = reading(x, torch.arange(6)[:, None])
+    entry.weight[:, 4] = 1e6
+    order, errors = eliminate([entry], ridge=RIDGE)
+    assert order[0] == 4
+    assert errors[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_copy_of_a_channel_costs_next_to_nothing_and_its_original_then_does() -> None:
+    x = mixed_inputs(200, 6, seed=2)
+    x[:, 5] = -2 * x[:, 1]
+    order, errors = eliminate([reading(x, torch.arange(6)[:, None])], ridge=1e-9)
+    assert order[0] in (1, 5)
+    assert errors[0] < 1e-6 < 1e-3 < errors[-1]
+
+
+def test_a_group_of_one_unit_has_nothing_to_remove() -> None:
+    x = mixed_inputs(50, 3, seed=0)
+    assert eliminate([reading(x, torch.tensor([[0, 1, 2]]))]) == ([], [])
