@@ -41,7 +41,7 @@ def draw(table: pl.DataFrame) -> ChartType | None:
     step = 15 if len(names) <= 40 else 11
     y_axis = alt.Axis(ticks=False, domain=False, labelPadding=6, labelFontSize=10, labelLimit=300)
     y = alt.Y("row:N", sort=[short[name] for name in names], axis=y_axis, title="group of layers")
-    x = alt.X("ratio:O", title="share of the group's channels removed", axis=alt.Axis(format="%", labelAngle=0))
+    x = alt.X("ratio:O", title="share of the group's channels removed", axis=alt.Axis(format=".0%", labelAngle=0))
     top = max(float(cells["colour"].max() or 1.0), 10 * _FLOOR)  # type: ignore[arg-type]
     scale = alt.Scale(type="log", scheme="yelloworangered", domain=[_FLOOR, top])
     legend = alt.Legend(title=["KL in nats"], orient="right", gradientLength=120, format="~g", offset=6)
