@@ -28,7 +28,11 @@ LAYERS = (
     ("cli", "__init__", "__main__"),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-HOMES = {"torch_pruning": ("pruning/",), "reportlab": ("report/",), "ray": ("distributed/",)}
+HOMES = {
+    "torch_pruning": ("pruning/graph.py", "pruning/tracing.py"),
+    "reportlab": ("report/",),
+    "ray": ("distributed/",),
+}
 SOURCE_SUFFIXES = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".sh", ".cfg", ".json", ".html", ""}
 
 

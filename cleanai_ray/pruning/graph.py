@@ -14,7 +14,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
-from cleanai_ray.pruning.tracing import single_input, trace
+from cleanai_ray.pruning.tracing import explain, single_input, trace
 
 Side = Literal["out", "in", "both"]
 """Which dimension of a layer a group cuts; `both` for norms, depthwise convolutions and attention."""
@@ -98,16 +98,27 @@ class ChannelGraph:
 
     def _find_groups(self) -> Iterator[ChannelGroup]:
         for group in self._graph.get_all_groups(ignored_layers=self._ignored):
-            if not any(self._keeps_width(dep) or self._cuts_blocks_in_part(dep, idxs) for dep, idxs in group):
+            if not any(
+                self._keeps_width(dep) or self._cuts_blocks_in_part(dep, idxs) or self._is_lost(dep, idxs)
+                for dep, idxs in group
+            ):
                 yield self._describe(group)
 
     def _keeps_width(self, dependency: Any) -> bool:
-        """Whether a dimension reaches the model's output, or is cut out of an ignored layer."""
+        """Whether a dimension reaches the model's output or shuffled channels, or is cut out of an ignored layer."""
         if dependency.target.type == tp.ops.OPTYPE.OUTPUT:
             return True
         if not self._graph.is_out_channel_pruning_fn(dependency.handler):
             return False
         return not dependency.target.outputs or dependency.target.module in self._ignored
+
+    def _is_lost(self, dependency: Any, channels: Sequence[int]) -> bool:
+        """Whether tracing took channels for others: it names some twice, or more than the layer has."""
+        if dependency.target.module not in self._names:
+            return False
+        name = self._names[dependency.target.module]
+        width = self.width(name, "in" if self._side(dependency) == "in" else "out")
+        return len(set(channels)) != len(channels) or max(channels) >= width
 
     def _cuts_blocks_in_part(self, dependency: Any, channels: Sequence[int]) -> bool:
         """Whether a layer with blocks reads the group beside others, concatenated: its blocks would become unequal."""
@@ -238,7 +249,10 @@ class ChannelGraph:
             with torch.no_grad():
                 self.model.eval()(self.example_inputs)
         except Exception as error:
-            raise PruningError(f"the pruned model does not run: {' '.join(str(error).split())}") from error
+            raise PruningError(
+                f"the pruned model does not run: {explain(error, self.model)}; "
+                "allowed: to keep layers whose width its code relies on, by their names in ignored_layers"
+            ) from error
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -1,9 +1,9 @@
-"""From a model to torch-pruning's dependency graph; what it cannot follow is refused by name."""
+"""From a model to torch-pruning's dependency graph; what it cannot follow keeps its width, or is refused by name."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,32 +13,107 @@ from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
 
-_UNTRACEABLE = {
-    "torchvision.models.shufflenetv2.InvertedResidual": "shuffles channels between groups",
-    "torchvision.models.swin_transformer.ShiftedWindowAttention": "cuts feature maps into shifted windows",
-    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": "cuts feature maps into shifted windows",
-}
-"""Blocks in which torch-pruning loses track of channels: it fails, or fills the memory with index tables."""
+_MAX_DIMS = 4
+"""Dimensions of a feature map. A tensor reshaped to more has its channels or its positions in blocks."""
+
+_SHUFFLES = ("channelshuffle", "pixelshuffle", "pixelunshuffle")
+"""Parts of the names of operations that shuffle channels at one go."""
+
+
+class _Graph(tp.DependencyGraph):
+    """A dependency graph that ends at blocks: no group reaches beyond them, and one that reaches them keeps its width.
+
+    A channel shuffle, windows of a feature map or heads are a reshape to more dimensions, a transposition and a reshape
+    back. Which channel is where in between is beyond torch-pruning's index mappings: they fail, or fill the memory.
+    """
+
+    def _build_dependency(self, module2node: dict[Any, Any]) -> None:
+        super()._build_dependency(module2node)
+        for node in list(_in_blocks(list(module2node.values()))):
+            node.type = tp.ops.OPTYPE.OUTPUT
+            node.inputs, node.outputs, node.dependencies = [], [], []
+
+
+def _in_blocks(nodes: Sequence[Any]) -> Iterator[Any]:
+    """Yield what shuffles channels: single operations, and all from a reshape into blocks to what leads out of them."""
+    for node in nodes:
+        if node.type == tp.ops.OPTYPE.RESHAPE:
+            yield from _from_opening(node)
+        elif node.type == tp.ops.OPTYPE.ELEMENTWISE and any(name in _op_name(node).lower() for name in _SHUFFLES):
+            yield node
+
+
+def _from_opening(opening: Any) -> Iterator[Any]:
+    """Yield a reshape that makes blocks, and what follows up to the first operation that has none; else nothing."""
+    before, after = tuple(getattr(opening.grad_fn, "_saved_self_sym_sizes", ())), _shape(opening)
+    most = max(_MAX_DIMS, len(before))
+    flat = len(before) == len(after) == _MAX_DIMS and before[1] == after[1] * after[2] != after[1]
+    if not before or (len(after) <= most and not flat):
+        return
+    seen, waiting = {opening}, [opening]
+    while waiting:
+        node = waiting.pop()
+        in_blocks = node.type != tp.ops.OPTYPE.RESHAPE if flat else len(_shape(node)) > most
+        if node is opening or in_blocks:
+            waiting += [later for later in node.outputs if later not in seen]
+            seen.update(node.outputs)
+    yield from seen
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    """Return the shape of an operation's (first) output."""
+    return tuple(node.grad_fn._input_metadata[0].shape)
+
+
+def _op_name(node: Any) -> str:
+    return str(node.grad_fn.name())
 
 
 def trace(model: nn.Module, example_inputs: Tensor) -> tp.DependencyGraph:
     """Return the dependency graph of a model.
 
+    An operation of type OUTPUT is where a group must keep its width: the model's output, and channels in blocks.
+
     Raises:
-        PruningError: When the model holds a block that cannot be followed, or cannot be traced.
+        PruningError: When the model does not run, or holds something that cannot be traced; the message names it.
     """
-    for name, module in model.named_modules():
-        kind = f"{type(module).__module__}.{type(module).__qualname__}"
-        if kind in _UNTRACEABLE:
-            raise PruningError(
-                f"{type(model).__name__} cannot be pruned: its layer '{name}' ({type(module).__name__}) "
-                f"{_UNTRACEABLE[kind]}, which torch-pruning's tracing does not follow"
-            )
     try:
         with torch.enable_grad(), _quiet():
-            return tp.DependencyGraph().build_dependency(model, example_inputs=example_inputs)
+            return _Graph().build_dependency(model, example_inputs=example_inputs)
     except Exception as error:
-        raise PruningError(f"the model cannot be traced with the example inputs: {error}") from error
+        raise PruningError(f"the model cannot be traced with the example inputs: {explain(error, model)}") from error
+
+
+def explain(error: BaseException, model: nn.Module) -> str:
+    """Return an error's message in one line, with the layer or operation of the model in which it arose."""
+    names = {module: name for name, module in model.named_modules()}
+    place = ""
+    step = error.__traceback__
+    while step is not None:
+        nodes = [value for value in step.tb_frame.f_locals.values() if isinstance(value, tp.dependency.Node)]
+        if nodes:  # Arguments come first.
+            place = f"at {_describe(nodes[0], names)}: "
+        owner = step.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and names.get(owner):
+            place = f"in layer '{names[owner]}' ({type(owner).__name__}): "
+        step = step.tb_next
+    return f"{place}{' '.join(str(error).split()) or type(error).__name__}"
+
+
+def _describe(node: Any, names: dict[nn.Module, str]) -> str:
+    """Return what an operation is called, and the layers whose outputs it reads."""
+    if node.module in names:
+        return f"layer '{names[node.module]}'"
+    seen, waiting, layers = {node}, [node], []
+    while waiting:
+        for before in waiting.pop().inputs:
+            if before.module in names:
+                layers.append(f"'{names[before.module]}'")
+            elif before not in seen:
+                seen.add(before)
+                waiting.append(before)
+    behind = f" behind layer {', '.join(sorted(set(layers)))}" if layers else ""
+    return f"operation {_op_name(node)}{behind}"
 
 
 def single_input(example_inputs: Any) -> Tensor:
