@@ -174,7 +174,7 @@ def normalised_streams(model: nn.Module, example: Tensor) -> list[str]:
     return [group.name for group in groups if any("LayerNorm" in member.type for member in group.members)]
 
 
-@pytest.mark.parametrize("name", sorted(set(SIZES) - {"resnet50"}))
+@pytest.mark.parametrize("name", SIZES)
 def test_pruning_is_the_same_as_silencing_what_is_removed(name: str) -> None:
     """A dense copy in which no layer reads a removed channel computes what the pruned model does."""
     model, example, images, options = network(name, 64 if name == "swin_t" else SIZES[name])
