@@ -33,7 +33,7 @@ class DenseMeasures:
 
 
 def needs_statistics(study: Study) -> bool:
-    """Whether some method of a study reads activation statistics."""
+    """Whether some method of a study reads activations or gradients."""
     return methods_need(study, "needs_statistics")
 
 
@@ -50,13 +50,12 @@ def needs_curves(study: Study) -> bool:
 def moment_shards(workspace: Workspace) -> list[np.ndarray]:
     """Return the positions, among the calibration samples, of each shard of the second moments.
 
-    Images that repair judges its variants by are left out, so that it judges by images it has not read.
+    Every fifth image is left out: what repair and sensitivity judge by is not what they were made from, and moments do
+    not depend on which trials read them.
     """
     calibration = workspace.study.data.calibration
     positions = np.arange(min(calibration.second_moment_samples, len(workspace.roles.calibration)))
-    if workspace.study.repair.is_judged or needs_curves(workspace.study):
-        used = positions[~is_held_back(positions)]
-        positions = used if len(used) < len(positions) else positions
+    positions = positions[~is_held_back(positions)]
     size = calibration.shard_size
     return [positions[start : start + size] for start in range(0, len(positions), size)]
 

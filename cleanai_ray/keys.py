@@ -11,7 +11,6 @@ from pyarrow.fs import FileType
 from cleanai_ray.artifacts import resolve_filesystem
 from cleanai_ray.calibration_shards import CalibrationNeeds
 from cleanai_ray.study import Study, Trial, digest
-from cleanai_ray.workspace import methods_need
 
 
 def dense_key(study: Study) -> str:
@@ -30,9 +29,8 @@ def calibration_key(study: Study, dense_digest: str) -> str:
 
 def moments_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that second moments and sensitivity curves depend on."""
-    judged = study.repair.is_judged or methods_need(study, "needs_curves")
     kept_wide = study.pruning.ignored_layers
-    return digest([dense_digest, _shape(study), study.data.model_dump(), study.evaluation.split, judged, kept_wide])
+    return digest([dense_digest, _shape(study), study.data.model_dump(), study.evaluation.split, kept_wide])
 
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:

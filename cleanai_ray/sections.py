@@ -65,7 +65,7 @@ class CalibrationSection(Section):
     seed: int = Field(0, ge=0, description="Seed of the draw.")
     shard_size: PositiveInt = Field(256, description="Images a shard: the unit of work, of retry and of resumption.")
     second_moment_samples: PositiveInt = Field(
-        2048, description="Calibration images that second moments come from, at the most."
+        2048, description="Calibration images that second moments come from, at the most; every fifth is left out."
     )
     positions_per_sample: PositiveInt = Field(64, description="Pixels or tokens of an image that second moments read.")
     observe: Literal["activation", "output"] = Field(
@@ -198,11 +198,6 @@ class RepairSection(Section):
     samples: PositiveInt = Field(
         1024, description="Calibration images that sequential, batch-norm and auto read, at the most."
     )
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether variants are compared, on a fifth of the images."""
-        return "auto" in (self.compensation, self.batch_norm)
 
     @property
     def is_on(self) -> bool:

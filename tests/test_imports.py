@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. A module imports what is in its own row or in a row above it, never from below.
 LAYERS = (
-    ("errors", "registry"),
+    ("errors", "registry", "modules"),
     ("sections", "study_messages", "study", "results", "artifacts"),
     ("models", "data", "statistics"),
     ("coverage", "importance", "pruning", "repair", "training", "evaluation", "export", "charts", "report"),

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import ray
 import yaml
+from torch import nn
 
 from cleanai_ray import results
 from cleanai_ray.artifacts import RunDirectory
@@ -17,6 +18,8 @@ from cleanai_ray.distributed.cluster import connected
 from cleanai_ray.distributed.dense import obtain_dense
 from cleanai_ray.distributed.measures import measure_dense
 from cleanai_ray.distributed.progress import Narrator
+from cleanai_ray.errors import PruningError
+from cleanai_ray.pruning.curves import SensitivityCurves
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.sensitivity.table import curve_rows, layer_ratios
 from cleanai_ray.study import Study, Trial
@@ -32,10 +35,12 @@ class Sensitivity:
     Attributes:
         table: A row per group and removal (`results.SENSITIVITY`).
         suggestions: By amount (a ratio or a budget of the study): the keys of `pruning` that share it out.
+        refused: By amount: why it cannot be shared out.
     """
 
     table: pl.DataFrame
     suggestions: dict[str, dict[str, Any]]
+    refused: dict[str, str]
 
 
 def analyse(
@@ -58,10 +63,26 @@ def analyse(
         measures = measure_dense(study, workspace, ray.put(dense.weights), dense.digest, run, cluster, narrator)
     curves = measures.curves
     assert curves is not None
-    model = workspace.dense_model(dense.weights)
-    suggestions = {}
+    table = results.to_table(curve_rows(curves), results.SENSITIVITY)
+    run.write_table(results.SENSITIVITY_FILE, table)
+    frame = pl.DataFrame(pl.from_arrow(table))
+    chart = draw(frame)
+    if chart is not None:
+        run.write_bytes(CHART_FILE, to_svg(chart).encode())
+    suggestions, refused = _share_out(study, workspace, workspace.dense_model(dense.weights), curves)
+    run.write_text(RATIOS_FILE, yaml.safe_dump(suggestions, sort_keys=False))
+    return Sensitivity(table=frame, suggestions=suggestions, refused=refused)
+
+
+def _share_out(
+    study: Study, workspace: Workspace, model: nn.Module, curves: SensitivityCurves
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Return, for every ratio and budget of a study, the layer ratios that meet it, or why none do."""
+    suggestions: dict[str, dict[str, Any]] = {}
+    refused: dict[str, str] = {}
     for amount in (*study.sweep.ratios, *study.sweep.budgets):
         is_ratio = isinstance(amount, float)
+        name = f"ratio {amount:g}" if is_ratio else str(amount)
         trial = Trial(method="reconstruction", mode="global", **{"ratio" if is_ratio else "budget": amount})
         pruner = Pruner(
             model,
@@ -71,15 +92,11 @@ def analyse(
             ignored_layers=workspace.ignored_layers(),
             curves=curves,
         )
-        suggestions[f"ratio {amount:g}" if is_ratio else str(amount)] = dict(layer_ratios(pruner.run().plan))
-    table = results.to_table(curve_rows(curves), results.SENSITIVITY)
-    run.write_table(results.SENSITIVITY_FILE, table)
-    run.write_text(RATIOS_FILE, yaml.safe_dump(suggestions, sort_keys=False))
-    frame = pl.DataFrame(pl.from_arrow(table))
-    chart = draw(frame)
-    if chart is not None:
-        run.write_bytes(CHART_FILE, to_svg(chart).encode())
-    return Sensitivity(table=frame, suggestions=suggestions)
+        try:
+            suggestions[name] = dict(layer_ratios(pruner.run().plan))
+        except PruningError as error:
+            refused[name] = str(error)
+    return suggestions, refused
 
 
 def describe(found: Sensitivity, run: RunDirectory) -> tuple[list[str], list[list[str]], list[str]]:
@@ -101,5 +118,6 @@ def describe(found: Sensitivity, run: RunDirectory) -> tuple[list[str], list[lis
             f"# {amount}, shared out by sensitivity:",
             *yaml.safe_dump({"pruning": keys}, width=100).split("\n"),
         ]
+    lines += [line for amount, reason in found.refused.items() for line in (f"# {amount}: {reason}", "")]
     where = ", ".join((results.SENSITIVITY_FILE, RATIOS_FILE, CHART_FILE))
     return headings, rows, [*lines[:-1], "", f"written to {run.location}: {where}"]

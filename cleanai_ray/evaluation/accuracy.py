@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.hooks import require_no_hooks
-from cleanai_ray.evaluation.modes import evaluation_mode
+from cleanai_ray.modules import evaluation_mode
 
 _TOP_K = 5
 

@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cleanai_ray.evaluation.hooks import require_no_hooks
-from cleanai_ray.evaluation.modes import evaluation_mode
 from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.modules import evaluation_mode
 
 _COUNTED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.hooks import require_no_hooks
-from cleanai_ray.evaluation.modes import evaluation_mode
+from cleanai_ray.modules import evaluation_mode
 from cleanai_ray.sections import LatencySection
 
 _NANOSECONDS_PER_MILLISECOND = 1e6

@@ -120,12 +120,12 @@ class Selector:
         return list(alike.values())
 
     def _goal(self, names: Sequence[str], ratio: float) -> int:
-        """Units that must still go from groups so that `ratio` of their dense units are gone.
+        """Channels that must still go from groups so that `ratio` of their dense channels are gone.
 
-        int(dense x (1 - ratio)) are kept, as in torch-pruning.
+        int(dense x (1 - ratio)) are kept, as in torch-pruning, and fewer by less than one unit.
         """
-        dense = sum(self._dense[name] // self._groups[name].num_blocks for name in names)
-        present = sum(self._groups[name].num_units for name in names)
+        dense = sum(self._dense[name] for name in names)
+        present = sum(self._groups[name].num_channels for name in names)
         return max(0, present - int(dense * (1 - ratio) + _SLACK))
 
     def _counts_for_ratio(self, scopes: list[list[str]]) -> dict[str, int]:
@@ -133,11 +133,16 @@ class Selector:
         ratio = self._request.ratio
         assert ratio is not None
         for scope in scopes:
-            counts |= self._take(self._ranking(scope), self._goal(scope, ratio))
+            ranking = self._ranking(scope)
+            gone = np.cumsum([0, *(self._groups[name].num_blocks for name in ranking)])
+            counts |= self._take(ranking, int(np.searchsorted(gone, self._goal(scope, ratio))))
         return counts
 
     def _fixed_counts(self) -> dict[str, int]:
-        return {name: min(self._goal([name], ratio), self._caps[name]) for name, ratio in self._fixed.items()}
+        units = {
+            name: -(-self._goal([name], ratio) // self._groups[name].num_blocks) for name, ratio in self._fixed.items()
+        }
+        return {name: min(number, self._caps[name]) for name, number in units.items()}
 
     def _ranking(self, scope: Sequence[str]) -> list[str]:
         """Return the group of every unit of a scope that may go, least important first; ties by group order."""

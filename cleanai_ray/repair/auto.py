@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.evaluation.modes import evaluation_mode
+from cleanai_ray.modules import evaluation_mode
 from cleanai_ray.repair.batch_norm import NormSums, apply_relative, apply_reset, collect_norm_sums
 from cleanai_ray.repair.compensation import Kept, compensate_closed_form, narrowed_consumers
 from cleanai_ray.repair.consumers import Consumer

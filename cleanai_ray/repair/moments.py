@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import CalibrationError
-from cleanai_ray.evaluation.modes import evaluation_mode
+from cleanai_ray.modules import evaluation_mode
 from cleanai_ray.repair.consumers import observing
 from cleanai_ray.repair.images import Batch, run, walk
 from cleanai_ray.repair.sampling import POSITIONS_PER_SAMPLE, PositionSampler

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.evaluation.modes import evaluation_mode
+from cleanai_ray.modules import evaluation_mode
 from cleanai_ray.repair.compensation import Kept, channels_of, solve_ridge
 from cleanai_ray.repair.consumers import (
     Consumer,

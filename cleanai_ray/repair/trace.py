@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
-from cleanai_ray.evaluation.modes import evaluation_mode
+from cleanai_ray.modules import HookOwner, evaluation_mode
 from cleanai_ray.repair.consumers import Consumer, is_consumer, observing
 
 
-class _NormTracer:
+class _NormTracer(HookOwner):
     """Finds, during one forward pass, the batch-norms whose input is a consumer's output, unchanged."""
 
     def __init__(self, model: nn.Module) -> None:
+        super().__init__()
         self._model = model
         self._outputs: list[tuple[str, Tensor, int, Any]] = []
         self._readings: dict[str, list[tuple[str, Any]]] = {}
-        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> _NormTracer:
         for name, module in self._model.named_modules():
@@ -30,12 +28,6 @@ class _NormTracer:
             elif isinstance(module, _BatchNorm) and module.running_mean is not None:
                 self._handles.append(module.register_forward_pre_hook(self._before_norm(name)))
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
 
     def _after_consumer(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cleanai_ray.errors import CalibrationError, CleanAIError
+from cleanai_ray.modules import evaluation_mode
 from cleanai_ray.statistics.channel_statistics import ActivationStatistics
 from cleanai_ray.statistics.gradients import Loss, add_magnitudes, add_squares
 from cleanai_ray.statistics.histogram import ActivationHistograms, Ranges
@@ -60,31 +60,48 @@ def calibrate(
     if sections is not None:
         _check_sections(sections)
         batches = list(batches) if isinstance(batches, Iterator) else batches
-    loss = loss or functional.cross_entropy
-    magnitudes: dict[str, Tensor] = {}
-    squares: dict[str, Tensor] = {}
-    with _eval_mode(model), ActivationRecorder(model, threshold=threshold, top_k=top_k, outputs=outputs) as recorder:
-
-        def run(images: Tensor, targets: Tensor | None) -> None:
-            if gradients:
-                add_magnitudes(model, images, targets, loss, magnitudes)
-            else:
-                _forward(model, images)
-            if squared_gradients:
-                with recorder.paused():
-                    add_squares(model, images, targets, loss, squares)
-
-        number = _run_all(model, batches, run)
-        statistics = recorder.statistics()
-    statistics = replace(
-        statistics,
-        gradients={name: value.cpu() for name, value in magnitudes.items()},
-        squared_gradients={name: value.cpu() for name, value in squares.items()},
-        num_gradient_samples=number if gradients or squared_gradients else 0,
+    statistics = _first_pass(
+        model,
+        batches,
+        ActivationRecorder(model, threshold=threshold, top_k=top_k, outputs=outputs),
+        gradients=gradients,
+        squared_gradients=squared_gradients,
+        loss=loss or functional.cross_entropy,
     )
     if sections is None:
         return statistics
     return statistics.with_histograms(count_sections(model, batches, statistics.ranges, sections=sections))
+
+
+def _first_pass(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    recorder: ActivationRecorder,
+    *,
+    gradients: bool,
+    squared_gradients: bool,
+    loss: Loss,
+) -> ActivationStatistics:
+    magnitudes: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}
+
+    def run(images: Tensor, targets: Tensor | None) -> None:
+        if gradients:
+            add_magnitudes(model, images, targets, loss, magnitudes)
+        else:
+            _forward(model, images)
+        if squared_gradients:
+            with recorder.paused():
+                add_squares(model, images, targets, loss, squares)
+
+    with evaluation_mode(model), recorder:
+        number = _run_all(model, batches, run)
+    return replace(
+        recorder.statistics(),
+        gradients={name: value.cpu() for name, value in magnitudes.items()},
+        squared_gradients={name: value.cpu() for name, value in squares.items()},
+        num_gradient_samples=number if gradients or squared_gradients else 0,
+    )
 
 
 def count_sections(
@@ -106,7 +123,7 @@ def count_sections(
             holds.
     """
     _check_sections(sections)
-    with _eval_mode(model), HistogramRecorder(model, ranges, sections=sections) as recorder:
+    with evaluation_mode(model), HistogramRecorder(model, ranges, sections=sections) as recorder:
         _run_all(model, batches, lambda images, _: _forward(model, images))
         return recorder.histograms()
 
@@ -152,14 +169,3 @@ def _checked(batches: Iterable[Batch]) -> Iterator[Batch]:
             raise CalibrationError(f"calibration stopped: batch {position} cannot be read: {error}") from error
         yield batch
         position += 1
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    flags = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag

@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+
+from cleanai_ray.modules import HookOwner
 
 OBSERVED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 """Module types whose inputs and outputs are observed."""
@@ -18,7 +18,7 @@ OBSERVED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 Self = TypeVar("Self", bound="LayerObserver")
 
 
-class LayerObserver(ABC):
+class LayerObserver(HookOwner, ABC):
     """Sees every Conv2d, Linear and MultiheadAttention of a model at work while it is entered; leaves no hook behind.
 
     Args:
@@ -27,9 +27,9 @@ class LayerObserver(ABC):
     """
 
     def __init__(self, model: nn.Module, *, outputs: bool = False) -> None:
+        super().__init__()
         self._model = model
         self._outputs = outputs
-        self._handles: list[RemovableHandle] = []
         self._paused = False
 
     @abstractmethod
@@ -50,13 +50,6 @@ class LayerObserver(ABC):
             if isinstance(module, OBSERVED):
                 self._handles.append(module.register_forward_hook(self._hook(name)))
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
 
     def _hook(self, name: str) -> Any:
         @torch.no_grad()

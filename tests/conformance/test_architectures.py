@@ -108,9 +108,10 @@ def test_local_ratio_runs_trains_saves_and_is_compensated(name: str, tmp_path: P
 def test_global_ratio_removes_that_share_of_all_channels(name: str) -> None:
     model, example, images, options = network(name, SIZES[name])
     result = cleanai.prune(model, example, method="magnitude", mode="global", ratio=0.3, **options)
-    total = sum(group.num_channels // group.num_blocks for group in result.plan.groups)
-    gone = sum(len(group.removed) // group.num_blocks for group in result.plan.groups)
-    assert gone == total - int(total * 0.7 + 1e-9)
+    total = sum(group.num_channels for group in result.plan.groups)
+    gone = sum(len(group.removed) for group in result.plan.groups)
+    goal = total - int(total * 0.7 + 1e-9)
+    assert goal <= gone < goal + max(group.num_blocks for group in result.plan.groups)
     with torch.no_grad():
         assert torch.isfinite(result.model.eval()(images)).all()
 

@@ -114,6 +114,21 @@ def test_the_table_has_a_row_per_group_and_names_the_files(analysed):
     assert "sensitivity.parquet, layer_ratios.yaml, charts/sensitivity.svg" in lines[-1]
 
 
+def test_an_amount_that_cannot_be_shared_out_is_named_and_the_others_are(ray_session, analysed):
+    study, folder, _ = analysed
+    budgets = parse_study(
+        study.model_dump(mode="json")
+        | {"sweep": {"methods": ["magnitude"], "budgets": [{"latency": 0.5}, {"macs": 0.001}, {"params": 0.5}]}}
+    )
+    narrator = Narrator(Console(file=io.StringIO()))
+    found = analyse(budgets, check_study(budgets), RunDirectory(folder), address=None, narrator=narrator)
+    assert list(found.suggestions) == ["params=0.5"]
+    assert "latency is met by a search over measurements" in found.refused["latency=0.5"]
+    assert "the budget cannot be met" in found.refused["macs=0.001"]
+    lines = describe(found, RunDirectory(folder))[2]
+    assert any(line.startswith("# macs=0.001: the budget cannot be met") for line in lines)
+
+
 def test_the_command_prints_the_table_and_the_ratios(ray_session, analysed, tmp_path, capsys):
     study, folder, _ = analysed
     path = tmp_path / "study.yaml"

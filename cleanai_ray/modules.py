@@ -1,11 +1,13 @@
-"""Training and evaluation flags of modules, kept as they were found."""
+"""Modules left as they were found: their training flags, and no hook on them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 
 @contextmanager
@@ -25,3 +27,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     with preserved_modes(model):
         model.eval()
         yield
+
+
+class HookOwner:
+    """Puts hooks on a model when it is entered, in `__enter__` of its subclass, and takes them off when it is left."""
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
