@@ -167,8 +167,13 @@ def _record_crashes(trials: Sequence[Trial], grid: tune.ResultGrid, writer: Any)
     }
     for trial in trials:
         if trial.trial_id in crashed:
-            reason = str(crashed[trial.trial_id]).strip().splitlines()[-1]
-            outcome = failed_outcome(trial, f"the trial's process ended before it was done: {reason}")
+            told = str(crashed[trial.trial_id]).strip().splitlines()[-1]
+            reason = told.partition(" Some common causes")[0].removeprefix("The actor is dead because ")
+            outcome = failed_outcome(
+                trial,
+                "the trial's process ended before it was done, most often for want of memory or by a crash in a "
+                f"library; Ray says: {reason}",
+            )
             record = {"row": outcome.row, "layers": (), "history": (), "latency": ()}
             ray.get(writer.write.remote(record, "", None, None))
 

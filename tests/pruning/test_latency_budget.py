@@ -171,15 +171,12 @@ def test_several_steps_and_a_calibrated_method() -> None:
 
 
 def test_with_a_real_clock_the_plan_says_how_it_was_measured() -> None:
-    """What the clock says is not looked at; a limit of 1.0 leaves it room."""
-    dense = resnet()
+    """What the clock says is not looked at; the smallest model has a hundredth of the work, and a limit of 1.0 room."""
+    layers = nn.Conv2d(1, 128, 3), nn.ReLU(), nn.Conv2d(128, 128, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    dense, images = nn.Sequential(*layers, nn.Linear(128, 10)).eval(), example(1, size=20, channels=1)
     before = {name: value.clone() for name, value in dense.state_dict().items()}
     timing = {"budget_batch_size": 2, "runs": 5, "warmup": 1}
-    try:
-        plan = api.prune(dense, IMAGES, method="magnitude", budget={"latency": 1.0}, latency=timing).plan
-    except PruningError as error:  # A machine so busy that the smallest model seems slower than the dense one.
-        assert "of the dense latency (" in str(error)  # noqa: PT017
-        return
+    plan = api.prune(dense, images, method="magnitude", budget={"latency": 1.0}, latency=timing).plan
     latency = plan.achieved["latency"]
     assert (latency["batch_size"], latency["num_runs"], latency["num_warmup"]) == (2, 5, 1)
     assert (latency["num_threads"], latency["device"]) == (1, "cpu")
