@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,14 @@ def share_of_channels(result: cleanai.PruneResult) -> dict[str, float]:
     return {group.name: len(group.removed) / group.num_channels for group in result.plan.groups}
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_local_ratio_runs_trains_saves_and_is_compensated(name: str, tmp_path: Path) -> None:
-    model, example, images, options = network(name, SIZES[name])
+@pytest.fixture(scope="module", params=list(SIZES))
+def made(request: pytest.FixtureRequest) -> tuple[str, Any]:
+    """The name of a network and what `network` gives; pruning leaves it alone, so that several tests share it."""
+    return request.param, network(request.param, SIZES[request.param])
+
+
+def test_local_ratio_runs_trains_saves_and_is_compensated(made: tuple[str, Any], tmp_path: Path) -> None:
+    name, (model, example, images, options) = made
     result = cleanai.prune(model, example, method="magnitude", ratio=0.3, **options)
     shares = share_of_channels(result)
     blocks = {group.name: group.num_blocks for group in result.plan.groups}
@@ -104,9 +110,8 @@ def test_local_ratio_runs_trains_saves_and_is_compensated(name: str, tmp_path: P
         assert torch.isfinite(parameter.grad).all(), key
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_global_ratio_removes_that_share_of_all_channels(name: str) -> None:
-    model, example, images, options = network(name, SIZES[name])
+def test_global_ratio_removes_that_share_of_all_channels(made: tuple[str, Any]) -> None:
+    _, (model, example, images, options) = made
     result = cleanai.prune(model, example, method="magnitude", mode="global", ratio=0.3, **options)
     total = sum(group.num_channels for group in result.plan.groups)
     gone = sum(len(group.removed) for group in result.plan.groups)
@@ -116,9 +121,8 @@ def test_global_ratio_removes_that_share_of_all_channels(name: str) -> None:
         assert torch.isfinite(result.model.eval()(images)).all()
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_a_budget_is_met_from_below_within_two_percent(name: str) -> None:
-    model, example, images, options = network(name, SIZES[name])
+def test_a_budget_is_met_from_below_within_two_percent(made: tuple[str, Any]) -> None:
+    _, (model, example, images, options) = made
     result = cleanai.prune(model, example, method="magnitude", budget={"macs": 0.5}, **options)
     share = measure_complexity(result.model, example).macs / measure_complexity(model, example).macs
     assert 0.48 <= share <= 0.5
@@ -175,12 +179,13 @@ def normalised_streams(model: nn.Module, example: Tensor) -> list[str]:
     return [group.name for group in groups if any("LayerNorm" in member.type for member in group.members)]
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_pruning_is_the_same_as_silencing_what_is_removed(name: str) -> None:
+def test_pruning_is_the_same_as_silencing_what_is_removed(made: tuple[str, Any]) -> None:
     """A dense copy in which no layer reads a removed channel computes what the pruned model does."""
-    model, example, images, options = network(name, 64 if name == "swin_t" else SIZES[name])
-    options["ignored_layers"] = [*options["ignored_layers"], *normalised_streams(model, example)]
-    result = cleanai.prune(model, example, method="magnitude", ratio=0.4, **options)
+    name, parts = made
+    model, example, images, options = network(name, 64) if name == "swin_t" else parts
+    ignored = [*options["ignored_layers"], *normalised_streams(model, example)]
+    result = cleanai.prune(model, example, method="magnitude", ratio=0.4, ignored_layers=ignored)
+    model = copy.deepcopy(model)
     with torch.no_grad():
         pruned = result.model.eval()(images)
         untouched = model.eval()(images)
