@@ -111,13 +111,15 @@ def describe(found: Sensitivity, run: RunDirectory) -> tuple[list[str], list[lis
             cells.append("-" if within.is_empty() else f"{within['divergence'][-1]:.4f}")
         within = group.filter(pl.col("channel_ratio") <= 0.5)
         rows.append([*cells, "-" if within.is_empty() else f"{within['error'][-1]:.2%}"])
-    lines = ["", "KL: mean divergence of the outputs from the dense model's, in nats, one group alone narrowed."]
+    lines = [
+        "",
+        "KL: mean divergence of the outputs from the dense model's, in nats, one group alone narrowed.",
+        "error: of what the layers reading the group compute, refitted, relative and squared; the sum over them.",
+    ]
     for amount, keys in found.suggestions.items():
-        lines += [
-            "",
-            f"# {amount}, shared out by sensitivity:",
-            *yaml.safe_dump({"pruning": keys}, width=100).split("\n"),
-        ]
-    lines += [line for amount, reason in found.refused.items() for line in (f"# {amount}: {reason}", "")]
+        text = yaml.safe_dump({"pruning": keys}, width=100).rstrip()
+        lines += ["", f"# {amount}, shared out by sensitivity:", *text.split("\n")]
+    for amount, reason in found.refused.items():
+        lines += ["", f"# {amount}: {reason}"]
     where = ", ".join((results.SENSITIVITY_FILE, RATIOS_FILE, CHART_FILE))
-    return headings, rows, [*lines[:-1], "", f"written to {run.location}: {where}"]
+    return headings, rows, [*lines, "", f"written to {run.location}: {where}"]

@@ -75,13 +75,19 @@ def write_cifar10(root: Path) -> None:
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
 
 
+# Every method runs in one scenario of each data set; the others differ in ratio, mode or repair alone.
+FEW = "sweep.methods=[coverage, magnitude]"
 CASES = {
-    "ts1_resnet18_cifar10": (write_cifar10, [*SHORT, "data.options={}", "model.train={epochs: 1}"], 14),
+    "ts1_resnet18_cifar10": (
+        write_cifar10,
+        [*SHORT, "data.options={}", "model.train={epochs: 1}", "sweep.coverage_metrics=[combined]"],
+        8,
+    ),
     "ts2_resnet50_imagenet": (write_imagenet, TINY, 4),
-    "ts3_resnet50_imagenet_local": (write_imagenet, TINY, 4),
-    "ts4_resnet50_imagenet_global": (write_imagenet, [*TINY, "repair={}"], 4),
+    "ts3_resnet50_imagenet_local": (write_imagenet, [*TINY, FEW], 2),
+    "ts4_resnet50_imagenet_global": (write_imagenet, [*TINY, FEW, "repair={}"], 2),
     "ts5_efficientnet_b4_food101_local": (write_food101, TINY, 4),
-    "ts6_efficientnet_b4_food101_global": (write_food101, TINY, 4),
+    "ts6_efficientnet_b4_food101_global": (write_food101, [*TINY, FEW], 2),
 }
 
 
