@@ -6,6 +6,8 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,10 @@ _MARKER = ".done"
 def resolve_filesystem(location: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
     """Return the filesystem of a folder or URL, and the path on it.
 
+    Args:
+        location: A folder, or a URL of any pyarrow filesystem: `s3://bucket/prefix`, `gs://`, `file://`. An S3 URL may
+            say `?region=...&endpoint_override=host:port&scheme=http`; credentials come from the environment.
+
     Raises:
         ArtifactError: When the URL's scheme is not one that pyarrow knows.
     """
@@ -39,7 +45,11 @@ class RunDirectory:
     """The files of one study.
 
     Args:
-        location: A folder, or a URL of any pyarrow filesystem (`s3://bucket/prefix`, `gs://`, `file://`).
+        location: What `resolve_filesystem` takes. A copy in another process opens a URL again, with the credentials of
+            that process's environment.
+
+    Raises:
+        ArtifactError: When the location is none; so does every method where the filesystem fails.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
@@ -65,12 +75,30 @@ class RunDirectory:
             raise ArtifactError(f"'{self.location}' is not a local folder")
         return Path(self._path(name))
 
+    def storage(self, name: str = "") -> tuple[str, fs.FileSystem | None]:
+        """Return the path of a folder, and the filesystem that it is on, or None for this machine's own."""
+        return self._path(name), None if self.is_local else self._filesystem
+
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
+    @contextmanager
+    def _reaching(self, name: str, deed: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise ArtifactError(f"'{name}' is not in run directory '{self.location}'") from error
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise ArtifactError(f"'{name}' in run directory '{self.location}' cannot be {deed}: {reason}") from error
+
+    def _info(self, name: str) -> fs.FileInfo:
+        with self._reaching(name, "looked for"):
+            return self._filesystem.get_file_info(self._path(name))
+
     def exists(self, name: str = "") -> bool:
         """Whether a file or folder of this name exists."""
-        return self._filesystem.get_file_info(self._path(name)).type != fs.FileType.NotFound
+        return self._info(name).type != fs.FileType.NotFound
 
     def list(self, folder: str) -> list[str]:
         """Return the names of what lies directly in a folder, sorted; empty where there is none.
@@ -78,52 +106,42 @@ class RunDirectory:
         What an interrupted write left behind under a temporary name is not among them.
         """
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
-        names = (info.base_name for info in self._filesystem.get_file_info(selector))
+        with self._reaching(folder, "listed"):
+            names = [info.base_name for info in self._filesystem.get_file_info(selector)]
         return sorted(name for name in names if not _TEMPORARY.match(name))
 
     def delete(self, name: str) -> None:
         """Delete a file or folder, if it exists."""
-        info = self._filesystem.get_file_info(self._path(name))
-        if info.type == fs.FileType.Directory:
-            self._filesystem.delete_dir(info.path)
-        elif info.type == fs.FileType.File:
-            self._filesystem.delete_file(info.path)
+        info = self._info(name)
+        with self._reaching(name, "deleted"):
+            if info.type == fs.FileType.Directory:
+                self._filesystem.delete_dir(info.path)
+            elif info.type == fs.FileType.File:
+                self._filesystem.delete_file(info.path)
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file: under a temporary name and renamed, or in one put on an object store.
 
         The file's marker, if it has one, is deleted first: it spoke of the old content.
         """
+        buffer = pa.py_buffer(content)  # what is no content fails here, before anything is touched
         if not name.endswith(_MARKER):
             self.delete(f"{name}{_MARKER}")
-        path = self._path(name)
-        if not self.is_local:
-            with self._filesystem.open_output_stream(path) as stream:
-                stream.write(content)
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with self._reaching(name, "written"):
+            if self.is_local:
+                _replace(Path(self._path(name)), content)
+            else:
+                with self._filesystem.open_output_stream(self._path(name)) as stream:
+                    stream.write(buffer)
 
     def read_bytes(self, name: str) -> bytes:
         """Read a file.
 
         Raises:
-            ArtifactError: When there is none.
+            ArtifactError: When there is none, or it cannot be read.
         """
-        try:
-            with self._filesystem.open_input_file(self._path(name)) as stream:
-                return stream.read()
-        except OSError as error:
-            raise ArtifactError(f"'{name}' is not in run directory '{self.location}'") from error
+        with self._reaching(name, "read"), self._filesystem.open_input_file(self._path(name)) as stream:
+            return stream.read()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a UTF-8 file, like `write_bytes`."""
@@ -180,3 +198,17 @@ class RunDirectory:
         """Whether an output was completed from inputs with this digest."""
         marker = f"{name}{_MARKER}"
         return self.exists(marker) and self.read_json(marker).get("inputs") == inputs
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """Write a file under a temporary name, and rename it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)

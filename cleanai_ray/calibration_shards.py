@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from torch import nn
 
 from cleanai_ray.coverage.base import needs_sections
 from cleanai_ray.importance.base import create_method
+from cleanai_ray.merging import merge_tree
 from cleanai_ray.statistics import ActivationHistograms, ActivationStatistics, Ranges, calibrate, count_sections
 from cleanai_ray.study import Study, Trial
 from cleanai_ray.workspace import Workspace
-
-Mergeable = TypeVar("Mergeable", ActivationStatistics, ActivationHistograms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +79,7 @@ def count_shard(
 
 
 def calibrate_locally(workspace: Workspace, model: nn.Module, trial: Trial | None = None) -> ActivationStatistics:
-    """Return the statistics of a model on all calibration samples: its shards', merged in order.
+    """Return the statistics of a model on all calibration samples: its shards', merged in a tree of fixed shape.
 
     Args:
         workspace: The opened study.
@@ -90,17 +87,9 @@ def calibrate_locally(workspace: Workspace, model: nn.Module, trial: Trial | Non
         trial: The trial that reads them; by default all of the study do.
     """
     needs, shards = CalibrationNeeds.of(workspace.study, trial), workspace.shards()
-    statistics = merge([calibrate_shard(workspace, model, positions, needs) for positions in shards])
+    statistics = merge_tree([calibrate_shard(workspace, model, positions, needs) for positions in shards])
     if needs.sections is None:
         return statistics
     ranges, sections = statistics.ranges, needs.sections
     counted = [count_shard(workspace, model, positions, ranges, sections) for positions in shards]
-    return statistics.with_histograms(merge(counted))
-
-
-def merge(shards: Sequence[Mergeable]) -> Mergeable:
-    """Add up what shards gave, in their order."""
-    total = shards[0]
-    for shard in shards[1:]:
-        total = total + shard
-    return total
+    return statistics.with_histograms(merge_tree(counted))

@@ -7,7 +7,8 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,16 +42,18 @@ def run(
     """Run a whole study; resumes by itself where the run directory already holds part of it."""
     from cleanai_ray.artifacts import RunDirectory
     from cleanai_ray.distributed.progress import Narrator
-    from cleanai_ray.distributed.runner import clear, run_study
+    from cleanai_ray.distributed.runner import run_study
     from cleanai_ray.planning import check_study
 
     loaded = _load(study, set_ or [], out)
     workspace = check_study(loaded)
     directory = RunDirectory(loaded.output.dir)
-    if fresh:
-        clear(directory)
     command = shlex.join(["cleanai", *sys.argv[1:]])
-    failed = run_study(loaded, workspace, directory, address=address, command=command, narrator=Narrator())
+    narrator = Narrator()
+    with _resumable():
+        failed = run_study(
+            loaded, workspace, directory, address=address, command=command, narrator=narrator, fresh=fresh
+        )
     return 1 if failed else 0
 
 
@@ -79,10 +82,23 @@ def sensitivity(
 
     loaded = _load(study, set_ or [], out)
     directory = RunDirectory(loaded.output.dir)
-    found = analyse(loaded, check_study(loaded), directory, address=address, narrator=Narrator())
+    with _resumable():
+        found = analyse(loaded, check_study(loaded), directory, address=address, narrator=Narrator())
     columns, rows, lines = describe(found, directory)
     _print_table(columns, rows, lines)
     return 0
+
+
+@app.command()
+def status(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Run directory: a folder or URL.")],
+    follow: Annotated[bool, typer.Option("--follow", help="Refresh until the study has ended.")] = False,
+) -> int:
+    """Show how far a study is, from its run directory alone; 1 where it failed or stopped."""
+    from cleanai_ray.artifacts import RunDirectory
+    from cleanai_ray.status import show_status
+
+    return show_status(RunDirectory(directory), _console(), follow=follow)
 
 
 @app.command()
@@ -131,13 +147,19 @@ def submit(
     out: OutOption = None,
     set_: OverrideOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything anew.")] = False,
+    cpus: Annotated[float, typer.Option(min=0, help="CPUs that the job's own process reserves.")] = 0,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs that the job's own process reserves.")] = 0,
+    memory: Annotated[float, typer.Option(min=0, help="Memory that the job's own process reserves, in GB.")] = 0,
 ) -> int:
     """Run a study as a job of a cluster (`ray job submit`), stream its log and return its exit code."""
+    loaded = _load(study, set_ or [], out)  # before Ray, which takes seconds to load
+    from cleanai_ray.distributed.entry_point import EntryPoint
     from cleanai_ray.distributed.jobs import submit_study
-    from cleanai_ray.study import load_study
 
-    load_study(study, set_ or [])
-    return submit_study(study, address=address, out=out, overrides=set_ or [], fresh=fresh)
+    entry_point = EntryPoint(cpus=cpus, gpus=gpus, memory=memory)
+    return submit_study(
+        study, loaded, address=address, out=out, overrides=set_ or [], fresh=fresh, entry_point=entry_point
+    )
 
 
 @app.command(name="list")
@@ -155,6 +177,15 @@ def list_(kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.
     if kind == "models":
         print("Any other torchvision classification model can be named, too.")
     return 0
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """Tell an interruption from the exit code that typer makes of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Abort from None
 
 
 def _load(path: str, overrides: list[str], out: str | None) -> Study:

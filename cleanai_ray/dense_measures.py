@@ -55,7 +55,7 @@ def moment_shards(workspace: Workspace) -> list[np.ndarray]:
     """
     calibration = workspace.study.data.calibration
     positions = np.arange(min(calibration.second_moment_samples, len(workspace.roles.calibration)))
-    positions = positions[~is_held_back(positions)]
+    positions = workspace.in_reading_order(positions[~is_held_back(positions)])
     size = calibration.shard_size
     return [positions[start : start + size] for start in range(0, len(positions), size)]
 
@@ -75,6 +75,10 @@ class MomentCollector:
         self._model = model
         self._features = reading_features(_graph(workspace, model))
         self._shards = moment_shards(workspace)
+
+    def num_samples(self, number: int) -> int:
+        """Return how many images one shard has."""
+        return len(self._shards[number])
 
     def shard(self, number: int) -> ConsumerMoments:
         """Return the moments of one shard."""

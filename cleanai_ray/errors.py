@@ -1,7 +1,7 @@
 """The exceptions of CleanAI-Ray: one root, one class a kind of fault.
 
 Every message is one sentence that names the field or the layer, the value found and what is allowed. All of them
-hold nothing but that message, so that they survive pickling across Ray processes unchanged.
+hold nothing but what their message is made of, so that they survive pickling across Ray processes unchanged.
 """
 
 from __future__ import annotations
@@ -21,6 +21,23 @@ class RegistryError(CleanAIError, LookupError):
 
 class DataError(CleanAIError):
     """A data set is missing, malformed, or holds a sample that cannot be read."""
+
+
+class SampleError(DataError):
+    """One sample cannot be read, while others of its data set can.
+
+    Args:
+        reason: What is wrong with it, in words that follow "sample '...'"; the whole message where `where` is null.
+        where: The sample's path, or its file and row.
+    """
+
+    def __init__(self, reason: str, where: str | None = None) -> None:
+        super().__init__(reason, where)
+        self.reason = reason
+        self.where = where
+
+    def __str__(self) -> str:
+        return self.reason if self.where is None else f"sample '{self.where}' {self.reason}"
 
 
 class ModelError(CleanAIError):

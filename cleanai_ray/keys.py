@@ -10,7 +10,15 @@ from pyarrow.fs import FileType
 
 from cleanai_ray.artifacts import resolve_filesystem
 from cleanai_ray.calibration_shards import CalibrationNeeds
+from cleanai_ray.errors import ModelError
 from cleanai_ray.study import Study, Trial, digest
+
+_CHUNK_BYTES = 2**22
+
+
+def data_key(study: Study) -> str:
+    """Return the digest of everything that decides which samples are read."""
+    return digest([_shape(study), _data(study), study.evaluation.split, study.evaluation.samples])
 
 
 def dense_key(study: Study) -> str:
@@ -18,26 +26,26 @@ def dense_key(study: Study) -> str:
     weights = study.model.weights
     content = None if weights in (None, "pretrained") else _content_digest(str(weights))
     evaluation = study.evaluation.model_dump(exclude={"latency"})
-    return digest([study.model.model_dump(), content, study.data.model_dump(), evaluation])
+    return digest([study.model.model_dump(), content, _data(study), evaluation])
 
 
 def calibration_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that the calibration depends on."""
     needs = asdict(CalibrationNeeds.of(study))
-    return digest([dense_digest, _shape(study), study.data.model_dump(), study.evaluation.split, needs])
+    return digest([dense_digest, _shape(study), _data(study), study.evaluation.split, needs])
 
 
 def moments_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that second moments and sensitivity curves depend on."""
     kept_wide = study.pruning.ignored_layers
-    return digest([dense_digest, _shape(study), study.data.model_dump(), study.evaluation.split, kept_wide])
+    return digest([dense_digest, _shape(study), _data(study), study.evaluation.split, kept_wide])
 
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     """Return the digest of everything that a trial's outcome depends on."""
-    sections = ("data", "pruning", "repair", "finetune", "evaluation")
+    sections = ("pruning", "repair", "finetune", "evaluation")
     parts = {name: getattr(study, name).model_dump() for name in sections}
-    return digest([trial.model_dump(), dense_digest, _shape(study), parts])
+    return digest([trial.model_dump(), dense_digest, _shape(study), _data(study), parts])
 
 
 def _shape(study: Study) -> dict[str, Any]:
@@ -45,10 +53,21 @@ def _shape(study: Study) -> dict[str, Any]:
     return study.model.model_dump(exclude={"weights", "train"})
 
 
+def _data(study: Study) -> dict[str, Any]:
+    """Return what the data section says of samples: not how they are found and decoded, or how many may be left out."""
+    return study.data.model_dump(exclude={"num_workers": True, "skip_unreadable": True, "options": {"index_cache"}})
+
+
 def _content_digest(location: str) -> str | None:
-    """Return the digest of a file's content; None where there is no such file."""
+    """Return the digest of a file's content, read in pieces; None where there is no such file."""
     filesystem, path = resolve_filesystem(location)
-    if filesystem.get_file_info(path).type != FileType.File:
-        return None
-    with filesystem.open_input_file(path) as stream:
-        return hashlib.sha256(stream.read()).hexdigest()
+    found = hashlib.sha256()
+    try:
+        if filesystem.get_file_info(path).type != FileType.File:
+            return None
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                found.update(chunk)
+    except OSError as error:
+        raise ModelError(f"model.weights '{location}' cannot be read: {' '.join(str(error).split())}") from error
+    return found.hexdigest()

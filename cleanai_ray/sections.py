@@ -91,6 +91,11 @@ class DataSection(Section):
     root: str | None = Field(None, description="Folder or URL of the data set; null: its usual place.")
     batch_size: PositiveInt = Field(128, description="Images a batch in calibration, training and evaluation.")
     num_workers: int = Field(0, ge=0, description="Processes that decode images, a trial or actor.")
+    skip_unreadable: int = Field(
+        0,
+        ge=0,
+        description="Images that a process may leave out because they cannot be decoded; 0: the first is an error.",
+    )
     validation_fraction: float = Field(
         0.1, gt=0, lt=0.5, description="Share of the training split held out for early stopping."
     )
@@ -236,7 +241,9 @@ class FineTuneSection(Section):
     distillation: DistillationSection | None = Field(None, description="Learn from the dense model, too.")
     save_every_n_epochs: PositiveInt = Field(2, description="Epochs between checkpoints.")
     early_stopping: EarlyStoppingSection | None = Field(default_factory=lambda: EarlyStoppingSection())
-    num_workers: Literal[1] = Field(1, description="Workers a trial.")
+    num_workers: PositiveInt = Field(
+        1, description="Workers a trial, each with the resources of one; each batch is shared out among them."
+    )
 
 
 class LatencySection(Section):

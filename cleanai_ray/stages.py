@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,7 +27,7 @@ from cleanai_ray.pruning.pruner import Pruner, PruneResult
 from cleanai_ray.repair import RIDGES, RepairOutcome, repair
 from cleanai_ray.sections import LatencySection
 from cleanai_ray.study import Trial
-from cleanai_ray.training.context import LocalContext
+from cleanai_ray.training.context import LocalContext, TrainingContext
 from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
 from cleanai_ray.training.train import train_dense
 from cleanai_ray.trial_columns import (
@@ -39,8 +39,6 @@ from cleanai_ray.trial_columns import (
     skipped_by_repair,
 )
 from cleanai_ray.workspace import Workspace
-
-ReportEpoch = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +82,13 @@ class TrialOutcome:
     plan: PruningPlan | None = None
 
 
-def prepare_dense(workspace: Workspace, report: ReportEpoch | None = None) -> DenseModel:
-    """Build the dense model of a study, train it where the study says so, and score it."""
+def prepare_dense(workspace: Workspace, context: TrainingContext | None = None) -> DenseModel:
+    """Build the dense model of a study, train it where the study says so, and score it.
+
+    Args:
+        workspace: The opened study.
+        context: Where the training reports and keeps checkpoints; by default it does neither.
+    """
     section = workspace.study.model
     train = section.train
     model = build_model(section, seed=train.seed if train else 0).to(workspace.device)
@@ -98,7 +101,7 @@ def prepare_dense(workspace: Workspace, report: ReportEpoch | None = None) -> De
             train_batches=epoch_batches,
             steps_per_epoch=steps,
             validation_batches=lambda: workspace.batches("validation"),
-            context=LocalContext(device=workspace.device, on_row=report),
+            context=context or LocalContext(device=workspace.device),
         )
         history = tuple({"trial_id": results.DENSE, **row} for row in outcome.history)
     accuracy = evaluate(model, workspace.batches("evaluation"), device=workspace.device)
@@ -129,7 +132,7 @@ def run_trial(
     dense: DenseModel,
     dense_model: nn.Module,
     measures: DenseMeasures,
-    report: ReportEpoch | None = None,
+    context: TrainingContext | None = None,
 ) -> TrialOutcome:
     """Score, prune, repair, fine-tune and evaluate one trial.
 
@@ -139,12 +142,12 @@ def run_trial(
         dense: The dense weights and what they score.
         dense_model: The dense model on the workspace's device; it is not changed.
         measures: What was measured on it for all trials.
-        report: Called with the row of each fine-tuning epoch.
+        context: The processes that fine-tune, where they report and keep checkpoints; by default this one alone.
 
     Raises:
         CleanAIError: When the trial cannot be carried out.
     """
-    clock = _Clock()
+    clock, context = _Clock(), context or LocalContext(device=workspace.device)
     with clock.stage("prune"):
         pruned = _prune(workspace, trial, dense_model, measures)
     scores = [_score(workspace, pruned.model, clock)]
@@ -157,7 +160,8 @@ def run_trial(
     tuned: FineTuneResult | None = None
     if workspace.study.finetune.epochs:
         with clock.stage("finetune"):
-            tuned = _fine_tune(workspace, trial, pruned.model, dense_model, report)
+            context.announce(pruned.model)
+            tuned = fine_tune_trial(workspace, trial, pruned.model, dense_model, context)
         scores.append(_score(workspace, pruned.model, clock))
     latency = _measure_latency(workspace, dense_model, pruned.model, clock)
     row = {
@@ -242,18 +246,27 @@ def _repair(
     )
 
 
-def _fine_tune(
-    workspace: Workspace, trial: Trial, model: nn.Module, teacher: nn.Module, report: ReportEpoch | None
+def fine_tune_trial(
+    workspace: Workspace, trial: Trial, model: nn.Module, teacher: nn.Module, context: TrainingContext
 ) -> FineTuneResult:
-    section = workspace.study.finetune
-    epoch_batches, steps = workspace.training_batches(trial.seed, section.batch_size)
+    """Fine-tune a trial's model in place; every process of the context calls it, with the same model.
+
+    Args:
+        workspace: The opened study.
+        trial: The cell of the sweep.
+        model: The pruned model.
+        teacher: The dense model.
+        context: This process among those that train.
+    """
+    section, share = workspace.study.finetune, (context.rank, context.world_size)
+    epoch_batches, steps = workspace.training_batches(trial.seed, section.batch_size, share=share)
     return fine_tune(
         model,
         section=section,
         train_batches=epoch_batches,
         steps_per_epoch=steps,
-        validation_batches=lambda: workspace.batches("validation"),
-        context=LocalContext(device=workspace.device, on_row=report),
+        validation_batches=lambda: workspace.batches("validation", share=share),
+        context=context,
         seed=trial.seed,
         teacher=teacher if section.distillation else None,
     )

@@ -130,6 +130,27 @@ class Study(Section):
             raise ValueError(f"evaluation.latency is null; needed: how to time, for sweep.budgets' {timed}")
         return self
 
+    @model_validator(mode="after")
+    def _check_workers(self) -> Study:
+        workers, gpus = self.workers_per_trial, self.resources.gpus_per_trial
+        if workers > 1 and gpus != int(gpus):
+            raise ValueError(
+                f"resources.gpus_per_trial is {gpus:g} and finetune.num_workers {workers}; allowed: a whole number of "
+                "GPUs a worker, since workers of one trial cannot share one"
+            )
+        batch_size = self.finetune.batch_size or self.data.batch_size
+        if workers > batch_size:
+            raise ValueError(
+                f"finetune.num_workers is {workers} and the batch has {batch_size} images; allowed: at most one worker "
+                "an image"
+            )
+        return self
+
+    @property
+    def workers_per_trial(self) -> int:
+        """Workers that a trial takes: those of its fine-tuning, or one."""
+        return self.finetune.num_workers if self.finetune.epochs else 1
+
     def trials(self) -> tuple[Trial, ...]:
         """Expand the grid into trials, in the order of the study file."""
         sweep = self.sweep

@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.data import ImageSource, SampleRoles, assign_roles, batches, open_source
+from cleanai_ray.data import (
+    ImageSource,
+    SampleRoles,
+    Share,
+    UnreadableSamples,
+    assign_roles,
+    batches,
+    open_source,
+)
+from cleanai_ray.errors import DataError
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model, example_input, ignored_layers
 from cleanai_ray.study import Study, digest, parse_study
@@ -36,6 +45,11 @@ class Workspace:
     roles: SampleRoles
     device: torch.device
 
+    @cached_property
+    def unreadable(self) -> UnreadableSamples:
+        """The samples that could not be read through this workspace."""
+        return UnreadableSamples(self.study.data.skip_unreadable)
+
     def batches(
         self,
         role: str,
@@ -44,8 +58,12 @@ class Workspace:
         batch_size: int | None = None,
         shuffle_seed: int | None = None,
         drop_last: bool = False,
+        share: Share = (0, 1),
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over the samples of a role: `calibration`, `training` (augmented), `validation` or `evaluation`."""
+        """Iterate over the samples of a role: `calibration`, `training` (augmented), `validation` or `evaluation`.
+
+        Samples that cannot be read are left out, or replaced in training, as far as `data.skip_unreadable` allows.
+        """
         assert role in _ROLES
         indices = getattr(self.roles, role)
         dataset = self.source.dataset(getattr(self.roles, f"{role}_split"), augment=role == "training")
@@ -58,24 +76,47 @@ class Workspace:
             device=self.device,
             shuffle_seed=shuffle_seed,
             drop_last=drop_last,
+            share=share,
+            unreadable=self.unreadable,
+            fill=role == "training",
         )
 
-    def training_batches(self, seed: int, batch_size: int | None) -> tuple[Callable[[int], Iterator], int]:
-        """Return what makes the batches of an epoch, and how many there are."""
+    def training_batches(
+        self, seed: int, batch_size: int | None, share: Share = (0, 1)
+    ) -> tuple[Callable[[int], Iterator], int]:
+        """Return what makes the batches of an epoch, and how many there are.
+
+        Args:
+            seed: Decides order and augmentation, with the epoch.
+            batch_size: Images a step over all processes; `data.batch_size` where null.
+            share: Rank of this process and how many processes train; each gets its share of every batch.
+
+        Raises:
+            DataError: When a batch has fewer images than there are processes.
+        """
         size = min(batch_size or self.study.data.batch_size, len(self.roles.training))
+        if size < share[1]:
+            raise DataError(
+                f"{share[1]} workers share a batch of {size} training images; allowed: at most {size} workers"
+            )
         steps = len(self.roles.training) // size
 
         def epoch_batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
             order = int(digest([seed, epoch])[:8], 16)
-            return self.batches("training", batch_size=size, shuffle_seed=order, drop_last=True)
+            return self.batches("training", batch_size=size, shuffle_seed=order, drop_last=True, share=share)
 
         return epoch_batches, steps
 
     def shards(self) -> list[np.ndarray]:
         """Return the positions of each calibration shard among the calibration samples."""
-        positions = np.arange(len(self.roles.calibration))
+        positions = self.in_reading_order(np.arange(len(self.roles.calibration)))
         size = self.study.data.calibration.shard_size
         return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+    def in_reading_order(self, positions: np.ndarray) -> np.ndarray:
+        """Return positions among the calibration samples such that those stored together follow each other."""
+        indices = self.roles.calibration[positions]
+        return positions[self.source.reading_order(self.roles.calibration_split, indices)]
 
     def example_input(self) -> Tensor:
         """Return one input [1, C, H, W] on the device."""

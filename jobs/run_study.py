@@ -1,7 +1,9 @@
 r"""Entry point of `ray job submit`: run a study on the cluster that the job was submitted to.
 
 ray job submit --address http://HEAD:8265 --working-dir . -- \
-    python jobs/run_study.py --study jobs/studies/quickstart.yaml
+    python jobs/run_study.py --study jobs/studies/quickstart.yaml --out /shared/quickstart
+
+Exit codes are those of `cleanai run`; `ray job submit` itself returns 1 for all of them but 0.
 """
 
 from __future__ import annotations

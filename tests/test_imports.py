@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. A module imports what is in its own row or in a row above it, never from below.
 LAYERS = (
-    ("errors", "registry", "modules"),
-    ("sections", "study_messages", "study", "results", "artifacts"),
+    ("errors", "registry", "modules", "merging"),
+    ("sections", "study_messages", "study", "results", "artifacts", "locking", "status"),
     ("models", "data", "statistics"),
     ("coverage", "importance", "pruning", "repair", "training", "evaluation", "export", "charts", "report"),
     ("sensitivity",),
@@ -93,6 +93,7 @@ def loaded_after(statement: str) -> set[str]:
         ("from cleanai_ray.report import pdf, html", {"torch", "torchvision", "torch_pruning", "ray"}),
         ("from cleanai_ray.registry import CHARTS; CHARTS.names()", {"torch", "torchvision", "torch_pruning", "ray"}),
         ("import cleanai_ray.study, cleanai_ray.results, cleanai_ray.artifacts", {"torch", "ray", "reportlab"}),
+        ("import cleanai_ray.cli, cleanai_ray.status", {"torch", "ray", "reportlab"}),
         ("import cleanai_ray.stages", {"ray", "reportlab"}),
         ("import cleanai_ray; cleanai_ray.prune", {"ray", "reportlab"}),
     ],

@@ -1,8 +1,18 @@
 """Labelled image data sets, the roles of their samples, and batches of them."""
 
-from cleanai_ray.data.batching import batches
+from cleanai_ray.data.batching import Share, batches
 from cleanai_ray.data.opening import open_source
 from cleanai_ray.data.roles import SampleRoles, assign_roles
 from cleanai_ray.data.source import ImageDataset, ImageSource
+from cleanai_ray.data.unreadable import UnreadableSamples
 
-__all__ = ["ImageDataset", "ImageSource", "SampleRoles", "assign_roles", "batches", "open_source"]
+__all__ = [
+    "ImageDataset",
+    "ImageSource",
+    "SampleRoles",
+    "Share",
+    "UnreadableSamples",
+    "assign_roles",
+    "batches",
+    "open_source",
+]

@@ -1,26 +1,67 @@
-"""Random training transforms of a whole batch at once, drawn from torch's global generator."""
+"""Random training transforms of a whole batch at once; what a sample gets depends on a seed and its index alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+Indices = Sequence[int] | np.ndarray | Tensor
 
-def random_crop(images: Tensor, padding: int) -> Tensor:
+_GAMMA = 0x9E3779B97F4A7C15
+_64_BITS = 0xFFFF_FFFF_FFFF_FFFF
+
+
+def sample_seeds(seed: int, indices: Indices) -> np.ndarray:
+    """Return a seed for the random transforms of each sample.
+
+    Args:
+        seed: That of the epoch; any integer, of which 64 bits count.
+        indices: Indices of the samples [N].
+
+    Returns:
+        uint64 [N]: the same for a sample whichever others are in its batch, and whichever process reads it.
+    """
+    first = _mix(np.array([seed & _64_BITS], dtype=np.uint64))
+    return _mix(first ^ np.asarray(indices, dtype=np.int64).astype(np.uint64))
+
+
+def _mix(state: np.ndarray) -> np.ndarray:
+    """Return what SplitMix64 (Steele, Lea and Flood 2014) gives next in each state, uint64 [N]."""
+    value = state + np.uint64(_GAMMA)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def _draw(seeds: np.ndarray, number: int, below: int) -> Tensor:
+    """Return the `number`-th draw of each seed, an integer from 0 to `below` - 1, int64 [N]."""
+    bits = _mix(seeds + np.uint64(number * _GAMMA & _64_BITS)) >> np.uint64(32)
+    return torch.from_numpy(((bits * np.uint64(below)) >> np.uint64(32)).astype(np.int64))
+
+
+def random_crop(images: Tensor, padding: int, seeds: np.ndarray) -> Tensor:
     """Pad images [N, C, H, W] with zeros and cut each at its own random place to its old size.
 
     The content moves by at most `padding` pixels in each direction.
+
+    Args:
+        images: The images.
+        padding: In pixels.
+        seeds: One an image, uint64 [N].
     """
     count, channels, height, width = images.shape
     padded = functional.pad(images, [padding] * 4)
-    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1))
+    top, left = (_draw(seeds, number, 2 * padding + 1).view(count, 1) for number in (0, 1))
     rows = (top + torch.arange(height)).view(count, 1, height, 1)
     columns = (left + torch.arange(width)).view(count, 1, 1, width)
     return padded[torch.arange(count).view(-1, 1, 1, 1), torch.arange(channels).view(1, -1, 1, 1), rows, columns]
 
 
-def random_flip(images: Tensor) -> Tensor:
-    """Mirror each of the images [N, C, H, W] left to right with probability one half."""
-    chosen = torch.rand(len(images)) < 0.5
+def random_flip(images: Tensor, seeds: np.ndarray) -> Tensor:
+    """Mirror each of the images [N, C, H, W] left to right with probability one half; `seeds` has one an image."""
+    chosen = _draw(seeds, 2, 2) == 1
     return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-1), images)

@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch import Tensor, multiprocessing
+from torch.utils.data import DataLoader
 
-from cleanai_ray.data.in_memory import Indices
+from cleanai_ray.data.augment import Indices
+from cleanai_ray.data.reading import BatchReader, unchanged
 from cleanai_ray.data.source import ImageDataset
-from cleanai_ray.errors import DataError
+from cleanai_ray.data.unreadable import UnreadableSamples
+
+Share = tuple[int, int]
+"""Rank of a process, and how many processes share out each batch."""
 
 
 def batches(
@@ -24,36 +28,52 @@ def batches(
     device: str | torch.device = "cpu",
     shuffle_seed: int | None = None,
     drop_last: bool = False,
+    share: Share = (0, 1),
+    unreadable: UnreadableSamples | None = None,
+    fill: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over samples in batches.
+
+    Random transforms of a sample depend on `shuffle_seed` and the sample's index alone: not on the batch that it is
+    in, on `num_workers` or on `share`.
 
     Args:
         dataset: What `ImageSource.dataset` returned.
         indices: Samples to read, in this order unless shuffled.
-        batch_size: Images a batch; the last may be smaller.
+        batch_size: Images a batch, over all processes that share it out; the last may be smaller.
         num_workers: Processes that decode images; data sets in memory need none and use none.
         device: Where the tensors go; on a CUDA device through pinned memory, without waiting for the copy.
-        shuffle_seed: Seed of the order; null: as given.
+        shuffle_seed: Seed of the order and of random transforms; null: in the order given, transforms of seed 0.
         drop_last: Leave out a last batch that is smaller than the others.
+        share: Rank and world size. Of every batch only the positions rank, rank + world size, ... are read; all
+            ranks together yield what one process does.
+        unreadable: Gets the samples that cannot be read, and says how many there may be; by default none. They are
+            left out of their batch.
+        fill: The next readable sample of the whole batch takes the place of an unreadable one instead, the same
+            whatever the share, so that batches keep their size.
 
     Yields:
-        Images float32 [N, C, H, W] and labels int64 [N].
+        Images float32 [N, C, H, W] and labels int64 [N]. A batch, or a share of one, without samples is not yielded.
 
     Raises:
-        DataError: When a sample cannot be read; the message names it.
-        ValueError: When batch_size is below 1.
+        DataError: When a sample cannot be read, or more than `unreadable` allows; the message names it.
+        ValueError: When batch_size is below 1, or when a rank is not below its world size.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; allowed: at least 1")
+    if not 0 <= share[0] < share[1]:
+        raise ValueError(f"share is {share}; allowed: a rank from 0, and a world size above it")
     order = _order(dataset, indices, shuffle_seed)
     if drop_last:
         order = order[: len(order) - len(order) % batch_size]
-    target = torch.device(device)
+    target, seed = torch.device(device), shuffle_seed or 0
     pinned = target.type == "cuda"
     if hasattr(dataset, "batch"):
-        pairs = _fetch(dataset, order, batch_size, pinned=pinned)
+        pairs = _fetch(dataset, order, batch_size, share, pinned=pinned, seed=seed)
     else:
-        pairs = _load(dataset, order, batch_size, num_workers=num_workers, pinned=pinned, seed=shuffle_seed or 0)
+        unreadable = UnreadableSamples() if unreadable is None else unreadable
+        reader = BatchReader(dataset, order, batch_size, share, seed=seed, limit=unreadable.limit, fill=fill)
+        pairs = _load(reader, unreadable, num_workers=num_workers, pinned=pinned, seed=seed)
     for images, labels in pairs:
         yield images.to(target, non_blocking=pinned), labels.to(target, non_blocking=pinned)
 
@@ -68,34 +88,42 @@ def _order(dataset: ImageDataset, indices: Indices, shuffle_seed: int | None) ->
     return generator.permutation(order)
 
 
-def _fetch(dataset: Any, order: np.ndarray, batch_size: int, *, pinned: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _fetch(
+    dataset: Any, order: np.ndarray, batch_size: int, share: Share, *, pinned: bool, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    rank, world_size = share
     for start in range(0, len(order), batch_size):
-        images, labels = dataset.batch(order[start : start + batch_size])
-        yield (images.pin_memory(), labels.pin_memory()) if pinned else (images, labels)
+        own = order[start : start + batch_size][rank::world_size]
+        if len(own):
+            images, labels = dataset.batch(own, seed)
+            yield (images.pin_memory(), labels.pin_memory()) if pinned else (images, labels)
 
 
 def _load(
-    dataset: ImageDataset, order: np.ndarray, batch_size: int, *, num_workers: int, pinned: bool, seed: int
+    reader: BatchReader, unreadable: UnreadableSamples, *, num_workers: int, pinned: bool, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    context = getattr(dataset, "multiprocessing_context", None) if num_workers else None
     loader = DataLoader(
-        Subset(dataset, order.tolist()),
-        batch_size=batch_size,
+        reader,
+        batch_size=None,
+        collate_fn=unchanged,
         num_workers=num_workers,
         pin_memory=pinned,
         generator=torch.Generator().manual_seed(seed),
-        multiprocessing_context=context,
+        multiprocessing_context=_context(reader) if num_workers else None,
     )
-    fault = None
-    try:
-        yield from loader
-    except DataError as error:
-        fault = _without_traceback(error)
-        error.__traceback__ = None  # its frames would keep the worker processes until the garbage collector comes
-    if fault is not None:
-        raise fault
+    for pair, found, fault in loader:
+        for where, reason in found.items():
+            unreadable.add(where, reason)
+        if fault is not None:
+            raise fault
+        if pair is not None:
+            yield pair[0], pair[1]
 
 
-def _without_traceback(error: DataError) -> DataError:
-    """Undo what a DataLoader does to an error from a worker process: put a traceback before its message."""
-    return DataError(str(error).strip().rpartition("DataError: ")[2])
+def _context(reader: BatchReader) -> Any:
+    """Return how worker processes start; a fork server has the libraries loaded, or each worker would load them."""
+    if reader.multiprocessing_context is None:
+        return None
+    context = multiprocessing.get_context(reader.multiprocessing_context)
+    context.set_forkserver_preload(["__main__", *reader.modules])
+    return context

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
 from pathlib import Path
 
-import numpy as np
+from pyarrow import fs
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cleanai_ray.data.source import ImageSource, Shape, find_root
+from cleanai_ray.artifacts import resolve_filesystem
+from cleanai_ray.data.filesystems import ProcessFilesystem
+from cleanai_ray.data.image_index import ImageIndex, index_folder, list_images
+from cleanai_ray.data.source import ImageSource, Shape
 from cleanai_ray.data.transforms import decode_image, image_transform
-from cleanai_ray.errors import DataError
+from cleanai_ray.errors import ArtifactError, DataError, SampleError
 from cleanai_ray.registry import DATASETS
 from cleanai_ray.sections import DataSection
 
 _SPLITS = ("train", "val", "validation", "test")
-_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"))
+_USUAL_CACHE = "~/.cache/cleanai-ray"
 _EXPECTED = (
     "a folder with train/ and val/ or test/, each with one folder of images a class, "
     "or Food-101's images/ with meta/train.txt and meta/test.txt"
@@ -27,91 +30,177 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
     """Image files, decoded one at a time.
 
     Args:
-        paths: The files.
-        labels: The class of each.
+        filesystem: What they are on.
+        root: Folder on it that the index's names are below.
+        prefix: Put before a path in messages: `s3://`, or nothing on this machine.
+        index: The files and their classes.
         input_shape: Channels (3), height and width to deliver.
         augment: Apply the training transform.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: np.ndarray, *, input_shape: Shape, augment: bool) -> None:
-        self._paths = paths
-        self._labels = labels
+    def __init__(
+        self,
+        filesystem: ProcessFilesystem,
+        root: str,
+        prefix: str,
+        index: ImageIndex,
+        *,
+        input_shape: Shape,
+        augment: bool,
+    ) -> None:
+        self._filesystem = filesystem
+        self._root = root
+        self._prefix = prefix
+        self._index = index
         self._transform = image_transform(input_shape, augment=augment)
 
+    @property
+    def multiprocessing_context(self) -> str | None:
+        """How worker processes must start."""
+        return self._filesystem.multiprocessing_context
+
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._index)
+
+    def where(self, index: int) -> str:
+        """Return the path or URL of a sample."""
+        return f"{self._prefix}{self._root}/{self._index.name(index)}"
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path = self._paths[index]
-        return self._transform(decode_image(path, f"'{path}'")), int(self._labels[index])
+        where = self.where(index)
+        content = self._read(index, where) if self._prefix else Path(where)
+        return self._transform(decode_image(content, where)), int(self._index.labels[index])
 
-
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
-
-
-def _images_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
+    def _read(self, index: int, where: str) -> bytes:
+        try:
+            with self._filesystem.get().open_input_file(f"{self._root}/{self._index.name(index)}") as stream:
+                return stream.read()
+        except FileNotFoundError as error:
+            raise SampleError("cannot be decoded: it is gone", where) from error
+        except OSError as error:
+            raise DataError(f"sample '{where}' cannot be read: {' '.join(str(error).split())}") from error
 
 
 @DATASETS.register("image_folder")
 class ImageFolder(ImageSource):
-    """Image files in one folder a class below train/ and val/ or test/ (ImageNet), or in Food-101's own layout."""
+    """Image files in one folder a class below train/ and val/ or test/ (ImageNet), or in Food-101's own layout.
+
+    The files of a folder on this machine are found once: an index of them is kept in `data.options.index_cache`, or
+    where that is not given in `$CLEANAI_CACHE` or `~/.cache/cleanai-ray`; `index_cache: false` keeps none.
+    `image_index.index_folder` says what changes are noticed. An object store is listed by every process, since it has
+    no folders whose time of change could be compared.
+    """
+
+    option_names = ("index_cache",)
 
     def __init__(self, data: DataSection, input_shape: Shape) -> None:
         super().__init__(data, input_shape)
-        root = find_root(data.root, (), _EXPECTED)
-        nested = root / "food-101"
-        self._root = nested if (nested / "meta").is_dir() else root
-        self._listed = (self._root / "meta").is_dir() and (self._root / "images").is_dir()
-        if self._listed:
-            self.splits = tuple(split for split in _SPLITS if (self._root / "meta" / f"{split}.txt").is_file())
-            self.class_names = _class_folders(self._root / "images")
-        else:
-            self.splits = tuple(split for split in _SPLITS if (self._root / split).is_dir())
-            self.class_names = _class_folders(self._root / self.splits[0]) if self.splits else ()
+        self._cache = _cache_folder(data)
+        if data.root is None:
+            raise DataError(f"data.root is null; expected {_EXPECTED}")
+        try:
+            self._filesystem, self._root = resolve_filesystem(data.root)
+            self._files, self._is_local = ProcessFilesystem(data.root), isinstance(self._filesystem, fs.LocalFileSystem)
+            self._prefix = "" if self._is_local else f"{data.root.partition('://')[0]}://"
+            self._root = self._root.rstrip("/")
+            if not self._is("", fs.FileType.Directory):
+                raise DataError(f"data.root '{data.root}' does not exist or is not a folder; expected {_EXPECTED}")
+            self._listed = self._find_splits()
+        except (ArtifactError, OSError) as error:
+            raise DataError(f"data.root '{data.root}' cannot be opened: {error}; expected {_EXPECTED}") from error
         if not self.splits or not self.class_names:
             raise DataError(f"data.root '{data.root}' holds no splits with classes; expected {_EXPECTED}")
         self.num_classes = len(self.class_names)
-        self._cache: dict[str, tuple[list[Path], np.ndarray]] = {}
+        self._indices: dict[str, ImageIndex] = {}
 
-    def _samples(self, split: str) -> tuple[list[Path], np.ndarray]:
+    def _find_splits(self) -> bool:
+        """Find splits and classes; return whether Food-101's lists say what is in a split."""
+        if self._is("food-101/meta", fs.FileType.Directory):
+            self._root += "/food-101"
+        listed = self._is("meta", fs.FileType.Directory) and self._is("images", fs.FileType.Directory)
+        if listed:
+            self.splits = tuple(split for split in _SPLITS if self._is(f"meta/{split}.txt", fs.FileType.File))
+        else:
+            self.splits = tuple(split for split in _SPLITS if self._is(split, fs.FileType.Directory))
+        folder = "images" if listed else next(iter(self.splits), None)
+        self.class_names = () if folder is None else self._folders(folder)
+        return listed
+
+    def _is(self, name: str, kind: fs.FileType) -> bool:
+        return self._filesystem.get_file_info(f"{self._root}/{name}".rstrip("/")).type == kind
+
+    def _folders(self, name: str) -> tuple[str, ...]:
+        if self._is_local:
+            with os.scandir(f"{self._root}/{name}") as entries:
+                found = [entry.name for entry in entries if entry.is_dir()]
+        else:
+            infos = self._filesystem.get_file_info(fs.FileSelector(f"{self._root}/{name}"))
+            found = [info.base_name for info in infos if info.type == fs.FileType.Directory]
+        return tuple(sorted(entry for entry in found if not entry.startswith(".")))
+
+    def _samples(self, split: str) -> ImageIndex:
         name = self.resolve(split)
-        if name not in self._cache:
-            by_class = self._read_list(name) if self._listed else self._walk(name)
-            paths = [path for paths in by_class for path in paths]
-            if not paths:
-                raise DataError(f"split '{name}' of data.root '{self._root}' holds no images; expected {_EXPECTED}")
-            labels = np.repeat(np.arange(self.num_classes), [len(paths) for paths in by_class])
-            self._cache[name] = paths, labels
-        return self._cache[name]
+        if name not in self._indices:
+            try:
+                index = self._read_list(name) if self._listed else self._find_images(name)
+            except OSError as error:
+                raise DataError(f"split '{name}' of '{self._prefix}{self._root}' cannot be listed: {error}") from error
+            if not len(index):
+                raise DataError(
+                    f"split '{name}' of data.root '{self._prefix}{self._root}' holds no images; expected {_EXPECTED}"
+                )
+            self._indices[name] = index
+        return self._indices[name]
 
-    def _walk(self, split: str) -> list[list[Path]]:
-        folder = self._root / split
-        strange = sorted(set(_class_folders(folder)) - set(self.class_names))
+    def _find_images(self, split: str) -> ImageIndex:
+        if self._is_local:
+            self._check_classes(split, self._folders(split))
+            return index_folder(Path(self._root), split, self.class_names, self._cache)
+        found = list_images(self._filesystem, self._root, split)
+        self._check_classes(split, tuple(name for name in found if not name.startswith(".")))
+        return ImageIndex.of_classes(found.get(name, []) for name in self.class_names)
+
+    def _check_classes(self, split: str, found: tuple[str, ...]) -> None:
+        strange = sorted(set(found) - set(self.class_names))
         if strange:
-            raise DataError(f"'{folder}' holds class '{strange[0]}', which '{self._root / self.splits[0]}' does not")
-        return [_images_below(folder / name) for name in self.class_names]
+            root = f"{self._prefix}{self._root}"
+            raise DataError(f"'{root}/{split}' holds class '{strange[0]}', which '{root}/{self.splits[0]}' does not")
 
-    def _read_list(self, split: str) -> list[list[Path]]:
-        by_class: dict[str, list[Path]] = {name: [] for name in self.class_names}
-        file = self._root / "meta" / f"{split}.txt"
-        for line in file.read_text(encoding="utf-8").split():
+    def _read_list(self, split: str) -> ImageIndex:
+        by_class: dict[str, list[str]] = {name: [] for name in self.class_names}
+        with self._filesystem.open_input_file(f"{self._root}/meta/{split}.txt") as stream:
+            lines = stream.read().decode().split()
+        for line in lines:
             name = line.partition("/")[0]
             if name not in by_class:
-                raise DataError(f"'{file}' lists '{line}', but '{self._root / 'images'}' holds no class '{name}'")
-            by_class[name].append(self._root / "images" / f"{line}.jpg")
-        return list(by_class.values())
+                root = f"{self._prefix}{self._root}"
+                raise DataError(
+                    f"'{root}/meta/{split}.txt' lists '{line}', but '{root}/images' holds no class '{name}'"
+                )
+            by_class[name].append(f"images/{line}.jpg")
+        return ImageIndex.of_classes(by_class.values())
 
     def num_samples(self, split: str) -> int:
         """Return the number of images of a split."""
-        return len(self._samples(split)[0])
+        return len(self._samples(split))
 
     def dataset(self, split: str, *, augment: bool = False) -> FileDataset:
         """Return a split."""
-        paths, labels = self._samples(split)
-        return FileDataset(paths, labels, input_shape=self.input_shape, augment=augment)
+        index = self._samples(split)
+        shape = self.input_shape
+        return FileDataset(self._files, self._root, self._prefix, index, input_shape=shape, augment=augment)
 
     def describe(self, split: str, index: int) -> str:
-        """Return the sample's path."""
-        return str(self._samples(split)[0][index])
+        """Return the sample's path or URL."""
+        return self.dataset(split).where(index)
+
+
+def _cache_folder(data: DataSection) -> str | None:
+    """Return the folder of index files; None where none are kept."""
+    given = data.options.get("index_cache")
+    if given is False:
+        return None
+    if given is not None and not isinstance(given, str):
+        raise DataError(f"data.options.index_cache is {given!r}; allowed: a folder, or false for no index")
+    folder = given or os.environ.get("CLEANAI_CACHE") or _USUAL_CACHE
+    return None if os.path.expanduser(folder).startswith("~") else folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from cleanai_ray.data.augment import random_crop, random_flip
+from cleanai_ray.data.augment import Indices, random_crop, random_flip, sample_seeds
 from cleanai_ray.data.source import ImageSource
-
-Indices = Sequence[int] | np.ndarray | Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +70,19 @@ class InMemoryDataset(Dataset[tuple[Tensor, int]]):
         images, labels = self.batch([index])
         return images[0], int(labels[0])
 
-    def batch(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        """Return images float32 [N, C, H, W] and labels int64 [N] of several samples."""
+    def batch(self, indices: Indices, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Return images float32 [N, C, H, W] and labels int64 [N] of several samples.
+
+        Args:
+            indices: The samples.
+            seed: With a sample's index it decides what the training transform does to the sample.
+        """
         rows = torch.as_tensor(np.asarray(indices, dtype=np.int64))
         images = self._images[rows].float() / self._pixels.scale
         if self._augment:
-            images = random_crop(images, self._pixels.padding)
-            images = random_flip(images) if self._pixels.flip else images
+            seeds = sample_seeds(seed, rows)
+            images = random_crop(images, self._pixels.padding, seeds)
+            images = random_flip(images, seeds) if self._pixels.flip else images
         channels, height, width = self._input_shape
         if images.shape[-2:] != (height, width):
             images = functional.interpolate(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cleanai_ray.artifacts import resolve_filesystem
+from cleanai_ray.data.filesystems import ProcessFilesystem
 from cleanai_ray.data.source import ImageSource, Shape
 from cleanai_ray.data.transforms import decode_image, image_transform
-from cleanai_ray.errors import ArtifactError, DataError
+from cleanai_ray.errors import ArtifactError, DataError, SampleError
 from cleanai_ray.registry import DATASETS
 from cleanai_ray.sections import DataSection
 
@@ -53,7 +53,7 @@ class ParquetDataset(Dataset[tuple[Tensor, int]]):
     """Row groups, read one at a time as samples ask for them; the last few stay in memory.
 
     Args:
-        root: Folder or URL whose filesystem holds the files.
+        filesystem: What the files are on.
         groups: The row groups of the split, in order.
         columns: The columns to read.
         num_classes: Labels must be below this.
@@ -63,7 +63,7 @@ class ParquetDataset(Dataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        root: str,
+        filesystem: ProcessFilesystem,
         groups: Sequence[RowGroup],
         columns: Columns,
         *,
@@ -71,26 +71,21 @@ class ParquetDataset(Dataset[tuple[Tensor, int]]):
         input_shape: Shape,
         augment: bool,
     ) -> None:
-        self._root = root
+        self._filesystem = filesystem
         self._groups = groups
         self._columns = columns
         self._num_classes = num_classes
         self._transform = image_transform(input_shape, augment=augment)
         self._ends = np.cumsum([group.num_rows for group in groups])
-        self._forget()
-
-    def _forget(self) -> None:
-        self._process = os.getpid()
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
-        self._filesystem: fs.FileSystem | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict(), "_filesystem": None}
+        return {**self.__dict__, "_cache": OrderedDict()}
 
     @property
     def multiprocessing_context(self) -> str | None:
-        """How worker processes must start: object store clients do not survive a fork."""
-        return None if isinstance(resolve_filesystem(self._root)[0], fs.LocalFileSystem) else "forkserver"
+        """How worker processes must start."""
+        return self._filesystem.multiprocessing_context
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -117,16 +112,12 @@ class ParquetDataset(Dataset[tuple[Tensor, int]]):
         return group, int(index - self._ends[group] + self._groups[group].num_rows)
 
     def _table(self, number: int) -> pa.Table:
-        if self._process != os.getpid():
-            self._forget()
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
-        if self._filesystem is None:
-            self._filesystem = resolve_filesystem(self._root)[0]
         group = self._groups[number]
         try:
-            with self._filesystem.open_input_file(group.file) as stream:
+            with self._filesystem.get().open_input_file(group.file) as stream:
                 columns = [self._columns.image, self._columns.label]
                 table = pq.ParquetFile(stream).read_row_group(group.number, columns=columns, use_threads=False)
         except (OSError, pa.ArrowException) as error:
@@ -142,13 +133,14 @@ class ParquetDataset(Dataset[tuple[Tensor, int]]):
         value = table.column(self._columns.image)[row].as_py()
         content = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(content, bytes):
-            raise DataError(
-                f"sample {self.where(index)} holds no image bytes in column '{self._columns.image}'; "
-                "expected encoded images, plain or as a struct with 'bytes'"
+            raise SampleError(
+                f"holds no image bytes in column '{self._columns.image}'; "
+                "expected encoded images, plain or as a struct with 'bytes'",
+                self.where(index),
             )
         label = table.column(self._columns.label)[row].as_py()
         if not isinstance(label, int) or not 0 <= label < self._num_classes:
-            raise DataError(f"sample {self.where(index)} has label {label}; allowed: 0 to {self._num_classes - 1}")
+            raise DataError(f"sample '{self.where(index)}' has label {label}; allowed: 0 to {self._num_classes - 1}")
         return self._transform(decode_image(content, self.where(index))), label
 
 
@@ -163,6 +155,7 @@ class ParquetImages(ImageSource):
         if data.root is None:
             raise DataError(f"data.root is null; expected {_EXPECTED}")
         self._location = data.root
+        self._files = ProcessFilesystem(data.root)
         options = {"image_column": "image", "label_column": "label", **data.options}
         self._columns = Columns(str(options["image_column"]), str(options["label_column"]))
         try:
@@ -232,13 +225,17 @@ class ParquetImages(ImageSource):
     def dataset(self, split: str, *, augment: bool = False) -> ParquetDataset:
         """Return a split."""
         return ParquetDataset(
-            self._location,
+            self._files,
             self._groups[self.resolve(split)],
             self._columns,
             num_classes=self.num_classes,
             input_shape=self.input_shape,
             augment=augment,
         )
+
+    def reading_order(self, split: str, indices: np.ndarray) -> np.ndarray:
+        """Return the places of indices in the order in which the files hold their samples."""
+        return np.argsort(indices, kind="stable")
 
     def describe(self, split: str, index: int) -> str:
         """Return the file and row of a sample."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -70,13 +71,27 @@ class ImageSource(ABC):
     def dataset(self, split: str, *, augment: bool = False) -> ImageDataset:
         """Return a split as a map-style data set.
 
-        Items are a normalised float32 image [C, H, W] and its class, an int. A data set that also has
-        `batch(indices) -> (images [N, C, H, W], labels [N])` is read a whole batch at a time by `batches`.
+        Items are a normalised float32 image [C, H, W] and its class, an int; one that cannot be read raises a
+        `SampleError`. A data set that also has `batch(indices, seed) -> (images [N, C, H, W], labels [N])` is read a
+        whole batch at a time by `batches`.
+
+        What the training transform does to a sample depends on a seed and the sample's index alone, so that it is the
+        same however the samples are shared out. `batch` derives it from `augment.sample_seeds(seed, indices)`. An item
+        draws from torch's global CPU generator, which `batches` seeds anew for each, and restores; nothing else that
+        is random is seeded.
 
         Args:
             split: A name that `resolve` accepts.
-            augment: Apply the data set's usual random training transform, drawn from torch's global generator.
+            augment: Apply the data set's usual random training transform.
         """
+
+    def reading_order(self, split: str, indices: np.ndarray) -> np.ndarray:
+        """Return the places 0 to N - 1 of indices [N] such that samples which are stored together follow each other.
+
+        Shards of the calibration are cut from this order, so that each reads a part of the data set. By default the
+        order is that of the indices.
+        """
+        return np.arange(len(indices))
 
     @abstractmethod
     def describe(self, split: str, index: int) -> str:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from cleanai_ray.errors import DataError
+from cleanai_ray.errors import SampleError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,13 +36,13 @@ def decode_image(content: bytes | Path, where: str) -> Image.Image:
 
     Args:
         content: The bytes of an encoded image, or the path of a file that holds them.
-        where: What the error message calls the sample.
+        where: Where the sample lies: its path, or its file and row.
 
     Raises:
-        DataError: When the image cannot be read or decoded; the message names the sample.
+        SampleError: When the image cannot be read or decoded; the message names the sample.
     """
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"sample {where} cannot be decoded: {error}") from error
+        raise SampleError(f"cannot be decoded: {' '.join(str(error).split())}", where) from error

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from cleanai_ray.errors import ClusterError
+from cleanai_ray.errors import CleanAIError, ClusterError
 from cleanai_ray.study import Study
 
 
@@ -23,7 +23,7 @@ class Cluster:
         num_nodes: Nodes that are alive.
         cpus: CPU cores of all nodes.
         gpus: GPUs of all nodes.
-        node_cpus: CPU cores of the node that has most.
+        node_cpus: CPU cores that are free on the node that has most of them; at least 1.
         dashboard: Address of the Ray dashboard, or "" where it is off.
         driver_node: Identifier of the node this process runs on.
     """
@@ -53,7 +53,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
                 logging_level=logging.ERROR,
                 include_dashboard=True if address is None else None,
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise ClusterError(f"no Ray cluster answers at '{address}': {' '.join(str(error).split())}") from error
     try:
         yield _inspect()
@@ -79,46 +79,82 @@ def _inspect() -> Cluster:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     context: Any = ray.get_runtime_context()
     dashboard = ray.worker._global_node.webui_url if ray.worker._global_node else ""
+    free_resources = ray._private.state.available_resources_per_node().values()
     return Cluster(
         num_nodes=len(nodes),
         cpus=sum(node["Resources"].get("CPU", 0) for node in nodes),
         gpus=sum(node["Resources"].get("GPU", 0) for node in nodes),
-        node_cpus=max(node["Resources"].get("CPU", 0) for node in nodes),
+        node_cpus=max(1.0, *(free.get("CPU", 0) for free in free_resources)),
         dashboard=f"http://{dashboard}" if dashboard else "",
         driver_node=context.get_node_id(),
     )
 
 
 def require_room(study: Study, cluster: Cluster) -> None:
-    """Refuse a study whose trials could never be placed.
+    """Refuse a study whose trials could never be placed, on the nodes that are there or that an autoscaler may add.
 
     Raises:
         ClusterError: One sentence with the numbers that do not fit.
     """
-    wanted = study.resources
+    wanted, to_come = study.resources, _nodes_to_come()
     for name, need, kind in (
         ("cpus_per_trial", wanted.cpus_per_trial, "CPU"),
         ("gpus_per_trial", wanted.gpus_per_trial, "GPU"),
     ):
-        largest = max(node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"])
+        largest = max(resources.get(kind, 0) for resources in [*_nodes(), *to_come])
         if need > largest:
             raise ClusterError(
                 f"resources.{name} is {need:g}, and no node of the cluster has more than {largest:g} {kind}s; "
                 f"allowed: at most {largest:g}"
             )
+    workers, places = study.workers_per_trial, _places(study)
+    if workers > places and not to_come:
+        gpus = f" and {wanted.gpus_per_trial:g} GPUs" if wanted.gpus_per_trial else ""
+        raise ClusterError(
+            f"finetune.num_workers is {workers}, each with {wanted.cpus_per_trial:g} CPUs{gpus}, and the cluster has "
+            f"room for {places} of them at a time; allowed: at most {places}"
+        )
 
 
 def concurrent_trials(study: Study, cluster: Cluster) -> int:
-    """Return how many trials run at a time: what the study says, or what the cluster holds."""
+    """Return how many trials run at a time: what the study says, or what the live cluster holds."""
+    wanted = study.resources.max_concurrent_trials
+    return max(1, _places(study) // study.workers_per_trial) if wanted == "auto" else int(wanted)
+
+
+def _places(study: Study) -> int:
+    """Return how many workers of trials the cluster holds at a time: all are alike, so that nodes fill up evenly."""
     wanted = study.resources
-    if wanted.max_concurrent_trials != "auto":
-        return int(wanted.max_concurrent_trials)
-    room = cluster.cpus / wanted.cpus_per_trial
-    if wanted.gpus_per_trial:
-        room = min(room, cluster.gpus / wanted.gpus_per_trial)
-    return max(1, int(room + 1e-9))
+    places = 0
+    for resources in _nodes():
+        room = resources.get("CPU", 0) / wanted.cpus_per_trial
+        if wanted.gpus_per_trial:
+            room = min(room, resources.get("GPU", 0) / wanted.gpus_per_trial)
+        places += int(room + 1e-9)
+    return places
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _nodes_to_come() -> list[dict[str, float]]:
+    """Return the resources of a node of each kind that an autoscaler, if there is one, may add."""
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return [dict(group.resources) for group in groups if group.max_count != 0]
 
 
 def assigned_device() -> str:
     """Return the device that Ray assigned to this worker: its first GPU, or the CPU."""
     return "cuda:0" if ray.get_gpu_ids() else "cpu"
+
+
+def result_of(reference: Any) -> Any:
+    """Return what a task made, or raise the error that it raised."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, CleanAIError):
+            raise error.cause from None
+        raise

@@ -3,49 +3,181 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 import sys
+import time
+from dataclasses import dataclass
+from pathlib import PurePath
 
-from ray.job_submission import JobStatus, JobSubmissionClient
+import aiohttp
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.util.state.exception import RayStateApiException
 
+from cleanai_ray.distributed.entry_point import EntryPoint, node_resources, require_entry_point
 from cleanai_ray.errors import ClusterError
+from cleanai_ray.study import Study
 
-_EXCLUDED = [".git", ".venv", "artifacts", ".mypy_cache", ".ruff_cache", ".pytest_cache", "__pycache__"]
+_EXCLUDED = [
+    ".git",
+    ".venv",
+    "venv",
+    "/artifacts",
+    ".hypothesis",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    "__pycache__",
+]
+_INTERRUPTED = 130
+_BROKEN = (OSError, RuntimeError, ValueError, aiohttp.ClientError, RayStateApiException)
 
 
-def submit_study(study: str, *, address: str, out: str | None, overrides: list[str], fresh: bool) -> int:
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    client: JobSubmissionClient
+    address: str
+    name: str
+
+    def command(self, action: str) -> str:
+        return shlex.join(["ray", "job", *action.split(), "--address", self.address, self.name])
+
+
+def submit_study(
+    path: str,
+    study: Study,
+    *,
+    address: str,
+    out: str | None,
+    overrides: list[str],
+    fresh: bool,
+    entry_point: EntryPoint,
+) -> int:
     """Submit a study with the current folder as working directory, stream the job's log, and return its exit code.
 
     Args:
-        study: Study file, relative to the current folder.
+        path: Study file, in the current folder or below it.
+        study: What the file holds, overrides included.
         address: The dashboard's address, `http://HEAD:8265`.
         out: Run directory on the cluster.
         overrides: `a.b=c` overrides.
         fresh: Compute everything anew.
+        entry_point: What the job's own process reserves.
+
+    Returns:
+        The exit code of the job's process; 1 where it never had one; 130 where the log was interrupted.
 
     Raises:
-        ClusterError: When the cluster does not answer.
+        ClusterError: When the cluster does not answer, refuses the token, or has no room for the entry point.
     """
-    words = ["python", "-m", "cleanai_ray", "run", os.path.relpath(study), "--address", "auto"]
+    words = ["python", "-m", "cleanai_ray", "run", _inside(path), "--address", "auto"]
     words += ["--out", out] if out else []
     words += [word for override in overrides for word in ("--set", override)]
     words += ["--fresh"] if fresh else []
-    environment = {"working_dir": os.getcwd(), "excludes": _EXCLUDED}
+    if not address.startswith(("http://", "https://")):
+        raise ClusterError(f"--address is '{address}'; allowed: the address of a dashboard, as in http://HEAD:8265")
+    job = None
+    try:
+        job = _submit(words, study, address, entry_point)
+        _write(f"job {job.name}\n")
+        _warn_of_passing_results(study.output.dir)
+        return _exit_code(_follow(job), job)
+    except KeyboardInterrupt:
+        if job is None:
+            raise
+        _say(f"job {job.name} goes on; its log: `{job.command('logs --follow')}`; to stop it: `{job.command('stop')}`")
+        return _INTERRUPTED
+
+
+def _inside(path: str) -> str:
+    relative = os.path.relpath(path)
+    if PurePath(relative).parts[:1] == ("..",):
+        raise ClusterError(
+            f"study file '{path}' is outside of '{os.getcwd()}', the folder that the job gets a copy of; "
+            "allowed: a file of the current folder or below it"
+        )
+    return relative
+
+
+def _warn_of_passing_results(directory: str) -> None:
+    if "://" not in directory and not os.path.isabs(directory):
+        _say(
+            f"warning: output.dir is '{directory}', below the job's own copy of this folder, which Ray deletes sooner "
+            "or later; --out takes a folder that starts with / or a URL, which are kept"
+        )
+
+
+def _submit(words: list[str], study: Study, address: str, entry_point: EntryPoint) -> _Job:
+    for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Ray prefers these variables to any address that it is given.
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
     try:
         client = JobSubmissionClient(address)
-        job = client.submit_job(entrypoint=shlex.join(words), runtime_env=environment)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+        if entry_point != EntryPoint():
+            require_entry_point(entry_point, study, node_resources(address))
+        job = client.submit_job(
+            entrypoint=shlex.join(words),
+            runtime_env={"working_dir": os.getcwd(), "excludes": _EXCLUDED},
+            entrypoint_num_cpus=entry_point.cpus or None,
+            entrypoint_num_gpus=entry_point.gpus or None,
+            entrypoint_memory=entry_point.memory_bytes or None,
+        )
+    except AuthenticationError as error:
+        raise ClusterError(_about_token(address, error)) from error
+    except _BROKEN as error:
         raise ClusterError(f"no Ray cluster takes jobs at '{address}': {' '.join(str(error).split())}") from error
-    asyncio.run(_stream(client, job))
-    status = client.get_job_status(job)
-    if status == JobStatus.SUCCEEDED:
+    return _Job(client=client, address=address, name=job)
+
+
+def _about_token(address: str, error: AuthenticationError) -> str:
+    reason = error.message.splitlines()[0].partition(". ")[0]
+    return (
+        f"the cluster at '{address}' takes jobs with its token only: {reason}; needed: RAY_AUTH_MODE=token (it is "
+        f"{os.environ.get('RAY_AUTH_MODE', 'not set')}) and the cluster's token in RAY_AUTH_TOKEN, or in the file that "
+        "RAY_AUTH_TOKEN_PATH names"
+    )
+
+
+def _follow(job: _Job) -> JobDetails:
+    """Stream the log until the job has ended; where the stream breaks before that, wait for the end."""
+    try:
+        try:
+            asyncio.run(_stream(job))
+        except _BROKEN as error:
+            _say(f"the log of job {job.name} broke off ({error or type(error).__name__}); waiting for the job's end")
+        while not (details := job.client.get_job_info(job.name)).status.is_terminal():
+            time.sleep(2)
+    except (AuthenticationError, *_BROKEN) as error:
+        raise ClusterError(
+            f"'{job.address}' answers no longer ({' '.join(str(error).split())}), so that the end of job {job.name} is "
+            f"unknown; its log, once it answers: `{job.command('logs --follow')}`"
+        ) from error
+    return details
+
+
+async def _stream(job: _Job) -> None:
+    async for text in job.client.tail_job_logs(job.name):
+        _write(text)
+
+
+def _exit_code(details: JobDetails, job: _Job) -> int:
+    code = details.driver_exit_code
+    if details.status == JobStatus.SUCCEEDED:
         return 0
-    code = client.get_job_info(job).driver_exit_code
-    return code if code else 1
+    if code is None:
+        _say(f"job {job.name} is {details.status.value}: {' '.join((details.message or '').split())}")
+        return 1
+    return 128 - code if code < 0 else code or 1
 
 
-async def _stream(client: JobSubmissionClient, job: str) -> None:
-    async for text in client.tail_job_logs(job):
-        sys.stdout.write(text)
-        sys.stdout.flush()
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _say(sentence: str) -> None:
+    sys.stderr.write(f"cleanai: {sentence}\n")

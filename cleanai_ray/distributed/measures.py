@@ -15,8 +15,9 @@ from cleanai_ray.dense_measures import (
     needs_moments,
     needs_statistics,
 )
-from cleanai_ray.distributed.calibration import CalibrationPool, calibrate_on_actors, result_of
-from cleanai_ray.distributed.cluster import Cluster, assigned_device
+from cleanai_ray.distributed.calibration import calibrate_on_actors, calibration_pool, moments_on_actors
+from cleanai_ray.distributed.cluster import Cluster, assigned_device, result_of
+from cleanai_ray.distributed.files import RunFiles
 from cleanai_ray.distributed.progress import Narrator
 from cleanai_ray.keys import moments_key
 from cleanai_ray.pruning.curves import SensitivityCurves
@@ -24,7 +25,7 @@ from cleanai_ray.repair.moments import ConsumerMoments
 from cleanai_ray.study import Study
 from cleanai_ray.workspace import Workspace, open_workspace
 
-_MOMENTS, _CURVES = "cache/moments.safetensors", "cache/curves.json"
+_CURVES = "cache/curves.json"
 
 
 def measure_dense(
@@ -33,6 +34,7 @@ def measure_dense(
     weights: Any,
     dense_digest: str,
     run: RunDirectory,
+    files: RunFiles,
     cluster: Cluster,
     narrator: Narrator,
 ) -> DenseMeasures:
@@ -44,6 +46,7 @@ def measure_dense(
         weights: Reference to the dense weights in the object store.
         dense_digest: Digest of the dense weights.
         run: The run directory.
+        files: The run directory, as workers reach it.
         cluster: The connected cluster.
         narrator: Told of the stages.
 
@@ -51,39 +54,18 @@ def measure_dense(
         CleanAIError: When something cannot be measured; the message says which sample or layer.
     """
     statistics = moments = curves = None
-    with CalibrationPool(study, cluster) as pool:
+    with calibration_pool(study, cluster, run, files, narrator) as pool:
         if needs_statistics(study):
             with narrator.stage("calibration"):
                 statistics = calibrate_on_actors(study, weights, dense_digest, run, pool)
         if needs_moments(study):
             with narrator.stage("second moments"):
-                moments = moments_on_actors(study, workspace, weights, dense_digest, run, pool)
+                moments = moments_on_actors(study, len(moment_shards(workspace)), weights, dense_digest, run, pool)
     if needs_curves(study):
         assert moments is not None
         with narrator.stage("sensitivity"):
             curves = curves_on_worker(study, moments, weights, dense_digest, run, cluster)
     return DenseMeasures(statistics=statistics, moments=moments, curves=curves)
-
-
-def moments_on_actors(
-    study: Study,
-    workspace: Workspace,
-    weights: Any,
-    dense_digest: str,
-    run: RunDirectory,
-    pool: CalibrationPool,
-) -> ConsumerMoments:
-    """Return the second moments of a study's dense model; they do not depend on the number of actors."""
-    key = moments_key(study, dense_digest)
-    if run.is_complete(_MOMENTS, key):
-        return ConsumerMoments.from_bytes(run.read_bytes(_MOMENTS))
-    shards = pool.work_through("moments", len(moment_shards(workspace)), weights)
-    moments = ConsumerMoments.from_bytes(shards[0])
-    for content in shards[1:]:
-        moments = moments + ConsumerMoments.from_bytes(content)
-    run.write_bytes(_MOMENTS, moments.to_bytes())
-    run.mark(_MOMENTS, key)
-    return moments
 
 
 def _curves(study_json: str, weights: bytes, moments: ConsumerMoments) -> str:

@@ -10,14 +10,17 @@ import ray
 
 from cleanai_ray import results
 from cleanai_ray.artifacts import RunDirectory
-from cleanai_ray.distributed.cluster import connected, require_room
+from cleanai_ray.distributed.cluster import Cluster, connected, require_room
 from cleanai_ray.distributed.dense import obtain_dense
 from cleanai_ray.distributed.measures import measure_dense
 from cleanai_ray.distributed.progress import Narrator, format_seconds
 from cleanai_ray.distributed.sweep import run_sweep
-from cleanai_ray.distributed.writer import rank
+from cleanai_ray.distributed.trial_work import SweepInputs
+from cleanai_ray.distributed.watching import watching
+from cleanai_ray.distributed.writer import rank, run_files, unreadable_samples
 from cleanai_ray.environment import describe_environment, describe_samples
 from cleanai_ray.keys import calibration_key
+from cleanai_ray.locking import locked
 from cleanai_ray.report import make_report
 from cleanai_ray.study import Study, digest
 from cleanai_ray.tables import write_tables
@@ -30,9 +33,11 @@ _OWN = (
     "charts",
     "exports",
     "tune",
+    "train",
     "report.pdf",
     "report.html",
     "environment.json",
+    "status.json",
     "study.yaml",
     "layer_ratios.yaml",
 )
@@ -60,6 +65,7 @@ def run_study(
     address: str | None,
     command: str,
     narrator: Narrator,
+    fresh: bool = False,
 ) -> int:
     """Run a study, resuming what the run directory already holds, and return the number of failed trials.
 
@@ -70,45 +76,75 @@ def run_study(
         address: Address of a Ray cluster, or None to start one on this machine.
         command: The command that was typed, for the record.
         narrator: Told of the course of the study.
+        fresh: Delete first what an earlier run left.
 
     Raises:
-        CleanAIError: When the study cannot be run at all. What was computed until then is kept.
+        CleanAIError: When the study cannot be run at all, or another process holds the run directory. What was
+            computed until then is kept.
     """
+    with locked(run):
+        if fresh:
+            clear(run)
+        return _run_alone(study, workspace, run, address, command, narrator)
+
+
+def _run_alone(
+    study: Study, workspace: Workspace, run: RunDirectory, address: str | None, command: str, narrator: Narrator
+) -> int:
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.monotonic()
     run.write_text("study.yaml", study.to_yaml())
-    with connected(address) as cluster:
+    with (
+        connected(address) as cluster,
+        watching(study, run, narrator),
+        run_files(study, run, cluster) as (files, writer),
+    ):
         require_room(study, cluster)
         narrator.say(
             f"Ray: {cluster.num_nodes} node{'s' * (cluster.num_nodes > 1)}, {cluster.cpus:g} CPUs, "
             f"{cluster.gpus:g} GPUs" + (f"; dashboard {cluster.dashboard}" if cluster.dashboard else "")
         )
         with narrator.stage("dense model"):
-            dense = obtain_dense(study, run, cluster)
-        narrator.say(f"dense accuracy: {dense.accuracy.accuracy:.2%} of {dense.accuracy.num_samples} images")
+            dense = obtain_dense(study, run, files, cluster)
+        narrator.dense(dense.accuracy)
         weights = ray.put(dense.weights)
-        measures = measure_dense(study, workspace, weights, dense.digest, run, cluster, narrator)
-        records = run_sweep(study, dense, ray.put(dense), ray.put(measures), run, cluster, narrator)
-    write_tables(run, list(records.values()), dense.history, measures)
-    environment = {
-        **describe_environment(),
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - clock, 1),
-        "command": command,
-        "cluster": {"nodes": cluster.num_nodes, "cpus": cluster.cpus, "gpus": cluster.gpus},
-        "digests": {
-            "study": digest(study.model_dump()),
-            "weights": dense.digest,
-            "calibration": calibration_key(study, dense.digest),
-        },
-        "samples": describe_samples(workspace),
-        "warnings": [],
-    }
-    run.write_json("environment.json", environment)
-    with narrator.stage("report"):
-        make_report(run)
+        measures = measure_dense(study, workspace, weights, dense.digest, run, files, cluster, narrator)
+        inputs = SweepInputs(
+            study=study,
+            dense_digest=dense.digest,
+            dense=ray.put(dense),
+            measures=ray.put(measures),
+            files=files,
+            writer=writer,
+        )
+        records = run_sweep(inputs, run, cluster, narrator)
+        write_tables(run, list(records.values()), dense.history, measures)
+        record = _record_of_run(study, workspace, run, cluster, dense.digest)
+        record |= {"started": started.isoformat(timespec="seconds"), "command": command}
+        record["seconds"] = round(time.monotonic() - clock, 1)
+        run.write_json("environment.json", record)
+        with narrator.stage("report"):
+            make_report(run)
     rows = [record["row"] for record in records.values()]
     _say_outcome(rows, run, time.monotonic() - clock, narrator)
     return sum(row["status"] != results.OK for row in rows)
+
+
+def _record_of_run(
+    study: Study, workspace: Workspace, run: RunDirectory, cluster: Cluster, dense_digest: str
+) -> dict[str, Any]:
+    """Return what environment.json says beside times and command."""
+    return {
+        **describe_environment(),
+        "cluster": {"nodes": cluster.num_nodes, "cpus": cluster.cpus, "gpus": cluster.gpus},
+        "digests": {
+            "study": digest(study.model_dump()),
+            "weights": dense_digest,
+            "calibration": calibration_key(study, dense_digest),
+        },
+        "samples": describe_samples(workspace),
+        "unreadable_samples": unreadable_samples(study, run),
+        "warnings": [],
+    }
 
 
 def _say_outcome(rows: list[dict[str, Any]], run: RunDirectory, seconds: float, narrator: Narrator) -> None:

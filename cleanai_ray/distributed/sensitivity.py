@@ -18,7 +18,9 @@ from cleanai_ray.distributed.cluster import connected
 from cleanai_ray.distributed.dense import obtain_dense
 from cleanai_ray.distributed.measures import measure_dense
 from cleanai_ray.distributed.progress import Narrator
+from cleanai_ray.distributed.writer import run_files
 from cleanai_ray.errors import PruningError
+from cleanai_ray.locking import locked
 from cleanai_ray.pruning.curves import SensitivityCurves
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.sensitivity.table import curve_rows, layer_ratios
@@ -57,10 +59,11 @@ def analyse(
     """
     study = study.model_copy(update={"sweep": study.sweep.model_copy(update={"methods": ("reconstruction",)})})
     workspace = Workspace(study=study, source=workspace.source, roles=workspace.roles, device=workspace.device)
-    with connected(address) as cluster:
+    with locked(run), connected(address) as cluster, run_files(study, run, cluster) as (files, _):
         with narrator.stage("dense model"):
-            dense = obtain_dense(study, run, cluster)
-        measures = measure_dense(study, workspace, ray.put(dense.weights), dense.digest, run, cluster, narrator)
+            dense = obtain_dense(study, run, files, cluster)
+        weights = ray.put(dense.weights)
+        measures = measure_dense(study, workspace, weights, dense.digest, run, files, cluster, narrator)
     curves = measures.curves
     assert curves is not None
     table = results.to_table(curve_rows(curves), results.SENSITIVITY)

@@ -1,11 +1,16 @@
-"""The one process that writes trials into the run directory: an actor on the driver's node.
+"""The one process that writes a study into a folder: an actor on the driver's node.
 
 Workers send it what they made, so that a run directory on the head's own disk works on any cluster. A trial's model
-comes before its record, and the record's completion marker last.
+comes before its record, and the record's completion marker last. Everything it knows it can read back, so that it
+goes on where it was when its process was killed.
 """
 
 from __future__ import annotations
 
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -14,8 +19,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cleanai_ray import results
 from cleanai_ray.api import PLAN_FILE, WEIGHTS_FILE
 from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.distributed.cluster import Cluster
+from cleanai_ray.distributed.files import RunFiles, checkpoint_name, read_file, write_file
+from cleanai_ray.errors import DataError
+from cleanai_ray.keys import data_key
+from cleanai_ray.study import Study
 
 Record = dict[str, Any]
+UNREADABLE_FILE = "cache/unreadable.json"
+_CONCURRENT_CALLS = 4
 
 
 def record_name(trial_id: str) -> str:
@@ -39,52 +51,115 @@ def lacks_model(rows: list[dict[str, Any]], save_models: str, run: RunDirectory)
     return {row["trial_id"] for row in wanted if not run.exists(f"{model_folder(row['trial_id'])}/{PLAN_FILE}")}
 
 
+def unreadable_samples(study: Study, run: RunDirectory) -> dict[str, str]:
+    """Return the samples of a study that could not be decoded and were left out, with the reasons."""
+    key = data_key(study)
+    return run.read_json(UNREADABLE_FILE) if run.is_complete(UNREADABLE_FILE, key) else {}
+
+
 class RunWriter:
-    """Writes records and models, and keeps those models that the study asks for.
+    """Writes files, records and models, and keeps those models that the study asks for.
+
+    Calls may overlap: files are independent of each other, records are taken one at a time.
 
     Args:
         location: The run directory.
-        save_models: `none`, `best` or `all`.
-        completed: Rows of the trials that are complete already.
+        study: The study.
     """
 
-    def __init__(self, location: str, save_models: str, completed: list[dict[str, Any]]) -> None:
+    def __init__(self, location: str, study: Study) -> None:
         self._run = RunDirectory(location)
-        self._save_models = save_models
-        self._saved = {row["trial_id"]: row for row in completed if self._run.exists(model_folder(row["trial_id"]))}
-        for trial_id in self._run.list("models"):
-            if trial_id not in self._saved:  # Of another study, or of other inputs: not what the tables will say.
-                self._run.delete(model_folder(trial_id))
+        self._study = study
+        self._save_models = study.output.save_models
+        self._lock = threading.Lock()
+        self._unreadable = unreadable_samples(study, self._run)
+        self._saved = {row["trial_id"]: row for row in self._rows_with_model()}
+
+    def read_file(self, name: str, inputs: str | None) -> bytes | None:
+        """Return a file's content; see `RunFiles.read`."""
+        return read_file(self._run, name, inputs)
+
+    def write_file(self, name: str, content: bytes, inputs: str | None) -> None:
+        """Write a file; see `RunFiles.write`."""
+        write_file(self._run, name, content, inputs)
+
+    def note_unreadable(self, found: dict[str, str]) -> None:
+        """Add samples to those that could not be decoded.
+
+        Raises:
+            DataError: When there are more of them than `data.skip_unreadable` allows.
+        """
+        with self._lock:
+            if found.keys() - self._unreadable.keys():
+                self._unreadable = dict(sorted({**self._unreadable, **found}.items()))
+                self._run.write_json(UNREADABLE_FILE, self._unreadable)
+                self._run.mark(UNREADABLE_FILE, data_key(self._study))
+            allowed = self._study.data.skip_unreadable
+            if len(self._unreadable) > allowed:
+                some = ", ".join(list(self._unreadable)[:3])
+                raise DataError(
+                    f"{len(self._unreadable)} samples cannot be decoded, data.skip_unreadable allows {allowed}: {some}"
+                    + (", ..." if len(self._unreadable) > 3 else "")
+                )
+
+    def begin_sweep(self, completed: list[str]) -> None:
+        """Delete models that are not those of complete trials: they are not what the tables will say."""
+        with self._lock:
+            self._saved = {name: row for name, row in self._saved.items() if name in completed}
+            for trial_id in self._run.list("models"):
+                if trial_id not in self._saved:
+                    self._run.delete(model_folder(trial_id))
 
     def wants_model(self, row: dict[str, Any]) -> bool:
         """Whether the model of a trial is to be sent."""
         if self._save_models == "best":
-            return all(rank(row) < rank(other) for other in self._saved.values())
+            return all(rank(row) < rank(other) for other in list(self._saved.values()))
         return self._save_models == "all"
 
     def write(self, record: Record, inputs: str, plan: str | None, weights: bytes | None) -> None:
         """Write a trial: its model if it comes with one, its record, and the marker of a trial that succeeded."""
         row = record["row"]
         trial_id = row["trial_id"]
-        if plan is not None and weights is not None and self.wants_model(row):
-            folder = model_folder(trial_id)
-            self._run.write_bytes(f"{folder}/{WEIGHTS_FILE}", weights)
-            self._run.write_text(f"{folder}/{PLAN_FILE}", plan)
-            self._saved[trial_id] = row
-        self._run.write_json(record_name(trial_id), record)
-        if row["status"] == results.OK:
-            self._run.mark(record_name(trial_id), inputs)
-        if self._save_models == "best":
-            self._keep_best()
+        with self._lock:
+            if plan is not None and weights is not None and self.wants_model(row):
+                folder = model_folder(trial_id)
+                self._run.write_bytes(f"{folder}/{WEIGHTS_FILE}", weights)
+                self._run.write_text(f"{folder}/{PLAN_FILE}", plan)
+                self._saved[trial_id] = row
+            self._run.write_json(record_name(trial_id), record)
+            if row["status"] == results.OK:
+                self._run.mark(record_name(trial_id), inputs)
+                self._run.delete(checkpoint_name(trial_id, inputs))
+            if self._save_models == "best":
+                self._keep_best()
 
     def _keep_best(self) -> None:
         for trial_id in sorted(self._saved, key=lambda name: rank(self._saved[name]))[1:]:
             self._run.delete(model_folder(trial_id))
             del self._saved[trial_id]
 
+    def _rows_with_model(self) -> Iterator[dict[str, Any]]:
+        for trial_id in self._run.list("models"):
+            if self._run.exists(record_name(trial_id)):
+                row = self._run.read_json(record_name(trial_id))["row"]
+                if row["status"] == results.OK:
+                    yield row
 
-def start_writer(location: str, save_models: str, completed: list[dict[str, Any]], node_id: str) -> Any:
-    """Start the writer on a node, and return its handle."""
-    placement = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-    actor = ray.remote(RunWriter).options(num_cpus=0, scheduling_strategy=placement)
-    return actor.remote(location, save_models, completed)
+
+@contextmanager
+def run_files(study: Study, run: RunDirectory, cluster: Cluster) -> Iterator[tuple[RunFiles, Any]]:
+    """Start the writer on the driver's node; yield the run directory as workers reach it, and the writer's handle."""
+    placement = NodeAffinitySchedulingStrategy(node_id=cluster.driver_node, soft=False)
+    actor = ray.remote(RunWriter).options(
+        name=f"writer-{study.name}-{uuid.uuid4().hex[:6]}",
+        num_cpus=0,
+        scheduling_strategy=placement,
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=_CONCURRENT_CALLS,
+    )
+    writer: Any = actor.remote(run.location, study)
+    try:
+        yield RunFiles(run, writer), writer
+    finally:
+        ray.kill(writer)

@@ -19,11 +19,12 @@ from cleanai_ray.models.family import ModelFamily, find_classifier, fit_position
 _NUM_SHOWN = 3
 
 
-def _read(path: str) -> bytes:
+def _read(path: str) -> tuple[bytes, bool]:
+    """Return a file's content, and whether its name says that it is safetensors; a URL's query is no part of it."""
     try:
         filesystem, location = resolve_filesystem(path)
         with filesystem.open_input_file(location) as stream:
-            return stream.read()
+            return stream.read(), location.endswith(".safetensors")
     except FileNotFoundError as error:
         raise ModelError(
             f"model.weights '{path}' does not exist; allowed: a .safetensors or state_dict file, 'pretrained', or null"
@@ -33,15 +34,15 @@ def _read(path: str) -> bytes:
 
 
 def _parse(path: str) -> Any:
-    content = _read(path)
+    content, is_safetensors = _read(path)
     try:
-        if path.endswith(".safetensors"):
+        if is_safetensors:
             return safetensors.torch.load(content)
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make the unpickler raise anything
         reason = one_line(error).partition(". ")[0][:200]
         raise ModelError(
-            f"model.weights '{path}' is not a readable {'safetensors' if path.endswith('.safetensors') else 'PyTorch'} "
+            f"model.weights '{path}' is not a readable {'safetensors' if is_safetensors else 'PyTorch'} "
             f"file of tensors ({type(error).__name__}: {reason})"
         ) from error
 

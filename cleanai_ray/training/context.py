@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.errors import ArtifactError, CleanAIError
 
 
@@ -58,6 +57,9 @@ class TrainingContext(ABC):
         """Return the module whose forward pass trains, with gradients averaged over all processes."""
         return model
 
+    def announce(self, model: nn.Module) -> None:  # noqa: B027 - a single process has nobody to tell
+        """Give the other processes the model that is to be trained; called by the first one alone."""
+
 
 class CheckpointStore(Protocol):
     """Keeps the bytes of one checkpoint."""
@@ -67,31 +69,6 @@ class CheckpointStore(Protocol):
 
     def load(self) -> bytes | None:
         """Return what is kept, or None."""
-
-
-class RunDirectoryCheckpoints:
-    """A checkpoint store that is one file of a run directory.
-
-    Args:
-        directory: The run directory.
-        name: The file's name in it.
-    """
-
-    def __init__(self, directory: RunDirectory, name: str) -> None:
-        self._directory = directory
-        self._name = name
-
-    def save(self, content: bytes) -> None:
-        """Replace the file, wholly or not at all."""
-        self._directory.write_bytes(self._name, content)
-
-    def load(self) -> bytes | None:
-        """Return the file's content, or None where there is none."""
-        return self._directory.read_bytes(self._name) if self._directory.exists(self._name) else None
-
-    def delete(self) -> None:
-        """Delete the file, if it exists."""
-        self._directory.delete(self._name)
 
 
 def encode_checkpoint(state: dict[str, Any]) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.errors import ArtifactError
 from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
 from cleanai_ray.evaluation.hooks import require_no_hooks
 from cleanai_ray.modules import preserved_modes
@@ -19,7 +22,9 @@ from cleanai_ray.training.averaging import WeightAverage
 from cleanai_ray.training.context import TrainingContext, TrainingError
 from cleanai_ray.training.progress import Progress
 from cleanai_ray.training.stepper import Stepper
+from cleanai_ray.training.synchronized import global_batch_norm
 
+_LOG = logging.getLogger(__name__)
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
@@ -53,7 +58,11 @@ def fine_tune(
 
     The best epoch has the highest validation accuracy, the first of equals. Torch's global random state is the same
     before and after; every epoch has a seed of its own, so that a run that resumes from a checkpoint gives the weights
-    of one that never stopped. A checkpoint of another section, seed or architecture is passed over.
+    of one that never stopped. A checkpoint of another section, seed or architecture, or one that cannot be
+    read, is passed over.
+
+    Several processes train like one: gradients are those of the global batch, whatever the shares, and so are the
+    statistics of batch-norm. Only what draws random numbers in the model, dropout for instance, differs by process.
 
     On CUDA, training uses float16 autocast and channels-last memory. The model is moved to the context's device, and
     its modules end in the mode in which they were found.
@@ -83,6 +92,7 @@ def fine_tune(
     device = context.device
     devices = [device] if device.type == "cuda" else []
     with (
+        global_batch_norm(model, device) if context.world_size > 1 else contextlib.nullcontext(),
         preserved_modes(model),
         torch.random.fork_rng(devices),
         preserved_modes(nn.Identity() if teacher is None else teacher),
@@ -115,7 +125,7 @@ class _Run:
         self._validation_batches = validation_batches
         self._context = context
         self._seed = seed
-        self._fingerprint = _fingerprint(model, section, steps_per_epoch, seed, context.world_size)
+        self._fingerprint = _fingerprint(model, section, steps_per_epoch, seed)
         self._average = None if section.ema_decay is None else WeightAverage(model, section.ema_decay)
         self._stepper = Stepper(
             model,
@@ -166,16 +176,8 @@ class _Run:
         self._context.report(row)
 
     def _validate(self) -> Accuracy:
-        self._average_buffers()
         batches = self._validation_batches()
         return evaluate(self._kept, batches, device=self._context.device, all_reduce=self._context.all_reduce)
-
-    def _average_buffers(self) -> None:
-        """Give all processes the same running statistics: each has seen other images."""
-        if self._context.world_size > 1:
-            for buffer in self._kept.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(self._context.all_reduce(buffer.clone()) / self._context.world_size)
 
     def _state(self, progress: Progress) -> dict[str, Any]:
         average = {} if self._average is None else self._average.model.state_dict()
@@ -189,7 +191,11 @@ class _Run:
         return _copy(state)
 
     def _restore(self) -> Progress | None:
-        state = self._context.load_checkpoint()
+        try:
+            state = self._context.load_checkpoint()
+        except ArtifactError as error:
+            _LOG.warning("training begins anew: %s", error)
+            return None
         if state is None or state.get("fingerprint") != self._fingerprint:
             return None
         self._model.load_state_dict(state["model"])
@@ -215,7 +221,8 @@ def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _fingerprint(model: nn.Module, section: FineTuneSection, steps_per_epoch: int, seed: int, world_size: int) -> str:
+def _fingerprint(model: nn.Module, section: FineTuneSection, steps_per_epoch: int, seed: int) -> str:
     shapes = [f"{name}{tuple(value.shape)}{value.dtype}" for name, value in model.state_dict().items()]
-    parts = [section.model_dump_json(), str(steps_per_epoch), str(seed), str(world_size), *shapes]
+    recipe = section.model_dump_json(exclude={"num_workers"})
+    parts = [recipe, str(steps_per_epoch), str(seed), *shapes]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -129,7 +129,7 @@ class Stepper:
             # Inception and GoogLeNet give (logits, auxiliary logits) while they train.
             logits = output if isinstance(output, Tensor) else output[0]
             loss = self._objective(images, logits, labels)
-        self._scaler.scale(loss).backward()
+        self._scaler.scale(loss * self._weight(labels)).backward()
         if self._section.gradient_clip is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._parameters, self._section.gradient_clip)
@@ -140,6 +140,14 @@ class Stepper:
         correct = (logits.detach().argmax(1) == labels).sum()
         num_images = torch.full_like(correct, len(labels))
         return torch.stack([loss.detach().double() * len(labels), correct.double(), num_images.double()])
+
+    def _weight(self, labels: Tensor) -> Tensor | float:
+        """Return what makes the mean over processes of mean losses the mean over the global batch."""
+        size = self._context.world_size
+        if size == 1:
+            return 1.0
+        count = torch.tensor(float(len(labels)), device=self._context.device)
+        return len(labels) * size / self._context.all_reduce(count)
 
     def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         device = self._context.device

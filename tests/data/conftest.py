@@ -11,6 +11,14 @@ from image_trees import colour_image, encoded, write_hub_parquet
 from sklearn.datasets import load_digits
 
 
+@pytest.fixture(autouse=True)
+def index_cache(tmp_path_factory, monkeypatch) -> Path:
+    """An empty folder for index files, instead of the one in the home folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("CLEANAI_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def digit_images() -> tuple[np.ndarray, np.ndarray]:
     """Digits as bytes 0 to 255 [N, 8, 8], and their classes."""

@@ -38,7 +38,7 @@ def test_imagenet_folders(imagenet_root):
         assert torch.equal(dataset[4][0], evaluated(stream.read(), 28, 32))  # 28 * 256 / 224 = 32
 
 
-def test_the_training_transform_is_random_but_seeded(imagenet_root):
+def test_items_draw_the_training_transform_from_torchs_generator(imagenet_root):
     dataset = opened("image_folder", root=str(imagenet_root), num_classes=3).dataset("train", augment=True)
     torch.manual_seed(2)
     first, second = dataset[0][0], dataset[0][0]
@@ -151,8 +151,8 @@ def test_unreadable_parquet_samples_are_named(tmp_path, digit_images):
     write_hub_parquet(tmp_path / "train.parquet", [good, good[:50], None, good], [0, 1, 0, -1], names=names)
     dataset = opened("parquet_images", root=str(tmp_path), num_classes=2).dataset("train")
     dataset[0]
-    for index, words in ((1, "row 1 cannot be decoded"), (2, "row 2 holds no image bytes"), (3, "row 3 has label -1")):
-        with pytest.raises(DataError, match=rf"sample .*train\.parquet {words}"):
+    for index, words in ((1, "1' cannot be decoded"), (2, "2' holds no image bytes"), (3, "3' has label -1")):
+        with pytest.raises(DataError, match=rf"sample .*train\.parquet row {words}"):
             dataset[index]
 
 

@@ -12,6 +12,7 @@ import torch
 from image_trees import colour_image, opened, write_fashion, write_idx
 from sklearn.datasets import load_digits
 
+from cleanai_ray.data.augment import _draw, _mix, sample_seeds
 from cleanai_ray.data.fashion_mnist import read_idx
 from cleanai_ray.errors import DataError
 
@@ -152,28 +153,39 @@ def test_a_cifar10_batch_that_is_missing_damaged_or_hostile_is_named(cifar_root)
 
 
 @pytest.mark.parametrize(("name", "reach", "flips"), [("digits", 1, False), ("fashion_mnist", 2, True)])
-def test_augmentation_shifts_and_flips_and_follows_torchs_seed(tmp_path, name, reach, flips):
+def test_augmentation_shifts_and_flips_and_follows_the_seed_and_the_sample(tmp_path, name, reach, flips):
     """A single bright pixel shows how far an image moved, and whether it was mirrored."""
     size = 8 if name == "digits" else 28
     source = opened(name, shape=(1, size, size), root=_single_pixel_root(tmp_path) if name == "fashion_mnist" else None)
     dataset = source.dataset("train", augment=True)
     if name == "digits":
-        dataset._images = torch.zeros(1, 1, size, size, dtype=torch.uint8)
-        dataset._images[0, 0, 4, 2] = 16
-    rows, columns = [], []
-    torch.manual_seed(1)
-    first = dataset.batch([0] * 200)[0]
-    for image in first:
-        row, column = divmod(int(image[0].argmax()), size)
-        rows.append(row)
-        columns.append(column)
-    assert set(rows) == set(range(4 - reach, 4 + reach + 1))
+        dataset._images = torch.zeros(60, 1, size, size, dtype=torch.uint8)
+        dataset._images[:, 0, 4, 2] = 16
+    placed = [divmod(int(image.argmax()), size) for seed in range(5) for image in dataset.batch(range(60), seed)[0]]
+    assert {row for row, _ in placed} == set(range(4 - reach, 4 + reach + 1))
     plain = set(range(2 - reach, 2 + reach + 1))
     mirrored = {size - 1 - column for column in plain} if flips else set()
-    assert set(columns) == plain | mirrored
-    torch.manual_seed(1)
-    assert torch.equal(dataset.batch([0] * 200)[0], first)
-    assert not torch.equal(dataset.batch([0] * 200)[0], first)
+    assert {column for _, column in placed} == plain | mirrored
+    first = dataset.batch(range(60), 1)[0]
+    assert torch.equal(dataset.batch([7, 3, 7], 1)[0], first[[7, 3, 7]])
+    assert not torch.equal(dataset.batch(range(60), 2)[0], first)
+
+
+def test_sample_seeds_are_made_with_the_published_generator():
+    # The first two values of splitmix64 from state 1234567, as its authors' test vectors give them.
+    states = np.array([1234567, 1234567 + 0x9E3779B97F4A7C15], dtype=np.uint64)
+    assert _mix(states).tolist() == [6457827717110365317, 3203168211198807973]
+    seeds = np.stack([sample_seeds(seed, range(5000)) for seed in (0, 1, 2**64 - 1)])
+    assert len(np.unique(seeds)) == seeds.size
+    assert np.array_equal(sample_seeds(1, [4321, 17]), seeds[1, [4321, 17]])
+
+
+def test_draws_are_even_and_do_not_depend_on_each_other():
+    seeds = sample_seeds(5, range(90_000))
+    table = np.zeros((5, 5, 2))
+    np.add.at(table, tuple(_draw(seeds, number, below).numpy() for number, below in enumerate((5, 5, 2))), 1)
+    # 50 cells of 1,800 expected: chi-squared of 49 degrees of freedom is below 94 in all but one of 10,000 cases.
+    assert ((table - 1800) ** 2 / 1800).sum() < 94
 
 
 def _single_pixel_root(folder: Path) -> str:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import contextmanager
+
 import distributed.conftest as small
 import pytest
 import ray
+from rich.console import Console
 
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.calibration_shards import calibrate_locally
-from cleanai_ray.distributed.calibration import CalibrationPool, calibrate_on_actors
+from cleanai_ray.distributed.calibration import calibrate_on_actors, calibration_pool
 from cleanai_ray.distributed.cluster import connected
+from cleanai_ray.distributed.progress import Narrator
+from cleanai_ray.distributed.writer import run_files
 from cleanai_ray.errors import CalibrationError, DataError
 from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.models import build_model
@@ -20,12 +26,22 @@ pytestmark = pytest.mark.ray
 
 
 def calibration(study, weights, folder, **resources):
+    """Calibrate on actors; return the statistics, and how many shards were done after each that was."""
     changed = study.model_copy(update={"resources": study.resources.model_copy(update=resources)})
-    counted = []
-    with connected(None) as cluster, CalibrationPool(changed, cluster) as pool:
-        statistics = calibrate_on_actors(
-            changed, ray.put(weights), "digest", RunDirectory(folder), pool, on_shard=lambda *n: counted.append(n)
-        )
+    run, counted = RunDirectory(folder), []
+
+    class Counting(Narrator):
+        @contextmanager
+        def shards(self, name, num_shards):
+            yield lambda done, total, samples: counted.append((done, total, samples))
+
+    narrator = Counting(Console(file=io.StringIO()))
+    with (
+        connected(None) as cluster,
+        run_files(changed, run, cluster) as (files, _),
+        calibration_pool(changed, cluster, run, files, narrator) as pool,
+    ):
+        statistics = calibrate_on_actors(changed, ray.put(weights), "digest", run, pool)
     return statistics, counted
 
 
@@ -38,7 +54,8 @@ def test_the_number_of_actors_does_not_change_a_bit(ray_session, tmp_path):
     # 200 samples in shards of 64 are 4 shards.
     for statistics, counted in found:
         assert statistics.to_bytes() == alone
-        assert counted == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        assert [(done, total) for done, total, _ in counted] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        assert sorted(samples for _, _, samples in counted) == [8, 64, 64, 64]
         assert statistics.num_samples == 200
 
 
@@ -50,7 +67,7 @@ def test_sections_are_counted_in_a_second_pass_over_the_range_of_all_shards(ray_
     statistics, counted = calibration(study, weights, tmp_path, calibration_actors=2)
     workspace = open_workspace(study.model_dump_json(), "cpu")
     assert statistics.to_bytes() == calibrate_locally(workspace, workspace.dense_model(weights)).to_bytes()
-    assert counted == 2 * [(1, 3), (2, 3), (3, 3)]
+    assert [(done, total) for done, total, _ in counted] == 2 * [(1, 3), (2, 3), (3, 3)]
     assert statistics.top_k == 3
     assert statistics.squared_gradients
     for value in statistics.inputs.values():

@@ -12,12 +12,25 @@ from torch import nn
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.sections import FineTuneSection
-from cleanai_ray.training.context import LocalContext, RunDirectoryCheckpoints
+from cleanai_ray.training.context import LocalContext
 from cleanai_ray.training.fine_tune import fine_tune
 
 
+class StoredFile:
+    """A checkpoint store that is one file of a run directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = RunDirectory(folder)
+
+    def save(self, content: bytes) -> None:
+        self.run.write_bytes("t.pt", content)
+
+    def load(self) -> bytes | None:
+        return self.run.read_bytes("t.pt") if self.run.exists("t.pt") else None
+
+
 def test_checkpoints_in_a_run_directory_come_back(tmp_path: Path) -> None:
-    store = RunDirectoryCheckpoints(RunDirectory(tmp_path / "run"), "checkpoints/t.pt")
+    store = StoredFile(tmp_path / "run")
     context = LocalContext(checkpoints=store)
     assert context.load_checkpoint() is None
     context.save_checkpoint({"epoch": 1, "weights": {"a": torch.arange(3.0)}})
@@ -26,15 +39,29 @@ def test_checkpoints_in_a_run_directory_come_back(tmp_path: Path) -> None:
     assert state is not None
     assert state["epoch"] == 2
     assert torch.equal(state["weights"]["a"], torch.arange(4.0))
-    store.delete()
+    store.run.delete("t.pt")
     assert context.load_checkpoint() is None
 
 
 def test_a_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
-    store = RunDirectoryCheckpoints(RunDirectory(tmp_path), "t.pt")
+    store = StoredFile(tmp_path)
     store.save(b"not a checkpoint")
     with pytest.raises(ArtifactError, match="a checkpoint of 16 bytes cannot be read"):
         LocalContext(checkpoints=store).load_checkpoint()
+
+
+def test_a_training_whose_checkpoint_is_damaged_begins_anew(
+    tmp_path: Path, digits: Any, make_net: Callable[..., nn.Sequential]
+) -> None:
+    store = StoredFile(tmp_path)
+    store.save(b"not a checkpoint")
+    section = FineTuneSection.model_validate({"epochs": 1, "learning_rate": 0.1})
+    arguments = {**digits.arguments(), "section": section, "seed": 0}
+    damaged, untouched = make_net(), make_net()
+    result = fine_tune(damaged, **{**arguments, "context": LocalContext(checkpoints=store)})
+    fine_tune(untouched, **{**arguments, "context": LocalContext()})
+    assert result.epochs_run == 1
+    assert all(torch.equal(untouched.state_dict()[name], value) for name, value in damaged.state_dict().items())
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
@@ -44,7 +71,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return Path.touch, (target,)
 
-    context = LocalContext(checkpoints=RunDirectoryCheckpoints(RunDirectory(tmp_path), "t.pt"))
+    context = LocalContext(checkpoints=StoredFile(tmp_path))
     context.save_checkpoint({"value": Malicious()})
     with pytest.raises(ArtifactError):
         context.load_checkpoint()
@@ -55,7 +82,7 @@ def test_fine_tuning_resumes_from_a_run_directory(
     tmp_path: Path, digits: Any, make_net: Callable[..., nn.Sequential]
 ) -> None:
     section = FineTuneSection.model_validate({"epochs": 2, "learning_rate": 0.1, "save_every_n_epochs": 1})
-    context = LocalContext(checkpoints=RunDirectoryCheckpoints(RunDirectory(tmp_path), "t.pt"))
+    context = LocalContext(checkpoints=StoredFile(tmp_path))
     arguments = {**digits.arguments(), "section": section, "context": context, "seed": 0}
     first, second = make_net(), make_net(5)
     fine_tune(first, **arguments)

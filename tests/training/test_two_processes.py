@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
-from torch import Tensor, distributed, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import distributed, nn
 
 from cleanai_ray.sections import FineTuneSection
 from cleanai_ray.training.context import LocalContext, TrainingContext, TrainingError
 from cleanai_ray.training.fine_tune import fine_tune
+from cleanai_ray.training.processes import ProcessGroupContext
+from cleanai_ray.training.synchronized import global_batch_norm
 
-STEPS, BATCH = 6, 8
-
-
-class GlooContext(TrainingContext):
-    def __init__(self) -> None:
-        super().__init__(rank=distributed.get_rank(), world_size=distributed.get_world_size(), device="cpu")
-
-    def report(self, row: Mapping[str, Any]) -> None:
-        pass
-
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        pass
-
-    def load_checkpoint(self) -> None:
-        return None
-
-    def all_reduce(self, tensor: Tensor) -> Tensor:
-        distributed.all_reduce(tensor)
-        return tensor
-
-    def wrap_model(self, model: nn.Module) -> nn.Module:
-        return DistributedDataParallel(model)
+STEPS, BATCH = 6, 9  # nine images are five for one process and four for the other
 
 
 def train(context: TrainingContext, *, batch_norm: bool, learning_rate: float = 0.1) -> dict[str, Any]:
@@ -51,6 +31,7 @@ def train(context: TrainingContext, *, batch_norm: bool, learning_rate: float = 
     labels = (images[..., 0] > 0).long() + (images[..., 1] > 0).long()
     share = slice(context.rank, None, context.world_size)
     batches = [(images[step, share], labels[step, share]) for step in range(STEPS)]
+    kinds = [type(module) for module in model.modules()]
     section = FineTuneSection.model_validate({"epochs": 3, "learning_rate": learning_rate, "scheduler": "constant"})
     result = fine_tune(
         model,
@@ -61,15 +42,40 @@ def train(context: TrainingContext, *, batch_norm: bool, learning_rate: float = 
         context=context,
         seed=0,
     )
+    assert [type(module) for module in model.modules()] == kinds
     return {"weights": model.state_dict(), "history": list(result.history), "best_epoch": result.best_epoch}
+
+
+def normalise(values: torch.Tensor, momentum: float | None) -> dict[str, Any]:
+    """Pass values [N, 3, H, W] through a batch-norm, twice, and return all that comes of it for the whole batch."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.BatchNorm2d(3, momentum=momentum))
+    nn.init.normal_(model[0].weight)
+    together = distributed.is_initialized()
+    share = values[distributed.get_rank() :: 2] if together else values
+    share = share.clone().requires_grad_()
+    with global_batch_norm(model, torch.device("cpu")) if together else contextlib.nullcontext():
+        model(share)
+        (model(share) ** 3).sum().backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    for gradient in gradients if together else ():
+        distributed.all_reduce(gradient)
+    return {"gradients": gradients, "input": share.grad, "buffers": list(model.buffers())}
+
+
+def images_of_a_batch() -> torch.Tensor:
+    return 5 + torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(3))
 
 
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    found: dict[str, Any] = {name: train(GlooContext(), batch_norm=name == "norm") for name in ("norm", "plain")}
+    found: dict[str, Any] = {
+        name: train(ProcessGroupContext(device="cpu"), batch_norm=name == "norm") for name in ("norm", "plain")
+    }
+    found["normalised"] = {momentum: normalise(images_of_a_batch(), momentum) for momentum in (0.1, None)}
     try:
-        train(GlooContext(), batch_norm=False, learning_rate=1e30)
+        train(ProcessGroupContext(device="cpu"), batch_norm=False, learning_rate=1e30)
     except TrainingError as error:
         found["error"] = str(error)
     torch.save(found, f"{folder}/{rank}.pt")
@@ -97,13 +103,25 @@ def test_both_processes_end_alike(ranks: list[dict[str, Any]], name: str) -> Non
     assert all(torch.equal(first["weights"][key], second["weights"][key]) for key in first["weights"])
 
 
-def test_two_halves_of_a_batch_train_like_the_whole(ranks: list[dict[str, Any]]) -> None:
-    alone = train(LocalContext(), batch_norm=False)
+@pytest.mark.parametrize("name", ["norm", "plain"])
+def test_two_shares_of_a_batch_train_like_the_whole(ranks: list[dict[str, Any]], name: str) -> None:
+    alone = train(LocalContext(), batch_norm=name == "norm")
     for key, value in alone["weights"].items():
-        torch.testing.assert_close(ranks[0]["plain"]["weights"][key], value, rtol=1e-4, atol=1e-5)
-    for row, expected in zip(ranks[0]["plain"]["history"], alone["history"], strict=True):
+        torch.testing.assert_close(ranks[0][name]["weights"][key], value, rtol=1e-4, atol=1e-5)
+    for row, expected in zip(ranks[0][name]["history"], alone["history"], strict=True):
         assert math.isclose(row["train_loss"], expected["train_loss"], rel_tol=1e-4)
         assert row["validation_accuracy"] == expected["validation_accuracy"]
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_batch_norm_sees_the_global_batch(ranks: list[dict[str, Any]], momentum: float | None) -> None:
+    alone = normalise(images_of_a_batch(), momentum)
+    for rank, found in enumerate(ranks):
+        torch.testing.assert_close(
+            found["normalised"][momentum]["input"], alone["input"][rank::2], rtol=1e-3, atol=1e-5
+        )
+        torch.testing.assert_close(found["normalised"][momentum]["gradients"], alone["gradients"], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found["normalised"][momentum]["buffers"], alone["buffers"])
 
 
 def test_all_processes_stop_when_one_diverges(ranks: list[dict[str, Any]]) -> None:

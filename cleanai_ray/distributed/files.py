@@ -1,0 +1,91 @@
+"""A run directory as every process of a cluster reaches it, and who writes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from cleanai_ray.artifacts import RunDirectory
+
+
+class RunFiles:
+    """Reads and writes a run directory from any worker.
+
+    On an object store every worker does so itself, so that nothing passes through the driver's node. A folder is that
+    of the driver's node, and only the writer there touches it: it need not be shared.
+
+    Args:
+        run: The run directory.
+        writer: Handle of the `RunWriter` on the driver's node.
+    """
+
+    def __init__(self, run: RunDirectory, writer: Any) -> None:
+        self._run = run
+        self._writer = writer
+
+    def read(self, name: str, inputs: str | None = None) -> bytes | None:
+        """Return a file's content; None where there is none, or none that was completed from inputs of this digest."""
+        if self._run.is_local:
+            return ray.get(self._writer.read_file.remote(name, inputs))
+        return read_file(self._run, name, inputs)
+
+    def write(self, name: str, content: bytes, inputs: str | None = None) -> None:
+        """Write a file, and then its marker where the digest of its inputs is given."""
+        if self._run.is_local:
+            ray.get(self._writer.write_file.remote(name, content, inputs))
+        else:
+            write_file(self._run, name, content, inputs)
+
+    def storage(self, folder: str) -> tuple[str, Any]:
+        """Return a folder of the run directory as Ray's own storage wants it: its path, and the filesystem or None."""
+        return self._run.storage(folder)
+
+    def note_unreadable(self, found: dict[str, str]) -> None:
+        """Add samples that could not be decoded to the study's list.
+
+        Raises:
+            DataError: When there are more of them than `data.skip_unreadable` allows.
+        """
+        if found:
+            ray.get(self._writer.note_unreadable.remote(found))
+
+
+class CheckpointFile:
+    """A checkpoint store (`training.context.CheckpointStore`) that is one file of a run directory.
+
+    Args:
+        files: The run directory.
+        name: The file; the digest of what the training starts from is part of it.
+    """
+
+    def __init__(self, files: RunFiles, name: str) -> None:
+        self._files = files
+        self._name = name
+
+    def save(self, content: bytes) -> None:
+        """Replace the file, wholly or not at all."""
+        self._files.write(self._name, content)
+
+    def load(self) -> bytes | None:
+        """Return the file's content, or None where there is none."""
+        return self._files.read(self._name)
+
+
+def checkpoint_name(owner: str, inputs: str) -> str:
+    """Return the file that keeps the training of a trial, or of the dense model, for inputs of this digest."""
+    return f"cache/checkpoints/{owner}-{inputs}.pt"
+
+
+def read_file(run: RunDirectory, name: str, inputs: str | None) -> bytes | None:
+    """Return a file's content; None where there is none, or none that was completed from inputs of this digest."""
+    if not (run.exists(name) and (inputs is None or run.is_complete(name, inputs))):
+        return None
+    return run.read_bytes(name)
+
+
+def write_file(run: RunDirectory, name: str, content: bytes, inputs: str | None) -> None:
+    """Write a file, and then its marker where the digest of its inputs is given."""
+    run.write_bytes(name, content)
+    if inputs is not None:
+        run.mark(name, inputs)

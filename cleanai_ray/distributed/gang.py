@@ -1,0 +1,118 @@
+"""Trials whose fine-tuning runs on several workers at a time, with Ray Train.
+
+A Tune trial of this kind computes nothing: it waits for a `TorchTrainer`, whose workers are placed all at once or not
+at all, so that trials never hold what others wait for. The first worker prunes, repairs and scores; all fine-tune.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import ray.tune
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from cleanai_ray import results
+from cleanai_ray.distributed.trial_work import (
+    SweepInputs,
+    carry_out,
+    dense_model_of,
+    describe_error,
+    epoch_numbers,
+    numbers_of,
+)
+from cleanai_ray.stages import failed_outcome, fine_tune_trial
+from cleanai_ray.study import Trial
+from cleanai_ray.training.context import TrainingError
+from cleanai_ray.training.processes import ProcessGroupContext
+from cleanai_ray.workspace import open_workspace
+
+COORDINATOR_BYTES = 10**9
+"""Memory that the process which waits for a trial's workers asks for; it takes no core."""
+
+_MAX_FAILURES = 2
+_TRAIN_FOLDER = "train"
+
+
+def run_gang_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
+    """Run one trial on several workers, from a Tune worker that waits for them.
+
+    When a worker or its node is lost, the others are stopped, and all begin again from the last checkpoint.
+    """
+    trial, study = Trial.model_validate(config["trial"]), inputs.study
+    wanted = study.resources
+    per_worker = {"CPU": wanted.cpus_per_trial, "GPU": wanted.gpus_per_trial}
+    path, filesystem = inputs.files.storage(_TRAIN_FOLDER)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"trial": config["trial"], "inputs": inputs},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=study.finetune.num_workers,
+            use_gpu=wanted.gpus_per_trial > 0,
+            resources_per_worker={name: value for name, value in per_worker.items() if value},
+        ),
+        torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_trial else "gloo"),
+        run_config=ray.train.RunConfig(
+            name=f"{trial.trial_id}-{inputs.key(trial)}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+        outcome = failed_outcome(
+            trial,
+            f"its {study.finetune.num_workers} workers failed {_MAX_FAILURES + 1} times, the last time with "
+            + describe_error(failures[0]),
+        )
+        inputs.send(trial, outcome)
+        ray.tune.report(numbers_of(outcome))
+
+
+def _work(config: dict[str, Any]) -> None:
+    """Do one worker's part of a trial."""
+    inputs: SweepInputs = config["inputs"]
+    trial = Trial.model_validate(config["trial"])
+    device = ray.train.torch.get_device()
+    context = ProcessGroupContext(device=device, on_row=_report_epoch, checkpoints=inputs.checkpoints(trial))
+    numbers = _lead(inputs, trial, context) if context.rank == 0 else _follow(inputs, trial, context)
+    ray.train.report(numbers)
+
+
+def _lead(inputs: SweepInputs, trial: Trial, context: ProcessGroupContext) -> dict[str, Any]:
+    """Run the trial; the others join in where the context announces the model."""
+
+    def must_raise(error: Exception) -> bool:
+        """Whether the others do not know of it: they would wait for this worker for ever."""
+        return context.has_announced and not isinstance(error, TrainingError)
+
+    outcome = carry_out(inputs, trial, str(context.device), lambda _: context, must_raise)
+    if not context.has_announced:
+        context.announce(None)
+    inputs.send(trial, outcome)
+    return numbers_of(outcome)
+
+
+def _follow(inputs: SweepInputs, trial: Trial, context: ProcessGroupContext) -> dict[str, Any]:
+    """Fine-tune the model that the first worker announces."""
+    model = context.await_model()
+    if model is not None:
+        workspace = open_workspace(inputs.study.model_dump_json(), str(context.device))
+        dense = dense_model_of(workspace, ray.get(inputs.dense))
+        with contextlib.suppress(TrainingError):  # The first worker has it, too, and tells of it.
+            fine_tune_trial(workspace, trial, model, dense, context)
+        inputs.files.note_unreadable(workspace.unreadable.found)
+    return {"status": results.OK}
+
+
+def _report_epoch(row: Mapping[str, Any]) -> None:
+    ray.train.report(epoch_numbers(row))

@@ -1,0 +1,121 @@
+"""What a worker does for one trial, alone or as the first of several."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from torch import nn
+
+from cleanai_ray.distributed.files import CheckpointFile, RunFiles, checkpoint_name
+from cleanai_ray.errors import CleanAIError
+from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.keys import trial_key
+from cleanai_ray.stages import DenseModel, TrialOutcome, failed_outcome, run_trial
+from cleanai_ray.study import Study, Trial
+from cleanai_ray.training.context import TrainingContext
+from cleanai_ray.workspace import Workspace, open_workspace
+
+_LOG = logging.getLogger(__name__)
+_REPORTED = ("accuracy", "accuracy_pruned", "loss", "params", "macs", "seconds_total")
+_dense_models: dict[str, nn.Module] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepInputs:
+    """What all trials of a sweep get.
+
+    Attributes:
+        study: The study.
+        dense_digest: Digest of the dense weights.
+        dense: Reference to the `DenseModel` in the object store.
+        measures: Reference to the `DenseMeasures` there.
+        files: The run directory, as workers reach it.
+        writer: Handle of the process that writes trials.
+    """
+
+    study: Study
+    dense_digest: str
+    dense: Any
+    measures: Any
+    files: RunFiles
+    writer: Any
+
+    def key(self, trial: Trial) -> str:
+        """Return the digest of everything that a trial depends on."""
+        return trial_key(self.study, trial, self.dense_digest)
+
+    def checkpoints(self, trial: Trial) -> CheckpointFile:
+        """Return where the fine-tuning of a trial keeps its checkpoints."""
+        return CheckpointFile(self.files, checkpoint_name(trial.trial_id, self.key(trial)))
+
+    def send(self, trial: Trial, outcome: TrialOutcome) -> None:
+        """Have a trial written: its record, and its model where it is to be kept."""
+        record = {name: getattr(outcome, name) for name in ("row", "layers", "history", "latency")}
+        plan = weights = None
+        is_wanted = outcome.model is not None and ray.get(self.writer.wants_model.remote(outcome.row))
+        if is_wanted and outcome.model is not None and outcome.plan is not None:
+            weights = safetensors_bytes(outcome.model)
+            plan = outcome.plan.with_weights(weights).to_json()
+        ray.get(self.writer.write.remote(record, self.key(trial), plan, weights))
+
+
+def carry_out(
+    inputs: SweepInputs,
+    trial: Trial,
+    device: str,
+    make_context: Callable[[Workspace], TrainingContext],
+    must_raise: Callable[[Exception], bool] = lambda error: False,
+) -> TrialOutcome:
+    """Run a trial in this process. A trial that fails has an outcome like any other.
+
+    Args:
+        inputs: What all trials get.
+        trial: The trial.
+        device: Where this process computes.
+        make_context: Returns the surroundings of the fine-tuning.
+        must_raise: Whether an error is not to become an outcome.
+    """
+    dense: DenseModel = ray.get(inputs.dense)
+    try:
+        workspace = open_workspace(inputs.study.model_dump_json(), device)
+        model = dense_model_of(workspace, dense)
+        outcome = run_trial(workspace, trial, dense, model, ray.get(inputs.measures), make_context(workspace))
+        inputs.files.note_unreadable(workspace.unreadable.found)
+        return outcome
+    except Exception as error:
+        if must_raise(error):
+            raise
+        if not isinstance(error, CleanAIError):
+            _LOG.error("trial %s failed:\n%s", trial.trial_id, traceback.format_exc())
+        return failed_outcome(trial, describe_error(error))
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error in a line, with its kind where it is not one of this package's own."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, CleanAIError) else f"{type(error).__name__}: {text}"
+
+
+def dense_model_of(workspace: Workspace, dense: DenseModel) -> nn.Module:
+    """Return the dense model on the device; a process that runs several trials keeps it."""
+    key = f"{dense.digest}/{workspace.device}"
+    if key not in _dense_models:
+        _dense_models.clear()
+        _dense_models[key] = workspace.dense_model(dense.weights)
+    return _dense_models[key]
+
+
+def numbers_of(outcome: TrialOutcome) -> dict[str, Any]:
+    """Return what Tune is told of a trial at its end."""
+    numbers = {name: outcome.row[name] for name in _REPORTED if outcome.row.get(name) is not None}
+    return {"status": outcome.row["status"], **numbers}
+
+
+def epoch_numbers(row: Any) -> dict[str, float]:
+    """Return what Tune is told of an epoch."""
+    return {key: value for key, value in row.items() if isinstance(value, (int, float))}

@@ -1,0 +1,90 @@
+"""One of several processes that train together, over torch.distributed: NCCL where there is CUDA, gloo elsewhere."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cleanai_ray.training.context import CheckpointStore, TrainingContext, decode_checkpoint, encode_checkpoint
+
+
+class ProcessGroupContext(TrainingContext):
+    """This process among those of torch's default process group, which must exist.
+
+    The first process keeps and reads checkpoints; all get the same state.
+
+    Args:
+        device: Where this process computes.
+        on_row: Called in every process with the row of every epoch, which is the same in all.
+        checkpoints: Where checkpoints are kept; without it there are none.
+
+    Attributes:
+        has_announced: Whether the others have been told what is to be trained, and wait for this process no longer.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: torch.device | str,
+        on_row: Callable[[Mapping[str, Any]], None] | None = None,
+        checkpoints: CheckpointStore | None = None,
+    ) -> None:
+        super().__init__(rank=distributed.get_rank(), world_size=distributed.get_world_size(), device=device)
+        self._on_row = on_row
+        self._checkpoints = checkpoints
+        self.has_announced = False
+
+    def report(self, row: Mapping[str, Any]) -> None:
+        """Call `on_row`."""
+        if self._on_row is not None:
+            self._on_row(row)
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Have the first process write to the checkpoint store, if there is one."""
+        if self.rank == 0 and self._checkpoints is not None:
+            self._checkpoints.save(encode_checkpoint(state))
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Return what the first process reads from the checkpoint store, if there is one and it holds something."""
+        content = None if self.rank or self._checkpoints is None else self._checkpoints.load()
+        content = self._from_first(content)
+        return None if content is None else decode_checkpoint(content)
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes."""
+        total = tensor.clone()
+        distributed.all_reduce(total)
+        return total
+
+    def wrap_model(self, model: nn.Module) -> nn.Module:
+        """Return the model as a DistributedDataParallel; processes begin with the weights of the first."""
+        on_cuda = self.device.type == "cuda"
+        return DistributedDataParallel(model, device_ids=[self.device] if on_cuda else None)
+
+    def announce(self, model: nn.Module | None) -> None:
+        """Give the other processes the model that is to be trained, or None where there will be none."""
+        content = None
+        if model is not None:
+            stream = io.BytesIO()
+            torch.save(model, stream)
+            content = stream.getvalue()
+        self.has_announced = True
+        self._from_first(content)
+
+    def await_model(self) -> nn.Module | None:
+        """Return the model that the first process announces, on this process's device."""
+        content = self._from_first(None)
+        if content is None:
+            return None
+        return torch.load(io.BytesIO(content), map_location=self.device, weights_only=False)
+
+    def _from_first(self, content: bytes | None) -> bytes | None:
+        """Return what the first process has, in all of them."""
+        values = [content]
+        distributed.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
