@@ -1,0 +1,117 @@
+"""The driver is killed in every phase of a study; the same command goes on, and the tables are those of a quiet run."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import distributed.conftest as small
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from cleanai_ray import results
+
+pytestmark = pytest.mark.ray
+
+STUDY: dict[str, Any] = {
+    **small.SMALL,
+    "name": "killed",
+    "data": {"name": "digits", "calibration": {"samples": 320, "shard_size": 8}},
+    "sweep": {"methods": ["coverage", "magnitude", "random"], "ratios": [0.3], "modes": ["local"]},
+    "finetune": {"epochs": 3, "save_every_n_epochs": 1},
+    "evaluation": {"samples": 100, "latency": None},
+    "resources": {"max_concurrent_trials": 1, "calibration_actors": 1},
+}
+TIMINGS = ("seconds_", "latency_", "throughput", "node", "images_per_second")
+
+
+class Study:
+    """A study on disk, and the command that runs it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.run = folder / "run"
+        self._file = folder / "study.yaml"
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(yaml.safe_dump(STUDY))
+
+    def start(self) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "cleanai_ray", "run", str(self._file), "--out", str(self.run)]
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def finish(self) -> str:
+        process = self.start()
+        said, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, said
+        return said
+
+    def kill_when(self, is_there: Callable[[], bool]) -> None:
+        process = self.start()
+        while not is_there():
+            if process.poll() is not None:
+                assert process.stdout is not None
+                pytest.fail(f"the study ended first: {process.stdout.read()}")
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def names(self, pattern: str) -> set[str]:
+        return {str(path.relative_to(self.run)) for path in self.run.glob(pattern)}
+
+    def written(self, pattern: str) -> dict[str, int]:
+        return {str(path.relative_to(self.run)): path.stat().st_mtime_ns for path in self.run.glob(pattern)}
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        rows = pq.read_table(self.run / name).to_pylist()
+        return [{key: value for key, value in row.items() if not key.startswith(TIMINGS)} for row in rows]
+
+    def stage(self) -> str:
+        try:
+            return json.loads((self.run / "status.json").read_text()).get("stage", "")
+        except (OSError, json.JSONDecodeError):
+            return ""
+
+
+def test_a_study_whose_driver_is_killed_in_every_phase_ends_like_a_quiet_one(tmp_path: Path) -> None:
+    quiet, disturbed = Study(tmp_path / "quiet"), Study(tmp_path / "disturbed")
+    quiet.finish()
+
+    disturbed.kill_when(lambda: bool(disturbed.names("cache/shards/calibrate/*.done")))
+    dense = disturbed.written("cache/dense*")
+    kept = disturbed.names("cache/shards/calibrate/*.done")
+    assert 0 < len(kept) < 40, "in the middle of the calibration"
+
+    disturbed.kill_when(lambda: bool(disturbed.names("cache/checkpoints/*.pt") - disturbed.names("*/*/dense*")))
+    assert disturbed.written("cache/dense*") == dense
+    calibration = disturbed.written("cache/calibration*")
+    (checkpoint,) = disturbed.run.glob("cache/checkpoints/*.pt")
+    trained = torch.load(checkpoint, weights_only=True)["progress"]["history"]
+    assert 1 <= len(trained) <= 3, "in the middle of the fine-tuning"
+
+    disturbed.kill_when(lambda: bool(disturbed.names("trials/*.done")))
+    trials = disturbed.written("trials/*")
+    assert 0 < len(disturbed.names("trials/*.done")) < 3, "in the middle of the sweep"
+
+    disturbed.kill_when(lambda: disturbed.stage() == "report")
+    disturbed.finish()
+    assert disturbed.written("cache/dense*") == dense
+    assert disturbed.written("cache/calibration*") == calibration
+    assert trials.items() <= disturbed.written("trials/*").items()
+    assert not disturbed.names("cache/checkpoints/*")
+    assert not disturbed.names("cache/shards/*")
+
+    # An epoch that a checkpoint holds is not trained again: even its pace is the old one.
+    history = pq.read_table(disturbed.run / results.HISTORY_FILE).to_pylist()
+    paces = {row["epoch"]: row["images_per_second"] for row in history if checkpoint.name.startswith(row["trial_id"])}
+    assert [paces[row["epoch"]] for row in trained] == [row["images_per_second"] for row in trained]
+
+    for name in (results.RESULTS_FILE, results.LAYERS_FILE, results.COVERAGE_FILE, results.HISTORY_FILE):
+        assert disturbed.table(name) == quiet.table(name), name
+    assert {row["status"] for row in disturbed.table(results.RESULTS_FILE)} == {"ok"}
