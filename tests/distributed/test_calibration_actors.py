@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
-from contextlib import contextmanager
+import os
+import signal
+import threading
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import distributed.conftest as small
 import pytest
@@ -16,7 +20,7 @@ from cleanai_ray.distributed.calibration import calibrate_on_actors, calibration
 from cleanai_ray.distributed.cluster import connected
 from cleanai_ray.distributed.progress import Narrator
 from cleanai_ray.distributed.writer import run_files
-from cleanai_ray.errors import CalibrationError, DataError
+from cleanai_ray.errors import CalibrationError, ClusterError, DataError
 from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.models import build_model
 from cleanai_ray.study import parse_study
@@ -25,15 +29,15 @@ from cleanai_ray.workspace import open_workspace
 pytestmark = pytest.mark.ray
 
 
-def calibration(study, weights, folder, **resources):
-    """Calibrate on actors; return the statistics, and how many shards were done after each that was."""
+def calibration(study, weights, folder, *, on_shard=lambda done: None, **resources):
+    """Calibrate on actors; return the statistics, and for each shard that came: done so far, of how many, images."""
     changed = study.model_copy(update={"resources": study.resources.model_copy(update=resources)})
     run, counted = RunDirectory(folder), []
 
     class Counting(Narrator):
         @contextmanager
         def shards(self, name, num_shards):
-            yield lambda done, total, samples: counted.append((done, total, samples))
+            yield lambda *numbers: (counted.append(numbers), on_shard(numbers[0]))
 
     narrator = Counting(Console(file=io.StringIO()))
     with (
@@ -91,3 +95,76 @@ def test_an_error_in_an_actor_stops_the_calibration_and_says_which_samples(ray_s
     with pytest.raises((CalibrationError, DataError), match="not finite"):
         calibration(study, safetensors_bytes(model), tmp_path)
     assert not (tmp_path / "cache" / "calibration.safetensors.done").exists()
+
+
+class Killer(threading.Thread):
+    """Kills processes of calibration actors while they compute a shard.
+
+    Args:
+        most: Number of processes to kill.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__(daemon=True)
+        self.killed: set[int] = set()
+        self._most = most
+        self._over = threading.Event()
+
+    def __enter__(self) -> Killer:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+    def run(self) -> None:
+        while len(self.killed) < self._most and not self._over.wait(0.001):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with suppress(OSError):
+                    if path.read_bytes().startswith(b"ray::CalibrationActor.compute"):
+                        os.kill(int(path.parent.name), signal.SIGKILL)
+                        self.killed.add(int(path.parent.name))
+                        break
+
+
+def test_an_actor_killed_in_the_middle_of_a_shard_changes_no_bit(ray_session, tmp_path):
+    study = parse_study(small.SMALL)
+    weights = safetensors_bytes(build_model(study.model))
+    with Killer(most=1) as killer:
+        statistics, counted = calibration(study, weights, tmp_path, calibration_actors=2)
+    assert len(killer.killed) == 1
+    assert sorted(samples for _, _, samples in counted) == [8, 64, 64, 64], "no shard counts twice"
+    workspace = open_workspace(study.model_dump_json(), "cpu")
+    assert statistics.to_bytes() == calibrate_locally(workspace, workspace.dense_model(weights)).to_bytes()
+
+
+def test_a_shard_whose_process_always_dies_is_tried_three_times(ray_session, tmp_path):
+    data = {**small.SMALL["data"], "calibration": {"samples": 8, "shard_size": 8}}
+    study = parse_study({**small.SMALL, "data": data})
+    weights = safetensors_bytes(build_model(study.model))
+    with Killer(most=10) as killer, pytest.raises(ClusterError, match="shard 0 of the calibration was tried 3 times"):
+        calibration(study, weights, tmp_path, calibration_actors=1)
+    assert len(killer.killed) == 3
+
+
+def test_shards_that_were_finished_are_not_computed_again(ray_session, tmp_path):
+    study = parse_study(small.SMALL)
+    weights = safetensors_bytes(build_model(study.model))
+
+    class DriverGone(Exception):
+        pass
+
+    def stop(done: int) -> None:
+        if done == 2:
+            raise DriverGone
+
+    with pytest.raises(DriverGone):
+        calibration(study, weights, tmp_path, on_shard=stop, calibration_actors=1)
+    kept = {path.name for path in (tmp_path / "cache" / "shards" / "calibrate").glob("*.safetensors")}
+    assert {"000000.safetensors", "000001.safetensors"} <= kept
+    statistics, counted = calibration(study, weights, tmp_path, calibration_actors=1)
+    assert sum(samples for _, _, samples in counted) == 200 - 64 * len(kept)
+    workspace = open_workspace(study.model_dump_json(), "cpu")
+    assert statistics.to_bytes() == calibrate_locally(workspace, workspace.dense_model(weights)).to_bytes()
+    assert not (tmp_path / "cache" / "shards").exists()

@@ -1,0 +1,100 @@
+"""Clusters of two nodes: workers of one trial on both, and a node that is lost in the middle."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import distributed.conftest as small
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from cleanai_ray import results
+from cleanai_ray.study import parse_study
+
+pytestmark = pytest.mark.ray
+
+SCRIPT = Path(__file__).with_name("two_nodes.py")
+TIMINGS = ("seconds_", "latency_", "throughput", "node", "images_per_second")
+
+
+def run_on_two_nodes(settings: dict[str, Any], folder: Path, *words: str) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.yaml").write_text(yaml.safe_dump(settings))
+    environment = {**os.environ, "RAY_PROCESS_SPAWN_REAPER": "0"}
+    words = (sys.executable, str(SCRIPT), str(folder / "study.yaml"), str(folder / "run"), *words)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=500, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def rows(folder: Path, name: str = results.RESULTS_FILE) -> list[dict[str, Any]]:
+    table = pq.read_table(folder / "run" / name).to_pylist()
+    return [{key: value for key, value in row.items() if not key.startswith(TIMINGS)} for row in table]
+
+
+def test_fashion_mnist_with_two_workers_a_trial(fashion_mnist_root, reference_weights, tmp_path: Path) -> None:
+    settings = {
+        "name": "two_workers",
+        "model": {"name": "resnet20", "weights": str(reference_weights), "num_classes": 10, "input_shape": [1, 28, 28]},
+        "data": {
+            "name": "fashion_mnist",
+            "root": str(fashion_mnist_root),
+            "validation_fraction": 0.005,
+            "calibration": {"samples": 128, "shard_size": 64},
+        },
+        "sweep": {"methods": ["magnitude"], "budgets": [{"macs": 0.5}]},
+        "repair": {"samples": 64},
+        "finetune": {"epochs": 1, "num_workers": 2, "batch_size": 500, "learning_rate": 0.01},
+        "evaluation": {"samples": 300, "latency": None},
+    }
+    run_on_two_nodes(settings, tmp_path)
+    (row,) = rows(tmp_path)
+    assert row["status"] == "ok"
+    assert row["epochs_run"] == 1
+    assert row["accuracy_repaired"] < row["accuracy_finetuned"]
+    assert row["accuracy_finetuned"] > 0.85
+    (epoch,) = rows(tmp_path, results.HISTORY_FILE)
+    assert epoch["train_accuracy"] > 0.8
+    assert not list((tmp_path / "run" / "cache" / "checkpoints").glob("*"))
+
+
+def test_two_workers_give_the_numbers_of_one(ray_session, small_run, tmp_path: Path) -> None:
+    settings = {
+        **small.SMALL,
+        "data": {**small.SMALL["data"], "batch_size": 101},
+        "sweep": {"methods": ["magnitude"], "ratios": [0.3]},
+        "finetune": {"epochs": 2, "learning_rate": 0.005},
+        "evaluation": {"samples": 300, "latency": None},
+    }
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert small.run(parse_study(settings), alone / "run")[0] == 0
+    settings["finetune"] = {**settings["finetune"], "num_workers": 2}
+    assert small.run(parse_study(settings), together / "run")[0] == 0
+    (one,), (two,) = rows(alone), rows(together)
+    assert two["accuracy_repaired"] == one["accuracy_repaired"]
+    # The same steps in another order of addition: what is near a decision may fall on either side of it.
+    assert two["accuracy_finetuned"] == pytest.approx(one["accuracy_finetuned"], abs=2 / 300 + 1e-9)
+    histories = [rows(folder, results.HISTORY_FILE) for folder in (alone, together)]
+    for first, second in zip(*histories, strict=True):
+        assert second["train_loss"] == pytest.approx(first["train_loss"], rel=1e-2)
+        assert second["epoch"] == first["epoch"]
+
+
+def test_a_raylet_killed_in_mid_study_changes_no_table(tmp_path: Path) -> None:
+    settings = {
+        **small.SMALL,
+        "sweep": {"methods": ["coverage", "magnitude", "random", "taylor"], "ratios": [0.3], "modes": ["local"]},
+        "evaluation": {"samples": 100, "latency": None},
+    }
+    quiet, disturbed = tmp_path / "quiet", tmp_path / "disturbed"
+    run_on_two_nodes(settings, quiet)
+    said = run_on_two_nodes(settings, disturbed, "kill")
+    assert "killed the raylet of the second node" in said
+    for name in (results.RESULTS_FILE, results.LAYERS_FILE, results.COVERAGE_FILE, results.HISTORY_FILE):
+        assert rows(disturbed, name) == rows(quiet, name), name
+    assert {row["status"] for row in rows(disturbed)} == {"ok"}
