@@ -14,11 +14,11 @@ from rich.console import Console
 from cleanai_ray import cli, results
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.dense_measures import MomentCollector, moment_shards
-from cleanai_ray.distributed.calibration import CalibrationPool
+from cleanai_ray.distributed.calibration import calibration_pool, moments_on_actors
 from cleanai_ray.distributed.cluster import connected
-from cleanai_ray.distributed.measures import moments_on_actors
 from cleanai_ray.distributed.progress import Narrator
 from cleanai_ray.distributed.sensitivity import RATIOS_FILE, analyse, describe
+from cleanai_ray.distributed.writer import run_files
 from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.models import build_model
 from cleanai_ray.planning import check_study
@@ -43,10 +43,14 @@ def test_second_moments_do_not_depend_on_the_number_of_actors(ray_session, tmp_p
     for number in (1, 2):
         resources = study.resources.model_copy(update={"calibration_actors": number})
         changed = study.model_copy(update={"resources": resources})
-        with connected(None) as cluster, CalibrationPool(changed, cluster) as pool:
-            run = RunDirectory(tmp_path / str(number))
-            moments = moments_on_actors(changed, workspace, ray.put(weights), "digest", run, pool)
-            again = moments_on_actors(changed, workspace, None, "digest", run, pool)
+        run, narrator = RunDirectory(tmp_path / str(number)), Narrator(Console(file=io.StringIO()))
+        with (
+            connected(None) as cluster,
+            run_files(changed, run, cluster) as (files, _),
+            calibration_pool(changed, cluster, run, files, narrator) as pool,
+        ):
+            moments = moments_on_actors(changed, 3, ray.put(weights), "digest", run, pool)
+            again = moments_on_actors(changed, 3, None, "digest", run, pool)
         assert again.to_bytes() == moments.to_bytes()
         found.append(moments.to_bytes())
     collector = MomentCollector(workspace, workspace.dense_model(weights))
