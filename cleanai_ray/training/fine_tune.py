@@ -58,8 +58,7 @@ def fine_tune(
 
     The best epoch has the highest validation accuracy, the first of equals. Torch's global random state is the same
     before and after; every epoch has a seed of its own, so that a run that resumes from a checkpoint gives the weights
-    of one that never stopped. A checkpoint of another section, seed or architecture, or one that cannot be
-    read, is passed over.
+    of one that never stopped. A checkpoint of another section, seed or architecture, or a damaged one, is passed over.
 
     Several processes train like one: gradients are those of the global batch, whatever the shares, and so are the
     statistics of batch-norm. Only what draws random numbers in the model, dropout for instance, differs by process.
