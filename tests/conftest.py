@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def reference_weights() -> Path:
     if not REFERENCE_WEIGHTS.exists():
         pytest.skip("the reference weights are not beside this checkout, in ../shared/reference")
     return REFERENCE_WEIGHTS
+
+
+@pytest.fixture
+def no_network(monkeypatch) -> Iterator[None]:
+    """A proxy that refuses every connection; urllib's opener, which keeps the proxies it first saw, is made anew."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    urllib.request.install_opener(None)
+    yield
+    urllib.request.install_opener(None)
 
 
 @pytest.fixture(scope="session")

@@ -127,11 +127,9 @@ def test_a_file_without_tensors_by_name_is_refused(tmp_path, content):
 
 
 @pytest.fixture
-def torchvision_cache(tmp_path, monkeypatch) -> Path:
+def torchvision_cache(tmp_path, monkeypatch, no_network) -> Path:
     """An empty download cache, and a proxy that refuses every connection."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
