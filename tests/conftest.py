@@ -26,6 +26,16 @@ hypothesis.settings.load_profile("cleanai")
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where pytest-xdist shares the tests out: one process has the shared Ray, the longest begin, files stay whole."""
+    if not config.getoption("numprocesses", None):
+        return
+    items.sort(key=lambda item: ("ray_session" not in item.fixturenames, item.get_closest_marker("ray") is None))
+    for item in items:
+        group = "ray_session" if "ray_session" in item.fixturenames else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """Give every test the same random numbers, whichever tests ran before it."""

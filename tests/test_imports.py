@@ -96,6 +96,7 @@ def loaded_after(statement: str) -> set[str]:
         ("import cleanai_ray.cli, cleanai_ray.status", {"torch", "ray", "reportlab"}),
         ("import cleanai_ray.stages", {"ray", "reportlab"}),
         ("import cleanai_ray; cleanai_ray.prune", {"ray", "reportlab"}),
+        ("import cleanai_ray.distributed.trial_work", {"torchvision", "pandas", "altair"}),
     ],
 )
 def test_an_import_does_not_drag_along_what_it_does_not_need(statement: str, unwanted: set[str]) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
-from torchvision import transforms
 
 from cleanai_ray.errors import SampleError
 
@@ -22,6 +21,8 @@ def image_transform(input_shape: tuple[int, int, int], *, augment: bool) -> Call
     Evaluation: the shorter side to 256/224 of the input's longer side, then the centre. Training: a random part of
     the area, mirrored half of the time.
     """
+    from torchvision import transforms  # as slow to import as torch itself: only where images are read from files
+
     _, height, width = input_shape
     if augment:
         placed: list[Callable] = [transforms.RandomResizedCrop((height, width)), transforms.RandomHorizontalFlip()]

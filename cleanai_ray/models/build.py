@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from cleanai_ray.errors import ModelError
@@ -19,6 +18,8 @@ from cleanai_ray.sections import ModelSection
 def _family_of(name: str) -> ModelFamily:
     if name in MODELS.names():
         return MODELS.get(name)()
+    import torchvision  # as slow as torch itself: only for its own models
+
     available = torchvision.models.list_models(module=torchvision.models)
     if name in available:
         return type(name, (TorchvisionFamily,), {"name": name})()

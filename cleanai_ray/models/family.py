@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import torchvision
 from torch import nn
-from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from cleanai_ray.errors import ModelError
 
@@ -97,6 +96,8 @@ class TorchvisionFamily(ModelFamily):
         clash = sorted(set(arguments) & set(options))
         if clash:
             raise ModelError(f"model.options holds '{clash[0]}', which follows from model.input_shape; remove it")
+        import torchvision  # as slow to import as torch itself: only for its own models
+
         try:
             model = torchvision.models.get_model(
                 self.name, weights=None, num_classes=num_classes, **arguments, **options
@@ -122,6 +123,8 @@ class TorchvisionFamily(ModelFamily):
 
     def pretrained(self) -> nn.Module:
         """Return the model with torchvision's default weights, downloaded where the cache has none."""
+        import torchvision
+
         extra = {"aux_logits": False} if self.name in ("googlenet", "inception_v3") else {}
         weights = torchvision.models.get_model_weights(self.name).DEFAULT
         return torchvision.models.get_model(self.name, weights=weights, progress=False, **extra)
@@ -178,6 +181,7 @@ def find_classifier(model: nn.Module, num_classes: int) -> str | None:
 
 def fit_positions(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     """Interpolate the position embeddings of a vision transformer's state to a model's own image size."""
-    if not isinstance(model, VisionTransformer):
+    published = sys.modules.get("torchvision.models.vision_transformer")  # which a model of it has imported
+    if published is None or not isinstance(model, published.VisionTransformer):
         return state
-    return dict(interpolate_embeddings(model.image_size, model.patch_size, dict(state)))
+    return dict(published.interpolate_embeddings(model.image_size, model.patch_size, dict(state)))
