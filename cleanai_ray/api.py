@@ -57,7 +57,7 @@ def prune(
     layer_ratios: Mapping[str, float] | None = None,
     ignored_layers: Sequence[str] = (),
     max_ratio: float = 0.9,
-    round_to: int | None = None,
+    round_to: int | str | None = None,
     min_channels: int = 1,
     method_options: Mapping[str, Any] | None = None,
     repair: bool | str = False,
@@ -82,7 +82,7 @@ def prune(
         layer_ratios: Channel ratio by module-name prefix.
         ignored_layers: Module names that keep their output width, with all below them.
         max_ratio: No group of layers loses more than this share.
-        round_to: Widths of pruned layers are multiples of this.
+        round_to: Widths of pruned layers are multiples of this; "auto": of 8.
         min_channels: No group keeps fewer channels.
         method_options: Options of the method, for instance {"variant": "producer"}.
         repair: Training-free repair: True or "auto" (judged by images held back), "closed_form", "sequential" or False.
@@ -196,7 +196,7 @@ def _bounds(
     layer_ratios: Mapping[str, float] | None,
     ignored_layers: Sequence[str],
     max_ratio: float,
-    round_to: int | None,
+    round_to: int | str | None,
     min_channels: int,
 ) -> PruningSection:
     return _checked(

@@ -113,6 +113,25 @@ def report(directory: Annotated[str, typer.Argument(metavar="DIR", help="Run dir
 
 
 @app.command()
+def compare(
+    directories: Annotated[list[str], typer.Argument(metavar="DIR DIR...", help="Run directories.")],
+    out: Annotated[str | None, typer.Option(help="Folder or URL for the findings as Parquet, PDF and HTML.")] = None,
+) -> int:
+    """Put several studies side by side: what differs, and what they say together. Writes nothing without --out."""
+    from cleanai_ray.artifacts import RunDirectory
+    from cleanai_ray.report import side_by_side
+
+    found = side_by_side.compare_studies([RunDirectory(directory) for directory in directories])
+    _print_table(("", *found.studies), found.facts, [""])
+    _print_table(("what differs", *found.studies), found.differences, [""])
+    lines = [f"{answer.question} {answer.verdict.capitalize()}. {answer.sentence}" for answer in found.answers]
+    _print_table(side_by_side.FINDING_COLUMNS, side_by_side.finding_rows(found), ["", *lines])
+    for name in side_by_side.write_comparison(found, RunDirectory(out)) if out else ():
+        print(f"{str(out).rstrip('/')}/{name}")
+    return 0
+
+
+@app.command()
 def export(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="Run directory.")],
     trial: Annotated[str, typer.Option(help="Trial id, or `best`.")] = "best",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from cleanai_ray.evaluation.machine import cpu_name
 from cleanai_ray.workspace import Workspace
 
 _PACKAGES = ("ray", "torch", "torchvision", "torch-pruning", "numpy", "pyarrow", "polars", "altair", "reportlab")
@@ -25,7 +25,7 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": packages,
         "hardware": {
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": os.cpu_count() or 1,
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "gpus": gpus,
@@ -38,11 +38,3 @@ def describe_samples(workspace: Workspace) -> dict[str, Any]:
     roles = workspace.roles
     counts = {name: len(getattr(roles, name)) for name in ("calibration", "training", "validation", "evaluation")}
     return {**counts, "calibration_withheld_from_training": roles.calibration_withheld}
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

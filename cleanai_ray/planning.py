@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.evaluation.backends import require_installed
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.keys import calibration_key, dense_key, trial_key
 from cleanai_ray.models import build_model
@@ -34,10 +35,12 @@ def check_study(study: Study) -> Workspace:
 
     Raises:
         CleanAIError: When data are missing, the model does not fit its weights or cannot be pruned, or an option of a
-            method is wrong.
+            method is wrong, or a package is missing that its timing needs.
     """
     for name in study.sweep.methods:
         create_method(name, dict(study.sweep.method_options.get(name, {})))
+    if study.evaluation.latency is not None:
+        require_installed(study.evaluation.latency)
     workspace = open_workspace(study.model_dump_json(), "cpu")
     section = study.model
     if section.weights == "pretrained":

@@ -13,6 +13,8 @@ COVERAGE_FILE = "coverage.parquet"
 HISTORY_FILE = "history.parquet"
 SENSITIVITY_FILE = "sensitivity.parquet"
 LATENCY_FILE = "latency.parquet"
+CLASSES_FILE = "classes.parquet"
+COMPARISON_FILE = "comparison.parquet"
 
 DENSE = "dense"
 """The trial_id of rows that describe the dense model (history.parquet only)."""
@@ -25,7 +27,7 @@ def _schema(*columns: tuple[str, pa.DataType, str]) -> pa.Schema:
     return pa.schema([pa.field(name, kind, metadata={"description": text}) for name, kind, text in columns])
 
 
-_TEXT, _REAL, _COUNT = pa.string(), pa.float64(), pa.int64()
+_TEXT, _REAL, _COUNT, _FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
 RESULTS = _schema(
     ("trial_id", _TEXT, "Stable identifier: what defines the trial, with a digest of it."),
@@ -45,6 +47,16 @@ RESULTS = _schema(
     ("accuracy_repaired", _REAL, "Top-1 after repair; null without repair."),
     ("accuracy_finetuned", _REAL, "Top-1 after fine-tuning; null without fine-tuning."),
     ("accuracy", _REAL, "Top-1 after the last stage that ran."),
+    ("accuracy_low", _REAL, "Lower end of the 95 % interval of `accuracy`, by Wilson."),
+    ("accuracy_high", _REAL, "Upper end of the 95 % interval of `accuracy`, by Wilson."),
+    ("is_broken", _FLAG, "Whether accuracy_high is at most chance plus a tenth of the dense model's lead over it."),
+    ("lost", _COUNT, "Images that the dense model gets right and the pruned one, after the last stage, does not."),
+    ("gained", _COUNT, "Images that the pruned model, after the last stage, gets right and the dense one does not."),
+    ("mcnemar_p", _REAL, "Two-sided p-value of McNemar's exact test of equal accuracy, from `lost` and `gained`."),
+    ("agreement", _REAL, "Share of images that both models give the same answer, right or wrong."),
+    ("kl_to_dense", _REAL, "Mean KL(dense || pruned) of the outputs on the images scored, in nats; needs no labels."),
+    ("ece_dense", _REAL, "Expected calibration error of the dense model, 15 bins of equal width, in [0, 1]."),
+    ("ece", _REAL, "Expected calibration error after the last stage that ran, likewise."),
     ("top5_dense", _REAL, "Top-5 accuracy of the dense model."),
     ("top5", _REAL, "Top-5 after the last stage that ran."),
     ("loss_dense", _REAL, "Mean cross-entropy of the dense model, in nats."),
@@ -60,6 +72,9 @@ RESULTS = _schema(
     ("latency_ms_b1_p50_dense", _REAL, "Median milliseconds of one dense forward pass, batch 1."),
     ("latency_ms_b1_p50", _REAL, "Median milliseconds of one pruned forward pass, batch 1."),
     ("latency_ms_b1_p90", _REAL, "90th percentile, likewise."),
+    ("speedup_b1", _REAL, "Median over the rounds of dense over pruned time in the same round, batch 1."),
+    ("speedup_b1_low", _REAL, "Lower end of its 95 % interval, by the bootstrap."),
+    ("speedup_b1_high", _REAL, "Upper end of its 95 % interval, by the bootstrap."),
     ("throughput_dense", _REAL, "Images per second of the dense model at the largest batch timed."),
     ("throughput", _REAL, "Images per second of the pruned model at the largest batch timed."),
     ("num_threads", _COUNT, "CPU threads of torch while timing."),
@@ -97,6 +112,15 @@ LAYERS = _schema(
     ("removed_channels", pa.list_(pa.int32()), "Output channels that were removed, in dense numbering."),
 )
 
+CLASSES = _schema(
+    ("trial_id", _TEXT, "The trial; its classes follow each other, the one that lost most first."),
+    ("label", _COUNT, "Class, from 0. Classes without an image have no row."),
+    ("num_evaluated", _COUNT, "Images of the class that were scored."),
+    ("accuracy_dense", _REAL, "Share of them that the dense model gets right."),
+    ("accuracy", _REAL, "Share of them that the pruned model gets right after the last stage."),
+    ("change", _REAL, "The difference; negative: worse than dense."),
+)
+
 _COVERAGE_BASE = (
     ("layer", _TEXT, "Module name of the observed Conv2d or Linear."),
     ("layer_index", _COUNT, "Position in execution order, from 0."),
@@ -118,7 +142,7 @@ HISTORY = _schema(
     ("validation_accuracy", _REAL, "Top-1 on the validation samples."),
     ("learning_rate", _REAL, "Learning rate at the end of the epoch."),
     ("images_per_second", _REAL, "Training images per second."),
-    ("is_best", pa.bool_(), "Whether this epoch's weights were kept."),
+    ("is_best", _FLAG, "Whether this epoch's weights were kept."),
 )
 
 SENSITIVITY = _schema(
@@ -136,14 +160,37 @@ SENSITIVITY = _schema(
 LATENCY = _schema(
     ("trial_id", _TEXT, "The trial."),
     ("variant", _TEXT, "dense or pruned; both timed interleaved, in one process."),
+    ("backend", _TEXT, "eager, compile or onnxruntime; results.parquet has what eager took."),
     ("batch_size", _COUNT, "Images a forward pass."),
     ("latency_ms_p50", _REAL, "Median milliseconds of a forward pass."),
     ("latency_ms_p90", _REAL, "90th percentile."),
+    ("latency_ms_p99", _REAL, "99th percentile; of few runs it is close to the slowest."),
+    ("speedup", _REAL, "Median over the rounds of dense over pruned time in the same round; null for dense."),
+    ("speedup_low", _REAL, "Lower end of its 95 % interval, by the bootstrap."),
+    ("speedup_high", _REAL, "Upper end of its 95 % interval, by the bootstrap."),
     ("throughput", _REAL, "Images per second at the median."),
     ("num_runs", _COUNT, "Timed runs."),
     ("num_warmup", _COUNT, "Untimed runs before."),
     ("num_threads", _COUNT, "CPU threads of torch."),
     ("device", _TEXT, "Device that was timed."),
+    ("device_name", _TEXT, "Its model name, or the processor's."),
+    ("peak_memory_bytes", _COUNT, "CUDA memory of one pass at its peak, weights included; null on CPUs."),
+)
+
+
+COMPARISON = _schema(
+    ("key", _TEXT, "Short name of the question, the same in every comparison."),
+    ("question", _TEXT, "The question."),
+    ("verdict", _TEXT, "yes, no or cannot tell."),
+    ("sentence", _TEXT, "The answer in words, or why there is none."),
+    ("effect", _REAL, "Mean difference, correlation or overlap, in `unit`; null where nothing can be compared."),
+    ("low", _REAL, "Lower end of its 95 % interval, by the bootstrap."),
+    ("high", _REAL, "Upper end, likewise."),
+    ("unit", _TEXT, "points (of top-1 accuracy), rank correlation, correlation or overlap."),
+    ("num_pairs", _COUNT, "Pairs of trials it rests on."),
+    ("num_dropped", _COUNT, "Pairs left out because a trial failed."),
+    ("p_value", _REAL, "After Holm's correction over all questions."),
+    ("studies", pa.list_(_TEXT), "The studies that were pooled."),
 )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Mode = Literal["local", "global", "isomorphic"]
+Backend = Literal["eager", "compile", "onnxruntime"]
+Multiple = Annotated[Literal["auto"] | PositiveInt, AfterValidator(lambda value: 8 if value == "auto" else value)]
 
 
 class Section(BaseModel):
@@ -183,7 +185,9 @@ class PruningSection(Section):
     )
     ignored_layers: tuple[str, ...] = Field((), description="Module names, with all below them, that keep their width.")
     max_ratio: Ratio = Field(0.9, description="No group of layers loses more than this share of its channels.")
-    round_to: PositiveInt | None = Field(None, description="Kept widths are multiples of this where a layer is pruned.")
+    round_to: Multiple | None = Field(
+        None, description="Kept widths are multiples of this where a layer is pruned; auto: 8, which vector units like."
+    )
     min_channels: PositiveInt = Field(1, description="No group of layers keeps fewer channels than this.")
 
 
@@ -253,7 +257,19 @@ class LatencySection(Section):
     warmup: PositiveInt = Field(10, description="Untimed runs first.")
     runs: Annotated[int, Field(ge=5)] = Field(50, description="Timed runs.")
     threads: PositiveInt = Field(1, description="CPU threads of torch while timing.")
-    budget_batch_size: PositiveInt = Field(1, description="Batch size at which a budget of latency is measured.")
+    backends: tuple[Backend, ...] = Field(
+        ("eager",),
+        min_length=1,
+        description="What runs the models: torch itself, torch.compile, or onnxruntime (extra: cleanai-ray[onnx]).",
+    )
+    budget_batch_size: PositiveInt = Field(1, description="Batch size at which a budget of latency is measured, eager.")
+
+    @model_validator(mode="after")
+    def _check(self) -> LatencySection:
+        repeated = next((name for name in self.backends if self.backends.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"evaluation.latency.backends holds {repeated} twice; allowed: each value once")
+        return self
 
 
 class EvaluationSection(Section):

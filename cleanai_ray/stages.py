@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,14 +27,15 @@ from cleanai_ray.study import Trial
 from cleanai_ray.training.context import LocalContext, TrainingContext
 from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
 from cleanai_ray.training.train import train_dense
+from cleanai_ray.trial_clock import TrialClock
 from cleanai_ray.trial_columns import (
-    accuracy_columns,
     cost_columns,
     describe_repair,
     describe_trial,
     latency_columns,
     skipped_by_repair,
 )
+from cleanai_ray.trial_scores import TrialScores
 from cleanai_ray.workspace import Workspace
 
 
@@ -68,6 +66,7 @@ class TrialOutcome:
     Attributes:
         row: Its row of results.parquet.
         layers: Its rows of layers.parquet.
+        classes: Its rows of classes.parquet.
         history: Its rows of history.parquet.
         latency: Its rows of latency.parquet.
         model: The pruned model after the last stage; None for a failed trial.
@@ -76,6 +75,7 @@ class TrialOutcome:
 
     row: dict[str, Any]
     layers: tuple[dict[str, Any], ...] = ()
+    classes: tuple[dict[str, Any], ...] = ()
     history: tuple[dict[str, Any], ...] = ()
     latency: tuple[dict[str, Any], ...] = ()
     model: nn.Module | None = None
@@ -108,24 +108,6 @@ def prepare_dense(workspace: Workspace, context: TrainingContext | None = None) 
     return DenseModel(weights=safetensors_bytes(model), accuracy=accuracy, history=history)
 
 
-@dataclass
-class _Clock:
-    """Seconds spent by stage."""
-
-    started: float = field(default_factory=time.perf_counter)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
-
-    def columns(self) -> dict[str, float]:
-        total = time.perf_counter() - self.started
-        return {"seconds_total": total, **{f"seconds_{name}": value for name, value in self.seconds.items()}}
-
-
 def run_trial(
     workspace: Workspace,
     trial: Trial,
@@ -147,41 +129,42 @@ def run_trial(
     Raises:
         CleanAIError: When the trial cannot be carried out.
     """
-    clock, context = _Clock(), context or LocalContext(device=workspace.device)
+    clock, context = TrialClock(), context or LocalContext(device=workspace.device)
     with clock.stage("prune"):
         pruned = _prune(workspace, trial, dense_model, measures)
-    scores = [_score(workspace, pruned.model, clock)]
+    study = workspace.study
+    scores = TrialScores(workspace, dense_model, clock)
+    scores.add("pruned", pruned.model)
     repaired: RepairOutcome | None = None
-    if workspace.study.repair.is_on:
+    if study.repair.is_on:
         with clock.stage("repair"):
             repaired = _repair(workspace, dense_model, pruned, measures)
             pruned = replace(pruned, model=repaired.model)
-        scores.append(_score(workspace, pruned.model, clock))
+        scores.add("repaired", pruned.model)
     tuned: FineTuneResult | None = None
-    if workspace.study.finetune.epochs:
+    if study.finetune.epochs:
         with clock.stage("finetune"):
             context.announce(pruned.model)
             tuned = fine_tune_trial(workspace, trial, pruned.model, dense_model, context)
-        scores.append(_score(workspace, pruned.model, clock))
+        scores.add("finetuned", pruned.model)
     latency = _measure_latency(workspace, dense_model, pruned.model, clock)
     row = {
         **describe_trial(trial),
         "status": results.OK,
         "warnings": [*pruned.plan.warnings, *(skipped_by_repair(repaired.skipped) if repaired else [])],
-        **accuracy_columns(dense.accuracy, scores[0], scores[1] if repaired else None, scores[-1] if tuned else None),
+        **scores.columns(dense.accuracy),
         "repair": describe_repair(repaired.chosen) if repaired else None,
         **cost_columns(dense_model, pruned.model, workspace.example_input()),
         **latency_columns(latency),
         "channel_ratio_achieved": pruned.plan.channel_ratio,
-        "epochs_run": tuned.epochs_run if tuned else 0,
-        "best_epoch": tuned.best_epoch if tuned else None,
-        **_circumstances(workspace),
-        **clock.columns(),
+        **_tuning_columns(tuned),
+        **_circumstances(workspace, clock),
     }
     name = {"trial_id": trial.trial_id}
     return TrialOutcome(
         row=row,
         layers=tuple({**name, **layer} for layer in pruned.layers),
+        classes=tuple({**name, **entry} for entry in scores.comparison.class_rows()),
         history=tuple({**name, **epoch} for epoch in tuned.history) if tuned else (),
         latency=tuple({**name, **entry} for entry in latency),
         model=pruned.model,
@@ -189,14 +172,13 @@ def run_trial(
     )
 
 
-def _circumstances(workspace: Workspace) -> dict[str, Any]:
-    classes = workspace.study.model.num_classes
-    return {"num_classes": classes, "node": platform.node(), "device": str(workspace.device)}
+def _tuning_columns(tuned: FineTuneResult | None) -> dict[str, Any]:
+    return {"epochs_run": tuned.epochs_run if tuned else 0, "best_epoch": tuned.best_epoch if tuned else None}
 
 
-def _score(workspace: Workspace, model: nn.Module, clock: _Clock) -> Accuracy:
-    with clock.stage("evaluate"):
-        return evaluate(model, workspace.batches("evaluation"), device=workspace.device)
+def _circumstances(workspace: Workspace, clock: TrialClock) -> dict[str, Any]:
+    where = {"node": platform.node(), "device": str(workspace.device)}
+    return {"num_classes": workspace.study.model.num_classes, **where, **clock.columns()}
 
 
 def failed_outcome(trial: Trial, error: str) -> TrialOutcome:
@@ -272,7 +254,9 @@ def fine_tune_trial(
     )
 
 
-def _measure_latency(workspace: Workspace, dense: nn.Module, pruned: nn.Module, clock: _Clock) -> list[dict[str, Any]]:
+def _measure_latency(
+    workspace: Workspace, dense: nn.Module, pruned: nn.Module, clock: TrialClock
+) -> list[dict[str, Any]]:
     section = workspace.study.evaluation.latency
     if section is None:
         return []

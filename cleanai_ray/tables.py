@@ -20,12 +20,13 @@ def write_tables(
     dense_history: Iterable[Mapping[str, Any]],
     measures: DenseMeasures,
 ) -> None:
-    """Write results, layers, history, latency and coverage, whether or not they have rows, and what is sensitive."""
+    """Write results, layers, classes, history, latency and coverage, rows or none, and what is sensitive."""
 
     def rows(name: str) -> list[Mapping[str, Any]]:
-        return [row for record in records for row in record[name]]
+        return [row for record in records for row in record.get(name, ())]
 
     run.write_table(results.LAYERS_FILE, results.to_table(rows("layers"), results.LAYERS))
+    run.write_table(results.CLASSES_FILE, results.to_table(rows("classes"), results.CLASSES))
     run.write_table(results.HISTORY_FILE, results.to_table([*dense_history, *rows("history")], results.HISTORY))
     run.write_table(results.LATENCY_FILE, results.to_table(rows("latency"), results.LATENCY))
     schema = results.coverage_schema(METRICS.names())

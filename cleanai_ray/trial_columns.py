@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from cleanai_ray.evaluation.accuracy import Accuracy
+from cleanai_ray.evaluation.comparison import Comparison
 from cleanai_ray.evaluation.complexity import measure_complexity
+from cleanai_ray.evaluation.significance import is_near_chance, mcnemar_p, wilson_interval
 from cleanai_ray.study import Trial
 
 
@@ -43,17 +45,19 @@ def skipped_by_repair(layers: Sequence[str]) -> list[str]:
 
 
 def latency_columns(latency: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the columns of results.parquet that latency.parquet's rows of one trial give."""
-    if not latency:
+    """Return the columns of results.parquet that latency.parquet's rows of one trial give: those of eager torch."""
+    eager = [entry for entry in latency if entry["backend"] == "eager"]
+    if not eager:
         return {}
-    largest = max(entry["batch_size"] for entry in latency)
-    columns: dict[str, Any] = {"num_threads": latency[0]["num_threads"]}
-    for entry in latency:
+    largest = max(entry["batch_size"] for entry in eager)
+    columns: dict[str, Any] = {"num_threads": eager[0]["num_threads"]}
+    for entry in eager:
         suffix = "_dense" if entry["variant"] == "dense" else ""
         if entry["batch_size"] == 1:
             columns[f"latency_ms_b1_p50{suffix}"] = entry["latency_ms_p50"]
             if not suffix:
                 columns["latency_ms_b1_p90"] = entry["latency_ms_p90"]
+                columns |= {f"speedup_b1{end}": entry[f"speedup{end}"] for end in ("", "_low", "_high")}
         if entry["batch_size"] == largest:
             columns[f"throughput{suffix}"] = entry["throughput"]
     return columns
@@ -68,20 +72,38 @@ def cost_columns(dense: nn.Module, pruned: nn.Module, example_input: Tensor) -> 
     return columns
 
 
-def accuracy_columns(
-    dense: Accuracy, after_surgery: Accuracy, repaired: Accuracy | None, tuned: Accuracy | None
-) -> dict[str, Any]:
-    """Return what the dense model scores, and the pruned one after each stage that ran."""
-    last = tuned or repaired or after_surgery
+def accuracy_columns(dense: Accuracy, scores: Mapping[str, Accuracy]) -> dict[str, Any]:
+    """Return what the dense model scores, and the pruned one after each stage that ran, in their order."""
+    stages = {
+        f"accuracy_{stage}": scores[stage].accuracy if stage in scores else None
+        for stage in ("pruned", "repaired", "finetuned")
+    }
+    last = list(scores.values())[-1]
     return {
         "accuracy_dense": dense.accuracy,
-        "accuracy_pruned": after_surgery.accuracy,
-        "accuracy_repaired": None if repaired is None else repaired.accuracy,
-        "accuracy_finetuned": None if tuned is None else tuned.accuracy,
+        **stages,
         "accuracy": last.accuracy,
         "top5_dense": dense.top5,
         "top5": last.top5,
         "loss_dense": dense.loss,
         "loss": last.loss,
         "num_evaluated": last.num_samples,
+    }
+
+
+def comparison_columns(comparison: Comparison, num_classes: int) -> dict[str, Any]:
+    """Return what the comparison with the dense model after the last stage says, and how far it can be trusted."""
+    low, high = wilson_interval(sum(comparison.class_correct), comparison.num_samples)
+    accuracy_dense = sum(comparison.class_correct_dense) / comparison.num_samples
+    return {
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "is_broken": is_near_chance(high, accuracy_dense, num_classes),
+        "lost": comparison.lost,
+        "gained": comparison.gained,
+        "mcnemar_p": mcnemar_p(comparison.lost, comparison.gained),
+        "agreement": comparison.agreement,
+        "kl_to_dense": comparison.mean_divergence,
+        "ece_dense": comparison.confidence_dense.expected_error,
+        "ece": comparison.confidence.expected_error,
     }

@@ -21,7 +21,7 @@ LAYERS = (
     ("models", "data", "statistics"),
     ("coverage", "importance", "pruning", "repair", "training", "evaluation", "export", "charts", "report"),
     ("sensitivity",),
-    ("api", "workspace", "calibration_shards", "keys", "trial_columns"),
+    ("api", "workspace", "calibration_shards", "keys", "trial_clock", "trial_columns", "trial_scores"),
     ("dense_measures", "tables"),
     ("stages", "environment", "deployment"),
     ("planning", "distributed"),

@@ -13,6 +13,7 @@ SCHEMAS = {
     "layers": results.LAYERS,
     "history": results.HISTORY,
     "latency": results.LATENCY,
+    "classes": results.CLASSES,
     "coverage": coverage_schema(["normalized_mean", "frequency"]),
 }
 PROMISED = """

@@ -70,7 +70,11 @@ def message_of(path: Path, *overrides: str) -> str:
             ["data.calibration.withhold_from_training=3"],
             "data.calibration.withhold_from_training is 3; allowed: 'auto' or true or false",
         ),
-        (["pruning.round_to=x"], f"pruning.round_to is 'x'; allowed: null or {INTEGER}"),
+        (["pruning.round_to=x"], f"pruning.round_to is 'x'; allowed: null or 'auto' or {INTEGER}"),
+        (
+            ["evaluation.latency.backends=[eager, tvm]"],
+            "evaluation.latency.backends[1] is 'tvm'; allowed: 'eager' or 'compile' or 'onnxruntime'",
+        ),
         (["finetune.optimizer=adam"], "finetune.optimizer is 'adam'; allowed: 'sgd' or 'adamw'"),
         (["output.save_models=false"], "output.save_models is false; allowed: 'none' or 'best' or 'all'"),
         (

@@ -58,9 +58,10 @@ def _subtitle(study: StudyFrames) -> list[str]:
     dense = study.dense.get("accuracy")
     reference = "" if dense is None else f"; dotted line: dense, {percent(dense)}"
     stages = "Filled: final accuracy; hollow: after surgery, before repair and fine-tuning"
+    drawn = sum(len(style.thinned(cell, style.MAX_DRAWN_IN_PANEL)) for _, cell in study.ok.group_by("amount", "mode"))
     return [
         (stages if _has_stages(study.ok) else "Mark: a trial") + reference,
-        "Number: mean final accuracy in per cent",
+        "; ".join(["Number: mean final accuracy in per cent", *style.thinned_note(drawn, len(study.ok))]),
     ]
 
 
@@ -98,7 +99,8 @@ def _panel(
     y = alt.Y("label:N", sort=labels, scale=alt.Scale(domain=labels), axis=y_axis, title=None)
     colour = alt.Color("label:N", scale=style.scale(style.label_colours(study.labels), labels), legend=None)
     shape = alt.Shape("label:N", scale=style.scale(style.label_shapes(study.labels), labels), legend=None)
-    data = alt.Chart(style.values(cell.select("label", "accuracy", "accuracy_pruned")))
+    drawn = style.thinned(cell, style.MAX_DRAWN_IN_PANEL)
+    data = alt.Chart(style.values(drawn.select("label", "accuracy", "accuracy_pruned")))
     layers: list[alt.Chart] = []
     if study.dense.get("accuracy") is not None:
         dense = alt.Chart(alt.InlineData(values=[{"accuracy": study.dense["accuracy"]}]))

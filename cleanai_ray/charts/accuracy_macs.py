@@ -50,12 +50,15 @@ def accuracy_macs(study: StudyFrames) -> ChartType | None:
         scale=alt.Scale(domain=[0, largest]),
     )
     y = alt.Y("accuracy:Q", title="top-1 accuracy", axis=alt.Axis(format="~%"), scale=alt.Scale(domain=[low, high]))
-    layers = [*_dense_layers(dense, x, y), _front_layer(frame, x, y), _trial_layer(study, frame, x, y)]
+    drawn = pl.concat([style.thinned(frame), pareto_front(frame)]).unique("trial_id", maintain_order=True)
+    layers = [*_dense_layers(dense, x, y), _front_layer(frame, x, y), _trial_layer(study, drawn, x, y)]
     chart = alt.layer(*layers).properties(
         width=style.WIDTH,
         height=_HEIGHT,
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-        title=alt.TitleParams("Accuracy against MACs", subtitle=_subtitle(frame)),
+        title=alt.TitleParams(
+            "Accuracy against MACs", subtitle=[*_subtitle(frame), *style.thinned_note(len(drawn), len(frame))]
+        ),
     )
     return chart
 

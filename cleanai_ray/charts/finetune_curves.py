@@ -35,6 +35,8 @@ def finetune_curves(study: StudyFrames) -> ChartType | None:
     modes = [f"{_DASHES.get(mode, _OTHER_DASH)[0]}: {mode} mode" for mode in style.ordered_modes(epochs["mode"])]
     legend = "; ".join(["Dot: the epoch that was kept", "thicker: more is removed", *modes])
     lines = [f"{legend}."]
+    if max(epochs.group_by("label").agg(pl.n_unique("trial_id"))["trial_id"]) > style.MAX_DRAWN_IN_PANEL:
+        lines.append(f"Of each method {style.MAX_DRAWN_IN_PANEL} trials are drawn, chosen at random.")
     if dense is not None:
         lines.append(f"Dotted line: the dense model on the same validation samples, {percent(dense)}.")
     return alt.concat(*panels, columns=min(_COLUMNS, len(panels)), spacing=14).properties(
@@ -49,7 +51,8 @@ def _dense_accuracy(study: StudyFrames) -> float | None:
 
 
 def _panel(study: StudyFrames, epochs: pl.DataFrame, label: str, *, is_last: bool) -> ChartType:
-    frame = epochs.filter(pl.col("label") == label).sort("trial_id", "epoch")
+    frame = style.thinned(epochs.filter(pl.col("label") == label), style.MAX_DRAWN_IN_PANEL)
+    frame = frame.sort("trial_id", "epoch")
     found = epochs["validation_accuracy"]
     dense = _dense_accuracy(study)
     low, high = min(found), max(*found, dense or 0.0)

@@ -32,6 +32,7 @@ class StudyFrames:
         missing: Names of files that the run directory does not hold.
         study_text: The study file as it was written.
         sensitivity: A row per dependency group and removal (`results.SENSITIVITY`); empty where it was not measured.
+        classes: A row per trial and class (`results.CLASSES`); empty where it was not recorded.
     """
 
     results: pl.DataFrame
@@ -46,6 +47,7 @@ class StudyFrames:
     sensitivity: pl.DataFrame = field(
         default_factory=lambda: pl.DataFrame(pl.from_arrow(schemas.SENSITIVITY.empty_table()))
     )
+    classes: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(pl.from_arrow(schemas.CLASSES.empty_table())))
 
     @classmethod
     def load(cls, run: RunDirectory) -> StudyFrames:
@@ -76,6 +78,7 @@ class StudyFrames:
             missing=missing,
             study_text=text,
             sensitivity=_read(run, schemas.SENSITIVITY_FILE, schemas.SENSITIVITY),
+            classes=_read(run, schemas.CLASSES_FILE, schemas.CLASSES),
         )
 
     @property

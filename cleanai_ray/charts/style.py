@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 WIDTH = 660
 """Width of a full-width chart in pixels; a report scales it to the text width of A4, three quarters of it in points."""
 
+MAX_DRAWN, MAX_DRAWN_IN_PANEL = 1500, 150
+"""Trials that a chart draws at the most, and each panel of a chart that has one for every method or cell."""
+
 FONT = "DejaVu Sans, Bitstream Vera Sans, Verdana, sans-serif"
 INK, MUTED, GRID, FAINT = "#1b2733", "#5b6875", "#e3e7eb", "#c3cad1"
 DENSE = "#1b2733"
@@ -163,6 +166,25 @@ def mode_fill_scale(modes: Iterable[str]) -> alt.Scale:
 def ordered_modes(modes: Iterable[str]) -> list[str]:
     """Return modes without repetition, local first."""
     return sorted(set(modes), key=lambda name: (name != "local", name))
+
+
+def thinned(frame: pl.DataFrame, limit: int = MAX_DRAWN) -> pl.DataFrame:
+    """Return the rows of at most `limit` trials, which their ids alone choose: a chart of more marks shows no more.
+
+    Args:
+        frame: Rows with a `trial_id`.
+        limit: Trials.
+    """
+    names = frame["trial_id"].unique().to_list()
+    if len(names) <= limit:
+        return frame
+    chosen = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:limit]
+    return frame.filter(pl.col("trial_id").is_in(chosen))
+
+
+def thinned_note(drawn: int, total: int) -> list[str]:
+    """Return a line that says how many trials a chart draws; none where it draws all."""
+    return [f"{drawn:,} of {total:,} trials are drawn, chosen at random"] if drawn < total else []
 
 
 def values(frame: pl.DataFrame) -> alt.InlineData:

@@ -13,7 +13,7 @@ from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.distributed.cluster import Cluster, assigned_device, concurrent_trials
 from cleanai_ray.distributed.gang import COORDINATOR_BYTES, run_gang_trial
 from cleanai_ray.distributed.progress import Narrator, SweepState
-from cleanai_ray.distributed.trial_work import SweepInputs, carry_out, epoch_numbers, numbers_of
+from cleanai_ray.distributed.trial_work import RECORDED, SweepInputs, carry_out, epoch_numbers, numbers_of
 from cleanai_ray.distributed.writer import lacks_model, record_name
 from cleanai_ray.keys import trial_key
 from cleanai_ray.stages import failed_outcome
@@ -135,7 +135,7 @@ def _record_crashes(trials: Sequence[Trial], grid: tune.ResultGrid, writer: Any)
                 "the trial's process ended before it was done, most often for want of memory or by a crash in a "
                 f"library; Ray says: {reason}",
             )
-            record = {"row": outcome.row, "layers": (), "history": (), "latency": ()}
+            record = {name: getattr(outcome, name) for name in RECORDED}
             ray.get(writer.write.remote(record, "", None, None))
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from cleanai_ray.distributed.files import CheckpointFile, RunFiles, checkpoint_name
 from cleanai_ray.errors import CleanAIError
+from cleanai_ray.evaluation.backends import require_backends
 from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.keys import trial_key
 from cleanai_ray.stages import DenseModel, TrialOutcome, failed_outcome, run_trial
@@ -21,6 +22,9 @@ from cleanai_ray.training.context import TrainingContext
 from cleanai_ray.workspace import Workspace, open_workspace
 
 _LOG = logging.getLogger(__name__)
+RECORDED = ("row", "layers", "classes", "history", "latency")
+"""What of an outcome is a trial's record: its row of results.parquet, and its rows of other tables."""
+
 _REPORTED = ("accuracy", "accuracy_pruned", "loss", "params", "macs", "seconds_total")
 _dense_models: dict[str, nn.Module] = {}
 
@@ -55,7 +59,7 @@ class SweepInputs:
 
     def send(self, trial: Trial, outcome: TrialOutcome) -> None:
         """Have a trial written: its record, and its model where it is to be kept."""
-        record = {name: getattr(outcome, name) for name in ("row", "layers", "history", "latency")}
+        record = {name: getattr(outcome, name) for name in RECORDED}
         plan = weights = None
         is_wanted = outcome.model is not None and ray.get(self.writer.wants_model.remote(outcome.row))
         if is_wanted and outcome.model is not None and outcome.plan is not None:
@@ -83,6 +87,8 @@ def carry_out(
     dense: DenseModel = ray.get(inputs.dense)
     try:
         workspace = open_workspace(inputs.study.model_dump_json(), device)
+        if inputs.study.evaluation.latency is not None:
+            require_backends(inputs.study.evaluation.latency, workspace.device)
         model = dense_model_of(workspace, dense)
         outcome = run_trial(workspace, trial, dense, model, ray.get(inputs.measures), make_context(workspace))
         inputs.files.note_unreadable(workspace.unreadable.found)

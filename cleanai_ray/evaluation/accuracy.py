@@ -37,8 +37,13 @@ class Accuracy:
     class_total: tuple[int, ...]
 
 
-class _Tally:
-    """Sums over batches, on the device: nothing is read back before the end."""
+class AccuracyTally:
+    """The sums of an `Accuracy` over batches, on the device: nothing is read back before the end.
+
+    Args:
+        num_classes: Outputs of the classifier.
+        device: Where the batches are.
+    """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.num_classes = num_classes
@@ -46,6 +51,7 @@ class _Tally:
         self._classes = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits [N, classes] and labels [N]."""
         hit = logits.argmax(1) == labels
         nearest = logits.topk(min(_TOP_K, self.num_classes), dim=1).indices
         hit_top5 = (nearest == labels[:, None]).any(1) | hit
@@ -55,6 +61,7 @@ class _Tally:
         self._classes[1].scatter_add_(0, labels, torch.ones_like(labels))
 
     def result(self, all_reduce: Callable[[Tensor], Tensor] | None) -> Accuracy:
+        """Return what the sums say; `all_reduce` sums a tensor over processes that each scored a part."""
         values = torch.cat([self._sums, self._classes.flatten().double()])
         if all_reduce is not None:
             values = all_reduce(values)
@@ -63,6 +70,19 @@ class _Tally:
         total = tuple(int(count) for count in counts[self.num_classes :])
         num = sum(total)
         return Accuracy(sum(correct) / num, top5 / num, loss / num, num, correct, total)
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Return a classifier's output [N, classes] for images [N, ...].
+
+    Raises:
+        EvaluationError: When the output is something else.
+    """
+    logits = model(images)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise EvaluationError(f"the model's output is {found}, allowed is [{len(images)}, classes]")
+    return logits
 
 
 def evaluate(
@@ -86,16 +106,13 @@ def evaluate(
     require_no_hooks(model)
     device = torch.device(device)
     model.to(device)
-    tally: _Tally | None = None
+    tally: AccuracyTally | None = None
     with evaluation_mode(model), torch.no_grad():
         for images, labels in batches:
             labels = labels.to(device, non_blocking=True).long()
-            logits = model(images.to(device, non_blocking=True))
-            if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
-                found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise EvaluationError(f"the model's output is {found}, allowed is [{len(labels)}, classes]")
+            logits = logits_of(model, images.to(device, non_blocking=True))
             if tally is None:
-                tally = _Tally(logits.shape[1], device)
+                tally = AccuracyTally(logits.shape[1], device)
             tally.add(logits, labels)
         if tally is None:
             raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")

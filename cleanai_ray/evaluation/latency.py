@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import EvaluationError
+from cleanai_ray.evaluation.backends import Forward, prepare, require_backends
 from cleanai_ray.evaluation.hooks import require_no_hooks
+from cleanai_ray.evaluation.machine import device_name
+from cleanai_ray.evaluation.significance import median_interval
 from cleanai_ray.modules import evaluation_mode
 from cleanai_ray.sections import LatencySection
 
@@ -38,23 +41,23 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _time(model: nn.Module, batch: Tensor, finish: Callable[[], None]) -> int:
+def _time(forward: Forward, batch: Tensor, finish: Callable[[], None]) -> int:
     finish()
     start = time.perf_counter_ns()
-    model(batch)
+    forward(batch)
     finish()
     return time.perf_counter_ns() - start
 
 
 def _rounds(
-    models: Mapping[str, nn.Module], batch: Tensor, *, warmup: int, runs: int, finish: Callable[[], None]
+    forwards: Mapping[str, Forward], batch: Tensor, *, warmup: int, runs: int, finish: Callable[[], None]
 ) -> dict[str, list[int]]:
     """Time every model once a round, in an order that turns round every time; return nanoseconds by model."""
-    times: dict[str, list[int]] = {name: [] for name in models}
-    names = list(models)
+    times: dict[str, list[int]] = {name: [] for name in forwards}
+    names = list(forwards)
     for index in range(warmup + runs):
         for name in names if index % 2 == 0 else reversed(names):
-            elapsed = _time(models[name], batch, finish)
+            elapsed = _time(forwards[name], batch, finish)
             if index >= warmup:
                 times[name].append(elapsed)
     return times
@@ -69,28 +72,40 @@ def measure_latency(
 ) -> list[dict[str, Any]]:
     """Time forward passes of several models under the same conditions.
 
-    For each batch size there are `section.warmup` untimed and `section.runs` timed rounds. In every round each model
-    runs once, in alternating order, so that a noisy machine hurts all of them alike. On CUDA a time ends when the
-    device has finished. A latency is that of the whole pass, and is never divided by the batch size.
+    For each back end and batch size there are `section.warmup` untimed and `section.runs` timed rounds. In each round
+    every model runs once, in alternating order, so that a noisy machine hurts all of them alike. On CUDA a time ends
+    when the device has finished. A latency is that of the whole pass, and is never divided by the batch size. The
+    speed-up is the median over the rounds of the dense model's time divided by the pruned one's in the same round,
+    which a machine that gets slower or faster meanwhile does not move.
 
     Args:
         models: The models by variant ("dense", "pruned"). They are moved to the device.
         example_input: Images [N, ...], repeated or cut to each batch size.
-        section: Batch sizes, rounds and CPU threads.
+        section: Back ends, batch sizes, rounds and CPU threads.
         device: Where to run.
 
     Returns:
-        A row per batch size and model, with the columns of `results.LATENCY` except trial_id.
+        A row per back end, batch size and model, with the columns of `results.LATENCY` except trial_id.
 
     Raises:
-        EvaluationError: When there is no model or no example, or a hook is left on a model.
+        EvaluationError: When there is no model or no example, a hook is left on a model, or a back end does not work
+            here.
     """
     device = torch.device(device)
+    require_backends(section, device)
     rows = []
     with _conditions(models, example_input, section, device):
-        for batch_size in section.batch_sizes:
-            times = _time_batch(models, example_input, batch_size, section, device)
-            rows += [_row(name, values, batch_size, section, device) for name, values in times.items()]
+        for backend in section.backends:
+            forwards_for = prepare(backend, models, example_input, section.threads)
+            for batch_size in section.batch_sizes:
+                batch = _batch_of(example_input, batch_size, device)
+                forwards = forwards_for(batch)
+                with torch.inference_mode():
+                    times = _time_batch(forwards, batch, section, device)
+                    peaks = {name: _peak_memory(models[name], forward, batch) for name, forward in forwards.items()}
+                for name, values in times.items():
+                    row = {**_row(name, values, batch_size, section, device), "backend": backend}
+                    rows.append({**row, **_speedup(times, name), "peak_memory_bytes": peaks[name]})
     return rows
 
 
@@ -114,8 +129,8 @@ def compare_latency(
     """
     device, batch_size = torch.device(device), section.budget_batch_size
     models = {"dense": dense, "pruned": pruned}
-    with _conditions(models, example_input, section, device):
-        times = _time_batch(models, example_input, batch_size, section, device)
+    with _conditions(models, example_input, section, device), torch.inference_mode():
+        times = _time_batch(models, _batch_of(example_input, batch_size, device), section, device)
     rows = {name: _row(name, values, batch_size, section, device) for name, values in times.items()}
     return {
         "ratio": float(np.median(np.array(times["pruned"]) / np.array(times["dense"]))),
@@ -129,7 +144,7 @@ def compare_latency(
 def _conditions(
     models: Mapping[str, nn.Module], example_input: Tensor, section: LatencySection, device: torch.device
 ) -> Iterator[None]:
-    """Check what is to be timed, and hold the conditions of timing: device, threads, evaluation and inference mode."""
+    """Check what is to be timed, and hold the conditions of timing: device, threads and evaluation mode."""
     if not models or len(example_input) == 0:
         raise EvaluationError(
             f"latency was asked of {len(models)} models with {len(example_input)} examples, at least 1 each is needed"
@@ -140,33 +155,56 @@ def _conditions(
         stack.enter_context(_threads(section.threads))
         for model in models.values():
             stack.enter_context(evaluation_mode(model.to(device)))
-        stack.enter_context(torch.inference_mode())
         yield
 
 
+def _batch_of(example_input: Tensor, batch_size: int, device: torch.device) -> Tensor:
+    return example_input[torch.arange(batch_size) % len(example_input)].to(device)
+
+
 def _time_batch(
-    models: Mapping[str, nn.Module],
-    example_input: Tensor,
-    batch_size: int,
-    section: LatencySection,
-    device: torch.device,
+    forwards: Mapping[str, Forward], batch: Tensor, section: LatencySection, device: torch.device
 ) -> dict[str, list[int]]:
-    batch = example_input[torch.arange(batch_size) % len(example_input)].to(device)
-    return _rounds(models, batch, warmup=section.warmup, runs=section.runs, finish=lambda: _finish(device))
+    return _rounds(forwards, batch, warmup=section.warmup, runs=section.runs, finish=lambda: _finish(device))
 
 
 def _row(
     variant: str, nanoseconds: list[int], batch_size: int, section: LatencySection, device: torch.device
 ) -> dict[str, Any]:
-    median, high = np.percentile(np.array(nanoseconds) / _NANOSECONDS_PER_MILLISECOND, [50, 90])
+    median, high, highest = np.percentile(np.array(nanoseconds) / _NANOSECONDS_PER_MILLISECOND, [50, 90, 99])
     return {
         "variant": variant,
         "batch_size": batch_size,
         "latency_ms_p50": float(median),
         "latency_ms_p90": float(high),
+        "latency_ms_p99": float(highest),
         "throughput": float(batch_size / median * 1000.0),
         "num_runs": section.runs,
         "num_warmup": section.warmup,
         "num_threads": section.threads,
         "device": _describe(device),
+        "device_name": device_name(device),
     }
+
+
+def _speedup(times: Mapping[str, list[int]], variant: str) -> dict[str, float | None]:
+    """Return how many times as fast as dense a variant is, round by round, and how sure that is."""
+    columns = ("speedup", "speedup_low", "speedup_high")
+    if variant == "dense" or "dense" not in times:
+        return dict.fromkeys(columns)
+    ratios = np.array(times["dense"]) / np.array(times[variant])
+    return dict(zip(columns, median_interval(ratios), strict=True))
+
+
+def _peak_memory(model: nn.Module, forward: Forward, batch: Tensor) -> int | None:
+    """Return the CUDA memory of a pass at its peak, with the model's own weights and without other models'."""
+    if batch.device.type != "cuda":
+        return None
+    torch.cuda.synchronize(batch.device)
+    torch.cuda.reset_peak_memory_stats(batch.device)
+    before = torch.cuda.memory_allocated(batch.device)
+    forward(batch)
+    torch.cuda.synchronize(batch.device)
+    state = [*model.parameters(), *model.buffers(), batch]
+    own = sum(tensor.numel() * tensor.element_size() for tensor in state)
+    return torch.cuda.max_memory_allocated(batch.device) - before + own

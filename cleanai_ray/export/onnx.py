@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,12 @@ from cleanai_ray.registry import FORMATS
 _REQUIRED = ("onnx", "onnxscript", "onnxruntime")
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
+    """Check that the packages of the extra `onnx` are there.
+
+    Raises:
+        ArtifactError: When one is missing; the message names it.
+    """
     for package in _REQUIRED:
         try:
             importlib.import_module(package)
@@ -26,7 +33,29 @@ def _require_packages() -> None:
             ) from error
 
 
-def _to_onnx(model: nn.Module, example_input: Tensor) -> bytes:
+def to_onnx(model: nn.Module, example_input: Tensor) -> bytes:
+    """Return a model as the content of an ONNX file, with a batch of any size; the model is not changed.
+
+    onnxruntime's output has been compared with torch's on a random batch.
+
+    Args:
+        model: The model.
+        example_input: Images [N, ...].
+
+    Raises:
+        ArtifactError: When the model cannot be translated, or onnxruntime computes something else.
+        EvaluationError: When a hook is left on the model.
+    """
+    model = private_copy(model)
+    batch = check_batch(example_input)
+    with quiet():
+        content = _translate(model, example_input)
+    with torch.no_grad():
+        require_same_output(model(batch), torch.from_numpy(open_session(content)(batch)), "onnx")
+    return content
+
+
+def _translate(model: nn.Module, example_input: Tensor) -> bytes:
     program = trace(model, example_input)
     try:
         exported = torch.onnx.export(
@@ -45,14 +74,26 @@ def _to_onnx(model: nn.Module, example_input: Tensor) -> bytes:
         raise ArtifactError(f"{type(model).__name__} cannot be translated to ONNX: {reason}") from error
 
 
-def _run(content: bytes, batch: Tensor) -> Tensor:
+def open_session(content: bytes, threads: int = 0) -> Callable[[Tensor], np.ndarray]:
+    """Return what runs an ONNX file's content on batches on the CPU, by onnxruntime.
+
+    Args:
+        content: What `to_onnx` returns.
+        threads: Threads within an operation; 0: as many as onnxruntime chooses.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    (output,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
-    return torch.from_numpy(output)
+    name = session.get_inputs()[0].name
+
+    def run(batch: Tensor) -> np.ndarray:
+        (output,) = session.run(None, {name: batch.numpy()})
+        return output
+
+    return run
 
 
 @FORMATS.register("onnx")
@@ -76,14 +117,9 @@ def export_onnx(model: nn.Module, example_input: Tensor, path: Path) -> Path:
             else.
         EvaluationError: When a hook is left on the model.
     """
-    _require_packages()
+    require_packages()
     path = Path(path)
-    model = private_copy(model)
-    batch = check_batch(example_input)
-    with quiet():
-        content = _to_onnx(model, example_input)
-    with torch.no_grad():
-        require_same_output(model(batch), _run(content, batch), "onnx")
+    content = to_onnx(model, example_input)
     with replaced_whole(path) as temporary:
         temporary.write_bytes(content)
     return path

@@ -180,7 +180,7 @@ class Pruner:
             layer_ratios={name: 1 - (1 - value) ** share for name, value in bounds.layer_ratios.items()},
             max_ratio=bounds.max_ratio,
             min_channels=bounds.min_channels,
-            round_to=bounds.round_to,
+            round_to=None if bounds.round_to is None else int(bounds.round_to),
         )
 
     def _cost(self) -> Callable[[Mapping[str, int]], float] | None:

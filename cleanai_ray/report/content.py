@@ -21,12 +21,15 @@ from cleanai_ray.report.blocks import (
     Section,
     Tone,
 )
-from cleanai_ray.report.findings import Findings, Headline, describe_trial
+from cleanai_ray.report.executive import answer_blocks, findings_section
+from cleanai_ray.report.findings import Findings, Headline
 from cleanai_ray.report.reproduction import reproduction_section, run_facts
 from cleanai_ray.report.risks import CHECKED
+from cleanai_ray.report.wording import describe_trial
 
 _COVER_CHART = "accuracy_macs"
 _BEST_CHARTS = ("dense_vs_best", "layer_channels")
+_FINDING_CHARTS = ("critical_difference",)
 _RESULT_CHARTS = ("accuracy_by_method", "coverage_heatmap", "finetune_curves")
 _TONES: dict[str, Tone] = {"acceptable": "good", "with reservations": "warn", "not acceptable": "bad"}
 _VERDICTS = {
@@ -50,7 +53,9 @@ def write_document(study: StudyFrames, findings: Findings, charts: Mapping[str, 
     if study.best is None:
         sections = [risks, *results]
     else:
-        sections = [_summary(study, findings), *results, _best_trial(study, study.best, figures), risks]
+        answered = findings_section(findings.answers, figures)
+        answers = [answered] if answered is not None else []
+        sections = [_summary(study, findings), *answers, *results, _best_trial(study, study.best, figures), risks]
     sections.append(reproduction_section(study))
     return Document(
         title=study.name,
@@ -113,7 +118,7 @@ def _of(value: float | None, dense: float | None, write: object) -> str:
 
 
 def _summary(study: StudyFrames, findings: Findings) -> Section:
-    blocks: list[Block] = [Paragraph(findings.headline.sentence)]
+    blocks = answer_blocks(str(study.study.get("question") or ""), findings)
     smallest = findings.smallest_within_a_point
     if smallest is not None and study.best is not None and smallest["trial_id"] != study.best["trial_id"]:
         text = (
@@ -160,15 +165,18 @@ def _risk_count(findings: Findings) -> list[Block]:
 
 
 def _results(study: StudyFrames, figures: Mapping[str, Figure]) -> list[Section]:
-    others = sorted(set(figures) - {_COVER_CHART, *_BEST_CHARTS, *_RESULT_CHARTS})
+    others = sorted(set(figures) - {_COVER_CHART, *_BEST_CHARTS, *_FINDING_CHARTS, *_RESULT_CHARTS})
     shown: list[Block] = [figures[name] for name in (*_RESULT_CHARTS, *others) if name in figures]
-    sections = [Section("Results", tuple(shown))] if shown else []
+    sections = [Section("Results", tuple(shown), starts_page=True)] if shown else []
     total = len(study.results)
     note = (
         f"{plural(total, 'trial')}, {len(study.ok)} with a result, the most accurate first. Top-1 with half the width "
         "of its 95 % interval (Wilson); against dense in percentage points; MACs as a share of the dense model; "
         "speed-up at batch 1."
     )
+    if len(study.ok) > tables.MAX_TRIALS or len(study.failed) > tables.MAX_TRIALS:
+        note += f" Listed are at most {tables.MAX_TRIALS} with a result and {tables.MAX_TRIALS} that failed; "
+        note += "results.parquet has them all."
     table = Section("Every trial", (Paragraph(note, is_small=True), tables.every_trial(study)))
     return [*sections, table]
 

@@ -9,9 +9,13 @@ import polars as pl
 
 from cleanai_ray.charts.frames import StudyFrames
 from cleanai_ray.charts.numbers import percent, plural, times
+from cleanai_ray.report.answers import Answer
 from cleanai_ray.report.measures import Interval, MethodRank, interval_of, rank_methods
+from cleanai_ray.report.questions import answer_questions
+from cleanai_ray.report.recommendation import Recommendation, recommend
 from cleanai_ray.report.risk import LARGE_LOSS, Risk
 from cleanai_ray.report.risks import find_risks
+from cleanai_ray.report.wording import describe_trial
 
 Verdict = Literal["acceptable", "with reservations", "not acceptable"]
 
@@ -63,6 +67,8 @@ class Findings:
     ranking: tuple[MethodRank, ...]
     smallest_within_a_point: dict[str, Any] | None
     risks: tuple[Risk, ...]
+    answers: tuple[Answer, ...]
+    recommendation: Recommendation
 
 
 def find(study: StudyFrames) -> Findings:
@@ -74,14 +80,9 @@ def find(study: StudyFrames) -> Findings:
         ranking=rank_methods(study),
         smallest_within_a_point=_smallest_within(study, LARGE_LOSS),
         risks=risks,
+        answers=answer_questions({study.name: study}),
+        recommendation=recommend(study),
     )
-
-
-def describe_trial(trial: dict[str, Any]) -> str:
-    """Write a trial in words: `taylor (ratio 0.3, local)`."""
-    details = [trial["amount"], trial["mode"]]
-    details += [f"{trial['steps']} steps"] if (trial.get("steps") or 1) > 1 else []
-    return f"{trial['label']} ({', '.join(details)})"
 
 
 def reduction(value: float | None, dense: float | None) -> float | None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.report import model_risks, study_risks, trial_risks
+from cleanai_ray.report import evidence_risks, model_risks, study_risks, trial_risks
 from cleanai_ray.report.risk import Risk
 
 CHECKED = (
     "failed trials; accuracy near chance, of the dense model and of every trial; accuracy lost against dense; models "
     "that are no smaller; speed-up below 1, or far below the saving of MACs; collapsed layers; warnings; over-fitting; "
     "methods no better than random; too few evaluated images; how the winner was chosen; overlap of calibration with "
-    "training and evaluation; dead channels; missing measurements"
+    "training and evaluation; dead channels; missing measurements; samples that could not be read; "
+    "classes that lost far more than the mean; winners and accuracies that change with the seed; few calibration "
+    "samples"
 )
 """What `find_risks` looks at, in words."""
 
 
 def find_risks(study: StudyFrames) -> tuple[Risk, ...]:
     """Return every risk of a study, the most severe first."""
-    checks = (*trial_risks.CHECKS, *model_risks.CHECKS, *study_risks.CHECKS)
+    checks = (*trial_risks.CHECKS, *model_risks.CHECKS, *study_risks.CHECKS, *evidence_risks.CHECKS)
     found = [risk for check in checks for risk in check(study)]
     order = {"high": 0, "medium": 1, "info": 2}
     return tuple(sorted(found, key=lambda risk: (order[risk.severity], not risk.is_blocking, not risk.is_about_best)))

@@ -107,9 +107,13 @@ def ranking(findings: Findings) -> Table:
     return Table(columns, tuple(rows))
 
 
+MAX_TRIALS = 300
+"""Trials with a result, and failed ones, that a report lists; results.parquet has them all."""
+
+
 def every_trial(study: StudyFrames) -> Table:
-    """Return all trials, the most accurate first and those that failed last; columns without data are left out."""
-    frame = pl.concat([study.ranked, study.failed], how="diagonal")
+    """Return the trials, the most accurate first and those that failed last; columns without data are left out."""
+    frame = pl.concat([study.ranked.head(MAX_TRIALS), study.failed.head(MAX_TRIALS)], how="diagonal")
     varying = {name: frame[name].n_unique() > 1 for name in ("steps", "seed")}
     present = {name: bool(frame[name].count()) for name in ("accuracy_repaired", "accuracy_finetuned", "speedup")}
     has_stages = present["accuracy_repaired"] or present["accuracy_finetuned"]

@@ -48,18 +48,25 @@ class LayerObserver(HookOwner, ABC):
     def __enter__(self: Self) -> Self:
         for name, module in self._model.named_modules():
             if isinstance(module, OBSERVED):
-                self._handles.append(module.register_forward_hook(self._hook(name)))
+                # What a layer receives is seen before the layer runs: it has just been computed, and is in the caches.
+                self._handles.append(module.register_forward_pre_hook(self._before(name)))
+                if self._outputs:
+                    self._handles.append(module.register_forward_hook(self._after(name)))
         return self
 
-    def _hook(self, name: str) -> Any:
+    def _before(self, name: str) -> Any:
+        @torch.no_grad()
+        def observe(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if not self._paused:
+                self.see("inputs", name, as_samples(module, inputs[0]))
+
+        return observe
+
+    def _after(self, name: str) -> Any:
         @torch.no_grad()
         def observe(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            if self._paused:
-                return
-            self.see("inputs", name, as_samples(module, inputs[0]))
-            if self._outputs:
-                first = output[0] if isinstance(output, tuple) else output
-                self.see("outputs", name, as_samples(module, first))
+            if not self._paused:
+                self.see("outputs", name, as_samples(module, output[0] if isinstance(output, tuple) else output))
 
         return observe
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,57 @@ from torch import Tensor, nn
 from cleanai_ray.errors import CalibrationError
 from cleanai_ray.statistics.channel_statistics import ActivationStatistics, LayerStatistics
 from cleanai_ray.statistics.observer import LayerObserver
+from cleanai_ray.statistics.parts import parts
+
+_SUMS = (
+    "sum",
+    "sum_squares",
+    "sum_absolutes",
+    "sum_sample_means",
+    "active_samples",
+    "positive_positions",
+    "top_samples",
+)
+"""What is added up, in the order of `_BatchSums.totals`."""
+
+_AT_ONCE = {"cpu": 1 << 19}
+"""Activations that are reduced at a time, by device: 2 MiB of them, and as much of what is made of them."""
+
+_AT_ONCE_ELSEWHERE = 1 << 26
+
+
+@dataclass
+class _BatchSums:
+    """Sums over the samples of a layer, on the device.
+
+    Attributes:
+        num_samples: Samples.
+        num_positions: Positions over all samples.
+        totals: The sums of `_SUMS`, float64 of shape [7, C].
+        minimum: Smallest activations, [C].
+        maximum: Largest activations, [C].
+    """
+
+    num_samples: int
+    num_positions: int
+    totals: Tensor
+    minimum: Tensor
+    maximum: Tensor
+
+    def add(self, other: _BatchSums) -> None:
+        """Take in the sums over other samples."""
+        self.num_samples += other.num_samples
+        self.num_positions += other.num_positions
+        self.totals += other.totals
+        self.minimum = torch.minimum(self.minimum, other.minimum)
+        self.maximum = torch.maximum(self.maximum, other.maximum)
+
+    def value(self) -> LayerStatistics:
+        """Return the statistics, on the CPU."""
+        tensors: dict[str, Any] = dict(zip(_SUMS, self.totals.cpu().clone().unbind(), strict=True))
+        for name in ("num_samples", "num_positions"):
+            tensors[name] = torch.tensor(float(getattr(self, name)), dtype=torch.float64)
+        return LayerStatistics(**tensors, minimum=self.minimum.double().cpu(), maximum=self.maximum.double().cpu())
 
 
 class ActivationRecorder(LayerObserver):
@@ -26,22 +78,14 @@ class ActivationRecorder(LayerObserver):
         super().__init__(model, outputs=outputs)
         self._threshold = threshold
         self._top_k = top_k
-        self._sums: dict[tuple[str, str], dict[str, Tensor]] = {}
+        self._sums: dict[tuple[str, str], _BatchSums] = {}
 
     def see(self, side: str, layer: str, activation: Tensor) -> None:
         """Add the sums of a batch to those so far."""
         new = _sums(activation, self._threshold, self._top_k)
-        known = self._sums.get((side, layer))
-        if known is None:
-            self._sums[side, layer] = new
-            return
-        for name, value in new.items():
-            if name == "minimum":
-                known[name] = torch.minimum(known[name], value)
-            elif name == "maximum":
-                known[name] = torch.maximum(known[name], value)
-            else:
-                known[name] = known[name] + value
+        known = self._sums.setdefault((side, layer), new)
+        if known is not new:
+            known.add(new)
 
     def statistics(self) -> ActivationStatistics:
         """Return what was recorded so far.
@@ -55,8 +99,7 @@ class ActivationRecorder(LayerObserver):
             )
         sides: dict[str, dict[str, LayerStatistics]] = {"inputs": {}, "outputs": {}}
         for (side, name), sums in self._sums.items():
-            tensors: dict[str, Any] = {key: tensor.cpu() for key, tensor in sums.items()}
-            value = LayerStatistics(**tensors)
+            value = sums.value()
             if not torch.isfinite(value.sum_squares).all():
                 raise CalibrationError(f"the {side} of layer '{name}' are not finite on the calibration samples")
             sides[side][name] = value
@@ -65,24 +108,52 @@ class ActivationRecorder(LayerObserver):
         )
 
 
-def _sums(activation: Tensor, threshold: float, top_k: int) -> dict[str, Tensor]:
-    samples, _, positions = activation.shape
-    sums = activation.sum(dim=2).double()
-    means = sums / positions
-    squares = torch.linalg.vector_norm(activation, ord=2, dim=2).double().square()
-    return {
-        "num_samples": sums.new_tensor(float(samples)),
-        "num_positions": sums.new_tensor(float(samples * positions)),
-        "sum": sums.sum(dim=0),
-        "sum_squares": squares.sum(dim=0),
-        "sum_absolutes": torch.linalg.vector_norm(activation, ord=1, dim=2).double().sum(dim=0),
-        "sum_sample_means": means.sum(dim=0),
-        "active_samples": (means > threshold).sum(dim=0).double(),
-        "positive_positions": (activation > 0).sum(dim=(0, 2)).double(),
-        "top_samples": _among_strongest(means, top_k).sum(dim=0).double(),
-        "minimum": activation.amin(dim=(0, 2)).double(),
-        "maximum": activation.amax(dim=(0, 2)).double(),
-    }
+def _sums(activation: Tensor, threshold: float, top_k: int) -> _BatchSums:
+    num_samples, num_channels, num_positions = activation.shape
+    rows = activation.new_empty(6, num_samples, num_channels)
+    for part in parts(activation, _AT_ONCE.get(activation.device.type, _AT_ONCE_ELSEWHERE)):
+        _reduce(activation[part], *rows[(slice(None), *part)])
+    sums, norms, absolutes, positive = rows[:4].double()
+    means = sums / num_positions
+    totals = torch.stack(
+        [
+            sums,
+            norms.square(),
+            absolutes,
+            means,
+            (means > threshold).double(),
+            positive,
+            _among_strongest(means, top_k).double(),
+        ]
+    ).sum(dim=1)
+    return _BatchSums(
+        num_samples=num_samples,
+        num_positions=num_samples * num_positions,
+        totals=totals,
+        minimum=rows[4].amin(dim=0),
+        maximum=rows[5].amax(dim=0),
+    )
+
+
+def _reduce(
+    part: Tensor, sums: Tensor, norms: Tensor, absolutes: Tensor, positive: Tensor, low: Tensor, high: Tensor
+) -> None:
+    """Reduce activations [samples, channels, positions] over positions, into tensors of the rest of the shape.
+
+    What no activation makes negative needs no absolute values. A CPU can look at once; elsewhere nothing is looked at,
+    since that would wait for the device, and the results are the same. Counts are exact up to 2^24 positions.
+    """
+    torch.sum(part, dim=2, out=sums)
+    torch.linalg.vector_norm(part, ord=2, dim=2, out=norms)
+    torch.amin(part, dim=2, out=low)
+    torch.amax(part, dim=2, out=high)
+    signs = part.sign()
+    if part.device.type == "cpu" and bool((low >= 0).all()):
+        absolutes.copy_(sums)
+    else:
+        torch.sum(part.abs(), dim=2, out=absolutes)
+        signs.clamp_min_(0)
+    torch.sum(signs, dim=2, out=positive)
 
 
 def _among_strongest(means: Tensor, top_k: int) -> Tensor:

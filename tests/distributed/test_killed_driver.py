@@ -112,6 +112,7 @@ def test_a_study_whose_driver_is_killed_in_every_phase_ends_like_a_quiet_one(tmp
     paces = {row["epoch"]: row["images_per_second"] for row in history if checkpoint.name.startswith(row["trial_id"])}
     assert [paces[row["epoch"]] for row in trained] == [row["images_per_second"] for row in trained]
 
-    for name in (results.RESULTS_FILE, results.LAYERS_FILE, results.COVERAGE_FILE, results.HISTORY_FILE):
+    tables = (results.RESULTS_FILE, results.LAYERS_FILE, results.CLASSES_FILE)
+    for name in (*tables, results.COVERAGE_FILE, results.HISTORY_FILE):
         assert disturbed.table(name) == quiet.table(name), name
     assert {row["status"] for row in disturbed.table(results.RESULTS_FILE)} == {"ok"}

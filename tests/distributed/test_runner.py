@@ -21,7 +21,7 @@ from cleanai_ray.workspace import open_workspace
 pytestmark = pytest.mark.ray
 
 STAGES = ("prune", "repair", "finetune", "evaluate")
-TIMINGS = ("seconds_", "latency_", "throughput", "node")
+TIMINGS = ("seconds_", "latency_", "speedup_", "throughput", "node")
 
 
 def rows(folder, name=results.RESULTS_FILE):
@@ -39,6 +39,7 @@ def test_a_run_directory_holds_what_the_contract_lists(small_run):
         results.LAYERS_FILE: results.LAYERS,
         results.HISTORY_FILE: results.HISTORY,
         results.LATENCY_FILE: results.LATENCY,
+        results.CLASSES_FILE: results.CLASSES,
         results.COVERAGE_FILE: results.coverage_schema(METRICS.names()),
     }
     for name, schema in schemas.items():
@@ -132,7 +133,7 @@ def test_a_changed_study_reuses_only_what_it_may(small_run, tmp_path):
 def test_another_run_of_the_same_study_gives_the_same_tables(small_run, tmp_path):
     study, folder, _ = small_run
     small.run(study, tmp_path)
-    for name in ("results.parquet", "layers.parquet", "coverage.parquet"):
+    for name in ("results.parquet", "layers.parquet", "classes.parquet", "coverage.parquet"):
         first, second = ([without_timings(row) for row in rows(where, name)] for where in (folder, tmp_path))
         assert first == second
 

@@ -95,6 +95,7 @@ def test_a_raylet_killed_in_mid_study_changes_no_table(tmp_path: Path) -> None:
     run_on_two_nodes(settings, quiet)
     said = run_on_two_nodes(settings, disturbed, "kill")
     assert "killed the raylet of the second node" in said
-    for name in (results.RESULTS_FILE, results.LAYERS_FILE, results.COVERAGE_FILE, results.HISTORY_FILE):
+    tables = (results.RESULTS_FILE, results.LAYERS_FILE, results.CLASSES_FILE)
+    for name in (*tables, results.COVERAGE_FILE, results.HISTORY_FILE):
         assert rows(disturbed, name) == rows(quiet, name), name
     assert {row["status"] for row in rows(disturbed)} == {"ok"}

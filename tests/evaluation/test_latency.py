@@ -10,6 +10,7 @@ from cleanai_ray import results
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation import latency
 from cleanai_ray.evaluation.latency import compare_latency, measure_latency
+from cleanai_ray.evaluation.machine import cpu_name
 from cleanai_ray.sections import LatencySection
 
 
@@ -45,10 +46,13 @@ def test_rows_are_those_of_the_latency_table() -> None:
     ]
     for row in rows:
         assert set(row) == set(results.LATENCY.names) - {"trial_id"}
-        assert 0 < row["latency_ms_p50"] <= row["latency_ms_p90"]
+        assert 0 < row["latency_ms_p50"] <= row["latency_ms_p90"] <= row["latency_ms_p99"]
         # Images per second at the median: the latency itself is never divided by the batch.
         assert row["throughput"] == pytest.approx(row["batch_size"] / (row["latency_ms_p50"] / 1000))
         assert (row["num_runs"], row["num_warmup"], row["num_threads"], row["device"]) == (5, 2, 1, "cpu")
+        assert (row["backend"], row["device_name"], row["peak_memory_bytes"]) == ("eager", cpu_name(), None)
+        ends = [row[name] for name in ("speedup_low", "speedup", "speedup_high")]
+        assert ends == [None] * 3 if row["variant"] == "dense" else 0 < ends[0] <= ends[1] <= ends[2]
     assert results.to_table([{"trial_id": "t", **row} for row in rows], results.LATENCY).num_rows == 4
 
 
@@ -116,6 +120,21 @@ def test_the_ratio_is_the_median_of_each_round_s(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(latency, "_rounds", lambda *_, **__: times)
     model = nn.Linear(2, 2)
     assert compare_latency(model, model, torch.randn(1, 2), LatencySection())["ratio"] == 0.5
+
+
+def test_the_speed_up_is_the_median_of_each_round_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every round is slower than the one before; in each, pruned takes half as long, but for one that is disturbed."""
+    times = {"dense": [2, 4, 6, 8, 10, 12, 14], "pruned": [1, 2, 3, 80, 5, 6, 7]}
+    monkeypatch.setattr(latency, "_rounds", lambda models, *_, **__: {name: times[name] for name in models})
+    model = nn.Linear(2, 2)
+    section = LatencySection.model_validate({"batch_sizes": (1,)})
+    dense, pruned = measure_latency({"dense": model, "pruned": model}, torch.randn(1, 2), section)
+    assert dense["speedup"] is None
+    assert (pruned["speedup"], pruned["speedup_high"]) == (2.0, 2.0)
+    # Of seven draws with one value in seven at a tenth, at least four have to be it to be the median: 1 % of resamples.
+    assert pruned["speedup_low"] == 2.0
+    alone = measure_latency({"pruned": model}, torch.randn(1, 2), section)
+    assert alone[0]["speedup"] is None
 
 
 def test_a_comparison_refuses_a_hook_and_no_example() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,12 +13,24 @@ from pypdf import PdfReader
 from report import synthetic
 
 from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.charts.frames import StudyFrames
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.report import make_report
+from cleanai_ray.report.findings import find
 from cleanai_ray.report.html import embed_svg
 from cleanai_ray.report.vector import wrap_code
 
-CHARTS = ("accuracy_by_method", "accuracy_macs", "coverage_heatmap", "dense_vs_best", "layer_channels")
+CHARTS = (
+    "accuracy_by_method",
+    "accuracy_macs",
+    "channel_overlap",
+    "coverage_heatmap",
+    "critical_difference",
+    "dense_vs_best",
+    "layer_channels",
+    "recovery",
+    "time_by_stage",
+)
 
 
 def read_pdf(run: RunDirectory) -> PdfReader:
@@ -74,6 +87,24 @@ def _is_unique(row: dict, rows: list[dict]) -> bool:
     return sum(other["accuracy"] == row["accuracy"] for other in rows) == 1
 
 
+def test_findings_and_recommendation_stand_in_both(
+    quickstart: tuple[synthetic.Tables, RunDirectory, list[str]],
+) -> None:
+    _, run, _ = quickstart
+    found = find(StudyFrames.load(run))
+    pdf, page = text_of(read_pdf(run)), unescape(run.read_text("report.html"))
+    assert found.recommendation.trial is not None
+    for text in (pdf, page):
+        assert found.recommendation.trial["trial_id"] in text
+        assert found.recommendation.why in text
+        for answer in found.answers:
+            assert answer.question in text
+            if answer.effect is not None:
+                assert answer.sentence in text
+    decided = {answer.key for answer in found.answers if answer.verdict != "cannot tell"}
+    assert "f2" in decided  # random is far behind in every cell
+
+
 def test_pdf_says_how_to_reproduce(quickstart: tuple[synthetic.Tables, RunDirectory, list[str]]) -> None:
     tables, run, _ = quickstart
     text = text_of(read_pdf(run))
@@ -93,7 +124,8 @@ def test_pdf_has_pages_outline_and_metadata(quickstart: tuple[synthetic.Tables, 
     for number, page in enumerate(reader.pages, start=1):
         assert f"{number} of {total}" in page.extract_text()
         assert len(page.extract_text()) > 150
-    assert outline_of(reader)[1:] == ["Summary", "Results", "Every trial", "Best trial", "Risks", "How to reproduce"]
+    sections = ["Summary", "Findings", "Results", "Every trial", "Best trial", "Risks", "How to reproduce"]
+    assert outline_of(reader)[1:] == sections
     assert reader.metadata is not None
     assert reader.metadata.author == "CleanAI-Ray"
     assert reader.metadata.title == "Pruning study fashion-mnist"

@@ -1,0 +1,94 @@
+"""What each stage gives back: accuracy after surgery, repair and fine-tuning."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import polars as pl
+
+from cleanai_ray.charts import style
+from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.charts.numbers import percent
+from cleanai_ray.registry import CHARTS
+
+if TYPE_CHECKING:
+    from altair.typing import ChartType
+
+_STAGES = ("accuracy_pruned", "accuracy_repaired", "accuracy_finetuned")
+_PIECES = {
+    "after surgery": "#c3cad1",
+    "gained by repair": "#56b4e9",
+    "gained by fine-tuning": "#e69f00",
+    "lost again": "#d7301f",
+}
+
+
+@CHARTS.register("recovery")
+def recovery(study: StudyFrames) -> ChartType | None:
+    """Mean accuracy of every method after surgery, and what repair and fine-tuning add to it."""
+    present = [name for name in _STAGES if study.ok[name].count()]
+    if len(present) < 2 or present[0] != _STAGES[0]:
+        return None
+    means = study.ok.drop_nulls(present).group_by("label").agg(pl.mean(*present))
+    if means.is_empty():
+        return None
+    means = means.sort([present[-1], "label"], descending=[True, False])
+    order = means["label"].to_list()
+    rows = [piece for row in means.iter_rows(named=True) for piece in _pieces(row, present)]
+    dense = study.dense.get("accuracy")
+    scale = alt.Scale(domain=[0, 1.1 * max([dense or 0.0, *(row["end"] for row in rows)])], nice=False)
+    ticks = [tick / 5 for tick in range(6)]
+    x = alt.X("start:Q", title="top-1 accuracy", scale=scale, axis=alt.Axis(format="~%", values=ticks))
+    y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=8))
+    shown = [name for name in _PIECES if name in {row["piece"] for row in rows}]
+    colours = style.scale({name: _PIECES[name] for name in shown})
+    bars = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_bar(height={"band": 0.65}, stroke="white", strokeWidth=0.6)
+        .encode(
+            x=x,
+            x2="end:Q",
+            y=y,
+            color=alt.Color("piece:N", scale=colours, sort=shown, legend=alt.Legend(title=None, orient="bottom")),
+        )
+    )
+    ends = [
+        {
+            "label": row["label"],
+            "end": max(dense or 0.0, *(row[name] for name in present)),
+            "text": percent(row[present[-1]]),
+        }
+        for row in means.iter_rows(named=True)
+    ]
+    texts = (
+        alt.Chart(alt.InlineData(values=ends))
+        .mark_text(align="left", dx=6, fontSize=10, color=style.INK)
+        .encode(x=alt.X("end:Q", scale=scale), y=y, text="text:N")
+    )
+    layers = [bars, texts]
+    if dense is not None:
+        line = alt.Chart(alt.InlineData(values=[{"dense": dense}]))
+        layers.append(line.mark_rule(color=style.DENSE, strokeDash=[2, 3]).encode(x=alt.X("dense:Q", scale=scale)))
+    return alt.layer(*layers).properties(
+        width=style.WIDTH,
+        height=alt.Step(24),
+        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+        title=alt.TitleParams("What each stage gives back", subtitle=[_subtitle(dense)]),
+    )
+
+
+def _subtitle(dense: float | None) -> str:
+    line = "" if dense is None else f"; dotted: dense, {percent(dense)}"
+    return f"Mean over the trials of a method; number: after the last stage{line}"
+
+
+def _pieces(row: dict[str, Any], present: list[str]) -> list[dict[str, Any]]:
+    pieces = [{"label": row["label"], "piece": "after surgery", "start": 0.0, "end": row[present[0]]}]
+    for before, after in pairwise(present):
+        gained = "gained by repair" if after == "accuracy_repaired" else "gained by fine-tuning"
+        low, high = sorted((row[before], row[after]))
+        piece = gained if row[after] >= row[before] else "lost again"
+        pieces.append({"label": row["label"], "piece": piece, "start": low, "end": high})
+    return pieces

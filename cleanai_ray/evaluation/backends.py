@@ -1,0 +1,108 @@
+"""What runs a model while its latency is measured: torch itself, torch.compile, or onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.errors import ArtifactError, EvaluationError
+from cleanai_ray.export.onnx import open_session, require_packages, to_onnx
+from cleanai_ray.sections import LatencySection
+
+_FIELD = "evaluation.latency.backends"
+
+Forward = Callable[[Tensor], Any]
+"""Runs a model on a batch."""
+
+
+def require_installed(section: LatencySection) -> None:
+    """Check that the packages that a section's back ends need are there.
+
+    Raises:
+        EvaluationError: When one is missing; the message names it.
+    """
+    if "onnxruntime" in section.backends:
+        try:
+            require_packages()
+        except ArtifactError as error:
+            raise EvaluationError(f"{_FIELD} has onnxruntime: {error}") from error
+
+
+def require_backends(section: LatencySection, device: torch.device | str) -> None:
+    """Check, before anything is pruned, that every back end of a section works in this process.
+
+    Raises:
+        EvaluationError: When one does not; the message names the field and what is allowed.
+    """
+    device = torch.device(device)
+    require_installed(section)
+    if "onnxruntime" in section.backends and device.type != "cpu":
+        raise EvaluationError(
+            f"{_FIELD} has onnxruntime, which is timed on CPUs alone, and the device is {device}; "
+            "allowed there: eager, compile"
+        )
+    if "compile" in section.backends:
+        _require_compiler(device)
+
+
+@lru_cache
+def _require_compiler(device: torch.device) -> None:
+    _compiled({"probe": nn.Linear(2, 2).to(device)}, torch.zeros(1, 2, device=device))
+
+
+def prepare(
+    backend: str, models: Mapping[str, nn.Module], example_input: Tensor, threads: int
+) -> Callable[[Tensor], Mapping[str, Forward]]:
+    """Return what gives, for a batch, that which runs each of several models on batches of its size.
+
+    Args:
+        backend: `eager`, `compile` or `onnxruntime`.
+        models: The models by name, in evaluation mode; they are not changed.
+        example_input: Images [N, ...].
+        threads: CPU threads of onnxruntime; the others use torch's.
+
+    Raises:
+        EvaluationError: When the back end does not work here, or not with one of the models.
+    """
+    if backend == "compile":
+        return lambda batch: _compiled(models, batch)
+    forwards = dict(models) if backend == "eager" else _sessions(models, example_input, threads)
+    return lambda batch: forwards
+
+
+def _compiled(models: Mapping[str, nn.Module], batch: Tensor) -> Mapping[str, Forward]:
+    """Compile models for one batch size.
+
+    What was compiled before is forgotten: models of one class share torch's limit of recompilations, beyond which
+    they would run eagerly, and nobody would be told.
+    """
+    torch.compiler.reset()
+    forwards = {name: torch.compile(model, dynamic=False) for name, model in models.items()}
+    try:
+        with torch.inference_mode():
+            for forward in forwards.values():
+                forward(batch)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise EvaluationError(
+            f"{_FIELD} has compile, and torch.compile fails here ({reason}); it needs a C++ compiler on CPUs and "
+            "triton on GPUs, allowed without them: eager, onnxruntime"
+        ) from error
+    return forwards
+
+
+def _sessions(models: Mapping[str, nn.Module], example_input: Tensor, threads: int) -> Mapping[str, Forward]:
+    """Translate models to ONNX, each to a session of onnxruntime's on the CPU."""
+    forwards: dict[str, Forward] = {}
+    for name, model in models.items():
+        try:
+            require_packages()
+            run = open_session(to_onnx(model, example_input), threads=threads)
+        except ArtifactError as error:
+            raise EvaluationError(f"{_FIELD} has onnxruntime: the {name} model: {error}") from error
+        forwards[name] = run
+    return forwards

@@ -1,0 +1,229 @@
+r"""What a calibration costs beside a bare forward pass, and what a second calibration actor brings.
+
+Passes are timed against a forward pass of the same model on the same batches in inference mode, in one process and in
+the order bare, pass, pass, bare, so that what else the machine does hurts both alike. Actors are those of a study, on a
+Ray of this machine; one pool of one actor and one pool of two are started and have worked through all shards once
+before the first timing, and take turns after that: no process starts and no model is built while the clock runs.
+
+python jobs/bench_calibration.py
+python jobs/bench_calibration.py --parts passes --models resnet20 --rounds 21
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import ray
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.distributed.calibration import calibration_pool
+from cleanai_ray.distributed.cluster import connected
+from cleanai_ray.distributed.progress import Narrator
+from cleanai_ray.distributed.shard_pool import ShardPool, ShardWork
+from cleanai_ray.distributed.writer import run_files
+from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.models import build_model, example_input, ignored_layers
+from cleanai_ray.pruning.graph import ChannelGraph
+from cleanai_ray.repair.moments import collect_moments
+from cleanai_ray.sensitivity import reading_features
+from cleanai_ray.statistics import calibrate, count_sections
+from cleanai_ray.study import Study, parse_study
+
+CASES: dict[str, tuple[list[int], int, int]] = {"resnet18": ([3, 224, 224], 16, 1), "resnet20": ([1, 28, 28], 128, 4)}
+"""Input shape, images a batch and number of batches of each model."""
+
+ACTORS_CASE = ("resnet18", [3, 64, 64])
+"""What actors calibrate: digits, enlarged to this shape."""
+
+SECTIONS = 64
+SIDES = 2
+
+
+class Cost(NamedTuple):
+    """Seconds that something took: by the clock, and of this process's CPU time."""
+
+    wall: float
+    cpu: float
+
+
+def parse_arguments(words: list[str]) -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=["passes", "actors"], default=["passes", "actors"])
+    parser.add_argument("--models", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch in the passes; an actor has one")
+    parser.add_argument("--samples", type=int, default=1024, help="images that the actors calibrate on, at most 1,437")
+    parser.add_argument("--shard-size", type=int, default=64)
+    return parser.parse_args(words)
+
+
+def study_of(model: str, input_shape: list[int], **calibration: int) -> Study:
+    """Return a study of an untrained model on digits, with the coverage metrics that one pass suffices for."""
+    return parse_study(
+        {
+            "name": "bench",
+            "model": {"name": model, "num_classes": 10, "input_shape": input_shape},
+            "data": {"name": "digits", "calibration": calibration},
+            "sweep": {"methods": ["coverage"], "ratios": [0.5]},
+        }
+    )
+
+
+def ratio(order: Sequence[float]) -> float:
+    """Return how many times longer the two in the middle took than the two around them."""
+    first, one, other, last = order
+    return (one + other) / (first + last)
+
+
+def spread(values: Sequence[float], unit: str = "") -> str:
+    """Return median, quartiles and the number of values as a table names them."""
+    if len(values) < SIDES:
+        return f"{values[0]:.2f}{unit}"
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{statistics.median(values):.2f}{unit} ({low:.2f} to {high:.2f})"
+
+
+def timed(work: Callable[[], Any]) -> Cost:
+    """Return what it costs to do something once."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Cost(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def passes_of(study: Study, model: nn.Module, batches: list[Tensor]) -> dict[str, Callable[[], Any]]:
+    """Return what a study may ask of its calibration, by name."""
+    graph = ChannelGraph(model, example_input(study.model), list(ignored_layers(study.model)))
+    features = reading_features(graph)
+    received = calibrate(model, batches).ranges
+    both = calibrate(model, batches, outputs=True).ranges
+    return {
+        "statistics of inputs": lambda: calibrate(model, batches),
+        "statistics of inputs and outputs": lambda: calibrate(model, batches, outputs=True),
+        "sections of inputs (second pass)": lambda: count_sections(model, batches, received, sections=SECTIONS),
+        "sections of inputs and outputs (second pass)": lambda: count_sections(model, batches, both, sections=SECTIONS),
+        "second moments (repair)": lambda: collect_moments(
+            model, batches, layers=list(features), features=features, positions_per_sample=64
+        ),
+    }
+
+
+def time_passes(name: str, rounds: int) -> Iterator[list[str]]:
+    """Yield the rows of one model."""
+    shape, size, number = CASES[name]
+    study = study_of(name, shape)
+    model = build_model(study.model, seed=0).eval()
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(size, *shape, generator=generator) for _ in range(number)]
+
+    def bare() -> None:
+        with torch.inference_mode():
+            for batch in batches:
+                model(batch)
+
+    bare()
+    images = size * number
+    alone: list[Cost] = []
+    for title, work in passes_of(study, model, batches).items():
+        work()
+        orders = [[timed(each) for each in (bare, work, work, bare)] for _ in range(rounds)]
+        alone += [cost for order in orders for cost in (order[0], order[3])]
+        wall, cpu = (spread([ratio([cost[kind] for cost in order]) for order in orders]) for kind in range(SIDES))
+        spent = [cost.cpu * 1000 / images for order in orders for cost in order[1:3]]
+        yield [name, title, wall, cpu, f"{statistics.median(spent):.2f}"]
+    spent = [cost.cpu * 1000 / images for cost in alone]
+    yield [name, "bare forward pass", "1", "1", f"{statistics.median(spent):.2f}"]
+
+
+def time_actors(options: argparse.Namespace) -> Iterator[list[str]]:
+    """Yield a row for one actor, one for two, and one for how many times faster two are."""
+    model, shape = ACTORS_CASE
+    study = study_of(model, shape, samples=options.samples, shard_size=options.shard_size)
+    silent = Narrator(Console(file=io.StringIO()))
+    weights = safetensors_bytes(build_model(study.model, seed=0))
+    # Both pools exist at a time, and only one of them works: three actors of one core each, and the driver.
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory() as folder, connected(None) as cluster:
+            run = RunDirectory(folder)
+            with run_files(study, run, cluster) as (files, _):
+                sized = {count: _with_actors(study, count) for count in (1, 2)}
+                with (
+                    calibration_pool(sized[1], cluster, run, files, silent) as one,
+                    calibration_pool(sized[2], cluster, run, files, silent) as two,
+                ):
+                    yield from _take_turns(options, study, run, {1: one, 2: two}, ray.put(weights))
+    finally:
+        ray.shutdown()
+
+
+def _with_actors(study: Study, count: int) -> Study:
+    resources = study.resources.model_copy(update={"calibration_actors": count})
+    return study.model_copy(update={"resources": resources})
+
+
+def _take_turns(
+    options: argparse.Namespace, study: Study, run: RunDirectory, pools: dict[int, ShardPool], weights: Any
+) -> Iterator[list[str]]:
+    samples = study.data.calibration.samples
+    num_shards = -(-samples // study.data.calibration.shard_size)
+
+    def calibrated(pool: ShardPool, number: int) -> float:
+        work = ShardWork(call="calibrate", title="calibration", num_shards=num_shards, inputs=str(number))
+        started = time.perf_counter()
+        pool.work_through(work, weights)
+        seconds = time.perf_counter() - started
+        pool.forget_shards()
+        return seconds
+
+    for number, pool in enumerate(pools.values()):
+        calibrated(pool, -1 - number)
+    orders = []
+    for number in range(options.rounds):
+        orders.append([calibrated(pools[count], 4 * number + turn) for turn, count in enumerate((2, 1, 1, 2))])
+    for count, turns in ((1, (1, 2)), (2, (0, 3))):
+        rates = [samples / order[turn] for order in orders for turn in turns]
+        yield [f"{count} actor{'s' * (count > 1)}", spread(rates, " images/s"), ""]
+    yield ["2 actors against 1", "", spread([ratio(order) for order in orders])]
+
+
+def print_table(header: list[str], rows: Iterator[list[str]]) -> None:
+    """Print a table as Markdown, row by row."""
+    print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def main(words: list[str]) -> None:
+    """Print the tables as Markdown, row by row."""
+    options = parse_arguments(words)
+    torch.set_num_threads(options.threads)
+    load = os.getloadavg()[0]
+    print(
+        f"{os.cpu_count()} cores, load {load:.1f} before; {options.threads} thread(s), {options.rounds} rounds; median "
+        "and quartiles"
+    )
+    if "passes" in options.parts:
+        header = ["model", "pass", "wall clock / bare", "CPU time / bare", "CPU ms an image"]
+        print_table(header, (row for name in options.models for row in time_passes(name, options.rounds)))
+    if "actors" in options.parts:
+        model, shape = ACTORS_CASE
+        print(f"\n{model}, {'x'.join(map(str, shape))}, {options.samples} digits in shards of {options.shard_size}:")
+        print_table(["calibration", "throughput", "ratio"], time_actors(options))
+    print(f"\nload {os.getloadavg()[0]:.1f} after")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,87 @@
+"""Risks of the evidence are named with their numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from report import synthetic
+from report.tables import frame, study_of
+
+from cleanai_ray import results as schemas
+from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.report.risk import Risk
+from cleanai_ray.report.risks import find_risks
+
+
+def risks_of(study: StudyFrames, kind: str) -> list[Risk]:
+    return [risk for risk in find_risks(study) if risk.kind == kind]
+
+
+def flat(label: str, ratio: float, mode: str, steps: int, seed: int) -> float:
+    return 92.5 - 5 * ratio - (label == "random")
+
+
+GRID = {"labels": ("wanda", "random"), "seeds": (0, 1, 2)}
+
+
+def test_every_unreadable_sample_is_listed(tmp_path: Path) -> None:
+    tables = synthetic.make(methods=("wanda", "random"))
+    skipped = {f"images/{number:03d}.jpg": "broken data\nstream" for number in range(30)}
+    tables.environment["unreadable_samples"] = skipped
+    (risk,) = risks_of(StudyFrames.load(tables.write(tmp_path)), "unreadable samples")
+    assert "30 samples" in risk.sentence
+    assert risk.details == tuple(f"{name}: broken data stream" for name in skipped)
+    assert not risks_of(study_of(flat, **GRID), "unreadable samples")
+
+
+def test_classes_that_paid_for_the_rest() -> None:
+    study = study_of(flat, **GRID)
+    assert study.best is not None
+    # 1000 images a class: the classes lose 0, 1, 1 and 10 points, 3 on average; 9 or more counts.
+    rows = [
+        {
+            "trial_id": study.best["trial_id"],
+            "label": label,
+            "num_evaluated": 1000,
+            "accuracy_dense": 0.9,
+            "accuracy": 0.9 - lost / 100,
+            "change": -lost / 100,
+        }
+        for label, lost in enumerate((0.0, 1.0, 1.0, 10.0))
+    ]
+    (risk,) = risks_of(replace(study, classes=frame(rows, schemas.CLASSES)), "uneven classes")
+    assert "1 of 4 classes" in risk.sentence
+    assert "3 times the mean of 3.0 points, up to 10.0 points" in risk.sentence
+    assert risk.details == ("class 3: 80.0 % of 1000 images, dense 90.0 %",)
+    assert risk.is_about_best
+    rows[3] |= {"change": -0.08, "accuracy": 0.82}  # 8 points against a mean of 2.5
+    assert risks_of(replace(study, classes=frame(rows, schemas.CLASSES)), "uneven classes")
+    rows[3] |= {"change": -0.03, "accuracy": 0.87}  # 3 points against a mean of 1.25
+    assert not risks_of(replace(study, classes=frame(rows, schemas.CLASSES)), "uneven classes")
+
+
+def test_winners_and_accuracies_that_hang_on_a_seed() -> None:
+    def lucky(label: str, ratio: float, mode: str, steps: int, seed: int) -> float:
+        first = (ratio, mode) == (0.3, "global")  # the cell of the best trial
+        return flat(label, ratio, mode, steps, seed) - (first and label == "wanda") * 1.5 * seed
+
+    about_best, flips = risks_of(study_of(lucky, **GRID), "luck of a seed")
+    assert "3.0 points to its seed" in about_best.sentence
+    assert about_best.details == ("seed 0: 91.00 %", "seed 1: 89.50 %", "seed 2: 88.00 %")
+    assert "In 1 of 4 cells" in flips.sentence
+    assert flips.details == ("ratio 0.3, global: random, wanda",)
+    assert not risks_of(study_of(flat, **GRID), "luck of a seed")
+
+
+@pytest.mark.parametrize(("samples", "severity"), [(64, "medium"), (128, None), (49, "medium")])
+def test_few_calibration_samples(samples: int, severity: str | None) -> None:
+    study = study_of(flat, **GRID, study={"data": {"calibration": {"samples": samples}}})
+    assert [risk.severity for risk in risks_of(study, "few calibration samples")] == ([severity] if severity else [])
+
+
+def test_fewer_calibration_samples_than_a_few_a_class() -> None:
+    study = study_of(flat, **GRID, environment={"samples": {"calibration": 1024}})
+    many = replace(study, results=study.results.with_columns(num_classes=1000))
+    assert "1024 calibration images are fewer than 5 a class" in risks_of(many, "few calibration samples")[0].sentence

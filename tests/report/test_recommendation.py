@@ -1,0 +1,112 @@
+"""The recommended trial meets the limits, and where none does the report says what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from report import synthetic
+
+from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.errors import StudyError
+from cleanai_ray.keys import trial_key
+from cleanai_ray.report.recommendation import recommend
+from cleanai_ray.study import parse_study
+
+TRIALS = [  # accuracy, MACs of 100, latency of 10 ms
+    (0.93, 90, 9.0),
+    (0.92, 60, 7.0),
+    (0.915, 30, 5.0),
+    (0.89, 25, 4.0),
+    (0.60, 10, 2.0),
+]
+
+
+def study_of(folder: Path, limits: dict | None = None, trials: list[tuple[float, int, float]] = TRIALS) -> StudyFrames:
+    tables = synthetic.make(methods=("wanda",), ratios=(0.1, 0.2, 0.3, 0.4, 0.5)[: len(trials)], modes=("local",))
+    for row, (accuracy, macs, latency) in zip(tables.results, trials, strict=True):
+        row |= {"accuracy": accuracy, "accuracy_dense": 0.935, "macs": macs, "macs_dense": 100}
+        row |= {"latency_ms_b1_p50": latency, "latency_ms_b1_p50_dense": 10.0}
+    tables.study["recommend"] = limits
+    return StudyFrames.load(tables.write(folder))
+
+
+@pytest.mark.parametrize(
+    ("limits", "taken", "runner_up"),
+    [
+        ({"max_accuracy_loss": 2.0}, 30, 60),
+        ({"max_accuracy_loss": 1.5}, 60, 90),  # 93.5 - 92 is 1.5000000000000013 in floats
+        ({"max_accuracy_loss": 2.0, "max_latency_ms": None}, 30, 60),
+        ({"max_latency_ms": 5.0}, 30, 25),
+        ({"max_macs": 0.6, "min_speedup": 1.4}, 60, 30),
+    ],
+)
+def test_limits(limits: dict, taken: int, runner_up: int, tmp_path: Path) -> None:
+    found = recommend(study_of(tmp_path, limits))
+    assert found.trial is not None
+    assert found.runner_up is not None
+    assert (found.trial["macs"], found.runner_up["macs"]) == (taken, runner_up)
+    assert found.trial["trial_id"] in found.sentence
+    assert "limits" in found.why
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    found = recommend(study_of(tmp_path, {"max_accuracy_loss": 1.0, "max_latency_ms": 6.0}))
+    assert found.trial is None
+    assert "accuracy lost at most 1 points, latency at batch 1 at most 6 ms" in found.sentence
+    # Of the trials with at most 6 ms the best loses 93.5 - 91.5 points; of those with at most 1 point one has 9 ms.
+    accuracy, latency = found.missing
+    assert "none meets it; the nearest has 2 points" in accuracy
+    assert "none meets it; the nearest has 9 ms" in latency
+
+
+def test_without_limits_the_knee_is_taken(tmp_path: Path) -> None:
+    # Scaled to the front of the usable trials and dense, (0.25, 0.89) to (1, 0.935): heights above the chord are
+    # 0.89 - 0.87, 0.667 - 0.467, 0.556 - 0.067 and 0: the third is the farthest.
+    found = recommend(study_of(tmp_path))
+    assert found.trial is not None
+    assert found.trial["macs"] == 30
+    assert found.runner_up is not None
+    assert found.runner_up["macs"] == 60
+    assert "knee" in found.why
+    assert "2.00 points" in found.cost
+
+
+def test_too_great_a_loss_is_not_recommended(tmp_path: Path) -> None:
+    found = recommend(study_of(tmp_path, trials=[(0.8, 50, 5.0), (0.6, 20, 3.0)]))
+    assert found.trial is None
+    assert "13.5 points below" in found.missing[0]
+
+
+def test_nothing_is_recommended_where_all_failed(tmp_path: Path) -> None:
+    tables = synthetic.fail(synthetic.make(methods=("wanda",)))
+    assert recommend(StudyFrames.load(tables.write(tmp_path))).trial is None
+
+
+DOCUMENT = {
+    "model": {"name": "resnet20", "input_shape": [1, 8, 8]},
+    "data": {"name": "digits"},
+    "sweep": {"methods": ["magnitude"], "ratios": [0.3]},
+}
+
+
+def test_the_section_changes_no_key_of_a_trial() -> None:
+    bare, limited = parse_study(DOCUMENT), parse_study({**DOCUMENT, "recommend": {"max_accuracy_loss": 1.0}})
+    assert bare.recommend is None
+    assert limited.recommend is not None
+    trial = bare.trials()[0]
+    assert limited.trials() == bare.trials()
+    assert trial_key(limited, trial, "dense") == trial_key(bare, trial, "dense")
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"max_latency_ms": -1}, "max_latency_ms"),
+        ({"max_accuracy_loss": None}, "sets no limit"),
+        ({"max_loss": 1}, "max_loss"),
+    ],
+)
+def test_a_wrong_section_is_refused(section: dict, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        parse_study({**DOCUMENT, "recommend": section})

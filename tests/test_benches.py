@@ -1,0 +1,55 @@
+"""What the benches compute from what they measure."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from cleanai_ray import results
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.charts import style
+from cleanai_ray.charts.frames import StudyFrames
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "jobs"))
+import bench_calibration
+import bench_scale
+import invented_tables
+
+
+def test_a_ratio_is_that_of_the_two_in_the_middle_to_the_two_around_them() -> None:
+    assert bench_calibration.ratio([1.0, 3.0, 5.0, 3.0]) == 2.0
+
+
+def test_a_spread_names_median_and_quartiles() -> None:
+    # Of 1 to 5 the quartiles are 2, 3 and 4.
+    assert bench_calibration.spread([5, 1, 4, 2, 3], " s") == "3.00 s (2.00 to 4.00)"
+    assert bench_calibration.spread([1.5]) == "1.50"
+
+
+@pytest.mark.parametrize(("available", "count"), [(4, 4), (2, 2), (0, 1), (100, 64)])
+def test_processes_are_as_many_as_fit(available: int, count: int) -> None:
+    each = 2**28
+    assert bench_scale.affordable(64, bench_scale.SPARE_BYTES + available * each, each) == count
+
+
+def test_invented_tables_fill_every_column_and_no_trial_twice(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert invented_tables.write_run(run, 200)["results"] == 200
+    frames = StudyFrames.load(run)
+    assert frames.results["trial_id"].n_unique() == 200
+    empty = {name for name in frames.results.columns if frames.results[name].null_count() == 200}
+    assert empty == {"error", "requested_budget"}
+    assert set(frames.results.columns) == set(results.RESULTS.names)
+    assert frames.results["accuracy"].is_between(0, 1).all()
+
+
+def test_a_chart_draws_some_trials_whole_and_always_the_same() -> None:
+    rows = pl.DataFrame({"trial_id": [f"t{index // 3}" for index in range(300)], "epoch": [0, 1, 2] * 100})
+    drawn = style.thinned(rows, 10)
+    assert drawn["trial_id"].n_unique() == 10
+    assert len(drawn) == 30
+    assert set(style.thinned(rows.reverse(), 10)["trial_id"]) == set(drawn["trial_id"])
+    assert style.thinned(rows, 100).equals(rows)
