@@ -53,7 +53,7 @@ def run_gang_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
         _work,
         train_loop_config={"trial": config["trial"], "inputs": inputs},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(1, study.finetune.num_workers),
+            num_workers=(1, study.finetune.num_workers),  # type: ignore[arg-type]
             use_gpu=wanted.gpus_per_trial > 0,
             resources_per_worker={name: value for name, value in per_worker.items() if value},
         ),
