@@ -7,7 +7,9 @@ for `LEASE_SECONDS`. Two drivers that begin within the same second are told apar
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import platform
 import threading
@@ -22,6 +24,7 @@ from filelock import FileLock, Timeout
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.errors import ArtifactError
 
+_log = logging.getLogger(__name__)
 _LOCK, _HOLDER = ".lock", "lock.json"
 LEASE_SECONDS = 60.0
 _RENEWALS = 4
@@ -63,19 +66,23 @@ def _locked_folder(run: RunDirectory) -> Iterator[None]:
 def _leased(run: RunDirectory) -> Iterator[None]:
     mine = _describe_holder()
     held = _read_holder(run)
-    if held is not None and time.time() - held.get("renewed", 0.0) < LEASE_SECONDS:
+    if held is not None and time.time() - held["renewed"] < LEASE_SECONDS:
         raise ArtifactError(
             f"{_refusal(run)}; a driver that was killed frees it {LEASE_SECONDS:.0f} seconds after its last renewal"
         )
     run.write_json(_HOLDER, mine)
     time.sleep(_SETTLE_SECONDS)
-    if (_read_holder(run) or {}).get("token") != mine["token"]:
+    if (_read_holder(run) or {"token": None})["token"] != mine["token"]:
         raise ArtifactError(_refusal(run))
     stopped = threading.Event()
 
     def renew() -> None:
         while not stopped.wait(LEASE_SECONDS / _RENEWALS):
-            run.write_json(_HOLDER, {**mine, "renewed": time.time()})
+            if (_read_holder(run) or mine)["token"] != mine["token"]:
+                _log.warning("%s; this one was not heard of for too long, and both run now", _refusal(run))
+                return
+            with contextlib.suppress(ArtifactError):  # A store that is away for a moment: the next time will do.
+                run.write_json(_HOLDER, {**mine, "renewed": time.time()})
 
     thread = threading.Thread(target=renew, name="cleanai-lease", daemon=True)
     thread.start()
@@ -84,7 +91,8 @@ def _leased(run: RunDirectory) -> Iterator[None]:
     finally:
         stopped.set()
         thread.join()
-        run.delete(_HOLDER)
+        if (_read_holder(run) or mine)["token"] == mine["token"]:
+            run.delete(_HOLDER)
 
 
 def _describe_holder() -> dict[str, Any]:
@@ -94,9 +102,10 @@ def _describe_holder() -> dict[str, Any]:
 
 def _read_holder(run: RunDirectory) -> dict[str, Any] | None:
     try:
-        return run.read_json(_HOLDER)
+        held = run.read_json(_HOLDER)
     except (ArtifactError, json.JSONDecodeError):
         return None
+    return held if isinstance(held, dict) and {"renewed", "token"} <= set(held) else None
 
 
 def _refusal(run: RunDirectory) -> str:

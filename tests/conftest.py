@@ -12,6 +12,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from object_store import CREDENTIALS, ObjectStore, serving
 
 TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent
@@ -60,6 +61,15 @@ def reference_weights() -> Path:
     return REFERENCE_WEIGHTS
 
 
+@pytest.fixture(scope="module")
+def store() -> Iterator[ObjectStore]:
+    """A real S3-compatible server, and the credentials for it in the environment."""
+    with pytest.MonkeyPatch.context() as patch, serving() as store:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        yield store
+
+
 @pytest.fixture
 def no_network(monkeypatch) -> Iterator[None]:
     """A proxy that refuses every connection; urllib's opener, which keeps the proxies it first saw, is made anew."""
@@ -79,6 +89,7 @@ def ray_session() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", path)
         ray.init(
+            address="local",
             num_cpus=2,
             object_store_memory=300 * 1024**2,
             include_dashboard=False,

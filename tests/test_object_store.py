@@ -7,14 +7,13 @@ import pickle
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from object_store import CREDENTIALS, ObjectStore, serving
+from object_store import ObjectStore
 from PIL import Image
 from safetensors.torch import save
 
@@ -25,14 +24,6 @@ from cleanai_ray.keys import dense_key
 from cleanai_ray.models import build_model
 from cleanai_ray.sections import DataSection, ModelSection
 from cleanai_ray.study import parse_study
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ObjectStore]:
-    with pytest.MonkeyPatch.context() as patch, serving() as store:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
-        yield store
 
 
 @pytest.fixture

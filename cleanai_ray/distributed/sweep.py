@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.trainable import wrap_function
 
 from cleanai_ray import results
 from cleanai_ray.artifacts import RunDirectory
@@ -70,17 +71,11 @@ def _tuner(
     inputs: SweepInputs, trials: Sequence[Trial], run: RunDirectory, workers: int, callback: tune.Callback
 ) -> tune.Tuner:
     study, (path, filesystem) = inputs.study, run.storage()
-    if study.workers_per_trial > 1:
-        trainable = tune.with_parameters(run_gang_trial, inputs=inputs)
-        resources: dict[str, float] = {"cpu": 0, "memory": COORDINATOR_BYTES}
-    else:
-        trainable = tune.with_parameters(_run_tune_trial, inputs=inputs)
-        resources = {"cpu": study.resources.cpus_per_trial, "gpu": study.resources.gpus_per_trial}
     # What waits for room is seen by an autoscaler, and nodes that come later are used; workers that start together
     # are not asked for before there is room.
     is_bounded = study.workers_per_trial > 1 or study.resources.max_concurrent_trials != "auto"
     return tune.Tuner(
-        tune.with_resources(trainable, {key: value for key, value in resources.items() if value or key == "cpu"}),
+        _trainable(inputs),
         param_space={"trial": tune.grid_search([trial.model_dump(mode="json") for trial in trials])},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=workers if is_bounded else None,
@@ -97,6 +92,21 @@ def _tuner(
             callbacks=[callback],
         ),
     )
+
+
+def _trainable(inputs: SweepInputs) -> type[tune.Trainable]:
+    """Return what Tune's workers are, under a name that says in Ray's dashboard what they do."""
+    study = inputs.study
+    if study.workers_per_trial > 1:
+        name, function = "TrialCoordinator", tune.with_parameters(run_gang_trial, inputs=inputs)
+        resources: dict[str, float] = {"cpu": 0, "memory": COORDINATOR_BYTES}
+    else:
+        name, function = "PruningTrial", tune.with_parameters(_run_tune_trial, inputs=inputs)
+        resources = {"cpu": study.resources.cpus_per_trial, "gpu": study.resources.gpus_per_trial}
+    asked = {kind: amount for kind, amount in resources.items() if amount or kind == "cpu"}
+    trainable = wrap_function(tune.with_resources(function, asked), name=f"trials of {study.name}")
+    trainable.__name__ = trainable.__qualname__ = name
+    return trainable
 
 
 def _trial_name(tune_trial: Any) -> str:

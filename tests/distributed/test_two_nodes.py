@@ -33,7 +33,7 @@ def run_on_two_nodes(settings: dict[str, Any], folder: Path, *words: str) -> str
 
 
 def rows(folder: Path, name: str = results.RESULTS_FILE) -> list[dict[str, Any]]:
-    table = pq.read_table(folder / "run" / name).to_pylist()
+    table = pq.read_table(folder / name).to_pylist()
     return [{key: value for key, value in row.items() if not key.startswith(TIMINGS)} for row in table]
 
 
@@ -53,12 +53,12 @@ def test_fashion_mnist_with_two_workers_a_trial(fashion_mnist_root, reference_we
         "evaluation": {"samples": 300, "latency": None},
     }
     run_on_two_nodes(settings, tmp_path)
-    (row,) = rows(tmp_path)
+    (row,) = rows(tmp_path / "run")
     assert row["status"] == "ok"
     assert row["epochs_run"] == 1
     assert row["accuracy_repaired"] < row["accuracy_finetuned"]
     assert row["accuracy_finetuned"] > 0.85
-    (epoch,) = rows(tmp_path, results.HISTORY_FILE)
+    (epoch,) = rows(tmp_path / "run", results.HISTORY_FILE)
     assert epoch["train_accuracy"] > 0.8
     assert not list((tmp_path / "run" / "cache" / "checkpoints").glob("*"))
 
@@ -72,9 +72,9 @@ def test_two_workers_give_the_numbers_of_one(ray_session, small_run, tmp_path: P
         "evaluation": {"samples": 300, "latency": None},
     }
     alone, together = tmp_path / "alone", tmp_path / "together"
-    assert small.run(parse_study(settings), alone / "run")[0] == 0
+    assert small.run(parse_study(settings), alone)[0] == 0
     settings["finetune"] = {**settings["finetune"], "num_workers": 2}
-    assert small.run(parse_study(settings), together / "run")[0] == 0
+    assert small.run(parse_study(settings), together)[0] == 0
     (one,), (two,) = rows(alone), rows(together)
     assert two["accuracy_repaired"] == one["accuracy_repaired"]
     # The same steps in another order of addition: what is near a decision may fall on either side of it.
@@ -85,17 +85,27 @@ def test_two_workers_give_the_numbers_of_one(ray_session, small_run, tmp_path: P
         assert second["epoch"] == first["epoch"]
 
 
-def test_a_raylet_killed_in_mid_study_changes_no_table(tmp_path: Path) -> None:
-    settings = {
-        **small.SMALL,
-        "sweep": {"methods": ["coverage", "magnitude", "random", "taylor"], "ratios": [0.3], "modes": ["local"]},
-        "evaluation": {"samples": 100, "latency": None},
-    }
-    quiet, disturbed = tmp_path / "quiet", tmp_path / "disturbed"
-    run_on_two_nodes(settings, quiet)
-    said = run_on_two_nodes(settings, disturbed, "kill")
+def test_a_raylet_killed_in_mid_study_changes_no_table(small_run, tmp_path: Path) -> None:
+    _, quiet, _ = small_run
+    said = run_on_two_nodes(small.SMALL, tmp_path, "trials/*.done")
     assert "killed the raylet of the second node" in said
     tables = (results.RESULTS_FILE, results.LAYERS_FILE, results.CLASSES_FILE)
     for name in (*tables, results.COVERAGE_FILE, results.HISTORY_FILE):
-        assert rows(disturbed, name) == rows(quiet, name), name
-    assert {row["status"] for row in rows(disturbed)} == {"ok"}
+        assert rows(tmp_path / "run", name) == rows(quiet, name), name
+    assert {row["status"] for row in rows(quiet)} == {"ok"}
+
+
+def test_a_trial_that_loses_a_worker_goes_on_with_the_other(tmp_path: Path) -> None:
+    settings = {
+        **small.SMALL,
+        "sweep": {"methods": ["magnitude"], "ratios": [0.3]},
+        "finetune": {"epochs": 12, "num_workers": 2, "save_every_n_epochs": 1, "early_stopping": None},
+        "evaluation": {"samples": 100, "latency": None},
+    }
+    said = run_on_two_nodes(settings, tmp_path, "cache/checkpoints/*")
+    assert "killed the raylet of the second node" in said
+    (row,) = rows(tmp_path / "run")
+    assert (row["status"], row["epochs_run"]) == ("ok", 12)
+    assert [
+        epoch["epoch"] for epoch in rows(tmp_path / "run", results.HISTORY_FILE) if epoch["trial_id"] != "dense"
+    ] == [*range(1, 13)]

@@ -1,7 +1,7 @@
 """Run a study on a cluster of two nodes on this machine; as a process of its own, since Ray is one a process.
 
-python two_nodes.py STUDY.yaml RUN_DIRECTORY [kill]: with `kill`, the second node's raylet is killed as soon as a trial
-that is not the last one has been written.
+python two_nodes.py STUDY.yaml RUN_DIRECTORY [PATTERN]: with a pattern, the raylet of the second node is killed as soon
+as the run directory holds a file that matches it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import threading
 import time
 from pathlib import Path
 
-import ray
 from ray.cluster_utils import Cluster
 
 from cleanai_ray.artifacts import RunDirectory
@@ -23,18 +22,18 @@ from cleanai_ray.study import load_study
 STORE = 150 * 1024**2
 
 
-def main(study_file: str, folder: str, *words: str) -> int:
+def main(study_file: str, folder: str, pattern: str = "") -> int:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
     second = cluster.add_node(num_cpus=1, object_store_memory=STORE)
     cluster.wait_for_nodes()
 
     def kill() -> None:
-        while not list(Path(folder).glob("trials/*.done")):
+        while not list(Path(folder).glob(pattern)):
             time.sleep(0.05)
         cluster.remove_node(second, allow_graceful=False)
         print("killed the raylet of the second node", flush=True)  # noqa: T201
 
-    if "kill" in words:
+    if pattern:
         threading.Thread(target=kill, daemon=True).start()
     study = load_study(study_file)
     try:
@@ -46,7 +45,6 @@ def main(study_file: str, folder: str, *words: str) -> int:
             command="two nodes",
             narrator=Narrator(),
         )
-        print("nodes at the end:", sum(node["Alive"] for node in ray.nodes()) if ray.is_initialized() else "-")  # noqa: T201
     finally:
         cluster.shutdown()
     return failed

@@ -1,0 +1,131 @@
+r"""What fine-tuning gives back at a MACs budget: raw, repaired, and fine-tuned from there, also with distillation.
+
+All images of the evaluation split are scored. The weights kept are those of the epoch with the best accuracy on a
+validation part of the training data, never on what is scored.
+
+python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors --budget 0.5 --epochs 1
+python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors --budget 0.3 \
+    --epochs 5 --methods reconstruction
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+
+import cleanai_ray as cleanai
+from cleanai_ray.calibration_shards import calibrate_locally
+from cleanai_ray.evaluation.accuracy import evaluate
+from cleanai_ray.importance.base import create_method
+from cleanai_ray.models import build_model
+from cleanai_ray.repair import repair
+from cleanai_ray.stages import fine_tune_trial
+from cleanai_ray.study import Study, parse_study
+from cleanai_ray.training.context import LocalContext
+from cleanai_ray.workspace import open_workspace
+
+DISTILLATION = {"fine-tuned": None, "with distillation": {"temperature": 2.0, "weight": 0.5}}
+METHODS = ["reconstruction", "coverage", "wanda", "magnitude", "taylor", "hessian", "random"]
+
+
+def parse_arguments(words: list[str]) -> argparse.Namespace:
+    """Return the options; the defaults are those of the reference ResNet-20 on Fashion-MNIST."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--num-classes", type=int, default=10)
+    parser.add_argument("--input-shape", type=int, nargs=3, default=(1, 28, 28))
+    parser.add_argument("--data", default="fashion_mnist")
+    parser.add_argument("--root")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--calibration", type=int, default=2048)
+    parser.add_argument("--budget", type=float, default=0.5)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--learning-rate", type=float, default=0.01)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--mode", default="local")
+    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(words)
+
+
+def study_of(options: argparse.Namespace, distillation: dict[str, float] | None) -> Study:
+    """Return the study that the options describe, a trial a method."""
+    return parse_study(
+        {
+            "model": {
+                "name": options.model,
+                "weights": options.weights,
+                "num_classes": options.num_classes,
+                "input_shape": list(options.input_shape),
+            },
+            "data": {"name": options.data, "root": options.root, "calibration": {"samples": options.calibration}},
+            "sweep": {"methods": options.methods, "budgets": [{"macs": options.budget}], "modes": [options.mode]},
+            "finetune": {
+                "epochs": options.epochs,
+                "learning_rate": options.learning_rate,
+                "distillation": distillation,
+            },
+            "evaluation": {"split": options.split},
+        }
+    )
+
+
+def rows(options: argparse.Namespace) -> Iterator[list[str]]:
+    """Yield the rows of the table, as they are measured."""
+    studies = {name: study_of(options, distillation) for name, distillation in DISTILLATION.items()}
+    workspaces = {name: open_workspace(study.model_dump_json(), str(options.device)) for name, study in studies.items()}
+    workspace = workspaces["fine-tuned"]
+    dense = build_model(workspace.study.model).to(workspace.device).eval()
+    statistics = calibrate_locally(workspace, dense)
+    batches = list(workspace.batches("calibration"))
+    example, ignored = workspace.example_input(), workspace.ignored_layers()
+    curves = None
+    if any(create_method(name).needs_curves for name in options.methods):
+        curves = cleanai.measure_sensitivity(dense, example, batches, ignored_layers=ignored)
+
+    def score(model: torch.nn.Module) -> str:
+        return f"{evaluate(model, workspace.batches('evaluation'), device=workspace.device).accuracy:.2%}"
+
+    yield ["dense", score(dense), *["" for _ in range(2 + len(DISTILLATION))]]
+    for trial in workspace.study.trials():
+        started = time.monotonic()
+        result = cleanai.prune(
+            dense,
+            example,
+            method=trial.method,
+            coverage_metric=trial.coverage_metric,
+            mode=trial.mode,
+            budget={"macs": options.budget},
+            stats=statistics,
+            curves=curves,
+            ignored_layers=ignored,
+        )
+        repaired = repair(dense, result, batches, compensation="auto", batch_norm="auto").model
+        columns = [score(result.model), score(repaired)]
+        for opened in workspaces.values():
+            model = copy.deepcopy(repaired)
+            fine_tune_trial(opened, trial, model, dense, LocalContext(device=workspace.device))
+            columns.append(score(model))
+        yield [trial.method, *columns, f"{time.monotonic() - started:.0f} s"]
+
+
+def main(words: list[str]) -> None:
+    """Print the table as Markdown, row by row."""
+    options = parse_arguments(words)
+    print(
+        f"{options.model}, {options.data}, MACs {options.budget:g}, {options.mode}, {options.epochs} epoch(s) at a "
+        f"learning rate of {options.learning_rate:g}, {options.calibration} unlabelled images to calibrate"
+    )
+    header = ["method", "raw", "repaired (auto)", *DISTILLATION, "time of the row"]
+    print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows(options):
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
