@@ -30,7 +30,7 @@ STUDY: dict[str, Any] = {
     "evaluation": {"samples": 100, "latency": None},
     "resources": {"max_concurrent_trials": 1, "calibration_actors": 1},
 }
-TIMINGS = ("seconds_", "latency_", "throughput", "node", "images_per_second")
+TIMINGS = ("seconds_", "latency_", "speedup_", "throughput", "node", "images_per_second")
 
 
 class Study:

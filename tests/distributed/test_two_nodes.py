@@ -19,7 +19,7 @@ from cleanai_ray.study import parse_study
 pytestmark = pytest.mark.ray
 
 SCRIPT = Path(__file__).with_name("two_nodes.py")
-TIMINGS = ("seconds_", "latency_", "throughput", "node", "images_per_second")
+TIMINGS = ("seconds_", "latency_", "speedup_", "throughput", "node", "images_per_second")
 
 
 def run_on_two_nodes(settings: dict[str, Any], folder: Path, *words: str) -> str:
