@@ -16,10 +16,8 @@ import argparse
 import io
 import logging
 import os
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +26,7 @@ from typing import Any
 
 import ray
 from invented_tables import write_run
+from process_costs import command_cost
 from rich.console import Console
 
 from cleanai_ray.artifacts import RunDirectory
@@ -42,12 +41,6 @@ from cleanai_ray.study import Study, parse_study
 MIB = 2**20
 SPARE_BYTES = 3 * 2**30
 """Memory of the machine that is left alone when actors are started."""
-
-MARK = "CLEANAI_BENCH"
-"""Environment variable by which the processes of a run are known."""
-
-TICKS = os.sysconf("SC_CLK_TCK")
-LOOK_EVERY_SECONDS = 0.2
 
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
@@ -199,52 +192,6 @@ def merge(wanted: int, num_shards: int) -> Iterator[list[str]]:
     yield ["CPU time of all sums; of one", f"{spent:.1f} s; {1000 * spent / sums:.0f} ms"]
     yield ["wall clock from the first actor's start to the merged value", f"{seconds:.0f} s"]
     yield ["driver's peak memory, before and after", f"{before / MIB:.0f} and {peak_bytes() / MIB:.0f} MiB"]
-
-
-class CPUTime(threading.Thread):
-    """Follows the processes that have a mark in their environment, and knows what CPU time each had when last seen.
-
-    Args:
-        mark: The value of the variable `MARK`.
-    """
-
-    def __init__(self, mark: str) -> None:
-        super().__init__(daemon=True)
-        self._mark = f"{MARK}={mark}".encode()
-        self._seconds: dict[tuple[str, str], float] = {}
-        self._over = threading.Event()
-
-    def run(self) -> None:
-        """Look every fifth of a second."""
-        while not self._over.wait(LOOK_EVERY_SECONDS):
-            for process in Path("/proc").glob("[0-9]*"):
-                try:
-                    if self._mark in (process / "environ").read_bytes().split(b"\0"):
-                        words = (process / "stat").read_text().rpartition(")")[2].split()
-                        self._seconds[process.name, words[19]] = (int(words[11]) + int(words[12])) / TICKS
-                except OSError:
-                    continue
-
-    def stop(self) -> float:
-        """Stop looking, and return the seconds of all processes."""
-        self._over.set()
-        self.join()
-        return sum(self._seconds.values())
-
-
-def command_cost(*words: str) -> tuple[float, float, int]:
-    """Return wall-clock seconds, CPU seconds of all processes and peak bytes of the first, of a `cleanai` command."""
-    mark = f"{os.getpid()}-{time.monotonic_ns()}"
-    watch, started = CPUTime(mark), time.perf_counter()
-    watch.start()
-    command = [sys.executable, "-m", "cleanai_ray", *words]
-    process = subprocess.Popen(command, env={**os.environ, MARK: mark}, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
-    spent = watch.stop()
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed with {os.waitstatus_to_exitcode(status)}")
-    return seconds, spent, usage.ru_maxrss * 1024
 
 
 def work_alone(study: Study) -> float:

@@ -67,16 +67,20 @@ def recovery(study: StudyFrames) -> ChartType | None:
         .mark_text(align="left", dx=6, fontSize=10, color=style.INK)
         .encode(x=alt.X("end:Q", scale=scale), y=y, text="text:N")
     )
-    layers = [bars, texts]
-    if dense is not None:
-        line = alt.Chart(alt.InlineData(values=[{"dense": dense}]))
-        layers.append(line.mark_rule(color=style.DENSE, strokeDash=[2, 3]).encode(x=alt.X("dense:Q", scale=scale)))
+    layers = [bars, texts, *_dense_line(dense, scale)]
     return alt.layer(*layers).properties(
         width=style.WIDTH,
         height=alt.Step(24),
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
         title=alt.TitleParams("What each stage gives back", subtitle=[_subtitle(dense)]),
     )
+
+
+def _dense_line(dense: float | None, scale: alt.Scale) -> list[alt.Chart]:
+    if dense is None:
+        return []
+    line = alt.Chart(alt.InlineData(values=[{"dense": dense}]))
+    return [line.mark_rule(color=style.DENSE, strokeDash=[2, 3]).encode(x=alt.X("dense:Q", scale=scale))]
 
 
 def _subtitle(dense: float | None) -> str:
