@@ -27,9 +27,10 @@ hypothesis.settings.load_profile("cleanai")
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where pytest-xdist shares the tests out: one process has the shared Ray, the longest begin, files stay whole."""
-    if not config.getoption("numprocesses", None):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     items.sort(key=lambda item: ("ray_session" not in item.fixturenames, item.get_closest_marker("ray") is None))
     for item in items:
