@@ -25,7 +25,7 @@ quickstart: setup
 	$(BIN)/cleanai run jobs/studies/quickstart.yaml
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

@@ -27,15 +27,11 @@ hypothesis.settings.load_profile("cleanai")
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where pytest-xdist shares the tests out: one process has the shared Ray, the longest begin, files stay whole."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    items.sort(key=lambda item: ("ray_session" not in item.fixturenames, item.get_closest_marker("ray") is None))
-    for item in items:
-        group = "ray_session" if "ray_session" in item.fixturenames else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Where pytest-xdist shares the files out, those that start a Ray begin, since they take longest."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        slow = {item.path for item in items if item.get_closest_marker("ray")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +79,7 @@ def no_network(monkeypatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One Ray of two CPUs for all tests marked `ray`; its workers can import test modules, as plugins are imported."""
+    """One Ray of two CPUs for all tests of a process; its workers can import test modules, as plugins are imported."""
     import ray
 
     path = os.pathsep.join([str(REPOSITORY), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
