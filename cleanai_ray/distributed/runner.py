@@ -44,6 +44,7 @@ _OWN = (
 _TABLES = (
     results.RESULTS_FILE,
     results.LAYERS_FILE,
+    results.CLASSES_FILE,
     results.COVERAGE_FILE,
     results.HISTORY_FILE,
     results.LATENCY_FILE,

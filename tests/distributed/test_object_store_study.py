@@ -11,6 +11,7 @@ import distributed.conftest as small
 import pytest
 import yaml
 from object_store import ObjectStore
+from safetensors.numpy import load_file
 
 from cleanai_ray import results
 from cleanai_ray.artifacts import RunDirectory
@@ -53,9 +54,12 @@ def test_a_study_runs_resumes_and_is_asked_about_on_an_object_store(store: Objec
     status = cleanai(tmp_path, "status", url)
     assert status.returncode == 0, status.stderr
     assert "finished" in status.stdout
-    exported = cleanai(tmp_path, "export", url, "--trial", row["trial_id"], "--format", "state_dict", "--out", "small")
+    exported = cleanai(
+        tmp_path, "export", url, "--trial", row["trial_id"], "--format", "state_dict", "--out", "a.safetensors"
+    )
     assert exported.returncode == 0, exported.stdout + exported.stderr
-    assert list((tmp_path / "small").iterdir())
+    (width,) = {len(value) for name, value in load_file(tmp_path / "a.safetensors").items() if name == "conv1.weight"}
+    assert 0 < width <= 16
 
 
 def test_a_run_directory_that_another_driver_holds_is_refused_before_ray_starts(
