@@ -129,7 +129,7 @@ def _summary(study: StudyFrames, findings: Findings) -> Section:
         blocks.append(Paragraph(text))
     elif smallest is None and study.best is not None and study.best["loss_points"] is not None:
         blocks.append(Paragraph("No trial stays within one point of the dense model."))
-    blocks += [Heading("Dense against best"), tables.dense_against_best(study)]
+    blocks += [_risk_count(findings), Heading("Dense against best"), tables.dense_against_best(study)]
     if findings.cells:
         note = (
             "The most accurate trial at every ratio or budget, and the best of any other method. Apart: whether their "
@@ -142,7 +142,7 @@ def _summary(study: StudyFrames, findings: Findings) -> Section:
             tables.ranking(findings),
             Paragraph(_ranking_note(findings), is_small=True),
         ]
-    return Section("Summary", (*blocks, *_risk_count(findings)))
+    return Section("Summary", tuple(blocks))
 
 
 def _ranking_note(findings: Findings) -> str:
@@ -156,12 +156,11 @@ def _ranking_note(findings: Findings) -> str:
     return f"{where} {wins} Against random: mean difference over the cells of both."
 
 
-def _risk_count(findings: Findings) -> list[Block]:
+def _risk_count(findings: Findings) -> Paragraph:
     counts = {level: sum(risk.severity == level for risk in findings.risks) for level in ("high", "medium", "info")}
-    text = (
+    return Paragraph(
         f"Risks found: {counts['high']} high, {counts['medium']} medium, {counts['info']} for information; see Risks."
     )
-    return [Paragraph(text)]
 
 
 def _results(study: StudyFrames, figures: Mapping[str, Figure]) -> list[Section]:
