@@ -27,7 +27,7 @@ def run_on_two_nodes(settings: dict[str, Any], folder: Path, *words: str) -> str
     (folder / "study.yaml").write_text(yaml.safe_dump(settings))
     environment = {**os.environ, "RAY_PROCESS_SPAWN_REAPER": "0"}
     words = (sys.executable, str(SCRIPT), str(folder / "study.yaml"), str(folder / "run"), *words)
-    done = subprocess.run(words, capture_output=True, text=True, timeout=500, env=environment, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=800, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
