@@ -227,7 +227,7 @@ def test_kept_indices_are_those_of_the_weights() -> None:
         ({"seed": -1}, PruningError, r"seed is -1; allowed: an integer of at least 0"),
         ({"max_ratio": 1.0}, PruningError, r"max_ratio is 1\.0; allowed: a number above 0 and below 1"),
         ({"min_channels": 0}, PruningError, r"min_channels is 0; allowed: an integer of at least 1"),
-        ({"round_to": 0}, PruningError, r"round_to is 0; allowed: null or an integer of at least 1"),
+        ({"round_to": 0}, PruningError, r"round_to is 0; allowed: null or 'auto' or an integer of at least 1"),
         ({"layer_ratios": {"conv1": 2.0}}, PruningError, r"layer_ratios.* is 2\.0; allowed"),
         ({"layer_ratios": {"nothing": 0.5}}, PruningError, r"layer_ratios names 'nothing'"),
         ({"ignored_layers": ["nothing"]}, PruningError, r"ignored_layers names 'nothing'"),

@@ -44,7 +44,7 @@ def test_fashion_mnist_with_two_workers_a_trial(fashion_mnist_root, reference_we
         "data": {
             "name": "fashion_mnist",
             "root": str(fashion_mnist_root),
-            "validation_fraction": 0.005,
+            "validation_fraction": 0.45,
             "calibration": {"samples": 128, "shard_size": 64},
         },
         "sweep": {"methods": ["magnitude"], "budgets": [{"macs": 0.5}]},

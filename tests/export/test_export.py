@@ -82,6 +82,7 @@ def test_state_dict_round_trip_in_a_fresh_process(tmp_path: Path) -> None:
     code = f"""{SOURCE}
 import sys
 from safetensors.torch import load_file
+torch.set_num_threads(1)
 model = OddNet().eval()
 model.load_state_dict(load_file(sys.argv[1]))
 images, expected = torch.load(sys.argv[2])
