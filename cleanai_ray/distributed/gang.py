@@ -42,8 +42,7 @@ _TRAIN_FOLDER = "train"
 def run_gang_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
     """Run one trial on several workers, from a Tune worker that waits for them.
 
-    When a worker or its node is lost, the others are stopped, and as many as there is room for begin again from the
-    last checkpoint. Their number changes no batch, only who computes which part of it.
+    When a worker or its node is lost, the others are stopped, and all begin again from the last checkpoint.
     """
     trial, study = Trial.model_validate(config["trial"]), inputs.study
     wanted = study.resources
@@ -53,7 +52,7 @@ def run_gang_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
         _work,
         train_loop_config={"trial": config["trial"], "inputs": inputs},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(1, study.finetune.num_workers),  # type: ignore[arg-type]
+            num_workers=study.finetune.num_workers,
             use_gpu=wanted.gpus_per_trial > 0,
             resources_per_worker={name: value for name, value in per_worker.items() if value},
         ),
