@@ -157,8 +157,7 @@ def run_trial(
         **cost_columns(dense_model, pruned.model, workspace.example_input()),
         **latency_columns(latency),
         "channel_ratio_achieved": pruned.plan.channel_ratio,
-        **_tuning_columns(tuned),
-        **_circumstances(workspace, clock),
+        **_circumstances(workspace, clock, tuned),
     }
     name = {"trial_id": trial.trial_id}
     return TrialOutcome(
@@ -172,13 +171,10 @@ def run_trial(
     )
 
 
-def _tuning_columns(tuned: FineTuneResult | None) -> dict[str, Any]:
-    return {"epochs_run": tuned.epochs_run if tuned else 0, "best_epoch": tuned.best_epoch if tuned else None}
-
-
-def _circumstances(workspace: Workspace, clock: TrialClock) -> dict[str, Any]:
+def _circumstances(workspace: Workspace, clock: TrialClock, tuned: FineTuneResult | None) -> dict[str, Any]:
+    epochs = {"epochs_run": tuned.epochs_run if tuned else 0, "best_epoch": tuned.best_epoch if tuned else None}
     where = {"node": platform.node(), "device": str(workspace.device)}
-    return {"num_classes": workspace.study.model.num_classes, **where, **clock.columns()}
+    return {"num_classes": workspace.study.model.num_classes, **epochs, **where, **clock.columns()}
 
 
 def failed_outcome(trial: Trial, error: str) -> TrialOutcome:
