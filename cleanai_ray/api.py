@@ -19,6 +19,7 @@ from cleanai_ray.coverage.base import needs_sections
 from cleanai_ray.errors import ArtifactError, PruningError
 from cleanai_ray.evaluation.latency import compare_latency
 from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.evaluation_section import LatencySection
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.pruning.curves import SensitivityCurves
 from cleanai_ray.pruning.graph import ChannelGraph
@@ -27,7 +28,7 @@ from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.pruner import Pruner, PruneResult, Remeasure, identify
 from cleanai_ray.repair import repair as repair_model
 from cleanai_ray.repair.consumers import add_biases
-from cleanai_ray.sections import CalibrationSection, LatencySection, PruningSection, Section
+from cleanai_ray.sections import CalibrationSection, PruningSection, Section
 from cleanai_ray.sensitivity import measure_sensitivity
 from cleanai_ray.statistics import ActivationStatistics, calibrate
 from cleanai_ray.statistics.calibration import Batch, Loss

@@ -9,7 +9,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, 
 Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Mode = Literal["local", "global", "isomorphic"]
-Backend = Literal["eager", "compile", "onnxruntime"]
 Multiple = Annotated[Literal["auto"] | PositiveInt, AfterValidator(lambda value: 8 if value == "auto" else value)]
 
 
@@ -105,78 +104,6 @@ class DataSection(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the data set.")
 
 
-class Budget(Section):
-    """What the pruned model may cost: a fraction of the dense one, or megabytes. Exactly one key."""
-
-    macs: Fraction | None = None
-    params: Fraction | None = None
-    latency: Fraction | None = Field(None, description="Measured; evaluation.latency says at which batch size and how.")
-    size_mb: float | None = Field(None, gt=0, description="Weights file in megabytes of 10^6 bytes, not a fraction.")
-
-    @model_validator(mode="after")
-    def _check(self) -> Budget:
-        if len(self.items()) != 1:
-            found = " and ".join(self.items()) or "nothing"
-            raise ValueError(f"the budget limits {found}; allowed: exactly one of {', '.join(type(self).model_fields)}")
-        return self
-
-    def items(self) -> dict[str, float]:
-        """Return the resource that is limited and its limit, as a dict of one entry."""
-        return {key: value for key, value in self.model_dump().items() if value is not None}
-
-    @property
-    def resource(self) -> str:
-        """The name of the limited resource."""
-        return next(iter(self.items()))
-
-    @property
-    def limit(self) -> float:
-        """The limit, as a fraction of the dense model; where `is_absolute`, in the resource's own unit."""
-        return next(iter(self.items().values()))
-
-    @property
-    def is_absolute(self) -> bool:
-        """Whether the limit is a size in megabytes rather than a fraction."""
-        return self.size_mb is not None
-
-    def __str__(self) -> str:
-        return f"{self.resource}={self.limit:g}"
-
-
-class SweepSection(Section):
-    """The grid: every combination becomes a trial."""
-
-    methods: tuple[str, ...] = Field(min_length=1, description="Names of `cleanai list methods`.")
-    coverage_metrics: tuple[str, ...] = Field(
-        ("normalized_mean",),
-        description="Names of `cleanai list metrics`; multiplies coverage, adaptive and hybrids of one.",
-    )
-    ratios: tuple[Ratio, ...] = Field((), description="Channel ratios: share of channels to remove, in (0, 1).")
-    budgets: tuple[Budget, ...] = Field((), description="Budgets instead of ratios, for instance {macs: 0.5}.")
-    modes: tuple[Mode, ...] = Field(("local",), min_length=1, description="How scores are compared.")
-    steps: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="Iterative pruning steps.")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="Seeds of each trial.")
-    method_options: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Options of a method, by its name."
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> SweepSection:
-        if not self.ratios and not self.budgets:
-            raise ValueError("sweep.ratios and sweep.budgets are both empty; needed: entries in exactly one of them")
-        if self.ratios and self.budgets:
-            raise ValueError(
-                f"sweep.ratios starts with {self.ratios[0]} and sweep.budgets with {self.budgets[0]}; "
-                "allowed: entries in one of them"
-            )
-        for name in ("methods", "coverage_metrics", "ratios", "budgets", "modes", "steps", "seeds"):
-            values = getattr(self, name)
-            repeated = next((value for value in values if values.count(value) > 1), None)
-            if repeated is not None:
-                raise ValueError(f"sweep.{name} holds {repeated} twice; allowed: each value once")
-        return self
-
-
 class PruningSection(Section):
     """Bounds on what may be removed, whatever the method says."""
 
@@ -212,72 +139,6 @@ class RepairSection(Section):
     def is_on(self) -> bool:
         """Whether anything is to be repaired."""
         return (self.compensation, self.batch_norm) != ("none", "none")
-
-
-class EarlyStoppingSection(Section):
-    """Stop fine-tuning when the validation accuracy no longer rises."""
-
-    patience: PositiveInt = Field(3, description="Epochs without a better validation accuracy before stopping.")
-    min_delta: float = Field(0.0, ge=0, description="What counts as better, in accuracy (0.001 is 0.1 points).")
-
-
-class DistillationSection(Section):
-    """Learn from the dense model's outputs."""
-
-    temperature: float = Field(2.0, gt=0, description="Temperature of both softmaxes.")
-    weight: float = Field(0.5, gt=0, le=1, description="Share of the loss; 1: no labels are used.")
-
-
-class FineTuneSection(Section):
-    """Fine-tuning of the pruned model. The epoch with the best validation accuracy is kept."""
-
-    epochs: int = Field(0, ge=0, description="Epochs at the most; 0: no fine-tuning.")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW.")
-    learning_rate: float = Field(0.01, gt=0, description="Peak learning rate.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
-    weight_decay: float = Field(1e-4, ge=0, description="Weight decay, not on norms and biases.")
-    scheduler: Literal["cosine", "step", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
-    warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up; fractions are allowed.")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
-    gradient_clip: float | None = Field(None, gt=0, description="Largest gradient norm; null: no clipping.")
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="Decay of averaged weights; null: none are kept.")
-    batch_size: PositiveInt | None = Field(None, description="Images a step over all workers; data.batch_size if null.")
-    distillation: DistillationSection | None = Field(None, description="Learn from the dense model, too.")
-    save_every_n_epochs: PositiveInt = Field(2, description="Epochs between checkpoints.")
-    early_stopping: EarlyStoppingSection | None = Field(default_factory=lambda: EarlyStoppingSection())
-    num_workers: PositiveInt = Field(
-        1, description="Workers a trial, each with the resources of one; each batch is shared out among them."
-    )
-
-
-class LatencySection(Section):
-    """How latency is measured: dense and pruned interleaved, warmed up, percentiles over runs."""
-
-    batch_sizes: tuple[PositiveInt, ...] = Field((1, 64), min_length=1, description="Batch sizes to time.")
-    warmup: PositiveInt = Field(10, description="Untimed runs first.")
-    runs: Annotated[int, Field(ge=5)] = Field(50, description="Timed runs.")
-    threads: PositiveInt = Field(1, description="CPU threads of torch while timing.")
-    backends: tuple[Backend, ...] = Field(
-        ("eager",),
-        min_length=1,
-        description="What runs the models: torch itself, torch.compile, or onnxruntime (extra: cleanai-ray[onnx]).",
-    )
-    budget_batch_size: PositiveInt = Field(1, description="Batch size at which a budget of latency is measured, eager.")
-
-    @model_validator(mode="after")
-    def _check(self) -> LatencySection:
-        repeated = next((name for name in self.backends if self.backends.count(name) > 1), None)
-        if repeated is not None:
-            raise ValueError(f"evaluation.latency.backends holds {repeated} twice; allowed: each value once")
-        return self
-
-
-class EvaluationSection(Section):
-    """What is measured, and on which samples."""
-
-    split: str = Field("test", description="Split that is scored; never calibrated or trained on.")
-    samples: PositiveInt | None = Field(None, description="Score only the first images of the split; null: all.")
-    latency: LatencySection | None = Field(default_factory=lambda: LatencySection(), description="null: not timed.")
 
 
 class ResourcesSection(Section):

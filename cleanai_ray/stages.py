@@ -16,13 +16,13 @@ from cleanai_ray.dense_measures import DenseMeasures
 from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
 from cleanai_ray.evaluation.latency import compare_latency, measure_latency
 from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.evaluation_section import LatencySection
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.pruner import Pruner, PruneResult
 from cleanai_ray.repair import RIDGES, RepairOutcome, repair
-from cleanai_ray.sections import LatencySection
 from cleanai_ray.study import Trial
 from cleanai_ray.training.context import LocalContext, TrainingContext
 from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune

@@ -14,12 +14,11 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from cleanai_ray.errors import StudyError
+from cleanai_ray.evaluation_section import EvaluationSection
+from cleanai_ray.finetune_section import FineTuneSection
 from cleanai_ray.registry import DATASETS, METHODS, METRICS, load_plugins
 from cleanai_ray.sections import (
-    Budget,
     DataSection,
-    EvaluationSection,
-    FineTuneSection,
     Fraction,
     Mode,
     ModelSection,
@@ -29,9 +28,9 @@ from cleanai_ray.sections import (
     RepairSection,
     ResourcesSection,
     Section,
-    SweepSection,
 )
 from cleanai_ray.study_messages import describe, name_among, show
+from cleanai_ray.sweep_section import Budget, SweepSection
 
 
 def digest(value: Any) -> str:

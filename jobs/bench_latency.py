@@ -19,8 +19,9 @@ import cleanai_ray as cleanai
 from cleanai_ray.evaluation.complexity import measure_complexity
 from cleanai_ray.evaluation.latency import measure_latency
 from cleanai_ray.evaluation.machine import device_name
+from cleanai_ray.evaluation_section import LatencySection
 from cleanai_ray.models import build_model, example_input, ignored_layers
-from cleanai_ray.sections import LatencySection, ModelSection
+from cleanai_ray.sections import ModelSection
 
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:

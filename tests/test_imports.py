@@ -17,7 +17,18 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. A module imports what is in its own row or in a row above it, never from below.
 LAYERS = (
     ("errors", "registry", "modules", "merging"),
-    ("sections", "study_messages", "study", "results", "artifacts", "locking", "status"),
+    (
+        "sections",
+        "sweep_section",
+        "finetune_section",
+        "evaluation_section",
+        "study_messages",
+        "study",
+        "results",
+        "artifacts",
+        "locking",
+        "status",
+    ),
     ("models", "data", "statistics"),
     ("coverage", "importance", "pruning", "repair", "training", "evaluation", "export", "charts", "report"),
     ("sensitivity",),

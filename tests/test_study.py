@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cleanai_ray.errors import StudyError
 from cleanai_ray.registry import METHODS, METRICS
-from cleanai_ray.sections import Budget
 from cleanai_ray.study import Study, Trial, digest, load_study, parse_study
+from cleanai_ray.sweep_section import Budget
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 READERS = ("coverage", "adaptive")

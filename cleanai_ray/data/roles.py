@@ -8,7 +8,8 @@ import numpy as np
 
 from cleanai_ray.data.source import ImageSource
 from cleanai_ray.errors import DataError
-from cleanai_ray.sections import DataSection, EvaluationSection
+from cleanai_ray.evaluation_section import EvaluationSection
+from cleanai_ray.sections import DataSection
 
 _TRAIN = "train"
 _VALIDATION_SEED = 0

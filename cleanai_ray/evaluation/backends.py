@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import ArtifactError, EvaluationError
+from cleanai_ray.evaluation_section import LatencySection
 from cleanai_ray.export.onnx import open_session, require_packages, to_onnx
-from cleanai_ray.sections import LatencySection
 
 _FIELD = "evaluation.latency.backends"
 

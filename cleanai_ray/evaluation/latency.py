@@ -16,8 +16,8 @@ from cleanai_ray.evaluation.backends import Forward, prepare, require_backends
 from cleanai_ray.evaluation.hooks import require_no_hooks
 from cleanai_ray.evaluation.machine import device_name
 from cleanai_ray.evaluation.significance import median_interval
+from cleanai_ray.evaluation_section import LatencySection
 from cleanai_ray.modules import evaluation_mode
-from cleanai_ray.sections import LatencySection
 
 _NANOSECONDS_PER_MILLISECOND = 1e6
 

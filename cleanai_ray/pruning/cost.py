@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cleanai_ray.errors import PruningError
 from cleanai_ray.evaluation.complexity import Complexity, measure_complexity
 from cleanai_ray.pruning.graph import ChannelGraph
-from cleanai_ray.sections import Budget
+from cleanai_ray.sweep_section import Budget
 
 BYTES_PER_MB = 1e6
 BUDGET_TOLERANCE = 0.02

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cleanai_ray.sections import FineTuneSection
+from cleanai_ray.finetune_section import FineTuneSection
 from cleanai_ray.training.context import TrainingError
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
 from cleanai_ray.evaluation.hooks import require_no_hooks
+from cleanai_ray.finetune_section import FineTuneSection
 from cleanai_ray.modules import preserved_modes
-from cleanai_ray.sections import FineTuneSection
 from cleanai_ray.training.averaging import WeightAverage
 from cleanai_ray.training.context import TrainingContext, TrainingError
 from cleanai_ray.training.progress import Progress

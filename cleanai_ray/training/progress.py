@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from cleanai_ray.evaluation.accuracy import Accuracy
-from cleanai_ray.sections import EarlyStoppingSection
+from cleanai_ray.finetune_section import EarlyStoppingSection
 
 Weights = dict[str, Tensor]
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.sections import FineTuneSection
+from cleanai_ray.finetune_section import FineTuneSection
 from cleanai_ray.training.averaging import WeightAverage
 from cleanai_ray.training.context import TrainingContext, TrainingError
 from cleanai_ray.training.distillation import build_objective

@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 from cleanai_ray.data import ImageSource, SampleRoles, assign_roles
 from cleanai_ray.errors import DataError
-from cleanai_ray.sections import CalibrationSection, DataSection, EvaluationSection
+from cleanai_ray.evaluation_section import EvaluationSection
+from cleanai_ray.sections import CalibrationSection, DataSection
 
 
 class Sizes(ImageSource):

@@ -11,7 +11,7 @@ from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation import latency
 from cleanai_ray.evaluation.latency import compare_latency, measure_latency
 from cleanai_ray.evaluation.machine import cpu_name
-from cleanai_ray.sections import LatencySection
+from cleanai_ray.evaluation_section import LatencySection
 
 
 class Noting(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cleanai_ray.sections import FineTuneSection
+from cleanai_ray.finetune_section import FineTuneSection
 from cleanai_ray.training.context import TrainingError
 from cleanai_ray.training.distillation import build_objective, distillation_loss
 

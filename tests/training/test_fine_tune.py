@@ -12,7 +12,8 @@ from torch import nn
 
 from cleanai_ray import results
 from cleanai_ray.errors import CleanAIError, EvaluationError
-from cleanai_ray.sections import FineTuneSection, TrainSection
+from cleanai_ray.finetune_section import FineTuneSection
+from cleanai_ray.sections import TrainSection
 from cleanai_ray.training.context import LocalContext, TrainingError
 from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
 from cleanai_ray.training.train import train_dense

@@ -11,7 +11,7 @@ from torch import nn
 
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.errors import ArtifactError
-from cleanai_ray.sections import FineTuneSection
+from cleanai_ray.finetune_section import FineTuneSection
 from cleanai_ray.training.context import LocalContext
 from cleanai_ray.training.fine_tune import fine_tune
 

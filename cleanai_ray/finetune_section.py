@@ -1,0 +1,45 @@
+"""Fine-tuning of the pruned models, as a study file asks for it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from cleanai_ray.sections import Section
+
+
+class EarlyStoppingSection(Section):
+    """Stop fine-tuning when the validation accuracy no longer rises."""
+
+    patience: PositiveInt = Field(3, description="Epochs without a better validation accuracy before stopping.")
+    min_delta: float = Field(0.0, ge=0, description="What counts as better, in accuracy (0.001 is 0.1 points).")
+
+
+class DistillationSection(Section):
+    """Learn from the dense model's outputs."""
+
+    temperature: float = Field(2.0, gt=0, description="Temperature of both softmaxes.")
+    weight: float = Field(0.5, gt=0, le=1, description="Share of the loss; 1: no labels are used.")
+
+
+class FineTuneSection(Section):
+    """Fine-tuning of the pruned model. The epoch with the best validation accuracy is kept."""
+
+    epochs: int = Field(0, ge=0, description="Epochs at the most; 0: no fine-tuning.")
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW.")
+    learning_rate: float = Field(0.01, gt=0, description="Peak learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay, not on norms and biases.")
+    scheduler: Literal["cosine", "step", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
+    warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up; fractions are allowed.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
+    gradient_clip: float | None = Field(None, gt=0, description="Largest gradient norm; null: no clipping.")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="Decay of averaged weights; null: none are kept.")
+    batch_size: PositiveInt | None = Field(None, description="Images a step over all workers; data.batch_size if null.")
+    distillation: DistillationSection | None = Field(None, description="Learn from the dense model, too.")
+    save_every_n_epochs: PositiveInt = Field(2, description="Epochs between checkpoints.")
+    early_stopping: EarlyStoppingSection | None = Field(default_factory=lambda: EarlyStoppingSection())
+    num_workers: PositiveInt = Field(
+        1, description="Workers a trial, each with the resources of one; each batch is shared out among them."
+    )
