@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 import torch_pruning as tp
+from bench_options import accuracy_parser, study_sections
 from torch import nn
 
 import cleanai_ray as cleanai
@@ -44,20 +44,10 @@ METRICS = ("normalized_mean", "frequency", "mean_absolute", "combined")
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
     """Return the options; the defaults are those of the reference ResNet-20 on Fashion-MNIST."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--num-classes", type=int, default=10)
-    parser.add_argument("--input-shape", type=int, nargs=3, default=(1, 28, 28))
-    parser.add_argument("--data", default="fashion_mnist")
-    parser.add_argument("--root")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--samples", type=int, help="images to score; all by default")
-    parser.add_argument("--calibration", type=int, default=2048)
+    parser = accuracy_parser(__doc__)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.7, 0.5, 0.3])
     parser.add_argument("--methods", nargs="+", default=DEFAULT_METHODS)
     parser.add_argument("--modes", nargs="+", default=["local", "global"])
-    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(words)
 
 
@@ -65,15 +55,8 @@ def open_study(options: argparse.Namespace) -> Workspace:
     """Open the model and the data set that the options name."""
     study = parse_study(
         {
-            "model": {
-                "name": options.model,
-                "weights": options.weights,
-                "num_classes": options.num_classes,
-                "input_shape": list(options.input_shape),
-            },
-            "data": {"name": options.data, "root": options.root, "calibration": {"samples": options.calibration}},
+            **study_sections(options),
             "sweep": {"methods": options.methods, "coverage_metrics": list(METRICS), "ratios": [0.5]},
-            "evaluation": {"split": options.split, "samples": options.samples},
         }
     )
     return open_workspace(study.model_dump_json(), options.device)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 
 import torch
+from bench_options import accuracy_parser, study_sections
 
 import cleanai_ray as cleanai
 from cleanai_ray.calibration_shards import calibrate_locally
@@ -35,21 +36,12 @@ METHODS = ["reconstruction", "coverage", "wanda", "magnitude", "taylor", "hessia
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
     """Return the options; the defaults are those of the reference ResNet-20 on Fashion-MNIST."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--num-classes", type=int, default=10)
-    parser.add_argument("--input-shape", type=int, nargs=3, default=(1, 28, 28))
-    parser.add_argument("--data", default="fashion_mnist")
-    parser.add_argument("--root")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--calibration", type=int, default=2048)
+    parser = accuracy_parser(__doc__)
     parser.add_argument("--budget", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=0.01)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--mode", default="local")
-    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(words)
 
 
@@ -57,20 +49,13 @@ def study_of(options: argparse.Namespace, distillation: dict[str, float] | None)
     """Return the study that the options describe, a trial a method."""
     return parse_study(
         {
-            "model": {
-                "name": options.model,
-                "weights": options.weights,
-                "num_classes": options.num_classes,
-                "input_shape": list(options.input_shape),
-            },
-            "data": {"name": options.data, "root": options.root, "calibration": {"samples": options.calibration}},
+            **study_sections(options),
             "sweep": {"methods": options.methods, "budgets": [{"macs": options.budget}], "modes": [options.mode]},
             "finetune": {
                 "epochs": options.epochs,
                 "learning_rate": options.learning_rate,
                 "distillation": distillation,
             },
-            "evaluation": {"split": options.split},
         }
     )
 

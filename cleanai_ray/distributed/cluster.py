@@ -107,7 +107,7 @@ def require_room(study: Study, cluster: Cluster) -> None:
                 f"resources.{name} is {need:g}, and no node of the cluster has more than {largest:g} {kind}s; "
                 f"allowed: at most {largest:g}"
             )
-    workers, places = study.workers_per_trial, _places(study)
+    workers, places = study.workers_per_trial, places_for_workers(study)
     if workers > places and not to_come:
         gpus = f" and {wanted.gpus_per_trial:g} GPUs" if wanted.gpus_per_trial else ""
         raise ClusterError(
@@ -119,10 +119,10 @@ def require_room(study: Study, cluster: Cluster) -> None:
 def concurrent_trials(study: Study, cluster: Cluster) -> int:
     """Return how many trials run at a time: what the study says, or what the live cluster holds."""
     wanted = study.resources.max_concurrent_trials
-    return max(1, _places(study) // study.workers_per_trial) if wanted == "auto" else int(wanted)
+    return max(1, places_for_workers(study) // study.workers_per_trial) if wanted == "auto" else int(wanted)
 
 
-def _places(study: Study) -> int:
+def places_for_workers(study: Study) -> int:
     """Return how many workers of trials the cluster holds at a time: all are alike, so that nodes fill up evenly."""
     wanted = study.resources
     places = 0
@@ -132,6 +132,15 @@ def _places(study: Study) -> int:
             room = min(room, resources.get("GPU", 0) / wanted.gpus_per_trial)
         places += int(room + 1e-9)
     return places
+
+
+def workers_to_ask_for(study: Study) -> int:
+    """Return how many workers a trial asks for: those of the study, or what the nodes that are left hold.
+
+    Where an autoscaler may replace a node that was lost, all are asked for.
+    """
+    wanted = study.workers_per_trial
+    return wanted if _nodes_to_come() else max(1, min(wanted, places_for_workers(study)))
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -7,6 +7,7 @@ at all, so that trials never hold what others wait for. The first worker prunes,
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,13 @@ import ray.train
 import ray.train.torch
 import ray.tune
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import PreemptionError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cleanai_ray import results
+from cleanai_ray.distributed.cluster import workers_to_ask_for
 from cleanai_ray.distributed.trial_work import (
     SweepInputs,
     carry_out,
@@ -32,6 +37,7 @@ from cleanai_ray.training.context import TrainingError
 from cleanai_ray.training.processes import ProcessGroupContext
 from cleanai_ray.workspace import open_workspace
 
+_LOG = logging.getLogger(__name__)
 COORDINATOR_BYTES = 10**9
 """Memory that the process which waits for a trial's workers asks for; it takes no core."""
 
@@ -42,17 +48,47 @@ _TRAIN_FOLDER = "train"
 def run_gang_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
     """Run one trial on several workers, from a Tune worker that waits for them.
 
-    When a worker or its node is lost, the others are stopped, and all begin again from the last checkpoint.
+    When a worker or its node is lost, the others are stopped, and as many as the nodes that are left hold begin again
+    from the last checkpoint. Their number changes no batch, only who computes which part of it.
     """
     trial, study = Trial.model_validate(config["trial"]), inputs.study
-    wanted = study.resources
+    num_failures = 0
+    while num_failures <= _MAX_FAILURES:
+        try:
+            _trainer(config, inputs, trial, workers_to_ask_for(study)).fit()
+            return
+        except ray.train.TrainingFailedError as error:
+            cause = describe_error(_cause(error))
+            _LOG.warning("the workers of trial %s begin again: %s", trial.trial_id, cause)
+            num_failures += not _is_for_want_of_a_node(error)
+    outcome = failed_outcome(
+        trial,
+        f"its {study.finetune.num_workers} workers failed {num_failures} times, the last time with {cause}",
+    )
+    inputs.send(trial, outcome)
+    ray.tune.report(numbers_of(outcome))
+
+
+def _cause(error: ray.train.TrainingFailedError) -> BaseException:
+    """Return what the first of the workers, or what controls them, raised."""
+    failures = getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
+    return next(iter(failures.values()))
+
+
+def _is_for_want_of_a_node(error: ray.train.TrainingFailedError) -> bool:
+    """Whether a node is about to leave, or there was no room for all workers within a minute: no fault of the trial."""
+    return isinstance(error, PreemptionError) or isinstance(_cause(error), WorkerGroupStartupTimeoutError)
+
+
+def _trainer(config: dict[str, Any], inputs: SweepInputs, trial: Trial, num_workers: int) -> TorchTrainer:
+    wanted = inputs.study.resources
     per_worker = {"CPU": wanted.cpus_per_trial, "GPU": wanted.gpus_per_trial}
     path, filesystem = inputs.files.storage(_TRAIN_FOLDER)
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _work,
         train_loop_config={"trial": config["trial"], "inputs": inputs},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=study.finetune.num_workers,
+            num_workers=num_workers,
             use_gpu=wanted.gpus_per_trial > 0,
             resources_per_worker={name: value for name, value in per_worker.items() if value},
         ),
@@ -61,21 +97,10 @@ def run_gang_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
             name=f"{trial.trial_id}-{inputs.key(trial)}",
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
         ),
     )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-        outcome = failed_outcome(
-            trial,
-            f"its {study.finetune.num_workers} workers failed {_MAX_FAILURES + 1} times, the last time with "
-            + describe_error(failures[0]),
-        )
-        inputs.send(trial, outcome)
-        ray.tune.report(numbers_of(outcome))
 
 
 def _work(config: dict[str, Any]) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import distributed.conftest as small
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from cleanai_ray import results
+from cleanai_ray.data.fashion_mnist import read_idx
 from cleanai_ray.study import parse_study
 
 pytestmark = pytest.mark.ray
@@ -37,29 +39,39 @@ def rows(folder: Path, name: str = results.RESULTS_FILE) -> list[dict[str, Any]]
     return [{key: value for key, value in row.items() if not key.startswith(TIMINGS)} for row in table]
 
 
+def shortened(root: Path, folder: Path) -> Path:
+    """Write a folder of Fashion-MNIST's own format with the first images of each of its files."""
+    folder.mkdir()
+    for split, number in (("train", 12_000), ("t10k", 300)):
+        for kind in ("images-idx3", "labels-idx1"):
+            values = read_idx(root / f"{split}-{kind}-ubyte.gz")[:number]
+            header = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
+            (folder / f"{split}-{kind}-ubyte").write_bytes(header + values.tobytes())
+    return folder
+
+
 def test_fashion_mnist_with_two_workers_a_trial(fashion_mnist_root, reference_weights, tmp_path: Path) -> None:
     settings = {
         "name": "two_workers",
         "model": {"name": "resnet20", "weights": str(reference_weights), "num_classes": 10, "input_shape": [1, 28, 28]},
         "data": {
             "name": "fashion_mnist",
-            "root": str(fashion_mnist_root),
-            "validation_fraction": 0.005,
+            "root": str(shortened(fashion_mnist_root, tmp_path / "images")),
             "calibration": {"samples": 128, "shard_size": 64},
         },
         "sweep": {"methods": ["magnitude"], "budgets": [{"macs": 0.5}]},
-        "repair": {"samples": 64},
-        "finetune": {"epochs": 1, "num_workers": 2, "batch_size": 500, "learning_rate": 0.01},
-        "evaluation": {"samples": 300, "latency": None},
+        "repair": {"compensation": "none", "batch_norm": "none"},
+        "finetune": {"epochs": 1, "num_workers": 2, "batch_size": 100, "learning_rate": 0.05},
+        "evaluation": {"latency": None},
     }
     run_on_two_nodes(settings, tmp_path)
     (row,) = rows(tmp_path / "run")
     assert row["status"] == "ok"
     assert row["epochs_run"] == 1
-    assert row["accuracy_repaired"] < row["accuracy_finetuned"]
-    assert row["accuracy_finetuned"] > 0.85
+    assert row["accuracy_pruned"] < 0.3
+    assert row["accuracy_finetuned"] > 0.7
     (epoch,) = rows(tmp_path / "run", results.HISTORY_FILE)
-    assert epoch["train_accuracy"] > 0.8
+    assert epoch["train_accuracy"] > 0.6
     assert not list((tmp_path / "run" / "cache" / "checkpoints").glob("*"))
 
 
@@ -93,3 +105,18 @@ def test_a_raylet_killed_in_mid_study_changes_no_table(small_run, tmp_path: Path
     for name in (*tables, results.COVERAGE_FILE, results.HISTORY_FILE):
         assert rows(tmp_path / "run", name) == rows(quiet, name), name
     assert {row["status"] for row in rows(quiet)} == {"ok"}
+
+
+def test_a_trial_that_loses_a_worker_goes_on_with_the_other(tmp_path: Path) -> None:
+    settings = {
+        **small.SMALL,
+        "sweep": {"methods": ["magnitude"], "ratios": [0.3]},
+        "finetune": {"epochs": 12, "num_workers": 2, "save_every_n_epochs": 1, "early_stopping": None},
+        "evaluation": {"samples": 100, "latency": None},
+    }
+    said = run_on_two_nodes(settings, tmp_path, "cache/checkpoints/magnitude*")
+    assert "killed the raylet of the second node" in said
+    (row,) = rows(tmp_path / "run")
+    assert (row["status"], row["epochs_run"]) == ("ok", 12)
+    epochs = [row["epoch"] for row in rows(tmp_path / "run", results.HISTORY_FILE) if row["trial_id"] != "dense"]
+    assert epochs == [*range(1, 13)]
