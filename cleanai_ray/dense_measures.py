@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from cleanai_ray.calibration_draw import CalibrationDraw
 from cleanai_ray.pruning.curves import SensitivityCurves
 from cleanai_ray.pruning.graph import ChannelGraph
 from cleanai_ray.repair.auto import is_held_back
@@ -30,6 +31,11 @@ class DenseMeasures:
     statistics: ActivationStatistics | None = None
     moments: ConsumerMoments | None = None
     curves: SensitivityCurves | None = None
+
+
+def measures_folder(study: Study, draw: CalibrationDraw) -> str:
+    """Return where a run directory keeps the measures of one draw."""
+    return "cache" if len(study.draws()) == 1 else f"cache/{draw.name}"
 
 
 def needs_statistics(study: Study) -> bool:

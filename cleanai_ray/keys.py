@@ -30,13 +30,13 @@ def dense_key(study: Study) -> str:
 
 
 def calibration_key(study: Study, dense_digest: str) -> str:
-    """Return the digest of everything that the calibration depends on."""
+    """Return the digest of everything that the calibration of a study of one draw depends on."""
     needs = asdict(CalibrationNeeds.of(study))
     return digest([dense_digest, _shape(study), _data(study), study.evaluation.split, needs])
 
 
 def moments_key(study: Study, dense_digest: str) -> str:
-    """Return the digest of everything that second moments and sensitivity curves depend on."""
+    """Return the digest of everything that second moments and curves of a study of one draw depend on."""
     kept_wide = study.pruning.ignored_layers
     return digest([dense_digest, _shape(study), _data(study), study.evaluation.split, kept_wide])
 
@@ -45,7 +45,11 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     """Return the digest of everything that a trial's outcome depends on."""
     sections = ("pruning", "repair", "finetune", "evaluation")
     parts = {name: getattr(study, name).model_dump() for name in sections}
-    return digest([trial.model_dump(), dense_digest, _shape(study), _data(study), parts])
+    own = study.of_draw(study.draw_of(trial))
+    if len(study.draws()) > 1 and study.finetune.epochs:
+        # Images of no draw are trained on.
+        parts["withheld"] = [[draw.samples, draw.seed] for draw in study.draws()]
+    return digest([trial.identity, dense_digest, _shape(study), _data(own), parts])
 
 
 def _shape(study: Study) -> dict[str, Any]:

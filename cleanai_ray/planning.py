@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.dense_measures import measures_folder
 from cleanai_ray.evaluation.backends import require_installed
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.keys import calibration_key, dense_key, trial_key
@@ -83,10 +84,13 @@ def describe_plan(study: Study, workspace: Workspace | None, run: RunDirectory) 
             f"trials/{trial.trial_id}.json", trial_key(study, trial, dense_digest)
         )
         amount = f"ratio {trial.ratio:g}" if trial.budget is None else str(trial.budget)
-        columns = (trial.trial_id, trial.label, amount, trial.mode, str(trial.steps), str(trial.seed), resources)
-        rows.append((*columns, "cached" if cached else "to run"))
+        draw = study.draw_of(trial)
+        cell = (trial.trial_id, trial.label, amount, trial.mode, str(trial.steps), str(trial.seed))
+        draws = (str(draw.samples), str(draw.seed)) if len(study.draws()) > 1 else ()
+        rows.append((*cell, *draws, resources, "cached" if cached else "to run"))
+    swept = ("calibration samples", "draw") if len(study.draws()) > 1 else ()
     return PlannedStudy(
-        columns=("trial", "method", "amount", "mode", "steps", "seed", "resources", "state"),
+        columns=("trial", "method", "amount", "mode", "steps", "seed", *swept, "resources", "state"),
         rows=tuple(rows),
         summary=_summary(study, workspace, run, dense_digest, sum(row[-1] == "cached" for row in rows)),
     )
@@ -106,15 +110,25 @@ def _summary(
     if workspace is None:
         return (first, *(f"cannot start on this machine: {sentence}" for sentence in missing_inputs(study)))
     roles = workspace.roles
-    calibrated = dense_digest is not None and run.is_complete(
-        "cache/calibration.safetensors", calibration_key(study, dense_digest)
-    )
+    calibrated = " or ".join(dict.fromkeys(str(draw.samples) for draw in study.draws()))
     withheld = "withheld from" if roles.calibration_withheld else "shared with"
     dense = "cached" if dense_digest else "to be trained" if study.model.train else "to be loaded and scored"
     return (
         first,
-        f"dense model: {dense}; calibration: {'cached' if calibrated else 'to be computed'}, "
-        f"{len(workspace.shards())} shards",
-        f"samples: {len(roles.calibration)} calibration ({withheld} training), {len(roles.training)} training, "
+        f"dense model: {dense}; calibration: {_calibration(study, run, dense_digest)}",
+        f"samples: {calibrated} calibration ({withheld} training), {len(roles.training)} training, "
         f"{len(roles.validation)} validation, {len(roles.evaluation)} evaluation",
     )
+
+
+def _calibration(study: Study, run: RunDirectory, dense_digest: str | None) -> str:
+    """Return whether the calibration is cached, and in how many shards each draw of its samples is computed."""
+    size, parts = study.data.calibration.shard_size, []
+    for draw in study.draws():
+        name = f"{measures_folder(study, draw)}/calibration.safetensors"
+        is_cached = dense_digest is not None and run.is_complete(
+            name, calibration_key(study.of_draw(draw), dense_digest)
+        )
+        state = f"{'cached' if is_cached else 'to be computed'}, {-(-draw.samples // size)} shards"
+        parts.append(f"{draw.samples} samples of draw {draw.seed}: {state}" if len(study.draws()) > 1 else state)
+    return "; ".join(parts)

@@ -42,6 +42,8 @@ RESULTS = _schema(
     ("mode", _TEXT, "local, global or isomorphic."),
     ("steps", _COUNT, "Iterative pruning steps."),
     ("seed", _COUNT, "Seed of the trial."),
+    ("calibration_samples", _COUNT, "Calibration images that the trial read, or might have read."),
+    ("calibration_seed", _COUNT, "Seed of their draw."),
     ("accuracy_dense", _REAL, "Top-1 accuracy of the dense model, in [0, 1]."),
     ("accuracy_pruned", _REAL, "Top-1 after surgery, before repair."),
     ("accuracy_repaired", _REAL, "Top-1 after repair; null without repair."),

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from cleanai_ray.calibration_draw import CalibrationDraw
 
 Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Seed = Annotated[int, Field(ge=0)]
 Mode = Literal["local", "global", "isomorphic"]
 Multiple = Annotated[Literal["auto"] | PositiveInt, AfterValidator(lambda value: 8 if value == "auto" else value)]
 
@@ -58,12 +71,20 @@ class ModelSection(Section):
         return self
 
 
+def _as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else value
+
+
 class CalibrationSection(Section):
     """Which samples the activation statistics come from, and what is observed."""
 
-    samples: PositiveInt = Field(1024, description="Number of calibration images.")
+    samples: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
+        1024, description="Number of calibration images; of a list, each is a part of the sweep."
+    )
     split: str = Field("train", description="Split they are drawn from.")
-    seed: int = Field(0, ge=0, description="Seed of the draw.")
+    seed: Seed | Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
+        0, description="Seed of the draw; of a list, each is a part of the sweep."
+    )
     shard_size: PositiveInt = Field(256, description="Images a shard: the unit of work, of retry and of resumption.")
     second_moment_samples: PositiveInt = Field(
         2048, description="Calibration images that second moments come from, at the most; every fifth is left out."
@@ -83,6 +104,21 @@ class CalibrationSection(Section):
         description="Keep calibration images out of training; auto: where they are at most a fifth of the split.",
     )
     allow_overlap: bool = Field(False, description="Allow calibration on the split that is evaluated.")
+
+    @field_validator("samples", "seed", mode="after")
+    @classmethod
+    def _check_list(cls, value: int | tuple[int, ...], info: ValidationInfo) -> int | tuple[int, ...]:
+        if isinstance(value, int):
+            return value
+        repeated = next((entry for entry in value if value.count(entry) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"data.calibration.{info.field_name} holds {repeated} twice; allowed: each value once")
+        return value[0] if len(value) == 1 else value
+
+    def draws(self) -> tuple[CalibrationDraw, ...]:
+        """Return every draw that the study asks for, in its order; most studies ask for one."""
+        every = itertools.product(_as_tuple(self.samples), _as_tuple(self.seed))
+        return tuple(CalibrationDraw(samples, seed) for samples, seed in every)
 
 
 class DataSection(Section):

@@ -23,7 +23,7 @@ from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.pruner import Pruner, PruneResult
 from cleanai_ray.repair import RIDGES, RepairOutcome, repair
-from cleanai_ray.study import Trial
+from cleanai_ray.study import Study, Trial
 from cleanai_ray.training.context import LocalContext, TrainingContext
 from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
 from cleanai_ray.training.train import train_dense
@@ -149,7 +149,7 @@ def run_trial(
         scores.add("finetuned", pruned.model)
     latency = _measure_latency(workspace, dense_model, pruned.model, clock)
     row = {
-        **describe_trial(trial),
+        **describe_trial(study, trial),
         "status": results.OK,
         "warnings": [*pruned.plan.warnings, *(skipped_by_repair(repaired.skipped) if repaired else [])],
         **scores.columns(dense.accuracy),
@@ -177,9 +177,9 @@ def _circumstances(workspace: Workspace, clock: TrialClock, tuned: FineTuneResul
     return {"num_classes": workspace.study.model.num_classes, **epochs, **where, **clock.columns()}
 
 
-def failed_outcome(trial: Trial, error: str) -> TrialOutcome:
-    """Return the outcome of a trial that failed."""
-    row = {**describe_trial(trial), "status": results.FAILED, "error": error, "warnings": []}
+def failed_outcome(study: Study, trial: Trial, error: str) -> TrialOutcome:
+    """Return the outcome of a trial of a study that failed."""
+    row = {**describe_trial(study, trial), "status": results.FAILED, "error": error, "warnings": []}
     return TrialOutcome(row={**row, "node": platform.node()})
 
 

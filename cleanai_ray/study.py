@@ -8,18 +8,19 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from cleanai_ray.calibration_draw import CalibrationDraw
 from cleanai_ray.errors import StudyError
 from cleanai_ray.evaluation_section import EvaluationSection
 from cleanai_ray.finetune_section import FineTuneSection
+from cleanai_ray.recommend_section import RecommendSection
 from cleanai_ray.registry import DATASETS, METHODS, METRICS, load_plugins
 from cleanai_ray.sections import (
     DataSection,
-    Fraction,
     Mode,
     ModelSection,
     OutputSection,
@@ -28,6 +29,7 @@ from cleanai_ray.sections import (
     RepairSection,
     ResourcesSection,
     Section,
+    Seed,
 )
 from cleanai_ray.study_messages import describe, name_among, show
 from cleanai_ray.sweep_section import Budget, SweepSection
@@ -48,8 +50,10 @@ class Trial(Section):
     budget: Budget | None = None
     mode: Mode = "local"
     steps: PositiveInt = 1
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     options: dict[str, Any] = Field(default_factory=dict)
+    calibration_samples: PositiveInt | None = None
+    calibration_seed: Seed | None = None
 
     @model_validator(mode="after")
     def _check_amount(self) -> Trial:
@@ -65,31 +69,24 @@ class Trial(Section):
         return f"{self.method}/{self.coverage_metric}" if self.coverage_metric else self.method
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that defines the trial; of the calibration's draw, what the study sweeps."""
+        swept = ("calibration_samples", "calibration_seed")
+        return self.model_dump(exclude={name for name in swept if getattr(self, name) is None})
+
+    @property
+    def scoring_seed(self) -> int:
+        """The seed of random scores: another one for each draw of the calibration samples, where seeds are swept."""
+        return self.seed if self.calibration_seed is None else int(digest([self.seed, self.calibration_seed])[:8], 16)
+
+    @property
     def trial_id(self) -> str:
         """A readable, stable identifier that ends in a digest of everything that defines the trial."""
         amount = f"r{self.ratio:g}" if self.budget is None else f"{self.budget.resource}{self.budget.limit:g}"
-        words = [self.method, self.coverage_metric, self.mode, amount, digest(self.model_dump())[:8]]
+        samples = None if self.calibration_samples is None else f"n{self.calibration_samples}"
+        draw = None if self.calibration_seed is None else f"draw{self.calibration_seed}"
+        words = [self.method, self.coverage_metric, self.mode, amount, samples, draw, digest(self.identity)[:8]]
         return "-".join(word for word in words if word)
-
-
-class RecommendSection(Section):
-    """What the recommended trial must satisfy. Of those that do, the one with the least MACs is taken where accuracy is
-    limited, the most accurate otherwise.
-    """
-
-    max_accuracy_loss: float | None = Field(None, ge=0, le=100, description="Percentage points below the dense model.")
-    max_latency_ms: float | None = Field(None, gt=0, description="Median milliseconds of a forward pass, batch 1.")
-    min_speedup: float | None = Field(None, gt=0, description="Dense over pruned median latency, batch 1.")
-    max_macs: Fraction | None = Field(None, description="MACs, as a fraction of the dense model's.")
-    max_params: Fraction | None = Field(None, description="Parameters, likewise.")
-    max_size_mb: float | None = Field(None, gt=0, description="Weights file in megabytes of 10^6 bytes.")
-
-    @model_validator(mode="after")
-    def _check(self) -> RecommendSection:
-        if all(value is None for value in self.model_dump().values()):
-            known = ", ".join(type(self).model_fields)
-            raise ValueError(f"recommend sets no limit; needed: at least one of {known}, or recommend: null")
-        return self
 
 
 class Study(Section):
@@ -174,19 +171,39 @@ class Study(Section):
         """Workers that a trial takes: those of its fine-tuning, or one."""
         return self.finetune.num_workers if self.finetune.epochs else 1
 
+    def draws(self) -> tuple[CalibrationDraw, ...]:
+        """Return every draw of the calibration samples; most studies have one."""
+        return self.data.calibration.draws()
+
+    def of_draw(self, draw: CalibrationDraw) -> Study:
+        """Return the study with one draw of the calibration samples alone: as if it had been the only one."""
+        one = {"samples": draw.samples, "seed": draw.seed}
+        calibration = self.data.calibration.model_copy(update=one)
+        return self.model_copy(update={"data": self.data.model_copy(update={"calibration": calibration})})
+
+    def draw_of(self, trial: Trial) -> CalibrationDraw:
+        """Return the draw that a trial reads."""
+        first = self.draws()[0]
+        samples, seed = trial.calibration_samples, trial.calibration_seed
+        return CalibrationDraw(first.samples if samples is None else samples, first.seed if seed is None else seed)
+
     def trials(self) -> tuple[Trial, ...]:
-        """Expand the grid into trials, in the order of the study file."""
-        sweep = self.sweep
+        """Expand the grid into trials, in the order of the study file; draws of the calibration samples come last."""
+        sweep, calibration = self.sweep, self.data.calibration
+        is_swept = {"samples": isinstance(calibration.samples, tuple), "seed": isinstance(calibration.seed, tuple)}
+        draws = [
+            {f"calibration_{name}": getattr(draw, name) for name in is_swept if is_swept[name]} for draw in self.draws()
+        ]
         amounts: list[dict[str, Any]] = [{"ratio": ratio} for ratio in sweep.ratios]
         amounts += [{"budget": budget} for budget in sweep.budgets]
         trials = []
         for method in sweep.methods:
             metrics = sweep.coverage_metrics if _uses_coverage_metric(sweep, method) else (None,)
             options = sweep.method_options.get(method, {})
-            for metric, amount, mode, steps, seed in itertools.product(
-                metrics, amounts, sweep.modes, sweep.steps, sweep.seeds
+            for metric, amount, mode, steps, seed, draw in itertools.product(
+                metrics, amounts, sweep.modes, sweep.steps, sweep.seeds, draws
             ):
-                cell = {"mode": mode, "steps": steps, "seed": seed, "options": options, **amount}
+                cell = {"mode": mode, "steps": steps, "seed": seed, "options": options, **amount, **draw}
                 trials.append(Trial(method=method, coverage_metric=metric, **cell))
         return tuple(trials)
 

@@ -20,7 +20,15 @@ def write_tables(
     dense_history: Iterable[Mapping[str, Any]],
     measures: DenseMeasures,
 ) -> None:
-    """Write results, layers, classes, history, latency and coverage, rows or none, and what is sensitive."""
+    """Write results, layers, classes, history, latency and coverage, rows or none, and what is sensitive.
+
+    Args:
+        run: The run directory.
+        records: What is known of each trial.
+        dense_history: A row per epoch of the dense model's training.
+        measures: What was measured on the dense model: with the first draw of the calibration samples, where several
+            are compared.
+    """
 
     def rows(name: str) -> list[Mapping[str, Any]]:
         return [row for record in records for row in record.get(name, ())]

@@ -12,11 +12,12 @@ from cleanai_ray.evaluation.accuracy import Accuracy
 from cleanai_ray.evaluation.comparison import Comparison
 from cleanai_ray.evaluation.complexity import measure_complexity
 from cleanai_ray.evaluation.significance import is_near_chance, mcnemar_p, wilson_interval
-from cleanai_ray.study import Trial
+from cleanai_ray.study import Study, Trial
 
 
-def describe_trial(trial: Trial) -> dict[str, Any]:
-    """Return the columns of results.parquet that say what a trial is."""
+def describe_trial(study: Study, trial: Trial) -> dict[str, Any]:
+    """Return the columns of results.parquet that say what a trial of a study is."""
+    draw = study.draw_of(trial)
     return {
         "trial_id": trial.trial_id,
         "method": trial.method,
@@ -27,6 +28,8 @@ def describe_trial(trial: Trial) -> dict[str, Any]:
         "mode": trial.mode,
         "steps": trial.steps,
         "seed": trial.seed,
+        "calibration_samples": draw.samples,
+        "calibration_seed": draw.seed,
     }
 
 

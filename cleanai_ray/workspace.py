@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.calibration_draw import CalibrationDraw
 from cleanai_ray.data import (
     ImageSource,
     SampleRoles,
@@ -34,7 +35,7 @@ class Workspace:
     """What every stage needs.
 
     Attributes:
-        study: The study.
+        study: The study, with one draw of the calibration samples.
         source: Its data set.
         roles: Which sample is used for what.
         device: Where this process computes.
@@ -134,21 +135,30 @@ class Workspace:
         return model.to(self.device).eval()
 
 
-@lru_cache(maxsize=1)
-def open_workspace(study_json: str, device: str) -> Workspace:
-    """Open a study; a process that is asked again for the same one keeps it.
+def open_workspace(study_json: str, device: str, draw: CalibrationDraw | None = None) -> Workspace:
+    """Open a study; a process that is asked again for the same one keeps it, with one data set for all draws.
 
     Args:
         study_json: The study, as `Study.model_dump_json` writes it.
         device: Where this process computes, for instance `cuda:0`.
+        draw: The draw of the calibration samples, of those that the study asks for; the first by default.
 
     Raises:
         DataError: When the data set is missing or does not fit the study.
     """
+    study, source, opened = _open(study_json)
+    draw = draw or study.draws()[0]
+    if (draw, device) not in opened:
+        roles = assign_roles(study.data, study.evaluation, source, draw)
+        own = study.of_draw(draw)
+        opened[draw, device] = Workspace(study=own, source=source, roles=roles, device=torch.device(device))
+    return opened[draw, device]
+
+
+@lru_cache(maxsize=1)
+def _open(study_json: str) -> tuple[Study, ImageSource, dict[tuple[CalibrationDraw, str], Workspace]]:
     study = parse_study(json.loads(study_json))
-    source = open_source(study.data, study.model)
-    roles = assign_roles(study.data, study.evaluation, source)
-    return Workspace(study=study, source=source, roles=roles, device=torch.device(device))
+    return study, open_source(study.data, study.model), {}
 
 
 def methods_need(study: Study, attribute: str) -> bool:

@@ -177,7 +177,7 @@ def _with_actors(study: Study, count: int) -> Study:
 def _take_turns(
     options: argparse.Namespace, study: Study, run: RunDirectory, pools: dict[int, ShardPool], weights: Any
 ) -> Iterator[list[str]]:
-    samples = study.data.calibration.samples
+    samples = study.draws()[0].samples
     num_shards = -(-samples // study.data.calibration.shard_size)
 
     def calibrated(pool: ShardPool, number: int) -> float:

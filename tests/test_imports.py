@@ -16,12 +16,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. A module imports what is in its own row or in a row above it, never from below.
 LAYERS = (
-    ("errors", "registry", "modules", "merging"),
+    ("errors", "registry", "modules", "merging", "calibration_draw"),
     (
         "sections",
         "sweep_section",
         "finetune_section",
         "evaluation_section",
+        "recommend_section",
         "study_messages",
         "study",
         "results",

@@ -6,7 +6,8 @@ import copy
 
 import pytest
 
-from cleanai_ray.keys import calibration_key, dense_key, trial_key
+from cleanai_ray.finetune_section import FineTuneSection
+from cleanai_ray.keys import calibration_key, dense_key, moments_key, trial_key
 from cleanai_ray.study import parse_study
 
 STUDY = {
@@ -65,3 +66,27 @@ def test_a_weights_file_counts_by_its_content(tmp_path):
         found.append(keys("model.weights", str(file))["dense"])
         assert keys("model.weights", f"file://{file}")["dense"] != keys("model.weights", None)["dense"]
     assert found[0] == found[2] != found[1]
+
+
+def test_a_draw_among_several_has_the_keys_of_a_study_of_its_own():
+    swept = copy.deepcopy(STUDY) | {"data": {"name": "digits", "calibration": {"samples": [64, 256], "seed": [0, 1]}}}
+    study = parse_study(swept)
+    assert len({trial_key(study, trial, "weights") for trial in study.trials()}) == 4
+    for draw in study.draws():
+        own = keys("data.calibration", {"samples": draw.samples, "seed": draw.seed})
+        assert calibration_key(study.of_draw(draw), "weights") == own["calibration"]
+        assert moments_key(study.of_draw(draw), "weights") == moments_key(parse_study(study_with(draw)), "weights")
+    # Another draw beside it changes nothing for a trial, unless images of all draws are kept out of its fine-tuning.
+    fewer = parse_study(swept | {"data": {"name": "digits", "calibration": {"samples": [64, 256], "seed": [0, 1, 2]}}})
+    trial = study.trials()[0]
+    assert trial in fewer.trials()
+    assert trial_key(fewer, trial, "weights") == trial_key(study, trial, "weights")
+    tuned = [one.model_copy(update={"finetune": FineTuneSection(epochs=1)}) for one in (study, fewer)]
+    assert trial_key(tuned[0], trial, "weights") != trial_key(tuned[1], trial, "weights")
+
+
+def study_with(draw):
+    """The study of one draw, as a document."""
+    return copy.deepcopy(STUDY) | {
+        "data": {"name": "digits", "calibration": {"samples": draw.samples, "seed": draw.seed}}
+    }

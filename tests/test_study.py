@@ -185,6 +185,8 @@ class TestTrialId:
             {"mode": "global"},
             {"steps": 2},
             {"seed": 1},
+            {"calibration_samples": 64},
+            {"calibration_seed": 0},
             {"options": {"k": 1}},
             {"options": {"k": 2}},
         ]
@@ -304,3 +306,59 @@ def test_the_studies_that_ship_are_valid(file: Path) -> None:
 def test_the_names_used_here_are_registered() -> None:
     assert set(READERS + OTHERS) <= set(METHODS.names())
     assert set(METRIC_NAMES) <= set(METRICS.names())
+
+
+class TestDraws:
+    """A study may sweep the number and the seed of its calibration samples."""
+
+    def drawn(self, **calibration: Any) -> Study:
+        return parse_study(document(data={"name": "digits", "calibration": calibration}))
+
+    def test_every_draw_is_a_trial_of_each_cell(self) -> None:
+        trials = self.drawn(samples=[64, 256], seed=[0, 3]).trials()
+        found = [(trial.label, trial.calibration_samples, trial.calibration_seed) for trial in trials]
+        draws = [(64, 0), (64, 3), (256, 0), (256, 3)]
+        assert found == [(label, *draw) for label in ("coverage/normalized_mean", "wanda") for draw in draws]
+        assert len({trial.trial_id for trial in trials}) == 8
+        assert trials[5].trial_id.startswith("wanda-local-r0.3-n64-draw3-")
+
+    def test_what_is_not_swept_is_not_in_a_trial(self) -> None:
+        both = [(trial.calibration_samples, trial.calibration_seed) for trial in self.drawn(samples=[64, 256]).trials()]
+        assert both == [(64, None), (256, None)] * 2
+        seeds = [(trial.calibration_samples, trial.calibration_seed) for trial in self.drawn(seed=[0, 1]).trials()]
+        assert seeds == [(None, 0), (None, 1)] * 2
+        assert "-draw1-" in self.drawn(seed=[0, 1]).trials()[1].trial_id
+
+    def test_a_trial_of_one_draw_keeps_its_identity(self) -> None:
+        """Its digest is over the fields that it has always had, so that old results count."""
+        (trial,) = study(methods=["wanda"]).trials()
+        fields = ("method", "coverage_metric", "ratio", "budget", "mode", "steps", "seed", "options")
+        assert trial.trial_id == f"wanda-local-r0.3-{digest({name: getattr(trial, name) for name in fields})[:8]}"
+        assert self.drawn(samples=[128], seed=[2]) == self.drawn(samples=128, seed=2)
+
+    def test_a_study_of_one_draw_is_as_if_it_were_the_only_one(self) -> None:
+        swept = self.drawn(samples=[64, 256], seed=[0, 3])
+        assert [swept.draw_of(trial).name for trial in swept.trials()[:4]] == [draw.name for draw in swept.draws()]
+        assert swept.of_draw(swept.draws()[3]) == self.drawn(samples=256, seed=3)
+
+    def test_random_scores_follow_the_seed_of_the_draw_and_not_its_size(self) -> None:
+        trials = self.drawn(samples=[64, 256], seed=[0, 3]).trials()[:4]
+        first, second, third, fourth = (trial.scoring_seed for trial in trials)
+        assert first == third != second == fourth
+        assert [trial.scoring_seed for trial in study(seeds=[0, 7]).trials()[:2]] == [0, 7]
+
+    @pytest.mark.parametrize(
+        ("calibration", "parts"),
+        [
+            ({"samples": [64, 64]}, ["data.calibration.samples", "64 twice"]),
+            ({"seed": [1, 0, 1]}, ["data.calibration.seed", "1 twice"]),
+            ({"samples": []}, ["data.calibration.samples", "[]"]),
+            ({"samples": [64, 0]}, ["data.calibration.samples", "0"]),
+            ({"seed": [-1]}, ["data.calibration.seed", "-1"]),
+        ],
+    )
+    def test_lists_that_make_no_sense_are_refused(self, calibration: dict[str, Any], parts: list[str]) -> None:
+        with pytest.raises(StudyError) as raised:
+            self.drawn(**calibration)
+        for part in parts:
+            assert part in str(raised.value)

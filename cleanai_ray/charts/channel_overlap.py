@@ -16,7 +16,7 @@ from cleanai_ray.registry import CHARTS
 if TYPE_CHECKING:
     from altair.typing import ChartType
 
-_CELL = ["amount", "mode", "steps", "seed"]
+_CELL = ["amount", "mode", "steps", "seed", "calibration_samples", "calibration_seed"]
 _MOST_CELLS = 8
 
 

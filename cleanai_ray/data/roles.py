@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cleanai_ray.calibration_draw import CalibrationDraw
 from cleanai_ray.data.source import ImageSource
 from cleanai_ray.errors import DataError
 from cleanai_ray.evaluation_section import EvaluationSection
@@ -43,7 +44,9 @@ class SampleRoles:
     calibration_withheld: bool
 
 
-def assign_roles(data: DataSection, evaluation: EvaluationSection, source: ImageSource) -> SampleRoles:
+def assign_roles(
+    data: DataSection, evaluation: EvaluationSection, source: ImageSource, draw: CalibrationDraw | None = None
+) -> SampleRoles:
     """Assign the samples of a data set their roles. The same arguments give the same roles.
 
     - evaluation: the first `evaluation.samples` of `evaluation.split` (all where null), in the split's order.
@@ -51,8 +54,9 @@ def assign_roles(data: DataSection, evaluation: EvaluationSection, source: Image
       without regard to classes, so that it is the same whatever is calibrated.
     - calibration: `data.calibration.samples` of `data.calibration.split`, drawn with `data.calibration.seed`; never a
       validation sample.
-    - training: the rest of the `train` split, without the calibration samples too where
-      `data.calibration.withhold_from_training` is true, or is `auto` and they are at most a fifth of the split.
+    - training: the rest of the `train` split, without the calibration samples of every draw too where
+      `data.calibration.withhold_from_training` is true, or is `auto` and they are at most a fifth of the split: the
+      dense model is one for all draws, and none is to know it from images that the others do not.
 
     Training, validation and evaluation never share a sample, nor do calibration and validation. Calibration and
     evaluation share samples only where both name the same split, which `data.calibration.allow_overlap` must permit.
@@ -63,6 +67,7 @@ def assign_roles(data: DataSection, evaluation: EvaluationSection, source: Image
         data: The study's `data`.
         evaluation: The study's `evaluation`.
         source: The opened data set.
+        draw: The draw whose samples are calibrated on, of those that `data` asks for; the first by default.
 
     Raises:
         DataError: When a split is unknown or too small, or when splits that must differ are one and the same.
@@ -76,10 +81,12 @@ def assign_roles(data: DataSection, evaluation: EvaluationSection, source: Image
     num_validation = min(train_size, max(1, round(data.validation_fraction * train_size)))
     validation, rest = np.sort(order[:num_validation]), np.sort(order[num_validation:])
     candidates = rest if calibration_split == _TRAIN else np.arange(source.num_samples(calibration_split))
-    calibration = _draw(data, candidates)
-    withheld = calibration_split != _TRAIN or _withholds(data, train_size)
+    draws = data.calibration.draws()
+    drawn = {one: _draw(data, one, candidates) for one in draws}
+    calibration, union = drawn[draw or draws[0]], np.unique(np.concatenate(list(drawn.values())))
+    withheld = calibration_split != _TRAIN or _withholds(data, len(union), train_size)
     if withheld and calibration_split == _TRAIN:
-        rest = np.setdiff1d(rest, calibration)
+        rest = np.setdiff1d(rest, union)
     return SampleRoles(
         calibration=calibration.astype(np.int64),
         training=rest.astype(np.int64),
@@ -119,18 +126,18 @@ def _first(evaluation: EvaluationSection, available: int) -> np.ndarray:
     return np.arange(available if evaluation.samples is None else evaluation.samples, dtype=np.int64)
 
 
-def _draw(data: DataSection, candidates: np.ndarray) -> np.ndarray:
-    samples = data.calibration.samples
-    if samples > len(candidates):
+def _draw(data: DataSection, draw: CalibrationDraw, candidates: np.ndarray) -> np.ndarray:
+    if draw.samples > len(candidates):
         without = " without its validation samples" if data.calibration.split == _TRAIN else ""
+        verb = "holds" if isinstance(data.calibration.samples, tuple) else "is"
         raise DataError(
-            f"data.calibration.samples is {samples}; allowed: at most {len(candidates)}, "
+            f"data.calibration.samples {verb} {draw.samples}; allowed: at most {len(candidates)}, "
             f"the size of split '{data.calibration.split}'{without}"
         )
-    generator = np.random.default_rng([1, data.calibration.seed])
-    return candidates[generator.permutation(len(candidates))[:samples]]
+    generator = np.random.default_rng([1, draw.seed])
+    return candidates[generator.permutation(len(candidates))[: draw.samples]]
 
 
-def _withholds(data: DataSection, train_size: int) -> bool:
+def _withholds(data: DataSection, num_calibrated: int, train_size: int) -> bool:
     choice = data.calibration.withhold_from_training
-    return data.calibration.samples <= _AUTO_SHARE * train_size if choice == "auto" else bool(choice)
+    return num_calibrated <= _AUTO_SHARE * train_size if choice == "auto" else bool(choice)

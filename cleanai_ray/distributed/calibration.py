@@ -108,24 +108,26 @@ class CalibrationActor:
 
 
 def calibrate_on_actors(
-    study: Study, weights: Any, dense_digest: str, run: RunDirectory, pool: ShardPool
+    study: Study, weights: Any, dense_digest: str, run: RunDirectory, pool: ShardPool, folder: str = "cache"
 ) -> ActivationStatistics:
     """Return the study's calibration: from the run directory, or computed and kept there.
 
     Args:
-        study: The study.
+        study: The study, of one draw.
         weights: Reference to the dense weights in the object store.
         dense_digest: Digest of the dense weights.
         run: The run directory.
         pool: The calibration actors.
+        folder: Where the run directory keeps it.
 
     Raises:
         CleanAIError: When a shard cannot be computed; the message says which sample, or how often it was tried.
     """
-    name, key = "cache/calibration.safetensors", calibration_key(study, dense_digest)
+    name, key = f"{folder}/calibration.safetensors", calibration_key(study, dense_digest)
     if run.is_complete(name, key):
         return ActivationStatistics.from_bytes(run.read_bytes(name))
-    num_shards = -(-study.data.calibration.samples // study.data.calibration.shard_size)
+    (draw,) = study.draws()
+    num_shards = -(-draw.samples // study.data.calibration.shard_size)
     work = ShardWork(call="calibrate", title="calibration", num_shards=num_shards, inputs=key)
     statistics = ActivationStatistics.from_bytes(pool.work_through(work, weights))
     sections = CalibrationNeeds.of(study).sections
@@ -140,10 +142,16 @@ def calibrate_on_actors(
 
 
 def moments_on_actors(
-    study: Study, num_shards: int, weights: Any, dense_digest: str, run: RunDirectory, pool: ShardPool
+    study: Study,
+    num_shards: int,
+    weights: Any,
+    dense_digest: str,
+    run: RunDirectory,
+    pool: ShardPool,
+    folder: str = "cache",
 ) -> ConsumerMoments:
     """Return the second moments of a study's dense model: from the run directory, or computed and kept there."""
-    name, key = "cache/moments.safetensors", moments_key(study, dense_digest)
+    name, key = f"{folder}/moments.safetensors", moments_key(study, dense_digest)
     if run.is_complete(name, key):
         return ConsumerMoments.from_bytes(run.read_bytes(name))
     work = ShardWork(call="moments", title="second moments", num_shards=num_shards, inputs=key)

@@ -62,6 +62,7 @@ def run_gang_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
             _LOG.warning("the workers of trial %s begin again: %s", trial.trial_id, cause)
             num_failures += not _is_for_want_of_a_node(error)
     outcome = failed_outcome(
+        study,
         trial,
         f"its {study.finetune.num_workers} workers failed {num_failures} times, the last time with {cause}",
     )
@@ -131,7 +132,8 @@ def _follow(inputs: SweepInputs, trial: Trial, context: ProcessGroupContext) -> 
     """Fine-tune the model that the first worker announces."""
     model = context.await_model()
     if model is not None:
-        workspace = open_workspace(inputs.study.model_dump_json(), str(context.device))
+        draw = inputs.study.draw_of(trial)
+        workspace = open_workspace(inputs.study.model_dump_json(), str(context.device), draw)
         dense = dense_model_of(workspace, ray.get(inputs.dense))
         with contextlib.suppress(TrainingError):  # The first worker has it, too, and tells of it.
             fine_tune_trial(workspace, trial, model, dense, context)

@@ -12,7 +12,7 @@ from cleanai_ray import results
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.distributed.cluster import Cluster, connected, require_room
 from cleanai_ray.distributed.dense import obtain_dense
-from cleanai_ray.distributed.measures import measure_dense
+from cleanai_ray.distributed.measures import measure_draws
 from cleanai_ray.distributed.progress import Narrator, format_seconds
 from cleanai_ray.distributed.sweep import run_sweep
 from cleanai_ray.distributed.trial_work import SweepInputs
@@ -108,17 +108,17 @@ def _run_alone(
             dense = obtain_dense(study, run, files, cluster)
         narrator.dense(dense.accuracy)
         weights = ray.put(dense.weights)
-        measures = measure_dense(study, workspace, weights, dense.digest, run, files, cluster, narrator)
+        measures = measure_draws(study, workspace, weights, dense.digest, run, files, cluster, narrator)
         inputs = SweepInputs(
             study=study,
             dense_digest=dense.digest,
             dense=ray.put(dense),
-            measures=ray.put(measures),
+            measures=measures,
             files=files,
             writer=writer,
         )
         records = run_sweep(inputs, run, cluster, narrator)
-        write_tables(run, list(records.values()), dense.history, measures)
+        write_tables(run, list(records.values()), dense.history, ray.get(measures[study.draws()[0]]))
         record = _record_of_run(study, workspace, run, cluster, dense.digest)
         record |= {"started": started.isoformat(timespec="seconds"), "command": command}
         record["seconds"] = round(time.monotonic() - clock, 1)
@@ -140,7 +140,7 @@ def _record_of_run(
         "digests": {
             "study": digest(study.model_dump()),
             "weights": dense_digest,
-            "calibration": calibration_key(study, dense_digest),
+            "calibration": calibration_key(workspace.study, dense_digest),
         },
         "samples": describe_samples(workspace),
         "unreadable_samples": unreadable_samples(study, run),

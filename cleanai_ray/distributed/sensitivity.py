@@ -14,6 +14,7 @@ from cleanai_ray import results
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.charts.sensitivity import draw
 from cleanai_ray.charts.style import to_svg
+from cleanai_ray.dense_measures import measures_folder
 from cleanai_ray.distributed.cluster import connected
 from cleanai_ray.distributed.dense import obtain_dense
 from cleanai_ray.distributed.measures import measure_dense
@@ -51,19 +52,21 @@ def analyse(
     """Measure, or read from the run directory, and write sensitivity.parquet, layer_ratios.yaml and the chart.
 
     Args:
-        study: The study; of its sweep only the amounts count.
+        study: The study; of its sweep only the amounts count, and the first draw of the calibration samples.
         workspace: The study, opened in this process.
         run: The run directory.
         address: Address of a Ray cluster, or None to start one on this machine.
         narrator: Told of the stages.
     """
     study = study.model_copy(update={"sweep": study.sweep.model_copy(update={"methods": ("reconstruction",)})})
-    workspace = Workspace(study=study, source=workspace.source, roles=workspace.roles, device=workspace.device)
+    first = study.draws()[0]
+    own, folder = study.of_draw(first), measures_folder(study, first)
+    workspace = Workspace(study=own, source=workspace.source, roles=workspace.roles, device=workspace.device)
     with locked(run), connected(address) as cluster, run_files(study, run, cluster) as (files, _):
         with narrator.stage("dense model"):
             dense = obtain_dense(study, run, files, cluster)
         weights = ray.put(dense.weights)
-        measures = measure_dense(study, workspace, weights, dense.digest, run, files, cluster, narrator)
+        measures = measure_dense(own, workspace, weights, dense.digest, run, files, cluster, narrator, folder)
     curves = measures.curves
     assert curves is not None
     table = results.to_table(curve_rows(curves), results.SENSITIVITY)

@@ -61,7 +61,7 @@ def run_sweep(
         with narrator.sweep(state) as refresh:
             callback = _ProgressCallback(state, refresh)
             grid = _tuner(inputs, todo, run, state.workers, callback).fit()
-            _record_crashes(todo, grid, writer)
+            _record_crashes(study, todo, grid, writer)
             refresh()
     names = [trial.trial_id for trial in study.trials()]
     return {name: done.get(name) or run.read_json(record_name(name)) for name in names}
@@ -129,7 +129,7 @@ def _report_epoch(row: Mapping[str, Any]) -> None:
     tune.report(epoch_numbers(row))
 
 
-def _record_crashes(trials: Sequence[Trial], grid: tune.ResultGrid, writer: Any) -> None:
+def _record_crashes(study: Study, trials: Sequence[Trial], grid: tune.ResultGrid, writer: Any) -> None:
     """Give a record to each trial whose process died before it could send one."""
     crashed = {
         Trial.model_validate(result.config["trial"]).trial_id: result.error
@@ -141,6 +141,7 @@ def _record_crashes(trials: Sequence[Trial], grid: tune.ResultGrid, writer: Any)
             told = str(crashed[trial.trial_id]).strip().splitlines()[-1]
             reason = told.partition(" Some common causes")[0].removeprefix("The actor is dead because ")
             outcome = failed_outcome(
+                study,
                 trial,
                 "the trial's process ended before it was done, most often for want of memory or by a crash in a "
                 f"library; Ray says: {reason}",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from torch import nn
 
+from cleanai_ray.calibration_draw import CalibrationDraw
 from cleanai_ray.distributed.files import CheckpointFile, RunFiles, checkpoint_name
 from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.backends import require_backends
@@ -37,7 +38,7 @@ class SweepInputs:
         study: The study.
         dense_digest: Digest of the dense weights.
         dense: Reference to the `DenseModel` in the object store.
-        measures: Reference to the `DenseMeasures` there.
+        measures: References to the `DenseMeasures` there, by draw of the calibration samples.
         files: The run directory, as workers reach it.
         writer: Handle of the process that writes trials.
     """
@@ -45,7 +46,7 @@ class SweepInputs:
     study: Study
     dense_digest: str
     dense: Any
-    measures: Any
+    measures: Mapping[CalibrationDraw, Any]
     files: RunFiles
     writer: Any
 
@@ -86,11 +87,13 @@ def carry_out(
     """
     dense: DenseModel = ray.get(inputs.dense)
     try:
-        workspace = open_workspace(inputs.study.model_dump_json(), device)
+        draw = inputs.study.draw_of(trial)
+        workspace = open_workspace(inputs.study.model_dump_json(), device, draw)
         if inputs.study.evaluation.latency is not None:
             require_backends(inputs.study.evaluation.latency, workspace.device)
         model = dense_model_of(workspace, dense)
-        outcome = run_trial(workspace, trial, dense, model, ray.get(inputs.measures), make_context(workspace))
+        measures = ray.get(inputs.measures[draw])
+        outcome = run_trial(workspace, trial, dense, model, measures, make_context(workspace))
         inputs.files.note_unreadable(workspace.unreadable.found)
         return outcome
     except Exception as error:
@@ -98,7 +101,7 @@ def carry_out(
             raise
         if not isinstance(error, CleanAIError):
             _LOG.error("trial %s failed:\n%s", trial.trial_id, traceback.format_exc())
-        return failed_outcome(trial, describe_error(error))
+        return failed_outcome(inputs.study, trial, describe_error(error))
 
 
 def describe_error(error: BaseException) -> str:

@@ -138,7 +138,7 @@ class Pruner:
             statistics=self._present_statistics(step),
             coverage_metric=self._trial.coverage_metric,
             observe=self._observe,
-            seed=self._trial.seed,
+            seed=self._trial.scoring_seed,
             curves=self._curves,
         )
         scores = score_groups(self._method, context)

@@ -17,7 +17,8 @@ FEW_CALIBRATION_SAMPLES, FEW_A_CLASS = 128, 5
 UNFAIR_FACTOR, LEAST_CLASS_LOSS = 3.0, 2.0
 """A class counts as sacrificed from this multiple of the mean loss, and from this many points and two images."""
 
-_CELL = ["amount", "mode", "steps"]
+_CELL = ["amount", "mode", "steps", "calibration_samples", "calibration_seed"]
+"""Here, luck is that of a trial's seed alone."""
 
 
 def _unreadable(study: StudyFrames) -> Iterator[Risk]:
@@ -93,15 +94,18 @@ def _seed_flips(study: StudyFrames) -> Iterator[Risk]:
 
 
 def _few_samples(study: StudyFrames) -> Iterator[Risk]:
-    samples = _mapping(study.environment.get("samples")).get("calibration")
+    samples = study.results["calibration_samples"].min()
+    if samples is None:
+        samples = _mapping(study.environment.get("samples")).get("calibration")
     if samples is None:
         samples = _mapping(_mapping(study.study.get("data")).get("calibration")).get("samples")
     if not isinstance(samples, int):
         return
     if samples < FEW_CALIBRATION_SAMPLES:
+        where = " in some trials" if study.results["calibration_samples"].n_unique() > 1 else ""
         sentence = (
-            f"Only {plural(samples, 'calibration image')}: activation statistics, and repair, rest on very little; "
-            f"from {FEW_CALIBRATION_SAMPLES} on this check is silent."
+            f"Only {plural(samples, 'calibration image')}{where}: activation statistics, and repair, rest on very "
+            f"little; from {FEW_CALIBRATION_SAMPLES} on this check is silent."
         )
         yield Risk("medium", "few calibration samples", sentence)
     elif study.chance is not None and samples * study.chance < FEW_A_CLASS:

@@ -9,10 +9,11 @@ import polars as pl
 
 from cleanai_ray.charts.frames import StudyFrames
 from cleanai_ray.charts.numbers import plural
-from cleanai_ray.report.agreement import calibration_drafts, relation_draft
+from cleanai_ray.report.agreement import relation_draft
 from cleanai_ray.report.answers import Answer, Draft, settle, signed
 from cleanai_ray.report.cells import CELL, gather, grain_of
 from cleanai_ray.report.comparisons import Comparison, compare, holm
+from cleanai_ray.report.draws import calibration_drafts
 from cleanai_ray.report.measures import CONTROL
 from cleanai_ray.report.ranking_change import ranking_draft
 

@@ -68,11 +68,16 @@ def _facts(study: StudyFrames) -> list[tuple[str, str]]:
         ("GPUs", gpus or ("none" if "gpus" in hardware else "")),
         ("cluster", _join(nodes, _unit(cluster.get("cpus"), "CPUs"), _unit(cluster.get("gpus"), "GPUs"))),
         ("trials ran on", _join(", ".join(hosts), ", ".join(devices))),
+        ("calibration samples", _swept(calibration.get("samples"))),
         ("seeds", _join(_seed("trials", sweep.get("seeds")), _seed("calibration draw", calibration.get("seed")))),
         ("samples", ", ".join(f"{name} {count}" for name, count in samples.items() if type(count) is int)),
         ("calibration images", _withheld(samples.get("calibration_withheld_from_training"))),
         ("digests", ", ".join(f"{name} {value}" for name, value in digests.items() if value)),
     ]
+
+
+def _swept(samples: Any) -> str:
+    return ", ".join(map(str, samples)) if isinstance(samples, list) else ""
 
 
 def _withheld(flag: Any) -> str:

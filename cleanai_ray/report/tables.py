@@ -114,7 +114,8 @@ MAX_TRIALS = 300
 def every_trial(study: StudyFrames) -> Table:
     """Return the trials, the most accurate first and those that failed last; columns without data are left out."""
     frame = pl.concat([study.ranked.head(MAX_TRIALS), study.failed.head(MAX_TRIALS)], how="diagonal")
-    varying = {name: frame[name].n_unique() > 1 for name in ("steps", "seed")}
+    optional = ("steps", "seed", "calibration_samples", "calibration_seed")
+    varying = {name: frame[name].n_unique() > 1 for name in optional}
     present = {name: bool(frame[name].count()) for name in ("accuracy_repaired", "accuracy_finetuned", "speedup")}
     has_stages = present["accuracy_repaired"] or present["accuracy_finetuned"]
     has_both = present["accuracy_repaired"] and present["accuracy_finetuned"]
@@ -125,6 +126,8 @@ def every_trial(study: StudyFrames) -> Table:
         (Column("mode", 0.085), "mode", True),
         (Column("steps", 0.06, True), "steps", varying["steps"]),
         (Column("seed", 0.055, True), "seed", varying["seed"]),
+        (Column("n", 0.06, True), "samples", varying["calibration_samples"]),
+        (Column("draw", 0.055, True), "draw", varying["calibration_seed"]),
         (Column("pruned", 0.078, True), "pruned", has_stages),
         (Column("repaired", 0.09, True), "repaired", has_both),
         (Column("top-1, %", 0.12, True), "accuracy", True),
@@ -156,6 +159,8 @@ def _write_trial(trial: dict[str, Any], place: int) -> dict[str, str]:
         "mode": trial["mode"],
         "steps": str(trial["steps"] or NONE),
         "seed": NONE if trial["seed"] is None else str(trial["seed"]),
+        "samples": str(trial["calibration_samples"] or NONE),
+        "draw": NONE if trial["calibration_seed"] is None else str(trial["calibration_seed"]),
         "pruned": _bare_percent(trial["accuracy_pruned"]),
         "repaired": _bare_percent(trial["accuracy_repaired"]),
         "accuracy": accuracy,

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
+from cleanai_ray.calibration_draw import CalibrationDraw
 from cleanai_ray.data import ImageSource, SampleRoles, assign_roles
 from cleanai_ray.errors import DataError
 from cleanai_ray.evaluation_section import EvaluationSection
@@ -133,3 +134,26 @@ def test_without_a_training_split_nothing_is_trained_on():
 def test_unknown_splits_are_named():
     with pytest.raises(DataError, match=r"no split 'dev'; allowed: train, test"):
         roles_of(Sizes(train=100, test=20), samples=10, split="dev")
+
+
+def test_no_draw_is_trained_on_whichever_is_calibrated_on():
+    source = Sizes(train=200, test=20)
+    data = DataSection(name="sizes", calibration=CalibrationSection(samples=[5, 10], seed=[0, 1, 2]))
+    section = EvaluationSection(split="test")
+    found = {draw: assign_roles(data, section, source, draw) for draw in data.calibration.draws()}
+    for draw, roles in found.items():
+        alone = roles_of(source, samples=draw.samples, seed=draw.seed)
+        assert roles.calibration.tolist() == alone.calibration.tolist()
+        assert roles.calibration_withheld
+    drawn = set().union(*(roles.calibration.tolist() for roles in found.values()))
+    assert len(drawn) > 10
+    everything = set(range(200)) - set(roles_of(source, samples=5).validation.tolist())
+    assert all(set(roles.training.tolist()) == everything - drawn for roles in found.values())
+    assert assign_roles(data, section, source).calibration.tolist() == found[CalibrationDraw(5, 0)].calibration.tolist()
+
+
+def test_draws_are_withheld_by_themselves_while_all_together_are_few():
+    # 18 of 100 are at most a fifth; two draws of 18 hold more than 20 different images.
+    source = Sizes(train=100, test=20)
+    assert roles_of(source, samples=18).calibration_withheld
+    assert not roles_of(source, samples=18, seed=[0, 1]).calibration_withheld
