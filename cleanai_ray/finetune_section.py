@@ -24,7 +24,11 @@ class DistillationSection(Section):
 
 
 class FineTuneSection(Section):
-    """Fine-tuning of the pruned model. The epoch with the best validation accuracy is kept."""
+    """Fine-tuning of the pruned model. The epoch with the best validation accuracy is kept.
+
+    The start competes with the epochs only where the study trained the dense model itself (`model.train`): weights from
+    elsewhere have most likely seen the validation images, which passes for accuracy.
+    """
 
     epochs: int = Field(0, ge=0, description="Epochs at the most; 0: no fine-tuning.")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW.")

@@ -92,7 +92,7 @@ RESULTS = _schema(
     ("seconds_finetune", _REAL, "Of these, fine-tuning."),
     ("seconds_evaluate", _REAL, "Of these, evaluation after each stage, latency included."),
     ("epochs_run", _COUNT, "Fine-tuning epochs that ran."),
-    ("best_epoch", _COUNT, "The epoch whose weights were kept, from 1; 0: those before fine-tuning."),
+    ("best_epoch", _COUNT, "The epoch whose weights were kept, from 1; 0: those before (only with model.train)."),
     ("node", _TEXT, "Host name the trial ran on."),
     ("device", _TEXT, "Device it ran on."),
 )

@@ -247,6 +247,8 @@ def fine_tune_trial(
         context=context,
         seed=trial.seed,
         teacher=teacher if section.distillation else None,
+        # Weights that came from elsewhere have most likely seen the images that validate here.
+        start_competes=workspace.study.model.train is not None,
     )
 
 

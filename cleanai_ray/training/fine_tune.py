@@ -53,12 +53,16 @@ def fine_tune(
     context: TrainingContext,
     seed: int,
     teacher: nn.Module | None = None,
+    start_competes: bool = True,
 ) -> FineTuneResult:
     """Train a model in place; it ends with the weights of its best epoch, or with its own where none was better.
 
-    The best epoch has the highest validation accuracy, the first of equals. Torch's global random state is the same
-    before and after; every epoch has a seed of its own, so that a run that resumes from a checkpoint gives the weights
-    of one that never stopped. A checkpoint of another section, seed or architecture, or a damaged one, is passed over.
+    The best epoch has the highest validation accuracy, the first of equals. A start that has seen the validation images
+    in training must not compete with the epochs: what it remembers of them passes for accuracy.
+
+    Torch's global random state is the same before and after; every epoch has a seed of its own, so that a run that
+    resumes from a checkpoint gives the weights of one that never stopped. A checkpoint of another section, seed or
+    architecture, or a damaged one, is passed over.
 
     Several processes train like one: gradients are those of the global batch, whatever the shares, and so are the
     statistics of batch-norm. Only what draws random numbers in the model, dropout for instance, differs by process.
@@ -75,6 +79,7 @@ def fine_tune(
         context: Device, reports, checkpoints and the other processes.
         seed: Seed of everything random in an epoch.
         teacher: The dense model, for `section.distillation`; its weights and modes are not changed.
+        start_competes: Whether the weights at the start are kept where no epoch is better.
 
     Raises:
         TrainingError: When the loss is not finite (the model is then left as it is), an epoch has too few batches,
@@ -99,7 +104,7 @@ def fine_tune(
         if teacher is not None:
             teacher.to(device).eval()
         run = _Run(model.to(device), section, steps_per_epoch, validation_batches, context, seed, teacher)
-        progress = run.train(train_batches)
+        progress = run.train(train_batches, start_competes=start_competes)
     model.load_state_dict(progress.weights)
     if device.type == "cuda":
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -135,9 +140,12 @@ class _Run:
             teacher=teacher,
         )
 
-    def train(self, train_batches: Callable[[int], Batches]) -> Progress:
+    def train(self, train_batches: Callable[[int], Batches], *, start_competes: bool) -> Progress:
         section = self._section
-        progress = self._restore() or Progress.begin(self._validate(), _copy(self._kept.state_dict()))
+        progress = self._restore()
+        if progress is None:
+            start = self._validate() if start_competes else None
+            progress = Progress.begin(start, _copy(self._kept.state_dict()))
         self._stepper.prepare()
         while not progress.is_over(section.epochs, section.early_stopping):
             epoch = progress.epochs_run + 1

@@ -39,9 +39,9 @@ class Progress:
     epochs_waited: int = 0
 
     @classmethod
-    def begin(cls, start: Accuracy, weights: Weights) -> Progress:
-        """Return the progress before the first epoch."""
-        return cls(weights=weights, best_accuracy=_score(start))
+    def begin(cls, start: Accuracy | None, weights: Weights) -> Progress:
+        """Return the progress before the first epoch; without a start's accuracy, the first is the best so far."""
+        return cls(weights=weights, best_accuracy=-math.inf if start is None else _score(start))
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Progress:

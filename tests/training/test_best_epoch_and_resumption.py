@@ -32,6 +32,15 @@ def test_ends_with_the_weights_of_the_best_epoch(
     assert [row["is_best"] for row in result.history] == [epoch == best for epoch in (1, 2, 3, 4)]
 
 
+def test_a_start_that_does_not_compete_is_neither_validated_nor_kept(digits: Any, make_net: MakeNet) -> None:
+    model = make_net()
+    validation, snapshots = scripted(model, [0.3, 0.5, 0.4])
+    result = run(model, digits, epochs=3, validation_batches=validation, start_competes=False)
+    assert [row["validation_accuracy"] for row in result.history] == [0.3, 0.5, 0.4]
+    assert result.best_epoch == 2
+    assert_same(model.state_dict(), snapshots[1])
+
+
 @pytest.mark.parametrize(
     ("accuracies", "min_delta", "epochs_run"),
     [
