@@ -96,14 +96,31 @@ def _results(trials: list[dict[str, Any]], ratios: np.ndarray, random: np.random
         "accuracy_low": final - 0.005,
         "accuracy_high": final + 0.005,
         "num_evaluated": np.full(number, 10000),
+        "num_classes": np.full(number, CLASSES),
         "macs_dense": np.full(number, 31_000_000),
         "macs": (31_000_000 * kept).astype(int),
         "params_dense": np.full(number, 270_000),
         "params": (270_000 * kept).astype(int),
         "latency_ms_b1_p50_dense": np.full(number, 4.0),
         "latency_ms_b1_p50": 4 * (0.2 + 0.8 * kept) * random.normal(1, 0.02, number),
+        **_paired(trials, kept, random),
         "channel_ratio_achieved": ratios,
         "seconds_total": random.uniform(10, 20, number),
+    }
+
+
+def _paired(trials: list[dict[str, Any]], kept: np.ndarray, random: np.random.Generator) -> dict[str, Any]:
+    """Return what was measured against the dense model: speed round by round, answers image by image."""
+    speedup = 1 / (0.2 + 0.8 * kept) * random.normal(1, 0.02, len(trials))
+    lost = random.integers(30, 200, len(trials))
+    gained = random.integers(20, 120, len(trials))
+    return {
+        "speedup_b1": speedup,
+        "speedup_b1_low": 0.97 * speedup,
+        "speedup_b1_high": 1.04 * speedup,
+        "lost": lost,
+        "gained": gained,
+        "mcnemar_p": np.minimum(1.0, np.exp(-((lost - gained) ** 2) / (2 * (lost + gained)))),
     }
 
 
@@ -139,6 +156,10 @@ def _latency(ids: np.ndarray, random: np.random.Generator) -> dict[str, Any]:
         "variant": np.tile(["dense", "dense", "pruned", "pruned"], len(ids)),
         "batch_size": np.tile([1, 64, 1, 64], len(ids)),
         "latency_ms_p50": np.tile([4.0, 120.0, 2.0, 60.0], len(ids)) * random.normal(1, 0.02, 4 * len(ids)),
+        "speedup": np.tile([None, None, 2.0, 2.0], len(ids)),
+        "speedup_low": np.tile([None, None, 1.9, 1.95], len(ids)),
+        "speedup_high": np.tile([None, None, 2.2, 2.05], len(ids)),
+        "backend": ["eager"] * (4 * len(ids)),
         "device": ["cpu"] * (4 * len(ids)),
     }
 
@@ -163,5 +184,7 @@ def _coverage(random: np.random.Generator) -> dict[str, Any]:
         "layer_index": np.repeat(np.arange(len(WIDTHS)), WIDTHS),
         "side": ["input"] * number,
         "channel": np.concatenate([np.arange(width) for width in WIDTHS]),
+        "minimum": np.zeros(number),
+        "maximum": random.random(number) * (random.random(number) > 0.02),
         **{name: random.random(number) for name in METRICS},
     }

@@ -10,14 +10,13 @@ import polars as pl
 from cleanai_ray.charts import style
 from cleanai_ray.charts.frames import StudyFrames
 from cleanai_ray.charts.numbers import percent
+from cleanai_ray.charts.trial_marks import trial_tooltip
 from cleanai_ray.registry import CHARTS
 
 if TYPE_CHECKING:
     from altair.typing import ChartType
 
 _KEYS = ["amount", "amount_order", "mode", "label"]
-_CHARACTER = 6.6
-"""Width of a label's character in pixels."""
 
 
 @CHARTS.register("accuracy_by_method")
@@ -30,7 +29,7 @@ def accuracy_by_method(study: StudyFrames) -> ChartType | None:
     modes = sorted(set(study.ok["mode"]), key=lambda name: (name != "local", name))
     amounts = study.ok.sort("amount_order")["amount"].unique(maintain_order=True).to_list()
     step = 15 if len(amounts) * len(labels) <= 45 else 12
-    label_width = min(230.0, _CHARACTER * max(len(label) for label in labels)) + 14
+    label_width = min(230.0, style.CHARACTER * max(len(label) for label in labels)) + 14
     panel_width = (style.WIDTH - label_width - 16 * (len(modes) - 1) - 12) / len(modes)
     domain = _domain(study)
     rows = []
@@ -100,7 +99,7 @@ def _panel(
     colour = alt.Color("label:N", scale=style.scale(style.label_colours(study.labels), labels), legend=None)
     shape = alt.Shape("label:N", scale=style.scale(style.label_shapes(study.labels), labels), legend=None)
     drawn = style.thinned(cell, style.MAX_DRAWN_IN_PANEL)
-    data = alt.Chart(style.values(drawn.select("label", "accuracy", "accuracy_pruned")))
+    data = alt.Chart(style.values(drawn.select("trial_id", "label", "amount", "mode", "accuracy", "accuracy_pruned")))
     layers: list[alt.Chart] = []
     if study.dense.get("accuracy") is not None:
         dense = alt.Chart(alt.InlineData(values=[{"accuracy": study.dense["accuracy"]}]))
@@ -117,6 +116,7 @@ def _panel(
     written = mean.with_columns(pl.col("accuracy").map_elements(_written, return_dtype=pl.String).alias("text"))
     text = alt.Chart(style.values(written)).mark_text(align="right", dx=0, fontSize=10, color=style.INK)
     layers.append(text.encode(x=alt.XDatum(domain[1], scale=x_scale), y=y, text="text:N"))
-    solid = data.mark_point(size=58, filled=True, opacity=0.95)
-    layers.append(solid.encode(x=x, y=y, color=colour, shape=shape))
+    solid = data.mark_point(size=58, filled=True, opacity=1)
+    tooltip = [*trial_tooltip(), alt.Tooltip("accuracy_pruned:Q", title="after surgery", format=".2%")]
+    layers.append(solid.encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip))
     return alt.layer(*layers)

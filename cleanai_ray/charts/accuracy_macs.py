@@ -10,6 +10,7 @@ import polars as pl
 from cleanai_ray.charts import style
 from cleanai_ray.charts.frames import StudyFrames
 from cleanai_ray.charts.numbers import percent, quantity
+from cleanai_ray.charts.trial_marks import accuracy_bounds, mode_fills, trial_points, trial_tooltip
 from cleanai_ray.registry import CHARTS
 
 if TYPE_CHECKING:
@@ -35,13 +36,13 @@ def pareto_front(frame: pl.DataFrame) -> pl.DataFrame:
 @CHARTS.register("accuracy_macs")
 def accuracy_macs(study: StudyFrames) -> ChartType | None:
     """Accuracy against MACs of every trial, with the Pareto front and the dense model."""
-    columns = ["trial_id", "label", "mode", "macs", "macs_share", "accuracy"]
+    columns = ["trial_id", "label", "mode", "amount", "macs", "macs_share", "accuracy"]
     frame = study.ok.select(columns).drop_nulls()
     if frame.is_empty():
         return None
     dense = study.dense
     reference = [] if dense.get("accuracy") is None else [dense["accuracy"]]
-    low, high = _bounds([*frame["accuracy"], *reference])
+    domain = accuracy_bounds([*frame["accuracy"], *reference])
     largest = max(1.0, *frame["macs_share"])
     x = alt.X(
         "macs_share:Q",
@@ -49,9 +50,11 @@ def accuracy_macs(study: StudyFrames) -> ChartType | None:
         axis=alt.Axis(format="%", tickCount=10),
         scale=alt.Scale(domain=[0, largest]),
     )
-    y = alt.Y("accuracy:Q", title="top-1 accuracy", axis=alt.Axis(format="~%"), scale=alt.Scale(domain=[low, high]))
+    y = alt.Y("accuracy:Q", title="top-1 accuracy", axis=alt.Axis(format="~%"), scale=alt.Scale(domain=domain))
     drawn = pl.concat([style.thinned(frame), pareto_front(frame)]).unique("trial_id", maintain_order=True)
-    layers = [*_dense_layers(dense, x, y), _front_layer(frame, x, y), _trial_layer(study, drawn, x, y)]
+    tooltip = [*trial_tooltip(), alt.Tooltip("macs_share:Q", title="MACs kept", format=".1%")]
+    points = trial_points(study, drawn).encode(x=x, y=y, tooltip=tooltip)
+    layers = [*_dense_layers(dense, x, y), _front_layer(frame, x, y), points]
     chart = alt.layer(*layers).properties(
         width=style.WIDTH,
         height=_HEIGHT,
@@ -64,15 +67,7 @@ def accuracy_macs(study: StudyFrames) -> ChartType | None:
 
 
 def _subtitle(frame: pl.DataFrame) -> list[str]:
-    fills = {"local": "filled", "global": "hollow", "isomorphic": "half filled"}
-    modes = [f"{fills.get(mode, 'pale')}: {mode} mode" for mode in style.ordered_modes(frame["mode"])]
-    return ["; ".join(["Line: Pareto front, the trials that no other beats", *modes])]
-
-
-def _bounds(accuracies: list[float]) -> tuple[float, float]:
-    low, high = min(accuracies), max(accuracies)
-    margin = max(0.08 * (high - low), 0.004)
-    return max(0.0, low - margin), min(1.0, high + margin) if high + margin < 1.02 else 1.0
+    return ["; ".join(["Line: Pareto front, the trials that no other beats", *mode_fills(frame["mode"])])]
 
 
 def _x_title(dense: dict[str, float | None]) -> str:
@@ -97,20 +92,3 @@ def _dense_layers(dense: dict[str, float | None], x: alt.X, y: alt.Y) -> list[al
 def _front_layer(frame: pl.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
     line = alt.Chart(style.values(pareto_front(frame).select("macs_share", "accuracy")))
     return line.mark_line(interpolate="step-after", color=style.MUTED, strokeWidth=1.3).encode(x=x, y=y)
-
-
-def _trial_layer(study: StudyFrames, frame: pl.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
-    labels = sorted(set(frame["label"]))
-    colours, shapes = style.label_colours(study.labels), style.label_shapes(study.labels)
-    columns = 3 if max(len(label) for label in labels) > 20 else 4
-    legend = alt.Legend(title="method", orient="bottom", columns=columns)
-    colour = style.scale(colours, labels)
-    points = alt.Chart(style.values(frame)).mark_point(size=62, strokeWidth=1.5, strokeOpacity=0.95, clip=False)
-    return points.encode(
-        x=x,
-        y=y,
-        stroke=alt.Stroke("label:N", scale=colour, legend=legend),
-        fill=alt.Fill("label:N", scale=colour, legend=None),
-        shape=alt.Shape("label:N", scale=style.scale(shapes, labels), legend=legend),
-        fillOpacity=alt.FillOpacity("mode:N", scale=style.mode_fill_scale(frame["mode"]), legend=None),
-    )

@@ -47,7 +47,7 @@ def channel_overlap(study: StudyFrames) -> ChartType | None:
     size = max(9, min(40, 350 // len(labels)))
     layers = [base.mark_rect(stroke="white").encode(x=x, y=y, color=colour)]
     if len(labels) <= 16:
-        ink = alt.condition("datum.value > 0.55", alt.value("white"), alt.value(style.INK))
+        ink = alt.condition("datum.value > 0.55", alt.value("white"), alt.value(style.CELL_INK))
         layers.append(base.mark_text(fontSize=9).encode(x=x, y=y, text="text:N", color=ink))
     subtitle = "Correlation of removed or kept, mean over groups of layers and cells; 0: no more than by chance"
     return alt.layer(*layers).properties(

@@ -104,7 +104,7 @@ def heatmap_cells(channels: pl.DataFrame) -> pl.DataFrame:
 
 
 def _draw(cells: pl.DataFrame, rows: list[str]) -> ChartType:
-    columns = ["row", "start", "end", "value", "dead"]
+    columns = ["row", "start", "end", "value", "dead", "num_channels"]
     named = len(rows) <= _MOST_NAMED_LAYERS
     step = 5 if not named else 12.5 if len(rows) > 40 else 15
     y_axis = alt.Axis(ticks=False, domain=False, labelPadding=6, labelFontSize=10, labelLimit=300)
@@ -123,9 +123,9 @@ def _draw(cells: pl.DataFrame, rows: list[str]) -> ChartType:
     counts = cells.select("row", "dead_in_layer").unique(maintain_order=True).filter(pl.col("dead_in_layer") > 0)
     text = alt.Chart(style.values(counts.with_columns(pl.lit(1.0).alias("end"))))
     return alt.layer(
-        base.mark_rect().encode(x=x, x2="end:Q", y=y, color=colour),
+        base.mark_rect().encode(x=x, x2="end:Q", y=y, color=colour, tooltip=_tooltip()),
         dead.mark_rect(fill=style.ALARM, stroke=style.INK, strokeWidth=1 if named else 0.4).encode(
-            x=x, x2="end:Q", y=y
+            x=x, x2="end:Q", y=y, tooltip=_tooltip()
         ),
         text.mark_text(align="left", dx=5, fontSize=10 if named else 7, color=style.ALARM).encode(
             x=alt.X("end:Q"), y=y, text="dead_in_layer:Q"
@@ -133,3 +133,12 @@ def _draw(cells: pl.DataFrame, rows: list[str]) -> ChartType:
     ).properties(
         width=style.WIDTH, height=alt.Step(step), autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
     )
+
+
+def _tooltip() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("row:N", title="layer"),
+        alt.Tooltip("num_channels:Q", title="channels"),
+        alt.Tooltip("value:Q", title="relative coverage", format=".2f"),
+        alt.Tooltip("dead:Q", title="dead channels"),
+    ]

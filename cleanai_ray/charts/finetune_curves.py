@@ -61,7 +61,7 @@ def _panel(study: StudyFrames, epochs: pl.DataFrame, label: str, *, is_last: boo
         "epoch:Q",
         title="epoch" if is_last else None,
         scale=alt.Scale(domain=[1, max(2, *epochs["epoch"])], nice=False),
-        axis=alt.Axis(tickMinStep=1, tickCount=6, format="d", grid=False),
+        axis=alt.Axis(values=_whole_ticks(max(2, *epochs["epoch"])), format="d", grid=False),
     )
     y = alt.Y(
         "validation_accuracy:Q",
@@ -73,15 +73,21 @@ def _panel(study: StudyFrames, epochs: pl.DataFrame, label: str, *, is_last: boo
     base = alt.Chart(
         style.values(frame.select("trial_id", "epoch", "validation_accuracy", "mode", "amount_order", "is_best"))
     )
-    line = base.mark_line(color=colour, opacity=0.85).encode(
+    line = base.mark_line(color=colour).encode(
         x=x,
         y=y,
         detail="trial_id:N",
+        tooltip=alt.Tooltip("trial_id:N", title="trial"),
         strokeDash=alt.StrokeDash("mode:N", scale=_dash_scale(epochs), legend=None),
         strokeWidth=alt.StrokeWidth("amount_order:O", scale=_width_scale(epochs), legend=None),
     )
     best = base.transform_filter("datum.is_best").mark_point(color=colour, filled=True, size=34, opacity=1)
-    layers: list[alt.Chart] = [line, best.encode(x=x, y=y)]
+    tooltip = [
+        alt.Tooltip("trial_id:N", title="trial"),
+        alt.Tooltip("epoch:Q", title="epoch kept"),
+        alt.Tooltip("validation_accuracy:Q", title="validation", format=".2%"),
+    ]
+    layers: list[alt.Chart] = [line, best.encode(x=x, y=y, tooltip=tooltip)]
     if dense is not None:
         rule = alt.Chart(alt.InlineData(values=[{"validation_accuracy": dense}]))
         layers.insert(0, rule.mark_rule(color=style.DENSE, strokeDash=[2, 3]).encode(y=y))
@@ -92,6 +98,12 @@ def _panel(study: StudyFrames, epochs: pl.DataFrame, label: str, *, is_last: boo
         height=105 if num_panels == _COLUMNS else 220,
         title=alt.TitleParams(label, fontSize=11.5, offset=5),
     )
+
+
+def _whole_ticks(last: int) -> list[int]:
+    """Return the first epoch and six others at the most, evenly apart."""
+    step = -(-(last - 1) // 6)
+    return list(range(1, last + 1, step))
 
 
 def _dash_scale(epochs: pl.DataFrame) -> alt.Scale:

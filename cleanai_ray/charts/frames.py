@@ -74,7 +74,7 @@ class StudyFrames:
             history=_read(run, schemas.HISTORY_FILE, schemas.HISTORY),
             latency=_read(run, schemas.LATENCY_FILE, schemas.LATENCY),
             study=_parse_study(text, run),
-            environment={} if "environment.json" in missing else _mapping(run.read_json("environment.json")),
+            environment={} if "environment.json" in missing else as_mapping(run.read_json("environment.json")),
             missing=missing,
             study_text=text,
             sensitivity=_read(run, schemas.SENSITIVITY_FILE, schemas.SENSITIVITY),
@@ -95,14 +95,14 @@ class StudyFrames:
     def ok(self) -> pl.DataFrame:
         """The trials that succeeded and have an accuracy; see `trials`.
 
-        `macs_share` and `params_share` are fractions of the dense model, `speedup` is dense over pruned median latency
-        at batch 1, `loss_points` the accuracy lost in percentage points.
+        `macs_share` and `params_share` are fractions of the dense model, `speedup` is `speedup_b1` or, where that was
+        not recorded, dense over pruned median latency at batch 1, `loss_points` the accuracy lost in percentage points.
         """
         good = self.trials.filter((pl.col("status") == schemas.OK) & pl.col("accuracy").is_not_null())
         return good.with_columns(
             (pl.col("macs") / pl.col("macs_dense")).alias("macs_share"),
             (pl.col("params") / pl.col("params_dense")).alias("params_share"),
-            (pl.col("latency_ms_b1_p50_dense") / pl.col("latency_ms_b1_p50")).alias("speedup"),
+            pl.coalesce("speedup_b1", pl.col("latency_ms_b1_p50_dense") / pl.col("latency_ms_b1_p50")).alias("speedup"),
             (100 * (pl.col("accuracy_dense") - pl.col("accuracy"))).alias("loss_points"),
         )
 
@@ -161,15 +161,16 @@ def _read(run: RunDirectory, name: str, schema: pa.Schema) -> pl.DataFrame:
     return frame.with_columns(pl.col(pl.Float64, pl.Float32).fill_nan(None))
 
 
-def _parse_study(text: str, run: RunDirectory) -> dict[str, Any]:
+def _parse_study(text: str, run: RunDirectory) -> Mapping[str, Any]:
     try:
-        return _mapping(yaml.safe_load(text))
+        return as_mapping(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise ArtifactError(f"'study.yaml' in run directory '{run.location}' is not YAML: {error}") from error
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """Return what a file holds where it is a mapping, and an empty one for anything else."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _describe(results: pl.DataFrame) -> pl.DataFrame:

@@ -64,6 +64,17 @@ def times(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f}\N{MULTIPLICATION SIGN}"
 
 
+def times_between(value: float | None, low: float | None, high: float | None) -> str:
+    """Write a ratio and, where it is known, its interval: `1.84x (1.79-1.90)` with the right signs."""
+    interval = "" if low is None or high is None else f" ({low:.2f}\N{EN DASH}{high:.2f})"
+    return NONE if value is None else times(value) + interval
+
+
+def p_text(value: float) -> str:
+    """Write a p-value: `p = 0.012`, `p < 0.001`."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
 def duration(seconds: float | None) -> str:
     """Write a duration: `48 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds is None:

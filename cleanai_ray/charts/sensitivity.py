@@ -46,7 +46,7 @@ def draw(table: pl.DataFrame) -> ChartType | None:
     scale = alt.Scale(type="log", scheme="yelloworangered", domain=[_FLOOR, top])
     legend = alt.Legend(title=["KL in nats"], orient="right", gradientLength=120, format="~g", offset=6)
     base = alt.Chart(style.values(cells.select("row", "ratio", "colour", "label", "divergence")))
-    dark = alt.condition(alt.datum.divergence > top / 8, alt.value("white"), alt.value(style.INK))
+    dark = alt.condition(alt.datum.divergence > top / 8, alt.value("white"), alt.value(style.CELL_INK))
     return alt.layer(
         base.mark_rect(stroke="white").encode(x=x, y=y, color=alt.Color("colour:Q", scale=scale, legend=legend)),
         base.mark_text(fontSize=9).encode(x=x, y=y, text="label:N", color=dark),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import polars as pl
 import vl_convert
+from altair.utils.schemapi import debug_mode
 
 if TYPE_CHECKING:
     from altair.typing import ChartType
@@ -24,11 +25,17 @@ if TYPE_CHECKING:
 WIDTH = 660
 """Width of a full-width chart in pixels; a report scales it to the text width of A4, three quarters of it in points."""
 
+CHARACTER = 6.6
+"""Width of a label's character in pixels."""
+
 MAX_DRAWN, MAX_DRAWN_IN_PANEL = 1500, 150
 """Trials that a chart draws at the most, and each panel of a chart that has one for every method or cell."""
 
 FONT = "DejaVu Sans, Bitstream Vera Sans, Verdana, sans-serif"
 INK, MUTED, GRID, FAINT = "#1b2733", "#5b6875", "#e3e7eb", "#c3cad1"
+CELL_INK = "#1b2734"
+"""Text on a light cell, which stays light on a dark page."""
+
 DENSE = "#1b2733"
 """The dense model's colour, in every chart."""
 
@@ -65,13 +72,35 @@ _SHAPES = (
     "M-0.87,-0.5L0,-1L0.87,-0.5V0.5L0,1L-0.87,0.5Z",
 )
 
-_MODE_FILL = {"local": 0.9, "global": 0.0, "isomorphic": 0.4}
+_MODE_FILL = {"local": 1.0, "global": 0.0, "isomorphic": 0.4}
+
+DARK = {
+    INK: "#e3e8ed",
+    MUTED: "#9aa7b3",
+    GRID: "#29333d",
+    FAINT: "#4a5662",
+    "white": "#12181e",
+    "#0072b2": "#3d9fdc",
+    "#332288": "#8c7fe3",
+    "#882255": "#d0699b",
+    "#117733": "#45b06d",
+    "#aa4499": "#cf6fbe",
+    "#661100": "#c4704f",
+    "#4b0082": "#a374d9",
+    "#b15928": "#cf7a48",
+}
+"""What a dark page draws instead of a colour; `white` only where it fills, outlines or lies behind."""
+
+_VERSION = alt.SCHEMA_VERSION.lstrip("v").rpartition(".")[0]
 
 _CONFIG: dict[str, Any] = {
     "font": FONT,
     "background": "white",
     "padding": 4,
     "view": {"stroke": None},
+    "mark": {"tooltip": {"content": "encoding"}},
+    "text": {"tooltip": None},
+    "rule": {"tooltip": None},
     "axis": {
         "labelFontSize": 11,
         "titleFontSize": 11.5,
@@ -189,7 +218,8 @@ def thinned_note(drawn: int, total: int) -> list[str]:
 
 def values(frame: pl.DataFrame) -> alt.InlineData:
     """Return a frame as inline chart data, without the limit on rows that altair puts on data frames."""
-    return alt.InlineData(values=frame.to_dicts())
+    with debug_mode(False):  # altair would compare every row with the schema of JSON itself
+        return alt.InlineData(values=frame.to_dicts())
 
 
 def shorten(name: str, limit: int) -> str:
@@ -200,13 +230,26 @@ def shorten(name: str, limit: int) -> str:
     return f"{name[:head]}\N{HORIZONTAL ELLIPSIS}{name[len(name) - (limit - 1 - head) :]}"
 
 
+def specification(chart: ChartType) -> dict[str, Any]:
+    """Return a chart in the house style as a Vega-Lite specification."""
+    return {**chart.to_dict(), "config": _CONFIG}
+
+
+def draw(chart: Mapping[str, Any]) -> str:
+    """Render a specification to SVG, offline."""
+    _register_fonts()
+    return vl_convert.vegalite_to_svg({**chart, "config": {**chart["config"], "aria": False}}, vl_version=_VERSION)
+
+
 def to_svg(chart: ChartType) -> str:
     """Render a chart to SVG in the house style, offline."""
-    _register_fonts()
-    spec = chart.to_dict()
-    spec["config"] = _CONFIG
-    version = alt.SCHEMA_VERSION.lstrip("v").rpartition(".")[0]
-    return vl_convert.vegalite_to_svg(spec, vl_version=version)
+    return draw(specification(chart))
+
+
+@cache
+def javascript() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one script that sets `vegaEmbed` and loads nothing."""
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_VERSION)
 
 
 @cache

@@ -23,6 +23,10 @@ _STAGES = {
 }
 
 
+_TEXT = 80
+"""Pixels that a duration takes behind the longest bar."""
+
+
 @CHARTS.register("time_by_stage")
 def time_by_stage(study: StudyFrames) -> ChartType | None:
     """Time that the trials of each method took, added up and shared out among their stages."""
@@ -41,7 +45,8 @@ def time_by_stage(study: StudyFrames) -> ChartType | None:
     )
     stages = [stage for stage in _STAGES if stage in set(frame["stage"])]
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=8))
-    scale = alt.Scale(domain=[0, 1.14 * longest / factor], nice=False)
+    width = style.WIDTH - min(260.0, style.CHARACTER * max(map(len, order))) - 20
+    scale = alt.Scale(domain=[0, longest / factor / (1 - _TEXT / width)], nice=False)
     bars = (
         alt.Chart(style.values(data))
         .mark_bar(height={"band": 0.65}, stroke="white", strokeWidth=0.6)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.charts import style
 from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.charts.style import to_svg
 from cleanai_ray.registry import CHARTS
+from cleanai_ray.report.blocks import Figure
 from cleanai_ray.report.content import write_document
 from cleanai_ray.report.findings import find
 from cleanai_ray.report.html import to_html
@@ -27,15 +28,16 @@ def make_report(run: RunDirectory) -> list[str]:
         ArtifactError: When results.parquet is missing or empty, or a file of the run directory cannot be read.
     """
     study = StudyFrames.load(run)
-    charts = {}
+    figures = {}
     for name in CHARTS.names():
         chart = CHARTS.get(name)(study)
         if chart is None:
             run.delete(f"charts/{name}.svg")
         else:
-            charts[name] = to_svg(chart)
-    document = write_document(study, find(study), charts)
-    contents = {f"charts/{name}.svg": svg.encode() for name, svg in charts.items()}
+            specification = style.specification(chart)
+            figures[name] = Figure(name, style.draw(specification), specification)
+    document = write_document(study, find(study), figures)
+    contents = {f"charts/{name}.svg": figure.svg.encode() for name, figure in figures.items()}
     contents |= {"report.pdf": to_pdf(document), "report.html": to_html(document).encode()}
     for name, content in contents.items():
         run.write_bytes(name, content)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
 from cleanai_ray.report.risk import Severity
 
@@ -79,12 +80,48 @@ class Table:
 
 
 @dataclass(frozen=True)
+class DataColumn:
+    """A column of a table that a page sorts and filters.
+
+    Attributes:
+        title: Its title, short.
+        kind: What its cells are; a range is a pair of numbers.
+        digits: Digits after the point.
+        hint: What it holds, in a sentence.
+        filter: Whether one value can be chosen, or a least or a most be set.
+    """
+
+    title: str
+    kind: Literal["text", "number", "range"] = "text"
+    digits: int = 0
+    hint: str = ""
+    filter: Literal["", "choice", "least", "most"] = ""
+
+
+@dataclass(frozen=True)
+class TrialTable:
+    """The trials: as a table for print, and with every column and row for a page.
+
+    Attributes:
+        printed: What print shows.
+        columns: The columns of a page.
+        rows: A value for every column; None where there is none.
+        highlighted: The row that is tinted, from 0.
+    """
+
+    printed: Table
+    columns: tuple[DataColumn, ...]
+    rows: tuple[tuple[str | float | tuple[float, float] | None, ...], ...]
+    highlighted: int | None = None
+
+
+@dataclass(frozen=True)
 class Figure:
-    """A chart as SVG."""
+    """A chart as SVG and, for a page that draws it anew, as a Vega-Lite specification."""
 
     name: str
     svg: str
-    description: str = ""
+    specification: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,7 +141,7 @@ class RiskNote:
     details: tuple[str, ...] = ()
 
 
-Block: TypeAlias = Heading | Paragraph | Callout | KeyNumbers | Table | Figure | Code | RiskNote
+Block: TypeAlias = Heading | Paragraph | Callout | KeyNumbers | Table | TrialTable | Figure | Code | RiskNote
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,13 @@ from cleanai_ray.report.executive import answer_blocks, findings_section
 from cleanai_ray.report.findings import Findings, Headline
 from cleanai_ray.report.reproduction import reproduction_section, run_facts
 from cleanai_ray.report.risks import CHECKED
+from cleanai_ray.report.trial_table import MAX_TRIALS, SIGNIFICANT, trial_table
 from cleanai_ray.report.wording import describe_trial
 
 _COVER_CHART = "accuracy_macs"
-_BEST_CHARTS = ("dense_vs_best", "layer_channels")
+_BEST_CHARTS = ("dense_vs_best", "class_change", "layer_channels")
 _FINDING_CHARTS = ("critical_difference",)
-_RESULT_CHARTS = ("accuracy_by_method", "coverage_heatmap", "finetune_curves")
+_RESULT_CHARTS = ("accuracy_by_method", "accuracy_latency", "coverage_heatmap", "finetune_curves")
 _TONES: dict[str, Tone] = {"acceptable": "good", "with reservations": "warn", "not acceptable": "bad"}
 _VERDICTS = {
     "acceptable": "Acceptable by the checks of this report",
@@ -39,15 +40,14 @@ _VERDICTS = {
 }
 
 
-def write_document(study: StudyFrames, findings: Findings, charts: Mapping[str, str]) -> Document:
+def write_document(study: StudyFrames, findings: Findings, figures: Mapping[str, Figure]) -> Document:
     """Return the report of a study.
 
     Args:
         study: Its frames.
         findings: What they say.
-        charts: SVG by chart name, for every chart that the study has data for.
+        figures: By name, every chart that the study has data for.
     """
-    figures = {name: Figure(name, svg) for name, svg in charts.items()}
     results = _results(study, figures)
     risks = _risks(findings)
     if study.best is None:
@@ -173,10 +173,15 @@ def _results(study: StudyFrames, figures: Mapping[str, Figure]) -> list[Section]
         "of its 95 % interval (Wilson); against dense in percentage points; MACs as a share of the dense model; "
         "speed-up at batch 1."
     )
-    if len(study.ok) > tables.MAX_TRIALS or len(study.failed) > tables.MAX_TRIALS:
-        note += f" Listed are at most {tables.MAX_TRIALS} with a result and {tables.MAX_TRIALS} that failed; "
-        note += "results.parquet has them all."
-    table = Section("Every trial", (Paragraph(note, is_small=True), tables.every_trial(study)))
+    if study.ok["speedup_b1_low"].count():
+        note += " In brackets its 95 % interval (bootstrap)."
+    if study.ok["mcnemar_p"].count():
+        note += f" *: McNemar's exact test tells it from the dense model, p < {SIGNIFICANT:g}."
+    if len(study.ok) > MAX_TRIALS or len(study.failed) > MAX_TRIALS:
+        note += (
+            f" Print lists {MAX_TRIALS} with a result and {MAX_TRIALS} that failed at the most; the page has them all."
+        )
+    table = Section("Every trial", (Paragraph(note, is_small=True), trial_table(study)))
     return [*sections, table]
 
 
@@ -186,9 +191,10 @@ def _best_trial(study: StudyFrames, best: dict[str, Any], figures: Mapping[str, 
     blocks += [Heading("Accuracy after every stage"), tables.stages(best)]
     timed = tables.latency(study, best["trial_id"])
     blocks += [Heading("Speed"), timed] if timed is not None else []
+    blocks += [figures[_BEST_CHARTS[1]]] if _BEST_CHARTS[1] in figures else []
     layers = tables.layers(study, best["trial_id"])
     if layers is not None:
-        blocks += [figures[_BEST_CHARTS[1]]] if _BEST_CHARTS[1] in figures else []
+        blocks += [figures[_BEST_CHARTS[2]]] if _BEST_CHARTS[2] in figures else []
         blocks += [Heading("Layers"), layers]
     return Section("Best trial", tuple(blocks), starts_page=True)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import polars as pl
 
-from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.charts.frames import StudyFrames, as_mapping
 from cleanai_ray.charts.numbers import percent, plural
 from cleanai_ray.report.risk import LARGE_LOSS, Risk, shorten_list
 
@@ -96,9 +95,9 @@ def _seed_flips(study: StudyFrames) -> Iterator[Risk]:
 def _few_samples(study: StudyFrames) -> Iterator[Risk]:
     samples = study.results["calibration_samples"].min()
     if samples is None:
-        samples = _mapping(study.environment.get("samples")).get("calibration")
+        samples = as_mapping(study.environment.get("samples")).get("calibration")
     if samples is None:
-        samples = _mapping(_mapping(study.study.get("data")).get("calibration")).get("samples")
+        samples = as_mapping(as_mapping(study.study.get("data")).get("calibration")).get("samples")
     if not isinstance(samples, int):
         return
     if samples < FEW_CALIBRATION_SAMPLES:
@@ -114,10 +113,6 @@ def _few_samples(study: StudyFrames) -> Iterator[Risk]:
             "rare activations may be missed."
         )
         yield Risk("info", "few calibration samples", sentence)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 CHECKS = (_unreadable, _classes, _seed_flips, _few_samples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cleanai_ray.charts.numbers import NONE, percent, points
+from cleanai_ray.charts.numbers import NONE, p_text, percent, points
 from cleanai_ray.report.answers import Answer, signed, with_unit
 from cleanai_ray.report.blocks import Block, Callout, Column, Figure, Heading, Paragraph, Section, Table
 from cleanai_ray.report.findings import Findings
@@ -100,5 +100,5 @@ def finding_row(answer: Answer) -> tuple[str, ...]:
     """Return an answer as the texts of a table's row."""
     effect = NONE if answer.effect is None else with_unit(answer.effect, answer.unit).removesuffix(" points")
     interval = NONE if answer.low is None or answer.high is None else f"{signed(answer.low)} to {signed(answer.high)}"
-    p_value = NONE if answer.p_value is None else "< 0.001" if answer.p_value < 0.001 else f"{answer.p_value:.3f}"
+    p_value = NONE if answer.p_value is None else p_text(answer.p_value).removeprefix("p ").removeprefix("= ")
     return answer.question, answer.verdict, effect, interval, str(answer.num_pairs), p_value

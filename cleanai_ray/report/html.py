@@ -1,55 +1,26 @@
-"""The report as one HTML file that needs nothing else: style and charts are inside."""
+"""The report as one HTML file that needs nothing else: style, scripts, charts and trials are inside.
+
+Every chart and the table of trials stand in it twice: as they are printed, for readers without scripts and for paper,
+and as data that the page draws anew, so that they answer to the pointer and follow the theme.
+"""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable
+from dataclasses import asdict
 from html import escape
+from importlib import resources
+from typing import Any
 
+from cleanai_ray.charts import style
 from cleanai_ray.report import blocks
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b2733; --muted: #5b6875; --rule: #d5dbe1; --shade: #f4f6f8; --paper: #fff;
-  --accent: #173f5f; --tint: #e4eff7; --good: #1b7f4b; --warn: #a86200; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e3e8ed; --muted: #9aa7b3; --rule: #38434e; --shade: #1d252d;
-  --paper: #12181e; --accent: #8fc1e8; --tint: #1c3347; --good: #6cc798; --warn: #e5a84b; --bad: #f28b82; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", Verdana, sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
-header.top { border-bottom: 3px solid var(--accent); margin-bottom: 1.5rem; }
-header.top p { margin: .2rem 0 1rem; }
-h1 { font-size: 2rem; margin: .3rem 0; color: var(--accent); overflow-wrap: anywhere; }
-h2 { font-size: 1.4rem; margin: 3rem 0 .8rem; color: var(--accent); }
-h3 { font-size: 1.05rem; margin: 1.8rem 0 .4rem; }
-nav ul { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; margin: 0 0 1.5rem; list-style: none; }
-a { color: var(--accent); }
-.muted, .small { color: var(--muted); } .small { font-size: .86rem; }
-.callout { border-left: 4px solid var(--accent); background: var(--shade); padding: .8rem 1.1rem; margin: 1rem 0; }
-.callout strong { display: block; }
-.callout.good { border-color: var(--good); } .callout.good strong { color: var(--good); }
-.callout.warn { border-color: var(--warn); } .callout.warn strong { color: var(--warn); }
-.callout.bad { border-color: var(--bad); } .callout.bad strong { color: var(--bad); }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; margin: 1.2rem 0; }
-.numbers div { border-left: 2px solid var(--rule); padding-left: .7rem; }
-.numbers b { display: block; font-size: 1.5rem; } .numbers span { color: var(--muted); font-size: .85rem; }
-.scroll { overflow-x: auto; margin: .6rem 0; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .28rem .55rem; border-bottom: 1px solid var(--rule); vertical-align: top; }
-thead th { border-bottom: 2px solid var(--ink); background: var(--paper); white-space: nowrap; }
-.number { text-align: right; white-space: nowrap; }
-tr.highlight td { background: var(--tint); }
-figure { margin: 1.2rem 0; padding: .8rem; background: #fff; border: 1px solid var(--rule); border-radius: 6px; }
-figure svg { display: block; max-width: 100%; height: auto; margin: 0 auto; }
-pre { background: var(--shade); padding: .9rem 1rem; overflow-x: auto; font-size: .82rem; line-height: 1.45; }
-.risk { border-left: 4px solid var(--muted); padding: .1rem 0 .1rem 1rem; margin: 1.1rem 0; }
-.risk.high { border-color: var(--bad); } .risk.medium { border-color: var(--warn); }
-.risk p { margin: .15rem 0; }
-.risk ul { margin: .3rem 0; padding-left: 1.2rem; color: var(--muted); font-size: .88rem; }
-.risk li { overflow-wrap: anywhere; }
-.tag { font-size: .75rem; font-weight: 700; letter-spacing: .04em; text-transform: uppercase; margin-right: .5rem; }
-.high .tag { color: var(--bad); } .medium .tag { color: var(--warn); } .info .tag { color: var(--muted); }
-@media print { body { font-size: 10.5pt; } h2 { break-before: page; } figure, tr, .risk { break-inside: avoid; } }
-""".strip()
+_PAGE = resources.files("cleanai_ray.report") / "page"
+
+_DIGITS = 7
+"""Significant digits of the numbers that a page is given."""
 
 
 def to_html(document: blocks.Document) -> str:
@@ -60,7 +31,9 @@ def to_html(document: blocks.Document) -> str:
     question = f'<p class="muted">{escape(document.question)}</p>' if document.question else ""
     version = f"CleanAI-Ray {escape(document.version)}".strip()
     body = [
-        f'<header class="top"><span class="muted">{version} \N{MIDDLE DOT} pruning study report</span>'
+        '<header class="top"><div class="bar"><span class="muted">'
+        f"{version} \N{MIDDLE DOT} pruning study report</span>"
+        '<button id="theme" type="button" title="Light or dark" hidden></button></div>'
         f"<h1>{escape(document.title)}</h1>{question}</header>",
         f'<nav aria-label="Sections"><ul>{links}</ul></nav>',
         *(_block(block) for block in document.cover),
@@ -73,8 +46,45 @@ def to_html(document: blocks.Document) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="author" content="CleanAI-Ray">\n'
-        f"<title>{title}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n<body>\n<main>\n{content}\n</main>\n</body>\n</html>\n"
+        f"<title>{title}</title>\n<style>\n{_read('page.css')}\n</style>\n</head>\n<body>\n<main>\n{content}\n</main>\n"
+        + "\n".join(_scripts(document))
+        + "\n</body>\n</html>\n"
     )
+
+
+def _read(name: str) -> str:
+    return (_PAGE / name).read_text(encoding="utf-8").strip()
+
+
+def _scripts(document: blocks.Document) -> Iterable[str]:
+    """Yield what the page is drawn from, then one copy of the library that draws charts, then the page's own script."""
+    everything = [*document.cover, *(block for section in document.sections for block in section.blocks)]
+    charts = [block for block in everything if isinstance(block, blocks.Figure) and block.specification]
+    for chart in charts:
+        yield _data(f"chart-{chart.name}", chart.specification)
+    for table in everything:
+        if isinstance(table, blocks.TrialTable):
+            columns = [asdict(column) for column in table.columns]
+            yield _data("trials", {"columns": columns, "rows": table.rows, "highlighted": table.highlighted})
+    if charts:
+        yield _data("dark-colours", style.DARK)
+        library = style.javascript().replace("</script", r"<\/script")
+        yield f"<script>{library}</script>"
+    yield f"<script>\n{_read('page.js')}\n</script>"
+
+
+def _data(name: str, value: Any) -> str:
+    """Return JSON in an element of its own; `<` is written so that no text in it can end the element."""
+    text = json.dumps(_rounded(value), separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>'
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    return [_rounded(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def _block(block: blocks.Block) -> str:
@@ -92,11 +102,23 @@ def _block(block: blocks.Block) -> str:
         return f'<div class="numbers">{"".join(numbers)}</div>'
     if isinstance(block, blocks.Table):
         return _table(block)
+    if isinstance(block, blocks.TrialTable):
+        return (
+            f'<div class="trials" data-rows="trials"><div class="tools"></div><div class="rows scroll"></div>'
+            f'<div class="printed">{_table(block.printed)}</div></div>'
+        )
     if isinstance(block, blocks.Figure):
-        return f"<figure>{embed_svg(block.svg, block.name)}</figure>"
+        return _figure(block)
     if isinstance(block, blocks.Code):
         return f"<pre><code>{escape(block.text)}</code></pre>"
     return _risk(block)
+
+
+def _figure(block: blocks.Figure) -> str:
+    drawn = embed_svg(block.svg, block.name)
+    if not block.specification:
+        return f"<figure>{drawn}</figure>"
+    return f'<figure data-chart="{block.name}"><div class="drawn">{drawn}</div><div class="live"></div></figure>'
 
 
 def embed_svg(svg: str, name: str) -> str:

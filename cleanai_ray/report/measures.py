@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
 from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.charts.numbers import percent
+from cleanai_ray.charts.numbers import percent, times_between
 
 _Z95 = 1.959963984540054
 """The 97.5th percentile of the standard normal distribution."""
@@ -54,6 +56,11 @@ def interval_of(trial: dict[str, object], column: str = "accuracy") -> Interval 
     if not isinstance(accuracy, float) or not isinstance(count, int) or count <= 0:
         return None
     return wilson(min(max(accuracy, 0.0), 1.0), count)
+
+
+def speedup_of(trial: Mapping[str, Any]) -> str:
+    """Write a trial's speed-up at batch 1 with its 95 % interval, where that was measured."""
+    return times_between(trial.get("speedup"), trial["speedup_b1_low"], trial["speedup_b1_high"])
 
 
 def chance_limit(num_classes: int, num_evaluated: int | None) -> float:

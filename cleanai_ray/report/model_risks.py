@@ -65,21 +65,18 @@ def _overfitting(study: StudyFrames) -> Iterator[Risk]:
 
 
 def _overfitted(study: StudyFrames) -> Iterator[dict[str, Any]]:
-    epochs = study.history.drop_nulls(["epoch", "validation_accuracy"]).sort("trial_id", "epoch")
-    for (trial_id,), rows in epochs.group_by(["trial_id"], maintain_order=True):
-        if trial_id not in study.ok["trial_id"]:
-            continue
-        best = rows.sort(["validation_accuracy", "epoch"], descending=[True, False]).row(0, named=True)
-        last = rows.row(-1, named=True)
-        kept = best["validation_accuracy"]
-        if last["epoch"] > best["epoch"] and kept - last["validation_accuracy"] >= OVERFIT_DROP:
-            yield {
-                "trial_id": trial_id,
-                "best_epoch": best["epoch"],
-                "kept": kept,
-                "last_epoch": last["epoch"],
-                "last": last["validation_accuracy"],
-            }
+    """Yield trials whose last epoch is worse than an earlier one: the best, of equals the first, and the last."""
+    accuracy, epoch = pl.col("validation_accuracy"), pl.col("epoch")
+    epochs = study.history.drop_nulls(["epoch", "validation_accuracy"])
+    epochs = epochs.join(study.ok.select("trial_id"), on="trial_id", how="semi").sort("trial_id", "epoch")
+    ends = epochs.group_by("trial_id", maintain_order=True).agg(
+        epoch.get(accuracy.arg_max()).alias("best_epoch"),
+        accuracy.max().alias("kept"),
+        epoch.last().alias("last_epoch"),
+        accuracy.last().alias("last"),
+    )
+    fell = (pl.col("last_epoch") > pl.col("best_epoch")) & (pl.col("kept") - pl.col("last") >= OVERFIT_DROP)
+    yield from ends.filter(fell).iter_rows(named=True)
 
 
 CHECKS = (_collapsed_layers, _trial_warnings, _overfitting)

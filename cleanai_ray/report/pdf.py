@@ -12,7 +12,6 @@ from pypdf import PageObject
 from reportlab.lib.enums import TA_RIGHT
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.pdfbase import pdfmetrics
-from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import (
     BaseDocTemplate,
@@ -30,27 +29,8 @@ from reportlab.platypus import Table as Grid
 
 from cleanai_ray.report import blocks
 from cleanai_ray.report import pdf_style as look
-from cleanai_ray.report.fonts import find_fonts
+from cleanai_ray.report.pdf_fonts import Fonts
 from cleanai_ray.report.vector import Placement, lay_over, to_page, wrap_code
-
-
-class _Fonts:
-    """The registered fonts by name, and the characters that they have."""
-
-    def __init__(self) -> None:
-        files = find_fonts()
-        self.regular, self.bold, self.mono = "Report", "Report-Bold", "Report"
-        regular = TTFont(self.regular, files.regular)
-        pdfmetrics.registerFont(regular)
-        pdfmetrics.registerFont(TTFont(self.bold, files.bold))
-        if files.mono is not None:
-            self.mono = "Report-Mono"
-            pdfmetrics.registerFont(TTFont(self.mono, files.mono))
-        self._glyphs = regular.face.charToGlyph
-
-    def printable(self, text: str) -> str:
-        """Return a text with a question mark for every character that the font lacks."""
-        return "".join(letter if letter in "\n\t" or ord(letter) in self._glyphs else "?" for letter in text)
 
 
 class _Chart(Flowable):
@@ -80,15 +60,14 @@ class _Template(BaseDocTemplate):
     def afterFlowable(self, flowable: Flowable) -> None:
         level = getattr(flowable, "outline_level", None)
         if level is not None:
-            text = flowable.getPlainText()
             key = f"heading-{id(flowable)}"
             self.canv.bookmarkPage(key)
-            self.canv.addOutlineEntry(text, key, level=level, closed=False)
+            self.canv.addOutlineEntry(flowable.getPlainText(), key, level=level, closed=False)
 
 
 def to_pdf(document: blocks.Document) -> bytes:
     """Return a report as a PDF file, with all fonts of charts and text that the machine has embedded."""
-    fonts = _Fonts()
+    fonts = Fonts()
     charts = {figure.name: to_page(figure.svg) for figure in _figures(document)}
     _, _, total = _build(document, fonts, charts, total=0)
     content, placements, _ = _build(document, fonts, charts, total=total)
@@ -101,7 +80,7 @@ def _figures(document: blocks.Document) -> list[blocks.Figure]:
 
 
 def _build(
-    document: blocks.Document, fonts: _Fonts, charts: dict[str, PageObject], *, total: int
+    document: blocks.Document, fonts: Fonts, charts: dict[str, PageObject], *, total: int
 ) -> tuple[bytes, list[Placement], int]:
     buffer, placements = io.BytesIO(), list[Placement]()
     template = _Template(
@@ -126,7 +105,7 @@ def _build(
     return buffer.getvalue(), placements, template.page
 
 
-def _draw_cover(canvas: Canvas, _: Any, *, fonts: _Fonts, footer: Callable[[Canvas], None]) -> None:
+def _draw_cover(canvas: Canvas, _: Any, *, fonts: Fonts, footer: Callable[[Canvas], None]) -> None:
     canvas.setFillColor(look.ACCENT)
     canvas.rect(0, look.PAGE_HEIGHT - 20 * look.MM, look.PAGE_WIDTH, 20 * look.MM, stroke=0, fill=1)
     canvas.setFillColor(look.PAPER)
@@ -138,11 +117,12 @@ def _draw_cover(canvas: Canvas, _: Any, *, fonts: _Fonts, footer: Callable[[Canv
 
 
 def _draw_header(
-    canvas: Canvas, _: Any, *, document: blocks.Document, fonts: _Fonts, footer: Callable[[Canvas], None]
+    canvas: Canvas, _: Any, *, document: blocks.Document, fonts: Fonts, footer: Callable[[Canvas], None]
 ) -> None:
     canvas.setFont(fonts.regular, 7.5)
     canvas.setFillColor(look.MUTED)
-    canvas.drawString(look.MARGIN, look.PAGE_HEIGHT - 14 * look.MM, fonts.printable(document.heading))
+    heading = fonts.clipped(document.heading, 7.5, 0.8 * look.WIDTH)
+    canvas.drawString(look.MARGIN, look.PAGE_HEIGHT - 14 * look.MM, heading)
     canvas.drawRightString(look.PAGE_WIDTH - look.MARGIN, look.PAGE_HEIGHT - 14 * look.MM, "CleanAI-Ray")
     canvas.setStrokeColor(look.RULE)
     canvas.setLineWidth(0.5)
@@ -152,7 +132,7 @@ def _draw_header(
     footer(canvas)
 
 
-def _draw_footer(canvas: Canvas, *, document: blocks.Document, fonts: _Fonts, total: int) -> None:
+def _draw_footer(canvas: Canvas, *, document: blocks.Document, fonts: Fonts, total: int) -> None:
     canvas.setFont(fonts.regular, 7.5)
     canvas.setFillColor(look.MUTED)
     version = f"CleanAI-Ray {document.version}" if document.version else "CleanAI-Ray"
@@ -163,7 +143,7 @@ def _draw_footer(canvas: Canvas, *, document: blocks.Document, fonts: _Fonts, to
 class _Setter:
     """Turns blocks into reportlab's flowables."""
 
-    def __init__(self, fonts: _Fonts, charts: dict[str, PageObject], placements: list[Placement]) -> None:
+    def __init__(self, fonts: Fonts, charts: dict[str, PageObject], placements: list[Placement]) -> None:
         self._fonts, self._charts, self._placements = fonts, charts, placements
 
     def story(self, document: blocks.Document) -> list[Flowable]:
@@ -201,6 +181,8 @@ class _Setter:
             return [self._numbers(block), Spacer(0, 10)]
         if isinstance(block, blocks.Table):
             return [self._table(block), Spacer(0, 8)]
+        if isinstance(block, blocks.TrialTable):
+            return self.flowables(block.printed)
         if isinstance(block, blocks.Figure):
             return [
                 _Chart(block.name, self._charts[block.name], self._placements, least_share),

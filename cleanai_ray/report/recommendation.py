@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from cleanai_ray.charts.accuracy_macs import pareto_front
-from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.charts.numbers import NONE, milliseconds, percent, points, quantity, size, times
+from cleanai_ray.charts.frames import StudyFrames, as_mapping
+from cleanai_ray.charts.numbers import NONE, milliseconds, p_text, percent, points, quantity, size, times
 from cleanai_ray.report.measures import chance_limit, interval_of
 from cleanai_ray.report.risk import BLOCKING_LOSS
 from cleanai_ray.report.wording import describe_trial
@@ -63,7 +63,7 @@ def recommend(study: StudyFrames) -> Recommendation:
     section = study.study.get("recommend")
     limits = {
         name: float(value)
-        for name, value in (section.items() if isinstance(section, Mapping) else ())
+        for name, value in (as_mapping(section).items())
         if name in _LIMITS and isinstance(value, (int, float))
     }
     return _within_limits(study, limits) if limits else _knee(study)
@@ -174,11 +174,15 @@ def _row(study: StudyFrames, order: pl.DataFrame, place: int) -> dict[str, Any]:
 def _cost(trial: dict[str, Any]) -> str:
     parts = []
     if trial["loss_points"] is not None:
-        parts.append(f"{points(-trial['loss_points'] / 100, 2)} of accuracy")
+        test = "" if trial["mcnemar_p"] is None else f" (McNemar's test: {p_text(trial['mcnemar_p'])})"
+        parts.append(f"{points(-trial['loss_points'] / 100, 2)} of accuracy{test}")
     if trial["macs_share"] is not None:
         parts.append(f"{percent(trial['macs_share'], 0)} of the MACs ({quantity(trial['macs'])})")
     if trial["params_share"] is not None:
         parts.append(f"{percent(trial['params_share'], 0)} of the parameters")
     if trial["speedup"] is not None:
-        parts.append(f"{milliseconds(trial['latency_ms_b1_p50'])} at batch 1, {times(trial['speedup'])} the speed")
+        low, high = trial["speedup_b1_low"], trial["speedup_b1_high"]
+        interval = "" if low is None or high is None else f" (95 % interval {low:.2f} to {times(high)})"
+        timed = f"{milliseconds(trial['latency_ms_b1_p50'])} at batch 1, {times(trial['speedup'])} the speed"
+        parts.append(timed + interval)
     return f"Against dense: {'; '.join(parts)}." if parts else ""

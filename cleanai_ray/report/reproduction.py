@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.charts.frames import StudyFrames, as_mapping
 from cleanai_ray.charts.numbers import duration, plural
 from cleanai_ray.report.blocks import Block, Code, Column, Heading, Paragraph, Section, Table
 from cleanai_ray.results import OK
@@ -19,7 +19,7 @@ _FACT_COLUMNS = (Column("", 0.22), Column("", 0.78))
 def run_facts(study: StudyFrames) -> Table:
     """Return the few facts of the run that stand on the cover."""
     environment = study.environment
-    model, data = _mapping(study.study.get("model")), _mapping(study.study.get("data"))
+    model, data = as_mapping(study.study.get("model")), as_mapping(study.study.get("data"))
     succeeded = int((study.results["status"] == OK).sum())
     rows = [
         ("model", str(model.get("name") or model.get("factory") or "")),
@@ -51,10 +51,10 @@ def reproduction_section(study: StudyFrames) -> Section:
 
 def _facts(study: StudyFrames) -> list[tuple[str, str]]:
     environment = study.environment
-    hardware, cluster = _mapping(environment.get("hardware")), _mapping(environment.get("cluster"))
-    samples, digests = _mapping(environment.get("samples")), _mapping(environment.get("digests"))
-    sweep = _mapping(study.study.get("sweep"))
-    calibration = _mapping(_mapping(study.study.get("data")).get("calibration"))
+    hardware, cluster = as_mapping(environment.get("hardware")), as_mapping(environment.get("cluster"))
+    samples, digests = as_mapping(environment.get("samples")), as_mapping(environment.get("digests"))
+    sweep = as_mapping(study.study.get("sweep"))
+    calibration = as_mapping(as_mapping(study.study.get("data")).get("calibration"))
     devices = sorted(set(study.results["device"].drop_nulls()))
     hosts = sorted(set(study.results["node"].drop_nulls()))
     cores, nodes = _count(hardware.get("cores"), "core"), _count(cluster.get("nodes"), "node")
@@ -87,7 +87,7 @@ def _withheld(flag: Any) -> str:
 
 
 def _versions(environment: Mapping[str, Any], *, all_packages: bool = False) -> str:
-    packages = _mapping(environment.get("packages"))
+    packages = as_mapping(environment.get("packages"))
     chosen = packages if all_packages else {name: packages[name] for name in ("torch", "ray") if name in packages}
     own = environment.get("version")
     python = environment.get("python")
@@ -123,7 +123,3 @@ def _unit(value: Any, unit: str) -> str:
 
 def _join(*words: Any) -> str:
     return "; ".join(str(word) for word in words if word)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cleanai_ray.artifacts import RunDirectory
-from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.charts.frames import StudyFrames, as_mapping
 from cleanai_ray.charts.numbers import NONE, percent
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.report.answers import Answer
@@ -101,8 +101,8 @@ def _described(study: StudyFrames) -> dict[str, Any]:
     digests = environment.get("digests")
     return {
         **{name: study.study.get(name) for name in _SECTIONS},
-        "versions": {**versions, **(packages if isinstance(packages, Mapping) else {})},
-        "digests": digests if isinstance(digests, Mapping) else {},
+        "versions": {**versions, **as_mapping(packages)},
+        "digests": as_mapping(digests),
         "hardware": environment.get("hardware"),
     }
 

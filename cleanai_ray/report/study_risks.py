@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import polars as pl
 
-from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.charts.frames import StudyFrames, as_mapping
 from cleanai_ray.charts.numbers import percent, plural, points
 from cleanai_ray.report.measures import CONTROL, interval_of, rank_methods
 from cleanai_ray.report.risk import WIDE_INTERVAL, Risk, shorten_list
@@ -80,14 +79,14 @@ def _selection(study: StudyFrames) -> Iterator[Risk]:
 
 
 def _samples(study: StudyFrames) -> Iterator[Risk]:
-    samples = _mapping(study.environment.get("samples"))
+    samples = as_mapping(study.environment.get("samples"))
     if samples.get("calibration_withheld_from_training") is False:
         sentence = (
             "Calibration images were also used for training; activations on them may look better than on new ones."
         )
         yield Risk("info", "calibration shared with training", sentence)
-    calibration = _mapping(_mapping(study.study.get("data")).get("calibration")).get("split")
-    evaluation = _mapping(study.study.get("evaluation")).get("split")
+    calibration = as_mapping(as_mapping(study.study.get("data")).get("calibration")).get("split")
+    evaluation = as_mapping(study.study.get("evaluation")).get("split")
     if calibration is not None and calibration == evaluation:
         sentence = f"Calibration and evaluation both use the split '{evaluation}': accuracies are not on unseen images."
         yield Risk("high", "calibration on the evaluated split", sentence, is_about_best=True)
@@ -117,10 +116,6 @@ def _dead_channels(study: StudyFrames) -> Iterator[Risk]:
             "calibration samples: either they are superfluous or the samples do not exercise them."
         )
         yield Risk("info", "dead channels", sentence)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 CHECKS = (_against_random, _uncertainty, _selection, _samples, _records, _dead_channels)

@@ -7,10 +7,21 @@ from typing import Any
 import polars as pl
 
 from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.charts.numbers import NONE, change, milliseconds, percent, points, quantity, significant, size, times
+from cleanai_ray.charts.numbers import (
+    NONE,
+    change,
+    milliseconds,
+    p_text,
+    percent,
+    points,
+    quantity,
+    significant,
+    size,
+    times_between,
+)
 from cleanai_ray.report.blocks import Column, Table
 from cleanai_ray.report.findings import Findings
-from cleanai_ray.report.measures import interval_of
+from cleanai_ray.report.measures import interval_of, speedup_of
 
 
 def dense_against_best(study: StudyFrames) -> Table:
@@ -45,9 +56,21 @@ def dense_against_best(study: StudyFrames) -> Table:
     for name, column, write in writers:
         value, reference = best[column], best[f"{column}_dense"]
         rows.append((name, write(reference), write(value), change(value, reference)))
+    rows += _against_dense(best)
     kept = tuple(row for row in rows if row[2] != NONE)
     columns = (Column("", 0.34), Column("dense", 0.22, True), Column("best", 0.22, True), Column("change", 0.22, True))
     return Table(columns, kept)
+
+
+def _against_dense(best: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return what was measured of both models together: speed round by round, answers image by image."""
+    rows = []
+    if best["speedup"] is not None:
+        rows.append(("speed-up, batch 1 (95 % interval)", "", speedup_of(best), ""))
+    if best["mcnemar_p"] is not None and best["lost"] is not None and best["gained"] is not None:
+        counts = f"{best['lost']}, {best['gained']}"
+        rows.append(("images lost, images gained (McNemar)", "", counts, p_text(best["mcnemar_p"])))
+    return rows
 
 
 def cells(findings: Findings) -> Table:
@@ -107,71 +130,6 @@ def ranking(findings: Findings) -> Table:
     return Table(columns, tuple(rows))
 
 
-MAX_TRIALS = 300
-"""Trials with a result, and failed ones, that a report lists; results.parquet has them all."""
-
-
-def every_trial(study: StudyFrames) -> Table:
-    """Return the trials, the most accurate first and those that failed last; columns without data are left out."""
-    frame = pl.concat([study.ranked.head(MAX_TRIALS), study.failed.head(MAX_TRIALS)], how="diagonal")
-    optional = ("steps", "seed", "calibration_samples", "calibration_seed")
-    varying = {name: frame[name].n_unique() > 1 for name in optional}
-    present = {name: bool(frame[name].count()) for name in ("accuracy_repaired", "accuracy_finetuned", "speedup")}
-    has_stages = present["accuracy_repaired"] or present["accuracy_finetuned"]
-    has_both = present["accuracy_repaired"] and present["accuracy_finetuned"]
-    specification: list[tuple[Column, str, bool]] = [
-        (Column("", 0.04, True), "place", True),
-        (Column("method", 0.225), "label", True),
-        (Column("asked for", 0.115), "amount", True),
-        (Column("mode", 0.085), "mode", True),
-        (Column("steps", 0.06, True), "steps", varying["steps"]),
-        (Column("seed", 0.055, True), "seed", varying["seed"]),
-        (Column("n", 0.06, True), "samples", varying["calibration_samples"]),
-        (Column("draw", 0.055, True), "draw", varying["calibration_seed"]),
-        (Column("pruned", 0.078, True), "pruned", has_stages),
-        (Column("repaired", 0.09, True), "repaired", has_both),
-        (Column("top-1, %", 0.12, True), "accuracy", True),
-        (Column("vs dense", 0.095, True), "loss", True),
-        (Column("MACs", 0.068, True), "macs", True),
-        (Column("params", 0.08, True), "params", not has_both),
-        (Column("speed-up", 0.095, True), "speedup", present["speedup"]),
-        (Column("id ends in", 0.105), "id", True),
-    ]
-    chosen = [(column, key) for column, key, is_shown in specification if is_shown]
-    rows = []
-    for place, trial in enumerate(frame.iter_rows(named=True), start=1):
-        written = _write_trial(trial, place)
-        rows.append(tuple(written[key] for _, key in chosen))
-    highlighted = (0,) if study.best is not None else ()
-    return Table(tuple(column for column, _ in chosen), tuple(rows), highlighted=highlighted, is_dense=True)
-
-
-def _write_trial(trial: dict[str, Any], place: int) -> dict[str, str]:
-    interval = interval_of(trial)
-    accuracy = "failed" if trial["accuracy"] is None or trial["status"] != "ok" else f"{100 * trial['accuracy']:.2f}"
-    if interval is not None and accuracy != "failed":
-        accuracy += f" \N{PLUS-MINUS SIGN} {50 * (interval.high - interval.low):.1f}"
-    lost = trial.get("loss_points")
-    return {
-        "place": str(place) if accuracy != "failed" else "",
-        "label": trial["label"],
-        "amount": trial["amount"],
-        "mode": trial["mode"],
-        "steps": str(trial["steps"] or NONE),
-        "seed": NONE if trial["seed"] is None else str(trial["seed"]),
-        "samples": str(trial["calibration_samples"] or NONE),
-        "draw": NONE if trial["calibration_seed"] is None else str(trial["calibration_seed"]),
-        "pruned": _bare_percent(trial["accuracy_pruned"]),
-        "repaired": _bare_percent(trial["accuracy_repaired"]),
-        "accuracy": accuracy,
-        "loss": NONE if lost is None else points(-lost / 100, 2).removesuffix(" points"),
-        "macs": percent(trial.get("macs_share"), 0),
-        "params": percent(trial.get("params_share"), 0),
-        "speedup": times(trial.get("speedup")),
-        "id": str(trial["trial_id"]).rpartition("-")[2][-8:],
-    }
-
-
 def stages(best: dict[str, Any]) -> Table:
     """Return the accuracy of a trial after each of its stages."""
     steps = (
@@ -210,15 +168,17 @@ def stages(best: dict[str, Any]) -> Table:
 
 def latency(study: StudyFrames, trial_id: str) -> Table | None:
     """Return what was timed of a trial, dense and pruned; None where nothing was."""
-    frame = study.latency.filter(pl.col("trial_id") == trial_id).sort("batch_size", "variant")
+    frame = study.latency.filter(pl.col("trial_id") == trial_id).sort("backend", "batch_size", "variant")
     if frame.is_empty():
         return None
+    several = frame["backend"].n_unique() > 1
     rows = [
         (
-            row["variant"] or NONE,
+            (row["variant"] or NONE) + (f", {row['backend']}" if several else ""),
             str(row["batch_size"]),
             milliseconds(row["latency_ms_p50"]),
             milliseconds(row["latency_ms_p90"]),
+            times_between(row["speedup"], row["speedup_low"], row["speedup_high"]),
             quantity(row["throughput"] and float(significant(row["throughput"]))),
             f"{row['num_runs']} after {row['num_warmup']}",
             f"{row['device'] or NONE}, {row['num_threads']} thread{'' if row['num_threads'] == 1 else 's'}",
@@ -226,13 +186,14 @@ def latency(study: StudyFrames, trial_id: str) -> Table | None:
         for row in frame.iter_rows(named=True)
     ]
     columns = (
-        Column("model", 0.1),
+        Column("model", 0.2 if several else 0.1),
         Column("batch", 0.08, True),
-        Column("p50", 0.14, True),
-        Column("p90", 0.15, True),
-        Column("images/s", 0.14, True),
-        Column("runs after warm-up", 0.23, True),
-        Column("device", 0.2),
+        Column("p50", 0.12, True),
+        Column("p90", 0.12, True),
+        Column("speed-up", 0.22, True),
+        Column("images/s", 0.12, True),
+        Column("runs", 0.17, True),
+        Column("device", 0.19),
     )
     return Table(columns, tuple(rows))
 
@@ -265,10 +226,6 @@ def layers(study: StudyFrames, trial_id: str) -> Table | None:
 def _of(row: dict[str, Any], column: str) -> str:
     kept, dense = row[column], row[f"{column}_dense"]
     return NONE if kept is None else f"{kept} / {NONE if dense is None else dense}"
-
-
-def _bare_percent(value: float | None) -> str:
-    return NONE if value is None else f"{100 * value:.1f}"
 
 
 def _real(value: float | None) -> str:

@@ -75,3 +75,15 @@ def test_sizes_and_times() -> None:
     assert numbers.milliseconds(0.89123) == "0.891 ms"
     assert numbers.times(1.8449) == "1.84\N{MULTIPLICATION SIGN}"
     assert numbers.significant(0.0000123) == "0.0000123"
+
+
+def test_a_ratio_with_its_interval() -> None:
+    sign, dash = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
+    assert numbers.times_between(1.837, 1.7, 1.904) == f"1.84{sign} (1.70{dash}1.90)"
+    assert numbers.times_between(1.837, None, None) == f"1.84{sign}"
+    assert numbers.times_between(None, 1.0, 2.0) == numbers.NONE
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0124, "p = 0.012"), (0.001, "p = 0.001"), (0.0009, "p < 0.001")])
+def test_p_values(value: float, text: str) -> None:
+    assert numbers.p_text(value) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from report import synthetic
 from report.synthetic import Tables
 
 from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.charts.numbers import percent
 from cleanai_ray.report.findings import Findings, find
 from cleanai_ray.report.measures import chance_limit, rank_methods, wilson
+from cleanai_ray.report.risk import OVERFIT_DROP
 
 Z95 = 1.959963984540054
 
@@ -198,6 +201,29 @@ def test_overfitting(drop: float, is_named: bool, findings_of: Callable[[Tables]
         epochs[epoch]["validation_accuracy"] = epochs[3]["validation_accuracy"] - drop * (epoch - 3) / 2
     findings = findings_of(tables)
     assert ("over-fitting" in kinds(findings)) == is_named
+
+
+def test_overfitting_by_slow_and_obvious_means(findings_of: Callable[[Tables], Findings]) -> None:
+    tables = small(finetune_epochs=6)
+    # One step is within the limit of half a point and two are not; there are ties, rows in any order, a failed trial.
+    draw = random.Random(3)
+    for row in tables.history:
+        row["validation_accuracy"] = 0.8 + 0.003 * draw.randrange(4)
+    draw.shuffle(tables.history)
+    synthetic.fail(tables, {tables.results[0]["trial_id"]})
+    expected = set()
+    for trial_id in {row["trial_id"] for row in tables.history}:
+        epochs = sorted((row for row in tables.history if row["trial_id"] == trial_id), key=lambda row: row["epoch"])
+        best, last = max(row["validation_accuracy"] for row in epochs), epochs[-1]["validation_accuracy"]
+        if best - last >= OVERFIT_DROP:
+            first = next(row["epoch"] for row in epochs if row["validation_accuracy"] == best)
+            expected.add(f"{trial_id}: {percent(best)} at epoch {first}, {percent(last)} at the end")
+    assert 1 < len(expected) < 11
+    risks = [risk for risk in findings_of(tables).risks if risk.kind == "over-fitting"]
+    listed = {line for risk in risks for line in risk.details}
+    own = [risk.sentence for risk in risks if risk.is_about_best]
+    assert listed == {line for line in expected if not line.startswith(best_row(tables)["trial_id"])}
+    assert len(own) == len(expected) - len(listed)
 
 
 def test_a_method_no_better_than_random_is_named(findings_of: Callable[[Tables], Findings]) -> None:

@@ -1,0 +1,149 @@
+"""Accuracy against measured speed: what every trial gains by the clock, and how sure both numbers are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import polars as pl
+
+from cleanai_ray.charts import style
+from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.charts.numbers import milliseconds, percent
+from cleanai_ray.charts.trial_marks import accuracy_bounds, mode_fills, trial_points, trial_tooltip
+from cleanai_ray.registry import CHARTS
+
+if TYPE_CHECKING:
+    from altair.typing import ChartType
+
+_HEIGHT = 330
+
+MOST_INTERVALS = 120
+"""Drawn trials beyond which only those of the front have their intervals: more would hide the points."""
+
+
+def fastest_front(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the trials that no other trial beats, by more speed and at least the accuracy or the other way round.
+
+    Args:
+        frame: Trials with `speedup` and `accuracy`.
+
+    Returns:
+        The front in order of falling speed-up, one row for trials that are equal in both.
+    """
+    ordered = frame.sort(["speedup", "accuracy"], descending=True, maintain_order=True)
+    best_so_far = pl.col("accuracy").cum_max().shift(1)
+    return ordered.filter(best_so_far.is_null() | (pl.col("accuracy") > best_so_far))
+
+
+@CHARTS.register("accuracy_latency")
+def accuracy_latency(study: StudyFrames) -> ChartType | None:
+    """Accuracy against the measured speed-up at batch 1, with the 95 % intervals of both."""
+    frame = _timed(study)
+    if frame.is_empty():
+        return None
+    front = fastest_front(frame)
+    drawn = pl.concat([style.thinned(frame), front]).unique("trial_id", maintain_order=True)
+    spread = drawn if len(drawn) <= MOST_INTERVALS else front
+    dense = study.dense
+    x, y = _axes(frame, dense)
+    layers = [*_dense_layers(dense, x, y), *_interval_layers(study, spread, x, y), _front_layer(front, x, y)]
+    layers.append(trial_points(study, drawn).encode(x=x, y=y, tooltip=_tooltip()))
+    lines = [
+        "; ".join(["Line: the trials that no other beats in accuracy and speed", *mode_fills(frame["mode"])]),
+        "; ".join([*_spread_note(spread, drawn), *style.thinned_note(len(drawn), len(frame))]),
+    ]
+    return alt.layer(*layers).properties(
+        width=style.WIDTH,
+        height=_HEIGHT,
+        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+        title=alt.TitleParams("Accuracy against measured speed", subtitle=[line for line in lines if line]),
+    )
+
+
+def _timed(study: StudyFrames) -> pl.DataFrame:
+    frame = study.ok.select(
+        "trial_id",
+        "label",
+        "mode",
+        "amount",
+        "speedup",
+        pl.col("speedup_b1_low").alias("slowest"),
+        pl.col("speedup_b1_high").alias("fastest"),
+        "accuracy",
+        pl.col("accuracy_low").alias("lowest"),
+        pl.col("accuracy_high").alias("highest"),
+        pl.col("latency_ms_b1_p50").alias("latency"),
+    )
+    return frame.drop_nulls(["speedup", "accuracy"])
+
+
+def _axes(frame: pl.DataFrame, dense: dict[str, Any]) -> tuple[alt.X, alt.Y]:
+    reference = [] if dense.get("accuracy") is None else [dense["accuracy"]]
+    domain = accuracy_bounds([*frame["accuracy"], *reference])
+    least = min(0.9, 0.95 * float(frame["speedup"].min()))  # type: ignore[arg-type]
+    most = max(1.1, 1.05 * float(frame["speedup"].max()))  # type: ignore[arg-type]
+    timed = f" (dense: {milliseconds(dense['latency_ms_b1_p50'])})" if dense.get("latency_ms_b1_p50") else ""
+    x = alt.X(
+        "speedup:Q",
+        title=f"speed-up at batch 1, dense over pruned time{timed}",
+        axis=alt.Axis(format=".3~g", tickCount=10),
+        scale=alt.Scale(domain=[least, most], nice=False, zero=False),
+    )
+    scale = alt.Scale(domain=domain, nice=False, zero=False)
+    return x, alt.Y("accuracy:Q", title="top-1 accuracy", axis=alt.Axis(format="~%"), scale=scale)
+
+
+def _dense_layers(dense: dict[str, Any], x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    rows = [{"speedup": 1.0, "accuracy": dense.get("accuracy"), "text": "dense speed"}]
+    base = alt.Chart(alt.InlineData(values=rows))
+    upright = base.mark_rule(color=style.DENSE, strokeDash=[2, 3], strokeWidth=1).encode(x=x)
+    if dense.get("accuracy") is None:
+        return [upright]
+    level = base.mark_rule(color=style.DENSE, strokeDash=[2, 3], strokeWidth=1).encode(y=y)
+    point = base.mark_point(shape="diamond", color=style.DENSE, filled=True, opacity=1, size=110, clip=False)
+    words = alt.Chart(alt.InlineData(values=[{**rows[0], "text": f"dense {percent(dense['accuracy'])}"}]))
+    text = words.mark_text(align="right", baseline="bottom", dx=-3, dy=-3, fontSize=11, color=style.DENSE)
+    right = alt.XDatum(x["scale"]["domain"][1], scale=x["scale"])
+    return [upright, level, point.encode(x=x, y=y), text.encode(x=right, y=y, text="text:N")]
+
+
+def _interval_layers(study: StudyFrames, frame: pl.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    """Return the intervals as thin lines; `clip` holds them inside of the axes, which the points alone set."""
+    colours = style.scale(style.label_colours(study.labels), sorted(set(frame["label"])))
+    colour = alt.Stroke("label:N", scale=colours, legend=None)
+    layers = []
+    across, upright = frame.drop_nulls(["slowest", "fastest"]), frame.drop_nulls(["lowest", "highest"])
+    if len(across):
+        lines = alt.Chart(style.values(across.select("label", "slowest", "fastest", "accuracy")))
+        rule = lines.mark_rule(strokeWidth=1, opacity=0.55, clip=True)
+        layers.append(rule.encode(x=_at(x, "slowest"), x2="fastest:Q", y=y, stroke=colour))
+    if len(upright):
+        lines = alt.Chart(style.values(upright.select("label", "speedup", "lowest", "highest")))
+        rule = lines.mark_rule(strokeWidth=1, opacity=0.55, clip=True)
+        layers.append(rule.encode(x=x, y=_at(y, "lowest"), y2="highest:Q", stroke=colour))
+    return layers
+
+
+def _at(axis: Any, field: str) -> Any:
+    own = axis.copy()
+    own.shorthand = f"{field}:Q"
+    return own
+
+
+def _front_layer(front: pl.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
+    line = alt.Chart(style.values(front.sort("speedup").select("speedup", "accuracy")))
+    return line.mark_line(interpolate="step-before", color=style.MUTED, strokeWidth=1.3).encode(x=x, y=y)
+
+
+def _tooltip() -> list[alt.Tooltip]:
+    speed = alt.Tooltip("speedup:Q", title="speed-up", format=".2f")
+    interval = [alt.Tooltip(f"{name}:Q", title=f"speed-up, {name}", format=".2f") for name in ("slowest", "fastest")]
+    return [*trial_tooltip(), speed, *interval, alt.Tooltip("latency:Q", title="ms, median", format=".3~g")]
+
+
+def _spread_note(spread: pl.DataFrame, drawn: pl.DataFrame) -> list[str]:
+    if not (spread["slowest"].count() or spread["lowest"].count()):
+        return []
+    whose = "" if len(spread) == len(drawn) else " of the trials on the line"
+    return [f"Thin lines: 95 % intervals{whose}"]

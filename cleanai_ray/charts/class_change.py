@@ -1,0 +1,117 @@
+"""What the best trial gives and takes class by class, and whether other methods do the same to a class."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+import polars as pl
+
+from cleanai_ray.charts import style
+from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.charts.numbers import points
+from cleanai_ray.registry import CHARTS
+
+if TYPE_CHECKING:
+    from altair.typing import ChartType
+
+MOST_CLASSES = 25
+"""Classes that are drawn; of more, those that lost most."""
+
+
+@CHARTS.register("class_change")
+def class_change(study: StudyFrames) -> ChartType | None:
+    """Accuracy lost or gained in each class with the best trial, the worst first, beside the other methods."""
+    best = study.best
+    if best is None:
+        return None
+    own = study.classes.filter(pl.col("trial_id") == best["trial_id"]).drop_nulls(["label", "change", "accuracy"])
+    if own.is_empty():
+        return None
+    shown = own.sort(["change", "label"]).head(MOST_CLASSES).with_columns(_written(), _name())
+    order = shown["name"].to_list()
+    others = _others(study, best, shown)
+    scale = _scale([*shown["change"], *others["change"], 0.0])
+    axis = alt.Axis(format="+.3~%", values=_ticks([*shown["change"], *others["change"], 0.0]))
+    x = alt.X("change:Q", title="top-1 accuracy of the class, pruned less dense", scale=scale, axis=axis)
+    y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=8))
+    colour = style.method_colours(study.methods)[best["method"]]
+    mean = float((own["change"] * own["num_evaluated"]).sum()) / max(1, int(own["num_evaluated"].sum()))
+    bars = alt.Chart(style.values(shown.select("name", "change", "num_evaluated", "text")))
+    layers = [
+        bars.mark_bar(height={"band": 0.62}, color=colour).encode(x=x, y=y, tooltip=_tooltip()),
+        _other_ticks(others, x, y),
+        _rule(0.0, scale, [1, 0]),
+        _rule(mean, scale, [2, 3]),
+        bars.mark_text(align="right", fontSize=10, color=style.INK).encode(
+            x=alt.XDatum(scale["domain"][1], scale=scale), y=y, text="text:N"
+        ),
+    ]
+    return alt.layer(*(layer for layer in layers if layer is not None)).properties(
+        width=style.WIDTH,
+        height=alt.Step(22 if len(order) <= 14 else 17),
+        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+        title=alt.TitleParams("Change of accuracy, class by class", subtitle=_subtitle(best, own, others, mean)),
+    )
+
+
+def _name() -> pl.Expr:
+    return pl.format("class {}", "label").alias("name")
+
+
+def _written() -> pl.Expr:
+    before, after = ((100 * pl.col(name)).round(1).fill_null(0.0) for name in ("accuracy_dense", "accuracy"))
+    return pl.format("{} \N{RIGHTWARDS ARROW} {} %, {} images", before, after, "num_evaluated").alias("text")
+
+
+def _others(study: StudyFrames, best: dict[str, Any], shown: pl.DataFrame) -> pl.DataFrame:
+    """Return the mean change a class of every other method in the best trial's cell: name, method and change."""
+    same = [pl.col(name).eq_missing(pl.lit(best[name])) for name in ("amount", "mode", "steps")]
+    rivals = study.ok.filter(*same, pl.col("label") != best["label"]).select("trial_id", method="label")
+    classes = study.classes.filter(pl.col("label").is_in(shown["label"].to_list())).drop_nulls("change")
+    joined = classes.join(rivals, on="trial_id").with_columns(_name())
+    return joined.group_by("name", "method").agg(pl.mean("change")).sort("name", "method")
+
+
+def _scale(changes: list[float]) -> alt.Scale:
+    """Return an axis that holds every change, and room at its right for the texts."""
+    low, high = min(changes), max(changes)
+    spread = max(high - low, 0.01)
+    return alt.Scale(domain=[low - 0.03 * spread, high + 0.36 * spread], nice=False, zero=False)
+
+
+def _ticks(changes: list[float]) -> list[float]:
+    """Return round numbers at most seven steps apart, none of them under the texts at the right."""
+    low, high = min(changes), max(changes)
+    steps = (factor * 10.0**power for power in range(-4, 1) for factor in (1, 2, 5))
+    step = next(step for step in steps if (high - low) / step <= 7)
+    return [round(place * step, 6) for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _other_ticks(others: pl.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart | None:
+    if others.is_empty():
+        return None
+    ticks = alt.Chart(style.values(others)).mark_tick(thickness=1.4, height={"band": 0.8}, color=style.INK, opacity=0.7)
+    return ticks.encode(x=x, y=y, tooltip=[alt.Tooltip("method:N"), *_tooltip()[:2]])
+
+
+def _rule(value: float, scale: alt.Scale, dash: list[float]) -> alt.Chart:
+    line = alt.Chart(alt.InlineData(values=[{"change": value}]))
+    return line.mark_rule(color=style.DENSE, strokeDash=dash).encode(x=alt.X("change:Q", scale=scale))
+
+
+def _tooltip() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("name:N", title="class"),
+        alt.Tooltip("change:Q", format="+.2%"),
+        alt.Tooltip("num_evaluated:Q", title="images"),
+    ]
+
+
+def _subtitle(best: dict[str, Any], own: pl.DataFrame, others: pl.DataFrame, mean: float) -> list[str]:
+    count = f"; of {len(own)} classes the {MOST_CLASSES} that lost most" if len(own) > MOST_CLASSES else ""
+    lines = [f"Bars: {best['trial_id']}", f"Dotted: mean over the images, {points(mean, 2)}{count}"]
+    if len(others):
+        lines.append("Short upright lines: other methods at the same ratio or budget, mode and steps, mean over seeds")
+    return lines

@@ -1,0 +1,143 @@
+"""Nothing in a PDF runs over a margin, over another text or from one column of a table into the next."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pypdfium2
+import pypdfium2.raw
+import pytest
+from numpy.typing import NDArray
+from report import synthetic
+
+from cleanai_ray.charts import style
+from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.registry import CHARTS
+from cleanai_ray.report import pdf_style as look
+from cleanai_ray.report.blocks import Column, Document, Figure, Section, Table
+from cleanai_ray.report.content import write_document
+from cleanai_ray.report.findings import find
+from cleanai_ray.report.pdf import to_pdf
+
+SLACK = 1.0
+"""Points by which a glyph may reach over the width that its font gives it."""
+
+
+class Letters:
+    """The printed characters of a page with their boxes in points, from the lower left corner; no blanks."""
+
+    def __init__(self, page: pypdfium2.PdfPage) -> None:
+        text = page.get_textpage()
+        found = []
+        for place in range(text.count_chars()):
+            character = text.get_text_range(place, 1)
+            upright = math.cos(pypdfium2.raw.FPDFText_GetCharAngle(text.raw, place)) > 0.999
+            if character.strip():
+                found.append((character, upright, *text.get_charbox(place)))
+        self.text = [letter[0] for letter in found]
+        self.is_upright = np.array([letter[1] for letter in found], dtype=bool)
+        self.boxes: NDArray[np.float64] = np.array([letter[2:] for letter in found], dtype=np.float64).reshape(-1, 4)
+
+    def outside(self) -> list[str]:
+        """The characters beyond the margins of the text, or below or above the lines at foot and head."""
+        left, bottom, right, top = self.boxes.T
+        wrong = (left < look.MARGIN - SLACK) | (right > look.PAGE_WIDTH - look.MARGIN + SLACK)
+        wrong |= (bottom < 9 * look.MM) | (top > look.PAGE_HEIGHT - 7 * look.MM)
+        return [self.text[place] for place in np.flatnonzero(wrong)]
+
+    def overprinted(self) -> list[str]:
+        """The neighbourhoods of upright characters of which another one hides a third or more."""
+        places = np.flatnonzero(self.is_upright)
+        left, bottom, right, top = self.boxes[places].T
+        wide = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
+        high = np.minimum(top[:, None], top) - np.maximum(bottom[:, None], bottom)
+        area = (right - left) * (top - bottom)
+        shared = np.clip(wide, 0, None) * np.clip(high, 0, None) / np.maximum(np.minimum(area[:, None], area), 0.1)
+        # The letters of a ligature, which stand one after the other, share one box.
+        is_ligature = (np.diff(places) == 1) & (np.abs(np.diff(self.boxes[places], axis=0)) < 0.01).all(axis=1)
+        shared[np.flatnonzero(is_ligature), np.flatnonzero(is_ligature) + 1] = 0
+        first, second = np.nonzero(np.triu(shared > 1 / 3, k=1))
+        around = [range(max(0, places[one] - 6), places[one] + 7) for one in first]
+        texts = ["".join(self.text[place] for place in near if place < len(self.text)) for near in around]
+        return [f"{text} ({self.text[places[other]]})" for text, other in zip(texts, second, strict=True)]
+
+
+def faults_of(content: bytes) -> list[str]:
+    document = pypdfium2.PdfDocument(content)
+    faults = []
+    for number, page in enumerate(document, start=1):
+        letters = Letters(page)
+        assert letters.text, f"page {number} is empty"
+        faults += [f"page {number}, outside: {text}" for text in letters.outside()]
+        faults += [f"page {number}, overprinted: {text}" for text in letters.overprinted()]
+    return faults
+
+
+def small() -> synthetic.Tables:
+    return synthetic.make(finetune_epochs=2)
+
+
+def one_trial() -> synthetic.Tables:
+    return synthetic.make(methods=("wanda",), ratios=(0.3,), modes=("local",))
+
+
+def all_failed() -> synthetic.Tables:
+    error = "RuntimeError: sizes of tensors must match except in dimension 1, expected 64, got 48 for tensor number 1"
+    return synthetic.fail(synthetic.make(methods=("wanda", "random")), error=error + " " + "x" * 300)
+
+
+def long_names() -> synthetic.Tables:
+    """200 trials whose methods and ids have names without a place to break."""
+    names = tuple(f"an_importance_method_of_someone_elses_with_the_number_{number}" for number in range(9))
+    tables = synthetic.make(methods=(*names, "random"), ratios=(0.1, 0.2, 0.3, 0.4, 0.5), seeds=(0, 1))
+    assert len(tables.results) == 200
+    tables.study["name"] = "a-study-with-a-name-that-goes-on-and-on-" + "and-on-" * 12
+    tables.environment["command"] = "cleanai run " + "very/long/path/" * 20 + "study.yaml"
+    return tables
+
+
+@pytest.mark.parametrize("make", [small, one_trial, all_failed, long_names], ids=lambda make: make.__name__)
+def test_no_text_leaves_its_place(make: object, tmp_path: Path) -> None:
+    assert callable(make)
+    study = StudyFrames.load(make().write(tmp_path))
+    charts = {} if make in (one_trial, all_failed) else {name: CHARTS.get(name)(study) for name in CHARTS.names()}
+    figures = {name: Figure(name, style.to_svg(chart)) for name, chart in charts.items() if chart is not None}
+    assert faults_of(to_pdf(write_document(study, find(study), figures))) == []
+
+
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_cells_stay_in_their_columns(is_dense: bool) -> None:
+    """Every cell is full of one letter of its column's own, so that where a letter stands tells if it strayed."""
+    letters = "abcdefgh"
+    words = {letter: f"{letter * 37} {letter * 5} {letter}" for letter in letters}
+    columns = tuple(Column(letter.upper(), 0.05 + 0.02 * place, place % 2 == 1) for place, letter in enumerate(letters))
+    rows = tuple(tuple(words[letter] for letter in letters) for _ in range(40))
+    document = Document("t", "", "", (), (Section("s", (Table(columns, rows, is_dense=is_dense),)),))
+    checked = 0
+    for page in list(pypdfium2.PdfDocument(to_pdf(document)))[1:]:
+        found = Letters(page)
+        middle = {letter: [] for letter in letters}
+        for text, (left, bottom, right, top) in zip(found.text, found.boxes, strict=True):
+            if text in letters and bottom > look.BOTTOM and top < look.PAGE_HEIGHT - look.TOP:
+                middle[text].append((left, right))
+        if not all(len(places) > 100 for places in middle.values()):
+            continue
+        checked += 1
+        for before, after in itertools.pairwise(letters):
+            assert max(right for _, right in middle[before]) < min(left for left, _ in middle[after])
+    assert checked
+
+
+def test_the_check_finds_text_over_text_and_over_the_margin() -> None:
+    from reportlab.pdfgen.canvas import Canvas
+
+    canvas = Canvas("", pagesize=(look.PAGE_WIDTH, look.PAGE_HEIGHT))
+    for line in range(10):
+        canvas.drawString(look.MARGIN, 400 - 12 * line, "a line of text that is long enough")
+    canvas.drawString(look.MARGIN + 2, 400, "another")
+    canvas.drawString(look.PAGE_WIDTH - look.MARGIN - 10, 200, "beyond")
+    faults = faults_of(canvas.getpdfdata())
+    assert {fault.split(":")[0] for fault in faults} == {"page 1, outside", "page 1, overprinted"}
