@@ -3,9 +3,9 @@ r"""What fine-tuning gives back at a MACs budget: raw, repaired, and fine-tuned 
 All images of the evaluation split are scored. The weights kept are those of the epoch with the best accuracy on a
 validation part of the training data, never on what is scored.
 
-python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors --budget 0.5 --epochs 1
-python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors --budget 0.3 \
-    --epochs 5 --methods reconstruction
+python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors --crop-padding 0
+python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors --crop-padding 0 \
+    --budget 0.3 --epochs 5 --methods reconstruction
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cleanai_ray.study import Study, parse_study
 from cleanai_ray.training.context import LocalContext
 from cleanai_ray.workspace import open_workspace
 
-DISTILLATION = {"fine-tuned": None, "with distillation": {"temperature": 2.0, "weight": 0.5}}
+FINE_TUNED = ("fine-tuned", "with distillation")
 METHODS = ["reconstruction", "coverage", "wanda", "magnitude", "taylor", "hessian", "random"]
 
 
@@ -39,17 +39,23 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser = accuracy_parser(__doc__)
     parser.add_argument("--budget", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--learning-rate", type=float, default=0.01)
+    parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--mode", default="local")
+    parser.add_argument("--temperature", type=float, default=4.0, help="of the distillation")
+    parser.add_argument("--weight", type=float, default=0.9, help="of the distillation; the labels have the rest")
+    parser.add_argument("--crop-padding", type=int, help="pixels that training moves an image; the data set's own")
     return parser.parse_args(words)
 
 
 def study_of(options: argparse.Namespace, distillation: dict[str, float] | None) -> Study:
     """Return the study that the options describe, a trial a method."""
+    sections = study_sections(options)
+    if options.crop_padding is not None:
+        sections["data"]["options"] = {"crop_padding": options.crop_padding}
     return parse_study(
         {
-            **study_sections(options),
+            **sections,
             "sweep": {"methods": options.methods, "budgets": [{"macs": options.budget}], "modes": [options.mode]},
             "finetune": {
                 "epochs": options.epochs,
@@ -62,9 +68,10 @@ def study_of(options: argparse.Namespace, distillation: dict[str, float] | None)
 
 def rows(options: argparse.Namespace) -> Iterator[list[str]]:
     """Yield the rows of the table, as they are measured."""
-    studies = {name: study_of(options, distillation) for name, distillation in DISTILLATION.items()}
+    distillation = {"temperature": options.temperature, "weight": options.weight}
+    studies = {name: study_of(options, each) for name, each in zip(FINE_TUNED, (None, distillation), strict=True)}
     workspaces = {name: open_workspace(study.model_dump_json(), str(options.device)) for name, study in studies.items()}
-    workspace = workspaces["fine-tuned"]
+    workspace = workspaces[FINE_TUNED[0]]
     dense = build_model(workspace.study.model).to(workspace.device).eval()
     statistics = calibrate_locally(workspace, dense)
     batches = list(workspace.batches("calibration"))
@@ -76,7 +83,7 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
     def score(model: torch.nn.Module) -> str:
         return f"{evaluate(model, workspace.batches('evaluation'), device=workspace.device).accuracy:.2%}"
 
-    yield ["dense", score(dense), *["" for _ in range(2 + len(DISTILLATION))]]
+    yield ["dense", score(dense), *["" for _ in range(2 + len(FINE_TUNED))]]
     for trial in workspace.study.trials():
         started = time.monotonic()
         result = cleanai.prune(
@@ -106,7 +113,7 @@ def main(words: list[str]) -> None:
         f"{options.model}, {options.data}, MACs {options.budget:g}, {options.mode}, {options.epochs} epoch(s) at a "
         f"learning rate of {options.learning_rate:g}, {options.calibration} unlabelled images to calibrate"
     )
-    header = ["method", "raw", "repaired (auto)", *DISTILLATION, "time of the row"]
+    header = ["method", "raw", "repaired (auto)", *FINE_TUNED, "time of the row"]
     print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for row in rows(options):
         print(f"| {' | '.join(row)} |", flush=True)

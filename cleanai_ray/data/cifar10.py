@@ -57,7 +57,7 @@ def _read_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 class CIFAR10(InMemorySource):
     """60,000 colour images of 32 x 32 pixels, in torchvision's folder; option download: true fetches it."""
 
-    option_names = ("download",)
+    option_names = (*InMemorySource.option_names, "download")
     num_classes = 10
     class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     splits = ("train", "test")

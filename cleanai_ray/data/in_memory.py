@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from cleanai_ray.data.augment import Indices, random_crop, random_flip, sample_seeds
-from cleanai_ray.data.source import ImageSource
+from cleanai_ray.data.source import ImageSource, Shape
+from cleanai_ray.errors import DataError
+from cleanai_ray.sections import DataSection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +98,21 @@ class InMemoryDataset(Dataset[tuple[Tensor, int]]):
 
 
 class InMemorySource(ImageSource):
-    """A data set whose splits are read whole, when first asked for."""
+    """A data set whose splits are read whole, when first asked for.
 
+    `data.options.crop_padding` changes how many pixels the training transform may move an image; 0: it moves none.
+    """
+
+    option_names: ClassVar[tuple[str, ...]] = ("crop_padding",)
     pixels: PixelFormat
     _cache: dict[str, tuple[Tensor, Tensor]]
+
+    def __init__(self, data: DataSection, input_shape: Shape) -> None:
+        super().__init__(data, input_shape)
+        padding = data.options.get("crop_padding", self.pixels.padding)
+        if not isinstance(padding, int) or isinstance(padding, bool) or padding < 0:
+            raise DataError(f"data.options.crop_padding is {padding!r}; allowed: a whole number of pixels, at least 0")
+        self.pixels = replace(self.pixels, padding=padding)
 
     @abstractmethod
     def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:

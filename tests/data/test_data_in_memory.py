@@ -68,6 +68,18 @@ def test_a_batch_is_its_samples(name, cifar_root, digit_images):
         dataset[len(dataset)]
 
 
+def test_without_crop_padding_an_image_is_at_most_mirrored(cifar_root):
+    source = opened("cifar10", shape=(3, 32, 32), root=str(cifar_root), options={"crop_padding": 0})
+    plain = source.dataset("train").batch(range(40))[0]
+    trained = source.dataset("train", augment=True).batch(range(40), seed=3)[0]
+    mirrored = [torch.equal(image, before.flip(-1)) for image, before in zip(trained, plain, strict=True)]
+    unchanged = [torch.equal(image, before) for image, before in zip(trained, plain, strict=True)]
+    assert all(one != other for one, other in zip(mirrored, unchanged, strict=True))
+    assert 0 < sum(mirrored) < 40
+    with pytest.raises(DataError, match=r"data.options.crop_padding is -1; allowed: a whole number of pixels"):
+        opened("cifar10", root=str(cifar_root), options={"crop_padding": -1})
+
+
 @pytest.mark.parametrize("folder", [".", "FashionMNIST/raw"])
 @pytest.mark.parametrize("ending", [".gz", ""])
 def test_fashion_mnist_reads_both_layouts(tmp_path, digit_images, folder, ending):
