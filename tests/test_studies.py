@@ -8,6 +8,7 @@ import pytest
 
 from cleanai_ray.data import assign_roles, open_source
 from cleanai_ray.models import build_model
+from cleanai_ray.registry import METHODS, METRICS
 from cleanai_ray.study import load_study
 
 STUDIES = Path(__file__).parents[1] / "jobs" / "studies"
@@ -16,6 +17,7 @@ STUDIES = Path(__file__).parents[1] / "jobs" / "studies"
 GRIDS = {
     "quickstart": (2, 4, 5, 2, 2, 1),
     "fashion_mnist": (2, 2, 4, 2, 2, 1),
+    "research_fashion_mnist": (2, 8, 10, 2, 2, 1),
     "ts1_resnet18_cifar10": (1, 4, 3, 1, 2, 1),
     "ts2_resnet50_imagenet": (1, 1, 3, 1, 1, 1),
     "ts3_resnet50_imagenet_local": (1, 1, 3, 1, 1, 1),
@@ -23,6 +25,8 @@ GRIDS = {
     "ts5_efficientnet_b4_food101_local": (1, 1, 3, 1, 1, 1),
     "ts6_efficientnet_b4_food101_global": (1, 1, 3, 1, 1, 1),
 }
+# Numbers of calibration samples, and seeds of their draw.
+DRAWS = {"research_fashion_mnist": 2 * 3}
 # Ratio, mode and epochs of fine-tuning, as CleanAI v5 ran them.
 SCENARIOS = {
     "ts2_resnet50_imagenet": (0.2, "local", 5),
@@ -42,7 +46,7 @@ def test_a_study_loads_and_expands_to_its_grid(name):
     study = load_study(STUDIES / f"{name}.yaml")
     with_metric, metrics, without, ratios, modes, steps = GRIDS[name]
     trials = study.trials()
-    assert len(trials) == (with_metric * metrics + without) * ratios * modes * steps
+    assert len(trials) == (with_metric * metrics + without) * ratios * modes * steps * DRAWS.get(name, 1)
     assert len({trial.trial_id for trial in trials}) == len(trials)
     assert study.name == name
     assert study.question.endswith("?")
@@ -78,6 +82,17 @@ def test_the_quickstart_has_the_samples_that_it_asks_for():
     assert len(roles.calibration) == 512
     assert not roles.calibration_withheld  # 512 is more than a fifth of the 1,438 training images
     assert len(roles.training) == 1438 - 144
+
+
+def test_the_research_study_asks_for_every_method_and_metric():
+    study = load_study(STUDIES / "research_fashion_mnist.yaml")
+    for names, registry in ((study.sweep.methods, METHODS), (study.sweep.coverage_metrics, METRICS)):
+        own = [name for name in registry.names() if registry.get(name).__module__.startswith("cleanai_ray.")]
+        assert sorted(names) == sorted(own)
+    # Without fine-tuning, seeds of the trials would repeat every method but random: the draws are the replicates.
+    assert study.finetune.epochs == 0
+    assert study.sweep.seeds == (0,)
+    assert len(study.data.calibration.seed) >= 3
 
 
 def test_weights_of_the_users_own_replace_training():
