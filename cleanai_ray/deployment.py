@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.compute as pc
 import yaml
+from torch import Tensor
 
 from cleanai_ray import results
 from cleanai_ray.api import PLAN_FILE, load_model
@@ -16,6 +18,8 @@ from cleanai_ray.models import build_model, example_input
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.registry import FORMATS
 from cleanai_ray.sections import ModelSection
+from cleanai_ray.study import parse_study
+from cleanai_ray.workspace import open_workspace
 
 
 def export_trial(run: RunDirectory, trial: str, format_name: str, out: Path | None = None) -> str:
@@ -29,6 +33,7 @@ def export_trial(run: RunDirectory, trial: str, format_name: str, out: Path | No
 
     Raises:
         ArtifactError: When the run, the trial or its model is not there, or the export does not agree with the model.
+        DataError: When the format needs calibration samples, and the data are not where the study file says.
     """
     export = FORMATS.get(format_name)
     trial_id = _find(run, trial)
@@ -36,15 +41,24 @@ def export_trial(run: RunDirectory, trial: str, format_name: str, out: Path | No
     dense = build_model(section.model_copy(update={"weights": None, "train": None}))
     model = load_model(dense, run, f"models/{trial_id}").eval()
     suffix = getattr(export, "suffix", f".{format_name}")
+    more = [_calibration_batches(run, trial_id)] if getattr(export, "needs_images", False) else []
     example = example_input(section, batch_size=2)
     if out is not None or run.is_local:
         target = out or run.local_path(f"exports/{trial_id}{suffix}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        return str(export(model, example, target))
+        return str(export(model, example, target, *more))
     with tempfile.TemporaryDirectory() as folder:
-        written = export(model, example, Path(folder) / f"{trial_id}{suffix}")
+        written = export(model, example, Path(folder) / f"{trial_id}{suffix}", *more)
         run.write_bytes(f"exports/{trial_id}{suffix}", written.read_bytes())
     return f"{run.location.rstrip('/')}/exports/{trial_id}{suffix}"
+
+
+def _calibration_batches(run: RunDirectory, trial_id: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Return the calibration samples of a trial: the study's data must be where its file says."""
+    study = parse_study(yaml.safe_load(run.read_text("study.yaml")))
+    draws = [study.draw_of(trial) for trial in study.trials() if trial.trial_id == trial_id]
+    draw = (draws or study.draws())[0]
+    return open_workspace(study.model_dump_json(), "cpu", draw).batches("calibration")
 
 
 def explain_trial(run: RunDirectory, trial: str) -> str:

@@ -12,6 +12,7 @@ from cleanai_ray.importance.base import create_method
 from cleanai_ray.keys import calibration_key, dense_key, trial_key
 from cleanai_ray.models import build_model
 from cleanai_ray.pruning.graph import ChannelGraph
+from cleanai_ray.quantization import require_quantization
 from cleanai_ray.study import Study
 from cleanai_ray.workspace import Workspace, open_workspace
 
@@ -42,6 +43,7 @@ def check_study(study: Study) -> Workspace:
         create_method(name, dict(study.sweep.method_options.get(name, {})))
     if study.evaluation.latency is not None:
         require_installed(study.evaluation.latency)
+    require_quantization(study.sweep.quantization)
     workspace = open_workspace(study.model_dump_json(), "cpu")
     section = study.model
     if section.weights == "pretrained":

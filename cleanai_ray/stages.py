@@ -14,7 +14,7 @@ from cleanai_ray import results
 from cleanai_ray.calibration_shards import calibrate_locally
 from cleanai_ray.dense_measures import DenseMeasures
 from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
-from cleanai_ray.evaluation.latency import compare_latency, measure_latency
+from cleanai_ray.evaluation.latency import compare_latency
 from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.evaluation_section import LatencySection
 from cleanai_ray.importance.base import create_method
@@ -22,6 +22,7 @@ from cleanai_ray.models import build_model
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.pruner import Pruner, PruneResult
+from cleanai_ray.quantization import Quantized
 from cleanai_ray.repair import RIDGES, RepairOutcome, repair
 from cleanai_ray.study import Study, Trial
 from cleanai_ray.training.context import LocalContext, TrainingContext
@@ -29,12 +30,11 @@ from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
 from cleanai_ray.training.train import train_dense
 from cleanai_ray.trial_clock import TrialClock
 from cleanai_ray.trial_columns import (
-    cost_columns,
     describe_repair,
     describe_trial,
-    latency_columns,
     skipped_by_repair,
 )
+from cleanai_ray.trial_quantization import measure_costs, quantize_trial
 from cleanai_ray.trial_scores import TrialScores
 from cleanai_ray.workspace import Workspace
 
@@ -69,8 +69,9 @@ class TrialOutcome:
         classes: Its rows of classes.parquet.
         history: Its rows of history.parquet.
         latency: Its rows of latency.parquet.
-        model: The pruned model after the last stage; None for a failed trial.
+        model: The pruned model after the last stage, in float; None for a failed trial.
         plan: What was removed; None for a failed trial.
+        quantized: The quantised model, where the trial asks for one.
     """
 
     row: dict[str, Any]
@@ -80,6 +81,7 @@ class TrialOutcome:
     latency: tuple[dict[str, Any], ...] = ()
     model: nn.Module | None = None
     plan: PruningPlan | None = None
+    quantized: Quantized | None = None
 
 
 def prepare_dense(workspace: Workspace, context: TrainingContext | None = None) -> DenseModel:
@@ -133,7 +135,7 @@ def run_trial(
     with clock.stage("prune"):
         pruned = _prune(workspace, trial, dense_model, measures)
     study = workspace.study
-    scores = TrialScores(workspace, dense_model, clock)
+    scores = TrialScores(workspace, dense_model, clock, is_quantized=trial.quantization != "none")
     scores.add("pruned", pruned.model)
     repaired: RepairOutcome | None = None
     if study.repair.is_on:
@@ -147,15 +149,15 @@ def run_trial(
             context.announce(pruned.model)
             tuned = fine_tune_trial(workspace, trial, pruned.model, dense_model, context)
         scores.add("finetuned", pruned.model)
-    latency = _measure_latency(workspace, dense_model, pruned.model, clock)
+    quantized = quantize_trial(workspace, trial, pruned.model, scores, clock)
+    latency, costs = measure_costs(workspace, trial, dense_model, pruned.model, quantized, clock)
     row = {
         **describe_trial(study, trial),
         "status": results.OK,
         "warnings": [*pruned.plan.warnings, *(skipped_by_repair(repaired.skipped) if repaired else [])],
         **scores.columns(dense.accuracy),
         "repair": describe_repair(repaired.chosen) if repaired else None,
-        **cost_columns(dense_model, pruned.model, workspace.example_input()),
-        **latency_columns(latency),
+        **costs,
         "channel_ratio_achieved": pruned.plan.channel_ratio,
         **_circumstances(workspace, clock, tuned),
     }
@@ -168,6 +170,7 @@ def run_trial(
         latency=tuple({**name, **entry} for entry in latency),
         model=pruned.model,
         plan=pruned.plan,
+        quantized=quantized,
     )
 
 
@@ -250,14 +253,3 @@ def fine_tune_trial(
         # Weights that came from elsewhere have most likely seen the images that validate here.
         start_competes=workspace.study.model.train is not None,
     )
-
-
-def _measure_latency(
-    workspace: Workspace, dense: nn.Module, pruned: nn.Module, clock: TrialClock
-) -> list[dict[str, Any]]:
-    section = workspace.study.evaluation.latency
-    if section is None:
-        return []
-    models = {"dense": dense, "pruned": pruned}
-    with clock.stage("evaluate"):
-        return measure_latency(models, workspace.example_input(), section, device=workspace.device)

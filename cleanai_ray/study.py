@@ -32,7 +32,7 @@ from cleanai_ray.sections import (
     Seed,
 )
 from cleanai_ray.study_messages import describe, name_among, show
-from cleanai_ray.sweep_section import Budget, SweepSection
+from cleanai_ray.sweep_section import Budget, Quantization, SweepSection
 
 
 def digest(value: Any) -> str:
@@ -54,6 +54,7 @@ class Trial(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     calibration_samples: PositiveInt | None = None
     calibration_seed: Seed | None = None
+    quantization: Quantization = "none"
 
     @model_validator(mode="after")
     def _check_amount(self) -> Trial:
@@ -70,9 +71,9 @@ class Trial(Section):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that defines the trial; of the calibration's draw, what the study sweeps."""
-        swept = ("calibration_samples", "calibration_seed")
-        return self.model_dump(exclude={name for name in swept if getattr(self, name) is None})
+        """Everything that defines the trial; its quantisation and the calibration's draw where a study sweeps them."""
+        swept = {"calibration_samples": None, "calibration_seed": None, "quantization": "none"}
+        return self.model_dump(exclude={name for name, unswept in swept.items() if getattr(self, name) == unswept})
 
     @property
     def scoring_seed(self) -> int:
@@ -85,7 +86,8 @@ class Trial(Section):
         amount = f"r{self.ratio:g}" if self.budget is None else f"{self.budget.resource}{self.budget.limit:g}"
         samples = None if self.calibration_samples is None else f"n{self.calibration_samples}"
         draw = None if self.calibration_seed is None else f"draw{self.calibration_seed}"
-        words = [self.method, self.coverage_metric, self.mode, amount, samples, draw, digest(self.identity)[:8]]
+        bits = None if self.quantization == "none" else self.quantization
+        words = [self.method, self.coverage_metric, self.mode, amount, samples, draw, bits, digest(self.identity)[:8]]
         return "-".join(word for word in words if word)
 
 
@@ -188,7 +190,7 @@ class Study(Section):
         return CalibrationDraw(first.samples if samples is None else samples, first.seed if seed is None else seed)
 
     def trials(self) -> tuple[Trial, ...]:
-        """Expand the grid into trials, in the order of the study file; draws of the calibration samples come last."""
+        """Expand the grid into trials, in the order of the study file; draws, then quantisations, come last."""
         sweep, calibration = self.sweep, self.data.calibration
         is_swept = {"samples": isinstance(calibration.samples, tuple), "seed": isinstance(calibration.seed, tuple)}
         draws = [
@@ -200,10 +202,11 @@ class Study(Section):
         for method in sweep.methods:
             metrics = sweep.coverage_metrics if _uses_coverage_metric(sweep, method) else (None,)
             options = sweep.method_options.get(method, {})
-            for metric, amount, mode, steps, seed, draw in itertools.product(
-                metrics, amounts, sweep.modes, sweep.steps, sweep.seeds, draws
+            for metric, amount, mode, steps, seed, draw, bits in itertools.product(
+                metrics, amounts, sweep.modes, sweep.steps, sweep.seeds, draws, sweep.quantization
             ):
                 cell = {"mode": mode, "steps": steps, "seed": seed, "options": options, **amount, **draw}
+                cell["quantization"] = bits
                 trials.append(Trial(method=method, coverage_metric=metric, **cell))
         return tuple(trials)
 

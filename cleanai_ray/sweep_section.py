@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from cleanai_ray.sections import Fraction, Mode, Ratio, Section
+
+Quantization = Literal["none", "int8", "bf16"]
 
 
 class Budget(Section):
@@ -60,6 +62,11 @@ class SweepSection(Section):
     modes: tuple[Mode, ...] = Field(("local",), min_length=1, description="How scores are compared.")
     steps: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="Iterative pruning steps.")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="Seeds of each trial.")
+    quantization: tuple[Quantization, ...] = Field(
+        ("none",),
+        min_length=1,
+        description="After the last stage: none, int8 (onnxruntime's; extra: cleanai-ray[onnx]) or bf16 (torch's).",
+    )
     method_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Options of a method, by its name."
     )
@@ -73,7 +80,7 @@ class SweepSection(Section):
                 f"sweep.ratios starts with {self.ratios[0]} and sweep.budgets with {self.budgets[0]}; "
                 "allowed: entries in one of them"
             )
-        for name in ("methods", "coverage_metrics", "ratios", "budgets", "modes", "steps", "seeds"):
+        for name in ("methods", "coverage_metrics", "ratios", "budgets", "modes", "steps", "seeds", "quantization"):
             values = getattr(self, name)
             repeated = next((value for value in values if values.count(value) > 1), None)
             if repeated is not None:

@@ -12,6 +12,7 @@ from cleanai_ray.evaluation.accuracy import Accuracy
 from cleanai_ray.evaluation.comparison import Comparison
 from cleanai_ray.evaluation.complexity import measure_complexity
 from cleanai_ray.evaluation.significance import is_near_chance, mcnemar_p, wilson_interval
+from cleanai_ray.quantization import Quantized
 from cleanai_ray.study import Study, Trial
 
 
@@ -30,6 +31,7 @@ def describe_trial(study: Study, trial: Trial) -> dict[str, Any]:
         "seed": trial.seed,
         "calibration_samples": draw.samples,
         "calibration_seed": draw.seed,
+        "quantization": trial.quantization,
     }
 
 
@@ -47,14 +49,14 @@ def skipped_by_repair(layers: Sequence[str]) -> list[str]:
     return [f"weight compensation leaves out {', '.join(layers)}"] if layers else []
 
 
-def latency_columns(latency: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the columns of results.parquet that latency.parquet's rows of one trial give: those of eager torch."""
-    eager = [entry for entry in latency if entry["backend"] == "eager"]
-    if not eager:
+def latency_columns(latency: list[dict[str, Any]], backend: str = "eager") -> dict[str, Any]:
+    """Return the columns of results.parquet that latency.parquet's rows of one trial give: those of one back end."""
+    rows = [entry for entry in latency if entry["backend"] == backend]
+    if not rows:
         return {}
-    largest = max(entry["batch_size"] for entry in eager)
-    columns: dict[str, Any] = {"num_threads": eager[0]["num_threads"]}
-    for entry in eager:
+    largest = max(entry["batch_size"] for entry in rows)
+    columns: dict[str, Any] = {"num_threads": rows[0]["num_threads"], "latency_backend": backend}
+    for entry in rows:
         suffix = "_dense" if entry["variant"] == "dense" else ""
         if entry["batch_size"] == 1:
             columns[f"latency_ms_b1_p50{suffix}"] = entry["latency_ms_p50"]
@@ -66,12 +68,17 @@ def latency_columns(latency: list[dict[str, Any]]) -> dict[str, Any]:
     return columns
 
 
-def cost_columns(dense: nn.Module, pruned: nn.Module, example_input: Tensor) -> dict[str, int]:
-    """Return parameters, MACs and file size of both models."""
+def cost_columns(
+    dense: nn.Module, pruned: nn.Module, example_input: Tensor, quantized: Quantized | None = None
+) -> dict[str, int]:
+    """Return parameters, MACs and file size of both models, and of the quantised one's file where there is one."""
     columns: dict[str, int] = {}
     for suffix, model in (("_dense", dense), ("", pruned)):
         complexity = asdict(measure_complexity(model, example_input))
         columns |= {f"{name}{suffix}": complexity[name] for name in ("params", "macs", "size_bytes")}
+    columns["size_bytes_float"] = columns["size_bytes"]
+    if quantized is not None:
+        columns["size_bytes"] = len(quantized.content)
     return columns
 
 
@@ -79,7 +86,7 @@ def accuracy_columns(dense: Accuracy, scores: Mapping[str, Accuracy]) -> dict[st
     """Return what the dense model scores, and the pruned one after each stage that ran, in their order."""
     stages = {
         f"accuracy_{stage}": scores[stage].accuracy if stage in scores else None
-        for stage in ("pruned", "repaired", "finetuned")
+        for stage in ("pruned", "repaired", "finetuned", "quantized")
     }
     last = list(scores.values())[-1]
     return {

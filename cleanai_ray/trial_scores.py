@@ -14,7 +14,7 @@ from cleanai_ray.workspace import Workspace
 
 
 class TrialScores:
-    """Scores a trial's model after each of its stages: `pruned`, `repaired` and `finetuned`, as far as they run.
+    """Scores a trial's model after each stage that runs: `pruned`, `repaired`, `finetuned` and `quantized`.
 
     After the last one the dense model is run beside it: a second forward pass for each image, which is read and decoded
     once, instead of a file of outputs by image that has to be kept in step with what could be read.
@@ -23,12 +23,13 @@ class TrialScores:
         workspace: The opened study, which says what stages there are.
         dense: The dense model on the workspace's device; it is not changed.
         clock: Told of the time.
+        is_quantized: Whether the trial has the stage `quantized`.
     """
 
-    def __init__(self, workspace: Workspace, dense: nn.Module, clock: TrialClock) -> None:
+    def __init__(self, workspace: Workspace, dense: nn.Module, clock: TrialClock, is_quantized: bool = False) -> None:
         study = workspace.study
         ahead = {"pruned": True, "repaired": study.repair.is_on, "finetuned": study.finetune.epochs > 0}
-        self._last = [name for name, runs in ahead.items() if runs][-1]
+        self._last = [name for name, runs in {**ahead, "quantized": is_quantized}.items() if runs][-1]
         self._workspace = workspace
         self._dense = dense
         self._clock = clock

@@ -187,6 +187,8 @@ class TestTrialId:
             {"seed": 1},
             {"calibration_samples": 64},
             {"calibration_seed": 0},
+            {"quantization": "int8"},
+            {"quantization": "bf16"},
             {"options": {"k": 1}},
             {"options": {"k": 2}},
         ]

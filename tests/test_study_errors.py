@@ -75,6 +75,10 @@ def message_of(path: Path, *overrides: str) -> str:
             ["evaluation.latency.backends=[eager, tvm]"],
             "evaluation.latency.backends[1] is 'tvm'; allowed: 'eager' or 'compile' or 'onnxruntime'",
         ),
+        (
+            ["sweep.quantization=[none, int4]"],
+            "sweep.quantization[1] is 'int4'; allowed: 'none' or 'int8' or 'bf16'",
+        ),
         (["finetune.optimizer=adam"], "finetune.optimizer is 'adam'; allowed: 'sgd' or 'adamw'"),
         (["output.save_models=false"], "output.save_models is false; allowed: 'none' or 'best' or 'all'"),
         (
@@ -131,6 +135,7 @@ def message_of(path: Path, *overrides: str) -> str:
         ),
         # values that are listed twice
         (["sweep.ratios=[0.3, 0.5, 0.3]"], "sweep.ratios holds 0.3 twice; allowed: each value once"),
+        (["sweep.quantization=[int8, int8]"], "sweep.quantization holds int8 twice; allowed: each value once"),
         (["sweep.methods=[wanda, wanda]"], "sweep.methods holds wanda twice; allowed: each value once"),
         (
             [NO_RATIOS, "sweep.budgets=[{macs: 0.5}, {macs: 0.5}]"],

@@ -115,6 +115,7 @@ def test_the_latency_of_a_trial_is_that_of_eager_torch_whatever_else_was_timed()
     ]
     assert latency_columns(rows) == {
         "num_threads": 2,
+        "latency_backend": "eager",
         "latency_ms_b1_p50_dense": 54.0,
         "latency_ms_b1_p50": 54.0,
         "latency_ms_b1_p90": 94.0,

@@ -37,10 +37,11 @@ class AverageRanks:
 
 def average_ranks(study: StudyFrames) -> AverageRanks | None:
     """Return the mean ranks of a study's methods; None below `FEWEST_METHODS` or `FEWEST_CELLS` to rank them in."""
-    labels = sorted(set(study.ok["label"]))
+    trials = study.ok.filter(pl.col("quantization") == study.base_quantization)
+    labels = sorted(set(trials["label"]))
     if len(labels) < FEWEST_METHODS:
         return None
-    cells = study.ok.group_by([*_CELL, "label"]).agg(pl.mean("accuracy"))
+    cells = trials.group_by([*_CELL, "label"]).agg(pl.mean("accuracy"))
     wide = cells.pivot(on="label", index=_CELL, values="accuracy").select(labels).drop_nulls()
     return rank_cells(wide.to_numpy(), labels) if len(wide) >= FEWEST_CELLS else None
 

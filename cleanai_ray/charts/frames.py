@@ -88,7 +88,10 @@ class StudyFrames:
 
     @cached_property
     def trials(self) -> pl.DataFrame:
-        """Every trial with a label and, in `amount`, its ratio or budget in words (sorted by `amount_order`)."""
+        """Every trial with a label and, in `amount`, what was asked for in words (sorted by `amount_order`).
+
+        That is its ratio or budget, and its quantisation where it has one.
+        """
         return _describe(self.results)
 
     @cached_property
@@ -141,6 +144,15 @@ class StudyFrames:
         return {name: values[0] if len(values) else None for name, values in facts.items()}
 
     @cached_property
+    def base_quantization(self) -> str:
+        """The quantisation of the trials that methods are compared by: none where the study has such trials.
+
+        Quantised trials of the same pruned model are no further evidence on what chose its channels.
+        """
+        found = self.trials["quantization"]
+        return "none" if "none" in found else str(found[0])
+
+    @cached_property
     def chance(self) -> float | None:
         """Accuracy of guessing: 1 / number of classes."""
         classes = self.results["num_classes"].drop_nulls()
@@ -176,14 +188,18 @@ def as_mapping(value: Any) -> Mapping[str, Any]:
 def _describe(results: pl.DataFrame) -> pl.DataFrame:
     method = pl.col("method").fill_null("unknown")
     label = pl.concat_str([method, pl.col("coverage_metric")], separator="/", ignore_nulls=True)
-    amounts = results.select("ratio", "requested_budget").rows()
-    words = [amount_text(ratio, budget) for ratio, budget in amounts]
-    order = [(0, "", ratio) if budget is None else (1, *_budget_order(budget)) for ratio, budget in amounts]
-    rank = {key: position for position, key in enumerate(sorted(set(order), key=lambda key: (*key[:2], key[2] or 0)))}
+    asked = results.select("ratio", "requested_budget", pl.col("quantization").fill_null("none")).rows()
+    words = [amount_text(ratio, budget) + ("" if bits == "none" else f", {bits}") for ratio, budget, bits in asked]
+    order = [
+        (*((0, "", ratio or 0.0) if budget is None else (1, *_budget_order(budget))), bits != "none", bits)
+        for ratio, budget, bits in asked
+    ]
+    rank = {key: position for position, key in enumerate(sorted(set(order)))}
     return results.with_columns(
         method,
         pl.coalesce("label", label).alias("label"),
         pl.col("mode").fill_null("local"),
+        pl.col("quantization").fill_null("none"),
         pl.Series("amount", words, dtype=pl.String),
         pl.Series("amount_order", [rank[key] for key in order], dtype=pl.Int64),
     )

@@ -19,6 +19,7 @@ _STAGES = {
     "scoring and surgery": ("seconds_prune", "#332288"),
     "repair": ("seconds_repair", "#0072b2"),
     "fine-tuning": ("seconds_finetune", "#e69f00"),
+    "quantisation": ("seconds_quantize", "#cc79a7"),
     "evaluation": ("seconds_evaluate", "#c3cad1"),
 }
 

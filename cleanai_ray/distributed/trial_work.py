@@ -17,6 +17,7 @@ from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.backends import require_backends
 from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.keys import trial_key
+from cleanai_ray.quantization import require_quantization
 from cleanai_ray.stages import DenseModel, TrialOutcome, failed_outcome, run_trial
 from cleanai_ray.study import Study, Trial
 from cleanai_ray.training.context import TrainingContext
@@ -61,12 +62,13 @@ class SweepInputs:
     def send(self, trial: Trial, outcome: TrialOutcome) -> None:
         """Have a trial written: its record, and its model where it is to be kept."""
         record = {name: getattr(outcome, name) for name in RECORDED}
-        plan = weights = None
+        plan = weights = quantized = None
         is_wanted = outcome.model is not None and ray.get(self.writer.wants_model.remote(outcome.row))
         if is_wanted and outcome.model is not None and outcome.plan is not None:
             weights = safetensors_bytes(outcome.model)
             plan = outcome.plan.with_weights(weights).to_json()
-        ray.get(self.writer.write.remote(record, self.key(trial), plan, weights))
+            quantized = outcome.quantized and (outcome.quantized.file, outcome.quantized.content)
+        ray.get(self.writer.write.remote(record, self.key(trial), plan, weights, quantized))
 
 
 def carry_out(
@@ -91,6 +93,7 @@ def carry_out(
         workspace = open_workspace(inputs.study.model_dump_json(), device, draw)
         if inputs.study.evaluation.latency is not None:
             require_backends(inputs.study.evaluation.latency, workspace.device)
+        require_quantization([trial.quantization])
         model = dense_model_of(workspace, dense)
         measures = ray.get(inputs.measures[draw])
         outcome = run_trial(workspace, trial, dense, model, measures, make_context(workspace))

@@ -116,13 +116,30 @@ class RunWriter:
             return all(rank(row) < rank(other) for other in list(self._saved.values()))
         return self._save_models == "all"
 
-    def write(self, record: Record, inputs: str, plan: str | None, weights: bytes | None) -> None:
-        """Write a trial: its model if it comes with one, its record, and the marker of a trial that succeeded."""
+    def write(
+        self,
+        record: Record,
+        inputs: str,
+        plan: str | None,
+        weights: bytes | None,
+        quantized: tuple[str, bytes] | None = None,
+    ) -> None:
+        """Write a trial: its model if it comes with one, its record, and the marker of a trial that succeeded.
+
+        Args:
+            record: What the tables will say of it.
+            inputs: The digest of its inputs.
+            plan: The plan of its model.
+            weights: Its weights, in float.
+            quantized: Name and content of the quantised model's file.
+        """
         row = record["row"]
         trial_id = row["trial_id"]
         with self._lock:
             if plan is not None and weights is not None and self.wants_model(row):
                 folder = model_folder(trial_id)
+                if quantized is not None:
+                    self._run.write_bytes(f"{folder}/{quantized[0]}", quantized[1])
                 self._run.write_bytes(f"{folder}/{WEIGHTS_FILE}", weights)
                 self._run.write_text(f"{folder}/{PLAN_FILE}", plan)
                 self._saved[trial_id] = row

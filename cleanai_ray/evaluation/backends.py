@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cleanai_ray.errors import ArtifactError, EvaluationError
 from cleanai_ray.evaluation_section import LatencySection
 from cleanai_ray.export.onnx import open_session, require_packages, to_onnx
+from cleanai_ray.quantization.onnx_model import OnnxModel
 
 _FIELD = "evaluation.latency.backends"
 
@@ -96,12 +97,13 @@ def _compiled(models: Mapping[str, nn.Module], batch: Tensor) -> Mapping[str, Fo
 
 
 def _sessions(models: Mapping[str, nn.Module], example_input: Tensor, threads: int) -> Mapping[str, Forward]:
-    """Translate models to ONNX, each to a session of onnxruntime's on the CPU."""
+    """Translate models to ONNX, unless that is what they are, each to a session of onnxruntime's on the CPU."""
     forwards: dict[str, Forward] = {}
     for name, model in models.items():
         try:
             require_packages()
-            run = open_session(to_onnx(model, example_input), threads=threads)
+            content = model.content if isinstance(model, OnnxModel) else to_onnx(model, example_input)
+            run = open_session(content, threads=threads)
         except ArtifactError as error:
             raise EvaluationError(f"{_FIELD} has onnxruntime: the {name} model: {error}") from error
         forwards[name] = run

@@ -28,11 +28,17 @@ _CHECK_BATCH = 3
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def file_suffix(suffix: str) -> Callable[[F], F]:
-    """Return a decorator that notes an export format's usual file suffix as the function's `suffix`."""
+def file_suffix(suffix: str, *, needs_images: bool = False) -> Callable[[F], F]:
+    """Return a decorator that notes an export format's usual file suffix as the function's `suffix`.
+
+    Args:
+        suffix: The suffix, with its dot.
+        needs_images: Whether the function takes calibration batches after the path; noted under the same name.
+    """
 
     def decorate(function: F) -> F:
         function.suffix = suffix  # type: ignore[attr-defined]
+        function.needs_images = needs_images  # type: ignore[attr-defined]
         return function
 
     return decorate

@@ -137,7 +137,7 @@ class _Search:
             best.result,
             plan=replace(
                 plan,
-                request={**plan.request, **self._trial.model_dump(mode="json")},
+                request={**plan.request, **self._trial.model_dump(mode="json", exclude={"quantization"})},
                 achieved={
                     **plan.achieved,
                     "latency": {**best.latency, "macs_asked": best.asked, "num_models_timed": self._num_timed},

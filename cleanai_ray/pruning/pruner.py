@@ -195,7 +195,7 @@ class Pruner:
             model=identify(self._dense, self._graph.example_inputs),
             groups=tuple(_group_plan(group, kept[name]) for name, group in self._dense_groups.items()),
             request={
-                **self._trial.model_dump(mode="json"),
+                **self._trial.model_dump(mode="json", exclude={"quantization"}),
                 **({"by_price": True} if self._by_price else {}),
                 "bounds": {**self._bounds.model_dump(mode="json"), "ignored_layers": list(self._ignored_layers)},
             },

@@ -17,7 +17,10 @@ STAGES = {"final": "accuracy", "pruned": "accuracy_pruned", "repaired": "accurac
 
 
 def gather(studies: Mapping[str, StudyFrames]) -> pl.DataFrame:
-    """Return every trial, the failed ones included, with its cell and its accuracies in percentage points.
+    """Return the trials, the failed ones included, with their cells and their accuracies in percentage points.
+
+    Of each study those of one quantisation (`StudyFrames.base_quantization`): the others start from the same pruned
+    models, and would count them again.
 
     Columns: `CELL`, `seed` (the replicate: trials of one share their seed and the draw of the calibration samples),
     `trial_seed`, `samples` and `draw` (number of calibration samples and seed of their draw; null: not known), label,
@@ -39,7 +42,7 @@ def _trials(name: str, study: StudyFrames) -> pl.DataFrame:
     seed = pl.struct(replicate).rank("dense").cast(pl.Int64) if drawn.n_unique() > 1 else pl.col("trial_seed")
     is_ok = (pl.col("status") == OK) & pl.col("accuracy").is_not_null()
     points = [pl.when(is_ok).then(100 * pl.col(column)).alias(stage) for stage, column in STAGES.items()]
-    return own.select(
+    return own.filter(pl.col("quantization") == study.base_quantization).select(
         pl.lit(name).alias("study"),
         "amount",
         "mode",

@@ -23,6 +23,7 @@ from cleanai_ray.report.blocks import (
 )
 from cleanai_ray.report.executive import answer_blocks, findings_section
 from cleanai_ray.report.findings import Findings, Headline
+from cleanai_ray.report.quantization import quantization_blocks, quantization_costs
 from cleanai_ray.report.reproduction import reproduction_section, run_facts
 from cleanai_ray.report.risks import CHECKED
 from cleanai_ray.report.trial_table import MAX_TRIALS, SIGNIFICANT, trial_table
@@ -136,6 +137,9 @@ def _summary(study: StudyFrames, findings: Findings) -> Section:
             "95 % intervals are disjoint."
         )
         blocks += [Heading("Best at every ratio and budget"), tables.cells(findings), Paragraph(note, is_small=True)]
+    costs = quantization_costs(study)
+    if costs:
+        blocks += [Heading("Quantisation"), *quantization_blocks(costs)]
     if findings.ranking:
         blocks += [
             Heading("Methods compared"),

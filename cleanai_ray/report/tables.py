@@ -137,6 +137,7 @@ def stages(best: dict[str, Any]) -> Table:
         ("after surgery", "accuracy_pruned", "seconds_prune"),
         ("after repair", "accuracy_repaired", "seconds_repair"),
         ("after fine-tuning", "accuracy_finetuned", "seconds_finetune"),
+        ("after quantisation", "accuracy_quantized", "seconds_quantize"),
     )
     rows = []
     for name, column, seconds in steps:

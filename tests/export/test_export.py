@@ -69,8 +69,8 @@ def in_a_fresh_process(code: str, *arguments: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_three_formats_are_registered() -> None:
-    assert FORMATS.names() == ("onnx", "state_dict", "torch_export")
+def test_the_formats_are_registered() -> None:
+    assert FORMATS.names() == ("onnx", "onnx_int8", "state_dict", "torch_export")
     assert all(FORMATS.summaries().values())
 
 
