@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "make setup: '$(PYTHON)' cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,onnx]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,onnx,detection,language]'
 	@touch $@
 
 quickstart: setup

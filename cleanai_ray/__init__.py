@@ -11,10 +11,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cleanai_ray.api import PruneResult, apply_plan, calibrate, load, measure_sensitivity, prune, save
+    from cleanai_ray.api import (
+        PruneResult,
+        apply_plan,
+        calibrate,
+        evaluate,
+        fine_tune,
+        load,
+        measure_sensitivity,
+        prune,
+        save,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["PruneResult", "apply_plan", "calibrate", "load", "measure_sensitivity", "prune", "save"]
+__all__ = [
+    "PruneResult",
+    "apply_plan",
+    "calibrate",
+    "evaluate",
+    "fine_tune",
+    "load",
+    "measure_sensitivity",
+    "prune",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

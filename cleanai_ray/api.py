@@ -2,43 +2,62 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import safetensors
-import safetensors.torch
-import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.coverage.base import needs_sections
-from cleanai_ray.errors import ArtifactError, PruningError
+from cleanai_ray.errors import PruningError
 from cleanai_ray.evaluation.latency import compare_latency
-from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.evaluation_section import LatencySection
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.pruning.curves import SensitivityCurves
-from cleanai_ray.pruning.graph import ChannelGraph
 from cleanai_ray.pruning.latency_budget import prune_to_budget
-from cleanai_ray.pruning.plan import PruningPlan
-from cleanai_ray.pruning.pruner import Pruner, PruneResult, Remeasure, identify
+from cleanai_ray.pruning.pruner import Pruner, PruneResult, Remeasure
 from cleanai_ray.repair import repair as repair_model
-from cleanai_ray.repair.consumers import add_biases
+from cleanai_ray.saving import apply_plan, load, save
 from cleanai_ray.sections import CalibrationSection, PruningSection, Section
 from cleanai_ray.sensitivity import measure_sensitivity
-from cleanai_ray.statistics import ActivationStatistics, calibrate
+from cleanai_ray.statistics import ActivationStatistics
+from cleanai_ray.statistics import calibrate as collect_statistics
 from cleanai_ray.statistics.calibration import Batch, Loss
 from cleanai_ray.study import Trial
 from cleanai_ray.study_messages import describe
+from cleanai_ray.tasks.base import Task, find_task
+from cleanai_ray.tuning import evaluate, fine_tune
 
 S = TypeVar("S", bound=Section)
 CompareModels = Callable[[nn.Module, nn.Module], float]
 
-PLAN_FILE, WEIGHTS_FILE = "plan.json", "weights.safetensors"
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    loss: Loss | None = None,
+    task: str | Task = "classification",
+    **options: Any,
+) -> ActivationStatistics:
+    """Run a model over batches and return the statistics of its activations. The model is left as it was.
+
+    Args:
+        model: The model; it is run in eval mode on the device of its parameters.
+        batches: Inputs [N, ...], or pairs (inputs, targets), of which targets are used for gradients only.
+        loss: Mean loss of (output of the task's `network`, targets) for gradients; the task's by default.
+        task: What the model is for, as in `prune`.
+        **options: `threshold`, `top_k`, `sections`, `outputs`, `gradients` and `squared_gradients`, as
+            `cleanai_ray.statistics.calibrate` documents them.
+
+    Raises:
+        CalibrationError: When an argument is not allowed, or a batch cannot be run; the message says which samples it
+            holds.
+    """
+    task = find_task(task)
+    own = None if loss else task.network_loss
+    return collect_statistics(task.network(model), batches, loss=loss, model_loss=own, **options)
 
 
 def prune(
@@ -64,13 +83,14 @@ def prune(
     repair: bool | str = False,
     loss: Loss | None = None,
     latency: Mapping[str, Any] | CompareModels | None = None,
+    task: str | Task = "classification",
 ) -> PruneResult:
     """Return a smaller copy of a model, and the plan that made it. The model given is not changed.
 
     Args:
         model: The trained model.
         example_inputs: One input batch, or a tuple that holds just it, on the model's device.
-        batches: Images [N, ...] or (images, targets). A generator is read into memory, since they may be read again.
+        batches: Inputs [N, ...] or (inputs, targets). A generator is read into memory, since they may be read again.
         method: A name of `cleanai list methods`.
         mode: `local`, `global` or `isomorphic`.
         ratio: Share of channels to remove, in (0, 1). Either this or `budget`.
@@ -87,21 +107,24 @@ def prune(
         min_channels: No group keeps fewer channels.
         method_options: Options of the method, for instance {"variant": "producer"}.
         repair: Training-free repair: True or "auto" (judged by images held back), "closed_form", "sequential" or False.
-        loss: Mean loss of (output, targets) for gradient-based methods; cross-entropy by default.
+        loss: Mean loss of (output, targets) for gradient-based methods; the task's by default.
         latency: Keys of `evaluation.latency`, or a function (dense, pruned) that returns the ratio of their latencies.
+        task: What the model is for: `classification`, `segmentation`, `detection`, `language_modelling`, or a `Task`.
 
     Raises:
-        RegistryError, StudyError: When a method or metric is unknown, or an option does not fit the method.
+        RegistryError, StudyError: When a method, metric or task is unknown, or an option does not fit the method.
         PruningError: When an argument is not allowed, or the model cannot be pruned as asked.
     """
     compensation = _compensation(repair, batches)
     trial = _trial(method, coverage_metric, ratio, budget, mode, steps, seed, method_options)
-    bounds = _bounds(layer_ratios, ignored_layers, max_ratio, round_to, min_channels)
+    task = find_task(task)
+    ignored = dict.fromkeys([*ignored_layers, *task.ignored_layers(model)])
+    bounds = _bounds(layer_ratios, tuple(ignored), max_ratio, round_to, min_channels)
     scoring = create_method(method, trial.options)
     if compensation or scoring.needs_curves or scoring.remeasures:
         batches = _readable_again(batches)
-    result = _pruned(model, example_inputs, batches, trial, bounds, stats, curves, loss, latency)
-    return _repaired(model, result, batches, compensation)
+    result = _pruned(model, example_inputs, batches, trial, bounds, stats, curves, loss, latency, task)
+    return _repaired(model, result, batches, compensation, task)
 
 
 def _pruned(
@@ -114,19 +137,23 @@ def _pruned(
     curves: SensitivityCurves | None,
     loss: Loss | None,
     latency: Mapping[str, Any] | CompareModels | None,
+    task: Task,
 ) -> PruneResult:
     """Measure what the method reads and was not given, and prune."""
-    measure = None if batches is None else _measurement(trial, batches, loss)
+    network = task.network(model)
+    measure = None if batches is None else _measurement(trial, batches, loss, task)
     method = create_method(trial.method, trial.options)
     if stats is None and measure is not None and method.needs_statistics:
-        stats = measure(model)
+        stats = measure(network)
     if curves is None and batches is not None and method.needs_curves:
-        curves = measure_sensitivity(model, example_inputs, batches, ignored_layers=bounds.ignored_layers)
+        curves = measure_sensitivity(network, example_inputs, batches, ignored_layers=bounds.ignored_layers)
 
     def prune_as(part: Trial) -> PruneResult:
-        return Pruner(
-            model, example_inputs, part, bounds=bounds, statistics=stats, remeasure=measure, curves=curves
+        result = Pruner(
+            network, example_inputs, part, bounds=bounds, statistics=stats, remeasure=measure, curves=curves
         ).run()
+        identity = result.plan.model if task.name == "classification" else {**result.plan.model, "task": task.name}
+        return replace(result, model=task.restored(result.model), plan=replace(result.plan, model=identity))
 
     return prune_to_budget(prune_as, trial, bounds, lambda small: _compare(model, small, example_inputs, latency))
 
@@ -136,12 +163,12 @@ def _readable_again(batches: Iterable[Batch] | None) -> Iterable[Batch] | None:
 
 
 def _repaired(
-    model: nn.Module, result: PruneResult, batches: Iterable[Batch] | None, compensation: str | None
+    model: nn.Module, result: PruneResult, batches: Iterable[Batch] | None, compensation: str | None, task: Task
 ) -> PruneResult:
     if compensation is None or batches is None:
         return result
     norms = "auto" if compensation == "auto" else "relative"
-    outcome = repair_model(model, result, batches, compensation=compensation, batch_norm=norms)
+    outcome = repair_model(model, result, batches, compensation=compensation, batch_norm=norms, task=task)
     return replace(result, model=outcome.model)
 
 
@@ -217,83 +244,30 @@ def _checked(section: type[S], **values: Any) -> S:
         raise PruningError(describe(error, section)) from None
 
 
-def _measurement(trial: Trial, batches: Iterable[Batch], loss: Loss | None) -> Remeasure:
+def _measurement(trial: Trial, batches: Iterable[Batch], loss: Loss | None, task: Task) -> Remeasure:
     """Return the function that calibrates a model as the trial's method needs it."""
     method = create_method(trial.method, trial.options)
     sections = CalibrationSection().sections if needs_sections(trial.coverage_metric) else None
-    return lambda model: calibrate(
-        model,
+    return lambda network: collect_statistics(
+        network,
         batches,
         sections=sections,
         outputs=method.needs_outputs,
         gradients=method.needs_gradients,
         squared_gradients=method.needs_squared_gradients,
         loss=loss,
+        model_loss=None if loss else task.network_loss,
     )
 
 
-def save(result: PruneResult, location: str | os.PathLike[str]) -> None:
-    """Write a pruned model as plan.json and weights.safetensors into a folder or URL. Nothing is pickled."""
-    save_model(result.model, result.plan, RunDirectory(location))
-
-
-def save_model(model: nn.Module, plan: PruningPlan, run: RunDirectory, folder: str = "") -> None:
-    """Write a pruned model below a folder of a run directory: weights first, the plan that names them last."""
-    content = safetensors_bytes(model)
-    prefix = f"{folder}/" if folder else ""
-    run.write_bytes(prefix + WEIGHTS_FILE, content)
-    run.write_text(prefix + PLAN_FILE, plan.with_weights(content).to_json())
-
-
-def load(location: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.Module:
-    """Read a pruned model.
-
-    Args:
-        location: Folder or URL that `save` wrote to.
-        factory: Builds the dense architecture (its weights do not matter).
-
-    Raises:
-        ArtifactError: When files are missing, corrupted, cut off, or belong to another architecture.
-    """
-    return load_model(factory(), RunDirectory(location))
-
-
-def load_model(dense: nn.Module, run: RunDirectory, folder: str = "") -> nn.Module:
-    """Read what `save_model` wrote, into the architecture of a dense model."""
-    prefix = f"{folder}/" if folder else ""
-    plan = PruningPlan.from_json(run.read_text(prefix + PLAN_FILE))
-    content = run.read_bytes(prefix + WEIGHTS_FILE)
-    if hashlib.sha256(content).hexdigest() != plan.model.get("weights_sha256"):
-        raise ArtifactError(f"'{prefix}{WEIGHTS_FILE}' in '{run.location}' is corrupted, cut off, or not of this plan")
-    model = apply_plan(dense, plan)
-    try:
-        state = safetensors.torch.load(content)
-        add_biases(model, sorted(state))
-        model.load_state_dict(state, strict=True)
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        raise ArtifactError(f"the weights do not fit the pruned model: {' '.join(str(error).split())}") from error
-    return model
-
-
-def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
-    """Return a pruned copy of a dense model.
-
-    Raises:
-        ArtifactError: When the plan was made for another architecture.
-    """
-    device = next((value.device for value in dense.parameters()), torch.device("cpu"))
-    inputs = tuple(torch.zeros(shape, device=device) for shape in plan.model["example_inputs"])
-    found = identify(dense, inputs)
-    if found["shapes"] != plan.model["shapes"]:
-        raise ArtifactError(
-            f"the plan was made for another architecture ({plan.model['class']}) than the one given "
-            f"({found['class']}): their tensors differ in name or shape"
-        )
-    graph = ChannelGraph(dense, inputs if len(inputs) > 1 else inputs[0])
-    graph.remove(plan.removed)
-    for parameter in graph.model.parameters():
-        parameter.grad = None
-    return graph.model
-
-
-__all__ = ["PruneResult", "apply_plan", "calibrate", "load", "measure_sensitivity", "prune", "save"]
+__all__ = [
+    "PruneResult",
+    "apply_plan",
+    "calibrate",
+    "evaluate",
+    "fine_tune",
+    "load",
+    "measure_sensitivity",
+    "prune",
+    "save",
+]

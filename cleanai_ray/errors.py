@@ -52,6 +52,10 @@ class PruningError(CleanAIError):
     """A plan cannot be made for a model, or does not fit it."""
 
 
+class TaskError(CleanAIError):
+    """A task cannot do what was asked of it, or a library that it needs is missing."""
+
+
 class EvaluationError(CleanAIError):
     """A measurement would not be true, for instance because a hook was left on the model."""
 

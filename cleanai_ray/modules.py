@@ -1,12 +1,14 @@
-"""Modules left as they were found: their training flags, and no hook on them."""
+"""Modules left as they were found: their training flags, and no hook on them. And batches moved to their device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
@@ -41,3 +43,15 @@ class HookOwner:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Return a tensor, or lists and dicts of them, on a device; integers as int64."""
+    if isinstance(value, Tensor):
+        value = value.to(device, non_blocking=True)
+        return value if value.is_floating_point() or value.dtype == torch.bool else value.long()
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_device(item, device) for item in value)
+    return value

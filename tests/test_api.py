@@ -307,6 +307,8 @@ def test_the_public_names() -> None:
         "PruneResult",
         "apply_plan",
         "calibrate",
+        "evaluate",
+        "fine_tune",
         "load",
         "measure_sensitivity",
         "prune",

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from cleanai_ray import api, results
+from cleanai_ray import results
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.dense_measures import DenseMeasures
 from cleanai_ray.errors import PruningError
 from cleanai_ray.planning import describe_plan
+from cleanai_ray.saving import save_model
 from cleanai_ray.stages import TrialOutcome, prepare_dense, run_trial
 from cleanai_ray.study import Study, parse_study
 from cleanai_ray.workspace import open_workspace
@@ -42,7 +43,7 @@ def test_a_trial_of_a_budget_in_megabytes_leaves_such_a_file(tmp_path: Path) -> 
     outcome = outcome_of({"size_mb": 0.5})
     assert outcome.model is not None
     assert outcome.plan is not None
-    api.save_model(outcome.model, outcome.plan, RunDirectory(tmp_path))
+    save_model(outcome.model, outcome.plan, RunDirectory(tmp_path))
     size = (tmp_path / "weights.safetensors").stat().st_size
     assert outcome.row["size_bytes"] == size
     assert 0.98 * 500_000 <= size <= 500_000

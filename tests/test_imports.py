@@ -36,6 +36,7 @@ LAYERS = (
         "importance",
         "pruning",
         "repair",
+        "tasks",
         "training",
         "evaluation",
         "export",
@@ -46,6 +47,8 @@ LAYERS = (
     ("sensitivity",),
     (
         "api",
+        "saving",
+        "tuning",
         "workspace",
         "calibration_shards",
         "keys",

@@ -11,12 +11,13 @@ import torch
 import yaml
 from safetensors.torch import load as load_state
 
-from cleanai_ray import api, results
+from cleanai_ray import results
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.cli import main
 from cleanai_ray.dense_measures import DenseMeasures
 from cleanai_ray.distributed.writer import RunWriter
 from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.saving import save_model
 from cleanai_ray.stages import TrialOutcome, prepare_dense, run_trial
 from cleanai_ray.study import Study, Trial, digest, parse_study
 from cleanai_ray.workspace import Workspace, open_workspace
@@ -139,7 +140,7 @@ def test_a_saved_float_model_is_exported_as_the_int8_trial_has_it(
     run = RunDirectory(tmp_path)
     run.write_text("study.yaml", yaml.safe_dump(study.model_dump(mode="json")))
     run.write_table(results.RESULTS_FILE, results.to_table([plain.row], results.RESULTS))
-    api.save_model(plain.model, plain.plan, run, f"models/{plain.row['trial_id']}")
+    save_model(plain.model, plain.plan, run, f"models/{plain.row['trial_id']}")
     assert main(["export", str(tmp_path), "--format", "onnx_int8"]) == 0
     path = Path(capsys.readouterr().out.strip())
     assert path.name == f"{plain.row['trial_id']}.int8.onnx"

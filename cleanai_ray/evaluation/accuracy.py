@@ -3,86 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from cleanai_ray.errors import EvaluationError
-from cleanai_ray.evaluation.hooks import require_no_hooks
-from cleanai_ray.modules import evaluation_mode
-
-_TOP_K = 5
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """What a classifier scores on a set of labelled samples.
-
-    Attributes:
-        accuracy: Top-1 accuracy, in [0, 1].
-        top5: Share of samples whose label is among the 5 largest outputs (among all, with fewer than 5 classes).
-        loss: Mean cross-entropy, in nats.
-        num_samples: Samples that were scored.
-        class_correct: Correct samples of each class.
-        class_total: Samples of each class.
-    """
-
-    accuracy: float
-    top5: float
-    loss: float
-    num_samples: int
-    class_correct: tuple[int, ...]
-    class_total: tuple[int, ...]
-
-
-class AccuracyTally:
-    """The sums of an `Accuracy` over batches, on the device: nothing is read back before the end.
-
-    Args:
-        num_classes: Outputs of the classifier.
-        device: Where the batches are.
-    """
-
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.num_classes = num_classes
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self._classes = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
-
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits [N, classes] and labels [N]."""
-        hit = logits.argmax(1) == labels
-        nearest = logits.topk(min(_TOP_K, self.num_classes), dim=1).indices
-        hit_top5 = (nearest == labels[:, None]).any(1) | hit
-        self._sums[0] += functional.cross_entropy(logits.float(), labels, reduction="sum")
-        self._sums[1] += hit_top5.sum()
-        self._classes[0].scatter_add_(0, labels, hit.long())
-        self._classes[1].scatter_add_(0, labels, torch.ones_like(labels))
-
-    def result(self, all_reduce: Callable[[Tensor], Tensor] | None) -> Accuracy:
-        """Return what the sums say; `all_reduce` sums a tensor over processes that each scored a part."""
-        values = torch.cat([self._sums, self._classes.flatten().double()])
-        if all_reduce is not None:
-            values = all_reduce(values)
-        loss, top5, *counts = values.tolist()
-        correct = tuple(int(count) for count in counts[: self.num_classes])
-        total = tuple(int(count) for count in counts[self.num_classes :])
-        num = sum(total)
-        return Accuracy(sum(correct) / num, top5 / num, loss / num, num, correct, total)
-
-
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Return a classifier's output [N, classes] for images [N, ...].
-
-    Raises:
-        EvaluationError: When the output is something else.
-    """
-    logits = model(images)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise EvaluationError(f"the model's output is {found}, allowed is [{len(images)}, classes]")
-    return logits
+from cleanai_ray.evaluation.scoring import score
+from cleanai_ray.evaluation.tally import Accuracy
+from cleanai_ray.tasks.classification import Classification
 
 
 def evaluate(
@@ -103,17 +30,9 @@ def evaluate(
     Raises:
         EvaluationError: When a hook is left on the model, there is no sample, or the output is not [N, classes].
     """
-    require_no_hooks(model)
-    device = torch.device(device)
-    model.to(device)
-    tally: AccuracyTally | None = None
-    with evaluation_mode(model), torch.no_grad():
-        for images, labels in batches:
-            labels = labels.to(device, non_blocking=True).long()
-            logits = logits_of(model, images.to(device, non_blocking=True))
-            if tally is None:
-                tally = AccuracyTally(logits.shape[1], device)
-            tally.add(logits, labels)
-        if tally is None:
-            raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
-        return tally.result(all_reduce)
+    found = score(model, batches, task=Classification(), device=device, all_reduce=all_reduce)
+    assert isinstance(found, Accuracy)
+    return found
+
+
+__all__ = ["Accuracy", "evaluate"]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cleanai_ray.errors import EvaluationError
-from cleanai_ray.evaluation.accuracy import Accuracy, AccuracyTally, logits_of
 from cleanai_ray.evaluation.confidence import ConfidenceBins, ConfidenceTally, bins_of
 from cleanai_ray.evaluation.hooks import require_no_hooks
+from cleanai_ray.evaluation.tally import Accuracy, AccuracyTally, logits_of
 from cleanai_ray.modules import evaluation_mode
 
 

@@ -36,7 +36,7 @@ class Reconstruction(ImportanceMethod):
         for price in prices:
             rising.append(max(float(price), np.nextafter(rising[-1], np.inf)))
         rising.append(np.nextafter(rising[-1], np.inf))
-        return torch.from_numpy(np.asarray(rising[1:])[places]).repeat(group.num_blocks)
+        return torch.from_numpy(np.asarray(rising[1:])[places][group.unit_of])
 
     def prices(self, group: ChannelGroup, context: ScoringContext) -> np.ndarray:
         """Return the harm that removing the group's units one after another adds, [num_units - 1]."""

@@ -19,7 +19,7 @@ _FORMAT = "cleanai-curves/1"
 class GroupCurve:
     """The backward elimination of one dependency group.
 
-    A unit is what goes at once: one channel, or the same position of every block where the group has blocks.
+    A unit is what goes at once: one channel, or the same position of every block where the group has blocks, or a head.
 
     Attributes:
         name: Name of the group.
@@ -29,6 +29,7 @@ class GroupCurve:
         errors: Relative squared error of what the group's consumers compute, after each removal; the sum over them.
         probes: Measurements of what the group does to the model's output: (units that alone were removed and
             compensated, mean KL(dense || model) in nats), by number of units; empty where it was not measured.
+        whole_heads: Whether a unit is a head, of `num_blocks` channels that follow one another.
     """
 
     name: str
@@ -37,6 +38,7 @@ class GroupCurve:
     order: tuple[int, ...]
     errors: tuple[float, ...]
     probes: tuple[tuple[int, float], ...] = ()
+    whole_heads: bool = False
 
     @property
     def num_units(self) -> int:
@@ -67,8 +69,8 @@ class GroupCurve:
             kept: Dense indices of the channels the group still has, ascending.
         """
         place = {unit: rank for rank, unit in enumerate(self.order)}
-        units = [int(channel) for channel in kept if channel < self.num_units]
-        return np.asarray([place.get(unit, len(self.order)) for unit in units], dtype=np.int64)
+        units = np.unique(kept // self.num_blocks) if self.whole_heads else kept[kept < self.num_units]
+        return np.asarray([place.get(unit, len(self.order)) for unit in units.tolist()], dtype=np.int64)
 
     def prices(self, kept: np.ndarray) -> np.ndarray:
         """Return what the removals that are still to come add to the harm, in their order.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,58 +13,10 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
+from cleanai_ray.pruning.group import ChannelGroup, Member, Side
 from cleanai_ray.pruning.tracing import explain, single_input, trace
 
-Side = Literal["out", "in", "both"]
-"""Which dimension of a layer a group cuts; `both` for norms, depthwise convolutions and attention."""
-
 _COUPLED = (tp.ops.OPTYPE.DEPTHWISE_CONV, tp.ops.OPTYPE.MHA)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Member:
-    """One dimension of one layer that a group cuts.
-
-    Attributes:
-        layer: Module (or parameter) name.
-        side: The dimension.
-        type: Class name of the module.
-        channels: Indices in the layer's dimension, [n]; a flattened input has several for one channel of the group.
-        roots: The channel of the group that each index belongs to, [n].
-    """
-
-    layer: str
-    side: Side
-    type: str
-    channels: np.ndarray
-    roots: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ChannelGroup:
-    """Channels that exist in several layers at once, and go from all of them or from none.
-
-    Attributes:
-        name: Name of the layer whose output channels number the group's.
-        num_channels: Channels of the group, in its present width.
-        num_blocks: Equal blocks that must stay equally wide (groups of a convolution, heads); 1 where there are none.
-        members: Every layer dimension the group cuts.
-    """
-
-    name: str
-    num_channels: int
-    num_blocks: int
-    members: tuple[Member, ...]
-
-    @property
-    def num_units(self) -> int:
-        """Channels that can be chosen one by one: those of one block."""
-        return self.num_channels // self.num_blocks
-
-    def expand(self, units: np.ndarray) -> np.ndarray:
-        """Return the channels of the chosen units: the same positions in every block."""
-        offsets = np.arange(self.num_blocks)[:, None] * self.num_units
-        return np.sort((offsets + units[None, :]).ravel())
 
 
 class ChannelGraph:
@@ -92,6 +43,7 @@ class ChannelGraph:
             parameter.requires_grad_(True)
         self._graph = trace(self.model, self.example_inputs)
         self._names = {module: name for name, module in modules.items()}
+        self._head_dims = {layer: each.head_dim for each in self._graph.attention for layer in each.inputs}
         self._kept: dict[tuple[str, str], np.ndarray] = {}
         self.groups = tuple(self._find_groups())
         self.kept_channels = {group.name: np.arange(group.num_channels) for group in self.groups}
@@ -130,6 +82,7 @@ class ChannelGraph:
 
     def _describe(self, group: Any) -> ChannelGroup:
         root = group[0]
+        size = self._head_dims.get(root.dep.target.module)
         members = []
         blocks = [1]
         for item in group.items:
@@ -155,8 +108,9 @@ class ChannelGraph:
         return ChannelGroup(
             name=self._names[root.dep.target.module],
             num_channels=len(root.idxs),
-            num_blocks=math.lcm(*blocks),
+            num_blocks=size or math.lcm(*blocks),
             members=tuple(members),
+            whole_heads=size is not None,
         )
 
     def _side(self, dependency: Any) -> Side:

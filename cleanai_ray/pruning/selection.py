@@ -225,8 +225,9 @@ class Selector:
 
 
 def _unit_scores(group: ChannelGroup, scores: Tensor) -> np.ndarray:
-    """Average the scores over the blocks, [num_units]."""
-    return scores.double().numpy().reshape(group.num_blocks, group.num_units).mean(axis=0)
+    """Average the scores over the channels of each unit, [num_units]."""
+    shape = (group.num_units, group.num_blocks) if group.whole_heads else (group.num_blocks, group.num_units)
+    return scores.double().numpy().reshape(shape).mean(axis=1 if group.whole_heads else 0)
 
 
 def _match_layer_ratios(groups: Sequence[ChannelGroup], ratios: Mapping[str, float]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
+from cleanai_ray.pruning.attention import Attention, find_attention
 
 _MAX_DIMS = 4
 """Dimensions of a feature map. A tensor reshaped to more has its channels or its positions in blocks."""
@@ -28,10 +29,57 @@ class _Graph(tp.DependencyGraph):
     """
 
     def _build_dependency(self, module2node: dict[Any, Any]) -> None:
+        self.attention = [found for found in find_attention(self.model) if _bridge(found, module2node)]
         super()._build_dependency(module2node)
-        for node in list(_in_blocks(list(module2node.values()))):
-            node.type = tp.ops.OPTYPE.OUTPUT
-            node.inputs, node.outputs, node.dependencies = [], [], []
+        nodes = list(module2node.values())
+        ended = dict.fromkeys(_in_blocks(nodes))
+        for node in _joining(nodes, ended):
+            ended[node] = None
+        for node in ended:
+            _end(node)
+            node.dependencies = []
+
+
+def _joining(nodes: Sequence[Any], ended: Mapping[Any, None]) -> list[Any]:
+    """Return the concatenations of what has ended already, whose other parts would be counted wrongly."""
+    return [
+        node
+        for node in nodes
+        if node.type == tp.ops.OPTYPE.CONCAT and node not in ended and any(part in ended for part in node.inputs)
+    ]
+
+
+def _end(node: Any) -> None:
+    node.type = tp.ops.OPTYPE.OUTPUT
+    node.inputs, node.outputs = [], []
+
+
+def _bridge(attention: Attention, module2node: dict[Any, Any]) -> bool:
+    """Let an attention's output layer read queries, keys and values, channel by channel, in place of what is between.
+
+    Returns:
+        Whether it was done: where heads reach another layer than that, or do not run, it is not.
+    """
+    if any(layer not in module2node for layer in (*attention.inputs, attention.output)):
+        return False
+    sources, target = [module2node[layer] for layer in attention.inputs], module2node[attention.output]
+    between: dict[Any, None] = {}
+    waiting = [node for source in sources for node in source.outputs if node is not target]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node.module, (nn.Linear, nn.Conv2d)) or node.type == tp.ops.OPTYPE.OUTPUT or node in sources:
+            return False
+        if node not in between:
+            between[node] = None
+            waiting += [later for later in node.outputs if later is not target]
+    for node in between:
+        for before in node.inputs:
+            before.outputs = [later for later in before.outputs if later is not node]
+        _end(node)
+    for source in sources:
+        source.outputs = [target]
+    target.inputs = list(sources)
+    return True
 
 
 def _in_blocks(nodes: Sequence[Any]) -> Iterator[Any]:
@@ -46,7 +94,8 @@ def _in_blocks(nodes: Sequence[Any]) -> Iterator[Any]:
 def _from_opening(opening: Any) -> Iterator[Any]:
     """Yield a reshape that makes blocks, and what follows up to the first operation that has none; else nothing."""
     before, after = tuple(getattr(opening.grad_fn, "_saved_self_sym_sizes", ())), _shape(opening)
-    most = max(_MAX_DIMS, len(before))
+    heads = _opens_heads(opening, before, after)
+    most = len(before) if heads else max(_MAX_DIMS, len(before))
     flat = len(before) == len(after) == _MAX_DIMS and before[1] == after[1] * after[2] != after[1]
     if not before or (len(after) <= most and not flat):
         return
@@ -60,6 +109,15 @@ def _from_opening(opening: Any) -> Iterator[Any]:
     yield from seen
 
 
+def _opens_heads(opening: Any, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Whether tokens [N, T, C] become [N, T, heads, C of a head], and not positions a map that a convolution reads."""
+    if len(before) != 3 or len(after) != 4 or before[:2] != after[:2] or before[2] != after[2] * after[3]:
+        return False
+    if any("unsqueeze" in _op_name(later).lower() for later in opening.outputs):
+        return False  # The packed projections of nn.MultiheadAttention, which torch-pruning knows.
+    return not any(isinstance(later.module, (nn.Conv2d, nn.BatchNorm2d)) for later in opening.outputs)
+
+
 def _shape(node: Any) -> tuple[int, ...]:
     """Return the shape of an operation's (first) output."""
     return tuple(node.grad_fn._input_metadata[0].shape)
@@ -70,7 +128,7 @@ def _op_name(node: Any) -> str:
 
 
 def trace(model: nn.Module, example_inputs: Tensor) -> tp.DependencyGraph:
-    """Return the dependency graph of a model.
+    """Return the dependency graph of a model, with the `attention` whose heads can be pruned.
 
     An operation of type OUTPUT is where a group must keep its width: the model's output, and channels in blocks.
 

@@ -130,10 +130,11 @@ def split_images(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 @torch.no_grad()
 def log_probabilities(model: nn.Module, images: Sequence[Tensor]) -> Tensor:
-    """Return log softmax of a model's outputs, float64, [N, classes] (dimension 1 holds the classes)."""
+    """Return log softmax of a model's (first) output, float64, [N, classes, ...] (dimension 1 holds the classes)."""
     with evaluation_mode(model):
         outputs = [run(model, batch, samples) for samples, batch in walk(images, model)]
-    return torch.cat(outputs).double().log_softmax(dim=1).cpu()
+    logits = [output if isinstance(output, Tensor) else output[0] for output in outputs]
+    return torch.cat(logits).double().log_softmax(dim=1).cpu()
 
 
 def divergence(reference: Tensor, other: Tensor) -> float:

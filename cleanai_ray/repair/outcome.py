@@ -13,6 +13,7 @@ from cleanai_ray.repair.auto import AUTO_BATCH_NORMS, BATCH_NORMS, COMPENSATIONS
 from cleanai_ray.repair.compensation import narrowed_consumers
 from cleanai_ray.repair.images import Batches, read_images
 from cleanai_ray.repair.moments import ConsumerMoments
+from cleanai_ray.tasks.base import Task, find_task
 
 if TYPE_CHECKING:
     from cleanai_ray.pruning.pruner import PruneResult
@@ -45,19 +46,21 @@ def repair(
     ridge: float = 1e-3,
     ridges: Sequence[float] = RIDGES,
     moments: ConsumerMoments | None = None,
+    task: str | Task = "classification",
 ) -> RepairOutcome:
     """Recover what pruning lost, without training and without labels. Neither model given is changed.
 
     Args:
         dense: The dense model.
         result: What pruning it gave.
-        batches: Calibration images [N, ...] or (images, targets), or a function that opens them; read once and held.
+        batches: Calibration inputs [N, ...] or (inputs, targets), or a function that opens them; read once and held.
         compensation: `auto`, `none`, `closed_form` or `sequential`.
         batch_norm: `auto`, `none`, `relative` or `reset`; auto tries none and relative.
         ridge: Regularisation of a compensation that was asked for by name, as a share of the mean variance.
         ridges: Regularisations that compensation `auto` tries.
         moments: Moments of the dense model's consumers that were measured before, for the closed form; where something
             is `auto`, without every fifth image, which it judges by. None: from the images.
+        task: What the models are for: a name of `cleanai_ray.registry.TASKS`, or a task.
 
     Raises:
         PruningError: When an option is unknown.
@@ -66,18 +69,21 @@ def repair(
     _require("compensation", compensation, COMPENSATIONS)
     _require("batch_norm", batch_norm, BATCH_NORMS)
     images = read_images(batches)
+    task = find_task(task)
+    network, narrowed = task.network(dense), task.network(result.model)
     kept = result.kept_inputs, result.kept_outputs
     compensations = COMPENSATIONS if compensation == "auto" else (compensation,)
     norms = AUTO_BATCH_NORMS if batch_norm == "auto" else (batch_norm,)
     skipped = _skipped(dense, result) if compensation != "none" else ()
     if "auto" not in (compensation, batch_norm):
-        shop = Workshop(dense, result.model, *kept, images, moments)
+        shop = Workshop(network, narrowed, *kept, images, moments)
         pair = (compensation, None if compensation == "none" else ridge)
         variant, model = next(shop.make([pair], norms))
+        model = task.restored(model)
         return RepairOutcome(model=model, chosen={**vars(variant), "kl": None}, skipped=skipped)
     model, chosen, tried = auto_repair(
-        dense,
-        result.model,
+        network,
+        narrowed,
         *kept,
         images,
         compensations=compensations,
@@ -85,7 +91,7 @@ def repair(
         ridges=ridges if compensation == "auto" else (ridge,),
         moments=moments,
     )
-    return RepairOutcome(model=model, chosen=chosen, tried=tried, skipped=skipped)
+    return RepairOutcome(model=task.restored(model), chosen=chosen, tried=tried, skipped=skipped)
 
 
 def _require(field: str, value: str, allowed: Sequence[str]) -> None:

@@ -62,10 +62,10 @@ class _NormTracer(HookOwner):
 
 def _count_uses(output: Any) -> dict[Any, int]:
     """Return how many operations read the result of each operation, from the autograd graph."""
-    values = output.values() if isinstance(output, dict) else output
-    first = output if isinstance(output, Tensor) else next(iter(values))
-    waiting: list[Any] = [first.grad_fn]
-    uses = {first.grad_fn: 1}
+    values = list(output.values() if isinstance(output, dict) else output)
+    tensors = [output] if isinstance(output, Tensor) else [value for value in values if isinstance(value, Tensor)]
+    uses: dict[Any, int] = {value.grad_fn: 1 for value in tensors if value.grad_fn is not None}
+    waiting = list(uses)
     while waiting:
         for node, _ in waiting.pop().next_functions:
             if node is None:
@@ -81,7 +81,7 @@ def trace_consumers(model: nn.Module, images: Tensor) -> list[Consumer]:
 
     Args:
         model: The model; it is left as it was.
-        images: A few images, [N, ...].
+        images: A few images, [N, ...]. Tokens do: without gradients of theirs, those of the parameters are followed.
     """
     calls: dict[str, int] = {}
 
@@ -89,7 +89,7 @@ def trace_consumers(model: nn.Module, images: Tensor) -> list[Consumer]:
         calls[name] = calls.get(name, 0) + 1
 
     names = [name for name, module in model.named_modules() if is_consumer(module)]
-    inputs = images.detach().clone().requires_grad_()
+    inputs = images.detach().clone().requires_grad_(images.is_floating_point())
     with evaluation_mode(model), torch.enable_grad(), _NormTracer(model) as tracer, observing(model, names, count):
         norms = tracer.norms(model(inputs))
     return [

@@ -27,6 +27,7 @@ from cleanai_ray.repair.images import Batch, device_of, read_images
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
 from cleanai_ray.repair.trace import trace_consumers
 from cleanai_ray.sensitivity.elimination import Reading, eliminate
+from cleanai_ray.tasks.base import Task, find_task
 
 PROBED_SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3)
 """Shares of a group's units that are removed to measure what its error does to the model's output."""
@@ -42,6 +43,7 @@ def measure_sensitivity(
     *,
     ignored_layers: Sequence[str] = (),
     ridge: float = 1e-3,
+    task: str | Task = "classification",
 ) -> SensitivityCurves:
     """Measure what narrowing each dependency group of a model costs. No labels are used; the model is left as it was.
 
@@ -50,15 +52,18 @@ def measure_sensitivity(
     Args:
         model: The dense model.
         example_inputs: One input batch, or a tuple that holds just it, on the model's device.
-        batches: Calibration images [N, ...] or (images, targets).
+        batches: Calibration inputs [N, ...] or (inputs, targets).
         ignored_layers: Module names that keep their output width, with all below them.
         ridge: Regularisation, as a share of the mean variance of a layer's inputs.
+        task: What the model is for: a name of `cleanai_ray.registry.TASKS`, or a task.
 
     Raises:
         PruningError: When the model cannot be traced, or no layer with weights reads a group.
         CalibrationError: When there are no images, or a batch cannot be run.
     """
-    graph = ChannelGraph(model, example_inputs, ignored_layers)
+    task = find_task(task)
+    ignored = dict.fromkeys([*ignored_layers, *task.ignored_layers(model)])
+    graph = ChannelGraph(task.network(model), example_inputs, tuple(ignored))
     working, held = split_images(read_images(batches))
     features = reading_features(graph)
     moments = collect_moments(graph.model, working or held, layers=list(features), features=features)
@@ -114,6 +119,7 @@ def measure_curves(
             name=group.name,
             num_channels=group.num_channels,
             num_blocks=group.num_blocks,
+            whole_heads=group.whole_heads,
             order=tuple(order),
             errors=tuple(errors),
         )
@@ -141,6 +147,7 @@ def _features(graph: ChannelGraph, members: Sequence[Member]) -> int | None:
 def _readings(graph: ChannelGraph, group: ChannelGroup, moments: ConsumerMoments) -> dict[str, Reading]:
     """Return how each layer whose moments are known reads a group."""
     found = {}
+    unit_of = group.unit_of.tolist()
     for name, members in _readers(graph, group).items():
         if name not in moments:
             continue
@@ -148,7 +155,7 @@ def _readings(graph: ChannelGraph, group: ChannelGroup, moments: ConsumerMoments
         channels: list[set[int]] = [set() for _ in range(group.num_units)]
         for member in members:
             for channel, root in zip(member.channels.tolist(), member.roots.tolist(), strict=True):
-                channels[root % group.num_units].add(channel // features)
+                channels[unit_of[root]].add(channel // features)
         module, covariance = graph.model.get_submodule(name), moments[name].covariance
         refitted = is_consumer(module)
         found[name] = Reading(

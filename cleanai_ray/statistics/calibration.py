@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,12 @@ from torch.nn import functional
 from cleanai_ray.errors import CalibrationError, CleanAIError
 from cleanai_ray.modules import evaluation_mode
 from cleanai_ray.statistics.channel_statistics import ActivationStatistics
-from cleanai_ray.statistics.gradients import Loss, add_magnitudes, add_squares
+from cleanai_ray.statistics.gradients import Loss, ModelLoss, add_magnitudes, add_squares
 from cleanai_ray.statistics.histogram import ActivationHistograms, Ranges
 from cleanai_ray.statistics.histogram_recorder import HistogramRecorder
 from cleanai_ray.statistics.recorder import ActivationRecorder
 
-Batch = Tensor | tuple[Tensor, Tensor]
+Batch = Tensor | tuple[Tensor, Any]
 
 
 def calibrate(
@@ -31,6 +32,7 @@ def calibrate(
     gradients: bool = False,
     squared_gradients: bool = False,
     loss: Loss | None = None,
+    model_loss: ModelLoss | None = None,
 ) -> ActivationStatistics:
     """Run a model over batches and return the statistics of its activations. The model is left as it was.
 
@@ -50,6 +52,7 @@ def calibrate(
         squared_gradients: Also collect the square of the loss gradient of every sample, for the method `hessian`. It
             takes a pass of its own for every sample.
         loss: Mean loss of (output, targets); cross-entropy by default.
+        model_loss: Mean loss of (model, inputs, targets), in place of `loss`.
 
     Raises:
         CalibrationError: When an argument is not allowed, or a batch cannot be run; the message says which samples it
@@ -66,11 +69,15 @@ def calibrate(
         ActivationRecorder(model, threshold=threshold, top_k=top_k, outputs=outputs),
         gradients=gradients,
         squared_gradients=squared_gradients,
-        loss=loss or functional.cross_entropy,
+        loss=model_loss or _of_output(loss or functional.cross_entropy),
     )
     if sections is None:
         return statistics
     return statistics.with_histograms(count_sections(model, batches, statistics.ranges, sections=sections))
+
+
+def _of_output(loss: Loss) -> ModelLoss:
+    return lambda model, inputs, targets: loss(model(inputs), targets)
 
 
 def _first_pass(
@@ -80,12 +87,12 @@ def _first_pass(
     *,
     gradients: bool,
     squared_gradients: bool,
-    loss: Loss,
+    loss: ModelLoss,
 ) -> ActivationStatistics:
     magnitudes: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
 
-    def run(images: Tensor, targets: Tensor | None) -> None:
+    def run(images: Tensor, targets: Any) -> None:
         if gradients:
             add_magnitudes(model, images, targets, loss, magnitudes)
         else:
@@ -138,7 +145,7 @@ def _forward(model: nn.Module, images: Tensor) -> None:
     model(images)
 
 
-def _run_all(model: nn.Module, batches: Iterable[Batch], run: Callable[[Tensor, Tensor | None], None]) -> int:
+def _run_all(model: nn.Module, batches: Iterable[Batch], run: Callable[[Tensor, Any], None]) -> int:
     """Give every batch to `run`, its images on the model's device, and return the number of samples."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     start = 0

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import CalibrationError
+from cleanai_ray.modules import to_device
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+"""(outputs, targets) -> mean loss."""
+
+ModelLoss = Callable[[nn.Module, Tensor, Any], Tensor]
+"""(model, inputs, targets) -> mean loss."""
 
 
-def add_magnitudes(
-    model: nn.Module, images: Tensor, targets: Tensor | None, loss: Loss, sums: dict[str, Tensor]
-) -> None:
+def add_magnitudes(model: nn.Module, images: Tensor, targets: Any, loss: ModelLoss, sums: dict[str, Tensor]) -> None:
     """Run a batch, and add its size times the magnitude of the gradient of its mean loss to `sums`."""
     for name, gradient in _gradients(model, images, targets, loss).items():
         _add(sums, name, gradient.double().abs() * len(images))
 
 
-def add_squares(model: nn.Module, images: Tensor, targets: Tensor | None, loss: Loss, sums: dict[str, Tensor]) -> None:
+def add_squares(model: nn.Module, images: Tensor, targets: Any, loss: ModelLoss, sums: dict[str, Tensor]) -> None:
     """Run the samples of a batch one by one, and add the square of the gradient of each one's loss to `sums`.
 
     Their mean is the diagonal of the empirical Fisher matrix, which stands in for that of the Hessian. The square of a
@@ -33,12 +37,12 @@ def add_squares(model: nn.Module, images: Tensor, targets: Tensor | None, loss: 
             _add(sums, name, gradient.double().square())
 
 
-def _gradients(model: nn.Module, images: Tensor, targets: Tensor | None, loss: Loss) -> dict[str, Tensor]:
+def _gradients(model: nn.Module, images: Tensor, targets: Any, loss: ModelLoss) -> dict[str, Tensor]:
     if targets is None:
         raise CalibrationError("gradients need batches of (images, targets), and this batch has no targets")
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     with torch.enable_grad():
-        mean = loss(model(images), targets.to(images.device))
+        mean = loss(model, images, to_device(targets, images.device))
         found = torch.autograd.grad(mean, list(parameters.values()), allow_unused=True)
     pairs = zip(parameters.items(), found, strict=True)
     return {name: torch.zeros_like(own) if value is None else value.detach() for (name, own), value in pairs}

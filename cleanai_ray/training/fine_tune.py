@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import ArtifactError
-from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
 from cleanai_ray.evaluation.hooks import require_no_hooks
+from cleanai_ray.evaluation.scoring import score
 from cleanai_ray.finetune_section import FineTuneSection
 from cleanai_ray.modules import preserved_modes
+from cleanai_ray.tasks.base import Score, Task, find_task
 from cleanai_ray.training.averaging import WeightAverage
 from cleanai_ray.training.context import TrainingContext, TrainingError
 from cleanai_ray.training.progress import Progress
@@ -25,7 +26,7 @@ from cleanai_ray.training.stepper import Stepper
 from cleanai_ray.training.synchronized import global_batch_norm
 
 _LOG = logging.getLogger(__name__)
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Tensor, Any]]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class FineTuneResult:
     """What a training did.
 
     Attributes:
-        history: A row per epoch that ran, with the columns of `results.HISTORY` except trial_id.
+        history: A row per epoch that ran, with the columns of `results.HISTORY` except trial_id. In other tasks than
+            classification, `validation_accuracy` makes way for `validation_` and the metric's name.
         epochs_run: Epochs that ran, those before a resumption included.
         best_epoch: The epoch whose weights the model has, from 1; 0 where none was better than the start.
     """
@@ -54,11 +56,13 @@ def fine_tune(
     seed: int,
     teacher: nn.Module | None = None,
     start_competes: bool = True,
+    task: str | Task = "classification",
 ) -> FineTuneResult:
     """Train a model in place; it ends with the weights of its best epoch, or with its own where none was better.
 
-    The best epoch has the highest validation accuracy, the first of equals. A start that has seen the validation images
-    in training must not compete with the epochs: what it remembers of them passes for accuracy.
+    The best epoch has the highest validation accuracy (or the best metric of another task), the first of equals. A
+    start that has seen the validation images in training must not compete with the epochs: what it remembers of them
+    passes for accuracy.
 
     Torch's global random state is the same before and after; every epoch has a seed of its own, so that a run that
     resumes from a checkpoint gives the weights of one that never stopped. A checkpoint of another section, seed or
@@ -71,25 +75,30 @@ def fine_tune(
     its modules end in the mode in which they were found.
 
     Args:
-        model: Maps images [N, ...] to logits [N, classes].
+        model: A model of the task; for classification, it maps images [N, ...] to logits [N, classes].
         section: Epochs, optimizer, schedule, loss, averaging, checkpoints and early stopping.
-        train_batches: Called with the epoch, from 1; returns (images, labels [N]) for this process.
+        train_batches: Called with the epoch, from 1; returns (inputs, targets) for this process.
         steps_per_epoch: Batches that are taken from it.
-        validation_batches: Returns (images, labels [N]); the part of this process, where there are several.
+        validation_batches: Returns (inputs, targets); the part of this process, where there are several.
         context: Device, reports, checkpoints and the other processes.
         seed: Seed of everything random in an epoch.
         teacher: The dense model, for `section.distillation`; its weights and modes are not changed.
         start_competes: Whether the weights at the start are kept where no epoch is better.
+        task: What the model is for: a name of `cleanai_ray.registry.TASKS`, or a task.
 
     Raises:
         TrainingError: When the loss is not finite (the model is then left as it is), an epoch has too few batches,
-            nothing is trainable, or there is distillation but no teacher.
+            nothing is trainable, there is distillation but no teacher, or several processes train and the task's
+            metric cannot be shared among them.
         EvaluationError: When a hook is left on the model, or there is no validation batch.
     """
     if section.epochs == 0:
         return FineTuneResult(history=(), epochs_run=0, best_epoch=0)
     if steps_per_epoch < 1:
         raise TrainingError(f"steps_per_epoch is {steps_per_epoch}, at least 1 is needed")
+    task = find_task(task)
+    if context.world_size > 1 and not task.in_processes:
+        raise TrainingError(f"{context.world_size} processes train; allowed for task {task.name}: 1")
     require_no_hooks(model)
     if section.distillation is None:
         teacher = None
@@ -103,7 +112,7 @@ def fine_tune(
     ):
         if teacher is not None:
             teacher.to(device).eval()
-        run = _Run(model.to(device), section, steps_per_epoch, validation_batches, context, seed, teacher)
+        run = _Run(model.to(device), section, steps_per_epoch, validation_batches, context, seed, teacher, task)
         progress = run.train(train_batches, start_competes=start_competes)
     model.load_state_dict(progress.weights)
     if device.type == "cuda":
@@ -123,12 +132,14 @@ class _Run:
         context: TrainingContext,
         seed: int,
         teacher: nn.Module | None,
+        task: Task,
     ) -> None:
         self._model = model
         self._section = section
         self._validation_batches = validation_batches
         self._context = context
         self._seed = seed
+        self._task = task
         self._fingerprint = _fingerprint(model, section, steps_per_epoch, seed)
         self._average = None if section.ema_decay is None else WeightAverage(model, section.ema_decay)
         self._stepper = Stepper(
@@ -138,6 +149,7 @@ class _Run:
             context=context,
             average=self._average,
             teacher=teacher,
+            task=task,
         )
 
     def train(self, train_batches: Callable[[int], Batches], *, start_competes: bool) -> Progress:
@@ -172,7 +184,7 @@ class _Run:
             "train_loss": trained.loss,
             "train_accuracy": trained.accuracy,
             "validation_loss": found.loss,
-            "validation_accuracy": found.accuracy,
+            f"validation_{self._task.metric_name}": found.value,
             "learning_rate": trained.learning_rate,
             "images_per_second": trained.num_images / seconds,
             "is_best": is_best,
@@ -182,9 +194,15 @@ class _Run:
         progress.add(row, found, weights, 0.0 if stopping is None else stopping.min_delta)
         self._context.report(row)
 
-    def _validate(self) -> Accuracy:
-        batches = self._validation_batches()
-        return evaluate(self._kept, batches, device=self._context.device, all_reduce=self._context.all_reduce)
+    def _validate(self) -> Score:
+        context = self._context
+        return score(
+            self._kept,
+            self._validation_batches(),
+            task=self._task,
+            device=context.device,
+            all_reduce=context.all_reduce if context.world_size > 1 else None,
+        )
 
     def _state(self, progress: Progress) -> dict[str, Any]:
         average = {} if self._average is None else self._average.model.state_dict()

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cleanai_ray.evaluation.accuracy import Accuracy
 from cleanai_ray.finetune_section import EarlyStoppingSection
+from cleanai_ray.tasks.base import Score
 
 Weights = dict[str, Tensor]
 
@@ -18,8 +18,9 @@ Weights = dict[str, Tensor]
 class Progress:
     """The epochs that ran, the best of them and its weights.
 
-    Epoch 0 is the state before training. A later epoch is the best when its validation accuracy is higher than that of
-    all before it, the start included, and its validation loss is finite. Early stopping compares trained epochs among
+    Epoch 0 is the state before training. A later epoch is the best when its validation accuracy (or what stands for it
+    in another task: `Score.merit`) is higher than that of all before it, the start included, and its validation loss is
+    finite. Early stopping compares trained epochs among
     themselves: a first epoch that falls below the start, as a high learning rate makes it, does not count against it.
 
     Attributes:
@@ -27,7 +28,7 @@ class Progress:
         best_accuracy: Its validation accuracy, or -1 where nothing finite was seen.
         best_epoch: Its number; 0 is the start.
         history: A row per epoch, with the columns of `results.HISTORY` except trial_id.
-        reference: Accuracy that the next epoch has to exceed by min_delta to reset the patience.
+        reference: Score that the next epoch has to exceed by min_delta to reset the patience.
         epochs_waited: Epochs since that accuracy was set.
     """
 
@@ -39,7 +40,7 @@ class Progress:
     epochs_waited: int = 0
 
     @classmethod
-    def begin(cls, start: Accuracy | None, weights: Weights) -> Progress:
+    def begin(cls, start: Score | None, weights: Weights) -> Progress:
         """Return the progress before the first epoch; without a start's accuracy, the first is the best so far."""
         return cls(weights=weights, best_accuracy=-math.inf if start is None else _score(start))
 
@@ -57,11 +58,11 @@ class Progress:
         """Epochs that ran."""
         return len(self.history)
 
-    def is_best(self, found: Accuracy) -> bool:
+    def is_best(self, found: Score) -> bool:
         """Whether a new epoch's validation makes it the best so far."""
         return _score(found) > self.best_accuracy
 
-    def add(self, row: dict[str, Any], found: Accuracy, weights: Weights | None, min_delta: float) -> None:
+    def add(self, row: dict[str, Any], found: Score, weights: Weights | None, min_delta: float) -> None:
         """Take in an epoch that has ended.
 
         Args:
@@ -88,5 +89,5 @@ class Progress:
         return tuple({**row, "is_best": row["epoch"] == self.best_epoch} for row in self.history)
 
 
-def _score(found: Accuracy) -> float:
-    return found.accuracy if math.isfinite(found.loss) else -1.0
+def _score(found: Score) -> float:
+    return found.merit if math.isfinite(found.loss) else -1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.finetune_section import FineTuneSection
+from cleanai_ray.modules import to_device
+from cleanai_ray.tasks.base import Task
+from cleanai_ray.tasks.classification import Classification
 from cleanai_ray.training.averaging import WeightAverage
 from cleanai_ray.training.context import TrainingContext, TrainingError
 from cleanai_ray.training.distillation import build_objective
@@ -28,13 +32,13 @@ class EpochSums:
 
     Attributes:
         loss: Mean training loss.
-        accuracy: Top-1 accuracy on the batches as they were trained.
+        accuracy: Share of right answers on the batches as they were trained; None where the task counts none.
         num_images: Images.
         learning_rate: Learning rate of the last step.
     """
 
     loss: float
-    accuracy: float
+    accuracy: float | None
     num_images: int
     learning_rate: float
 
@@ -49,6 +53,7 @@ class Stepper:
         context: Device and other processes.
         average: Moving average to update after every step, if any.
         teacher: Dense model for distillation, if any, in evaluation mode on the device.
+        task: What the model is for; classification by default.
 
     Raises:
         TrainingError: When nothing is trainable, or there is distillation but no teacher.
@@ -63,6 +68,7 @@ class Stepper:
         context: TrainingContext,
         average: WeightAverage | None = None,
         teacher: nn.Module | None = None,
+        task: Task | None = None,
     ) -> None:
         self._model = model
         self._trained = model
@@ -74,7 +80,8 @@ class Stepper:
         if self._is_cuda:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._objective = build_objective(section, teacher)
+        self._task = task or Classification()
+        self._objective = build_objective(section, teacher, self._task)
         self._optimizer = build_optimizer(model, section)
         self._scaler = torch.amp.GradScaler("cuda", enabled=self._is_cuda)
 
@@ -82,12 +89,12 @@ class Stepper:
         """Join the other processes; called once, when weights are as training shall find them."""
         self._trained = self._context.wrap_model(self._model)
 
-    def run_epoch(self, epoch: int, batches: Iterable[tuple[Tensor, Tensor]]) -> EpochSums:
+    def run_epoch(self, epoch: int, batches: Iterable[tuple[Tensor, Any]]) -> EpochSums:
         """Train on the batches of an epoch.
 
         Args:
             epoch: Its number, from 1.
-            batches: Pairs of images and labels; the first `steps_per_epoch` are taken.
+            batches: Pairs of inputs and targets; the first `steps_per_epoch` are taken.
 
         Raises:
             TrainingError: When the loss is not finite, or there are too few batches.
@@ -96,9 +103,9 @@ class Stepper:
         sums = torch.zeros(3, dtype=torch.float64, device=self._context.device)
         first = (epoch - 1) * self._steps_per_epoch
         rate, done = 0.0, 0
-        for done, (images, labels) in enumerate(islice(batches, self._steps_per_epoch), start=1):
+        for done, (inputs, targets) in enumerate(islice(batches, self._steps_per_epoch), start=1):
             rate = learning_rate_at(self._section, first + done - 1, self._steps_per_epoch)
-            sums += self._step(images, labels, rate)
+            sums += self._step(inputs, targets, rate)
             if done % _CHECK_EVERY == 0:
                 self._require_finite(sums, epoch, rate)
         if done < self._steps_per_epoch:
@@ -106,8 +113,8 @@ class Stepper:
                 f"epoch {epoch} has {done} training batches, steps_per_epoch is {self._steps_per_epoch}"
             )
         total = self._require_finite(sums, epoch, rate)
-        loss, correct, num_images = total.tolist()
-        return EpochSums(loss / num_images, correct / num_images, int(num_images), rate)
+        loss, hits, num_images = total.tolist()
+        return EpochSums(loss / num_images, None if math.isnan(hits) else hits / num_images, int(num_images), rate)
 
     def state(self) -> dict[str, Any]:
         """Return the state of optimizer and gradient scaler; the schedule follows from the epoch."""
@@ -118,18 +125,16 @@ class Stepper:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
 
-    def _step(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
-        """Take one step; return the batch's [sum of losses, correct, images] without waiting for the device."""
-        images, labels = self._to_device(images, labels)
+    def _step(self, inputs: Tensor, targets: Any, rate: float) -> Tensor:
+        """Take one step; return the batch's [sum of losses, hits, samples] without waiting for the device."""
+        inputs, targets = self._to_device(inputs), to_device(targets, self._context.device)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", dtype=torch.float16) if self._is_cuda else contextlib.nullcontext():
-            output = self._trained(images)
-            # Inception and GoogLeNet give (logits, auxiliary logits) while they train.
-            logits = output if isinstance(output, Tensor) else output[0]
-            loss = self._objective(images, logits, labels)
-        self._scaler.scale(loss * self._weight(labels)).backward()
+            outputs = self._task.train_outputs(self._trained, inputs, targets)
+            loss = self._objective(inputs, outputs, targets)
+        self._scaler.scale(loss * self._weight(inputs)).backward()
         if self._section.gradient_clip is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._parameters, self._section.gradient_clip)
@@ -137,25 +142,24 @@ class Stepper:
         self._scaler.update()
         if self._average is not None:
             self._average.update(self._model)
-        correct = (logits.detach().argmax(1) == labels).sum()
-        num_images = torch.full_like(correct, len(labels))
-        return torch.stack([loss.detach().double() * len(labels), correct.double(), num_images.double()])
+        total = loss.detach().double() * len(inputs)
+        hits = self._task.hits(outputs, targets)
+        hits = torch.full_like(total, math.nan) if hits is None else hits.double()
+        return torch.stack([total, hits, torch.full_like(total, len(inputs))])
 
-    def _weight(self, labels: Tensor) -> Tensor | float:
+    def _weight(self, inputs: Tensor) -> Tensor | float:
         """Return what makes the mean over processes of mean losses the mean over the global batch."""
         size = self._context.world_size
         if size == 1:
             return 1.0
-        count = torch.tensor(float(len(labels)), device=self._context.device)
-        return len(labels) * size / self._context.all_reduce(count)
+        count = torch.tensor(float(len(inputs)), device=self._context.device)
+        return len(inputs) * size / self._context.all_reduce(count)
 
-    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _to_device(self, inputs: Tensor) -> Tensor:
         device = self._context.device
-        if self._is_cuda and images.ndim == 4:
-            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-        else:
-            images = images.to(device, non_blocking=True)
-        return images, labels.to(device, non_blocking=True).long()
+        if self._is_cuda and inputs.ndim == 4:
+            return inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
+        return inputs.to(device, non_blocking=True)
 
     def _require_finite(self, sums: Tensor, epoch: int, rate: float) -> Tensor:
         total = self._context.all_reduce(sums.clone())

@@ -1,0 +1,136 @@
+"""What a task is: a loss, a metric, and how a model of it is called."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.registry import TASKS
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor over processes that each scored a part of the samples."""
+
+
+class Score(Protocol):
+    """What a model scores on a set of samples."""
+
+    @property
+    def value(self) -> float:
+        """The task's metric."""
+
+    @property
+    def merit(self) -> float:
+        """The metric where high is good, else a falling function of it; in [0, 1]. Training keeps the highest."""
+
+    @property
+    def loss(self) -> float:
+        """Mean loss."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that were scored."""
+
+
+class Metric(ABC):
+    """Takes in predictions batch by batch, and says what they score."""
+
+    @abstractmethod
+    def add(self, predicted: Any, targets: Any) -> None:
+        """Add a batch: what `Task.predict` returned, and the targets."""
+
+    @abstractmethod
+    def result(self, all_reduce: Reduce | None = None) -> Score:
+        """Return what was added scores, over all processes where `all_reduce` is given.
+
+        Raises:
+            EvaluationError: When nothing was added.
+        """
+
+
+class Task(ABC):
+    """What a network is for. Subclasses are registered in `cleanai_ray.registry.TASKS`, and hold no state.
+
+    A batch is (inputs, targets): one tensor whose first dimension numbers the samples, and whatever the task's loss
+    reads. Pruning and repair call `network(model)`, which has the model's own modules under their own names.
+
+    Attributes:
+        name: The name it is registered under.
+        metric_name: What its metric is called.
+        in_processes: Whether several processes can each score a part of the samples.
+    """
+
+    name: ClassVar[str]
+    metric_name: ClassVar[str]
+    in_processes: ClassVar[bool] = True
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """Return a module that shares the model's own, and maps inputs to a tensor or a tuple of tensors.
+
+        The (first) tensor holds logits with the classes in dimension 1; repair compares its softmax with the dense
+        model's. All that the model computes with weights must be among the tensors, or before them.
+        """
+        return model
+
+    def restored(self, network: nn.Module) -> nn.Module:
+        """Return the model that `network`, or a copy of it, was made from."""
+        return network
+
+    def ignored_layers(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the names of modules that keep their output width, with all below them."""
+        return ()
+
+    def example_input(self, shape: Sequence[int]) -> Tensor:
+        """Return an input of a shape, on the CPU, to trace a model with."""
+        return torch.zeros(tuple(shape))
+
+    def train_outputs(self, model: nn.Module, inputs: Tensor, targets: Any) -> Any:
+        """Return what a model in training mode makes of a batch."""
+        return model(inputs)
+
+    @abstractmethod
+    def logits(self, outputs: Any) -> Tensor:
+        """Return the logits [N, classes, ...] among what `train_outputs` returned, for distillation.
+
+        Raises:
+            TaskError: When there are none.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
+        """Return the mean loss of what `train_outputs` returned, a scalar."""
+
+    @abstractmethod
+    def network_loss(self, network: nn.Module, inputs: Tensor, targets: Any) -> Tensor:
+        """Return the mean loss of a batch, a scalar that `network` has made; for methods that read gradients."""
+
+    @abstractmethod
+    def hits(self, outputs: Any, targets: Any) -> Tensor | None:
+        """Return the sum over samples of the share of right answers, a scalar; None where answers are not counted."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, inputs: Tensor, targets: Any) -> Any:
+        """Return what the metric reads of a batch, from a model in evaluation mode.
+
+        Raises:
+            EvaluationError: When the model's output is not one of this task.
+        """
+
+    @abstractmethod
+    def new_metric(self) -> Metric:
+        """Return an empty metric."""
+
+
+def find_task(task: str | Task) -> Task:
+    """Return a task by its name; a task itself is returned as it is.
+
+    Raises:
+        RegistryError: When the name is unknown.
+    """
+    if isinstance(task, Task):
+        return task
+    found: Task = TASKS.get(task)()
+    return found

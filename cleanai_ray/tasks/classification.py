@@ -1,0 +1,65 @@
+"""Image classification: one label a sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cleanai_ray.errors import EvaluationError
+from cleanai_ray.evaluation.tally import Accuracy, AccuracyTally, logits_of
+from cleanai_ray.registry import TASKS
+from cleanai_ray.tasks.base import Metric, Reduce, Task
+
+
+class AccuracyMetric(Metric):
+    """Top-1 and top-5 accuracy, and cross-entropy."""
+
+    def __init__(self) -> None:
+        self._tally: AccuracyTally | None = None
+
+    def add(self, predicted: Tensor, targets: Tensor) -> None:
+        """Add a batch: logits [N, classes] and labels [N]."""
+        if self._tally is None:
+            self._tally = AccuracyTally(predicted.shape[1], predicted.device)
+        self._tally.add(predicted, targets)
+
+    def result(self, all_reduce: Reduce | None = None) -> Accuracy:
+        """Return the accuracy."""
+        if self._tally is None:
+            raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
+        return self._tally.result(all_reduce)
+
+
+@TASKS.register("classification")
+class Classification(Task):
+    """Image classification: labels [N], outputs [N, classes]; cross-entropy and accuracy."""
+
+    name = "classification"
+    metric_name = "accuracy"
+
+    def logits(self, outputs: Any) -> Tensor:
+        """Return the output; the first one of Inception and GoogLeNet, which add auxiliary ones while they train."""
+        logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
+        return logits
+
+    def loss(self, outputs: Any, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Return the cross-entropy."""
+        return functional.cross_entropy(self.logits(outputs).float(), targets, label_smoothing=label_smoothing)
+
+    def network_loss(self, network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy of the network's output."""
+        return functional.cross_entropy(network(inputs), targets)
+
+    def hits(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Return how many labels are right."""
+        return (self.logits(outputs).detach().argmax(1) == targets).sum()
+
+    def predict(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return logits [N, classes]."""
+        return logits_of(model, inputs)
+
+    def new_metric(self) -> Metric:
+        """Return an empty tally of accuracy."""
+        return AccuracyMetric()

@@ -1,0 +1,158 @@
+"""Object detection with torchvision's one-stage detectors: boxes and their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.errors import EvaluationError, TaskError
+from cleanai_ray.modules import preserved_modes
+from cleanai_ray.registry import TASKS
+from cleanai_ray.tasks.base import Metric, Reduce, Task
+from cleanai_ray.tasks.score import TaskScore
+from cleanai_ray.tasks.view import as_model, as_network, own_forward
+
+Targets = Sequence[dict[str, Tensor]]
+_PARTS = ("transform", "backbone", "head", "anchor_generator")
+_LAST = ("cls_logits", "bbox_reg", "bbox_ctrness")
+
+
+class MeanAveragePrecision(Metric):
+    """COCO's mean average precision over IoU 0.50 to 0.95, by torchmetrics, and the detector's own loss.
+
+    Raises:
+        TaskError: When torchmetrics, or pycocotools, which it reads, is missing.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from torchmetrics.detection import MeanAveragePrecision as Library
+        except ImportError as error:
+            raise TaskError("mAP is computed by torchmetrics; pip install 'cleanai-ray[detection]'") from error
+        try:
+            self._library = Library(box_format="xyxy", iou_type="bbox")
+        except ImportError as error:
+            raise TaskError(f"mAP needs more than torchmetrics: {' '.join(str(error).split())}") from error
+        self._loss: Tensor | float = 0.0
+        self._num_samples = 0
+
+    def add(self, predicted: tuple[list[dict[str, Tensor]], Tensor], targets: Targets) -> None:
+        """Add a batch: (detections of each image, mean loss), and the boxes and labels of each image."""
+        found, loss = predicted
+        self._library.update(found, list(targets))
+        self._loss = self._loss + loss.double() * len(targets)
+        self._num_samples += len(targets)
+
+    def result(self, all_reduce: Reduce | None = None) -> TaskScore:
+        """Return the mean average precision.
+
+        Raises:
+            TaskError: Where several processes score a part each: precision is no sum.
+        """
+        if not self._num_samples:
+            raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
+        value = max(float(self._library.compute()["map"]), 0.0)  # -1 where no image has a box.
+        return TaskScore("mAP", value, value, float(self._loss) / self._num_samples, self._num_samples)
+
+
+def _is_last(model: nn.Module, name: str) -> bool:
+    """Whether a convolution of the heads is one that gives classes or boxes."""
+    owner, _, leaf = name.rpartition(".")
+    parent = model.get_submodule(owner)
+    if isinstance(parent, nn.Sequential):
+        return leaf == list(parent._modules)[-1]
+    return isinstance(parent, nn.ModuleList) or leaf in _LAST
+
+
+def _raw_heads(network: Any, images: Tensor) -> tuple[Tensor, ...]:
+    """Return class logits [N, classes, anchors], and what else the heads give, without choosing among the boxes."""
+    batch, _ = network.transform(list(images))
+    features = network.backbone(batch.tensors)
+    heads = network.head(list(features.values()) if isinstance(features, dict) else [features])
+    rest = [value for name, value in heads.items() if name != "cls_logits"]
+    return heads["cls_logits"].transpose(1, 2), *rest
+
+
+def _losses(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
+    """Return the sum of the mean losses of a detector, whose modules keep the mode they are in."""
+    with preserved_modes(model):
+        model.training = True  # The detector's own flag alone: it decides whether losses are returned.
+        losses = own_forward(model)(list(images), list(targets))
+    return torch.stack(list(losses.values())).sum()
+
+
+@TASKS.register("detection")
+class Detection(Task):
+    """Object detection: a dict of boxes [n, 4] (xyxy, pixels) and labels [n] an image; mAP (torchmetrics).
+
+    For detectors of torchvision that predict in one stage (`transform`, `backbone`, `head`): SSD, SSDlite, RetinaNet,
+    FCOS. Images of a batch are of one size, [N, 3, H, W]. Repair compares class logits at every anchor. The layers that
+    give classes and boxes keep their width.
+    """
+
+    name = "detection"
+    metric_name = "mAP"
+    in_processes = False
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """Return a view of the detector that gives what its heads compute.
+
+        Raises:
+            TaskError: When the model is no detector of one stage.
+        """
+        missing = [part for part in _PARTS if not hasattr(model, part)]
+        if missing:
+            raise TaskError(
+                f"{type(model).__name__} has no '{missing[0]}'; allowed for task detection: torchvision's detectors of "
+                "one stage, for instance ssdlite320_mobilenet_v3_large"
+            )
+        return as_network(model, _raw_heads)
+
+    def restored(self, network: nn.Module) -> nn.Module:
+        """Return the detector again."""
+        return as_model(network)
+
+    def ignored_layers(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the names of the heads' last convolutions: their channels are anchors times classes, or boxes."""
+        found = []
+        for name, module in model.named_modules():
+            if name.startswith("head.") and isinstance(module, nn.Conv2d) and _is_last(model, name):
+                found.append(name)
+        return tuple(found)
+
+    def train_outputs(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Any:
+        """Return the dict of losses."""
+        return model(list(inputs), list(targets))
+
+    def logits(self, outputs: Any) -> Tensor:
+        """Refuse: a detector in training gives losses alone."""
+        raise TaskError("finetune.distillation is set, and a detector in training gives losses alone; allowed: null")
+
+    def loss(self, outputs: Any, targets: Targets, label_smoothing: float = 0.0) -> Tensor:
+        """Return the sum of the detector's losses; label smoothing is refused."""
+        if label_smoothing:
+            raise TaskError(f"finetune.label_smoothing is {label_smoothing:g}; allowed for task detection: 0")
+        return torch.stack(list(outputs.values())).sum()
+
+    def network_loss(self, network: nn.Module, inputs: Tensor, targets: Targets) -> Tensor:
+        """Return the sum of the detector's losses."""
+        return _losses(network, inputs, targets)
+
+    def hits(self, outputs: Any, targets: Targets) -> None:
+        """Return nothing: there are no answers among losses."""
+
+    def predict(self, model: nn.Module, inputs: Tensor, targets: Targets) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """Return the detections of each image, and the mean loss."""
+        found = model(list(inputs))
+        if not isinstance(found, list) or not all(isinstance(entry, dict) and "boxes" in entry for entry in found):
+            raise EvaluationError(
+                f"the model's output is {type(found).__name__}, allowed is a list of dicts of boxes, labels and scores"
+            )
+        return found, _losses(model, inputs, targets)
+
+    def new_metric(self) -> Metric:
+        """Return an empty mean average precision."""
+        return MeanAveragePrecision()

@@ -1,0 +1,108 @@
+"""Language modelling: the next token at every position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cleanai_ray.errors import EvaluationError
+from cleanai_ray.registry import TASKS
+from cleanai_ray.tasks.base import Metric, Reduce
+from cleanai_ray.tasks.dense_labels import DenseLabels
+from cleanai_ray.tasks.score import TaskScore
+from cleanai_ray.tasks.view import as_model, as_network, own_forward
+
+_IGNORED = -100
+
+
+class Perplexity(Metric):
+    """exp of the mean negative log-likelihood of the tokens that count; sums on the device."""
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+
+    def add(self, predicted: Tensor, targets: Tensor) -> None:
+        """Add a batch: logits [N, vocabulary, T] and tokens [N, T], of which -100 does not count."""
+        loss = functional.cross_entropy(predicted.float(), targets, ignore_index=_IGNORED, reduction="sum").double()
+        self._sums.append(torch.stack([loss, (targets != _IGNORED).sum(), torch.full_like(loss, len(targets))]))
+
+    def result(self, all_reduce: Reduce | None = None) -> TaskScore:
+        """Return the perplexity; its merit is its inverse, the geometric mean of the tokens' probabilities."""
+        if not self._sums:
+            raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
+        sums = torch.stack(self._sums).sum(0)
+        loss, tokens, num_samples = (sums if all_reduce is None else all_reduce(sums)).tolist()
+        if tokens == 0:
+            raise EvaluationError(f"all tokens are {_IGNORED}, which does not count; at least 1 is needed")
+        mean = loss / tokens
+        return TaskScore("perplexity", _exp(mean), _exp(-mean), mean, int(num_samples))
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
+def _token_logits(network: nn.Module, tokens: Tensor) -> Tensor:
+    return _logits(own_forward(network)(tokens)).transpose(1, 2)
+
+
+def _logits(outputs: Any) -> Tensor:
+    """Return the logits [N, T, vocabulary] of an output, or of an output of `transformers`."""
+    logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
+    return logits
+
+
+@TASKS.register("language_modelling")
+class LanguageModelling(DenseLabels):
+    """Language modelling: tokens [N, T] and those that follow each, -100 where none counts; perplexity.
+
+    A model maps tokens to logits [N, T, vocabulary], or to an object with such `logits`, as causal language models of
+    `transformers` do. Hidden layers of feed-forward blocks and whole heads of attention are pruned. The residual stream
+    is not: embeddings keep their width, by name, and with them all that is added to them.
+    """
+
+    name = "language_modelling"
+    metric_name = "perplexity"
+    ignore_index = _IGNORED
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """Return a view of the model that gives logits [N, vocabulary, T]."""
+        return as_network(model, _token_logits)
+
+    def restored(self, network: nn.Module) -> nn.Module:
+        """Return the model again."""
+        return as_model(network)
+
+    def ignored_layers(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the names of the embeddings."""
+        return tuple(name for name, module in model.named_modules() if isinstance(module, nn.Embedding))
+
+    def example_input(self, shape: Sequence[int]) -> Tensor:
+        """Return tokens, all of them 0."""
+        return torch.zeros(tuple(shape), dtype=torch.int64)
+
+    def logits(self, outputs: Any) -> Tensor:
+        """Return the logits [N, vocabulary, T]."""
+        return _logits(outputs).transpose(1, 2)
+
+    def predict(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the logits [N, vocabulary, T]."""
+        outputs = model(inputs)
+        logits = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
+        if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != targets.shape:
+            found = list(logits.shape) if isinstance(logits, Tensor) else type(outputs).__name__
+            expected = f"[{', '.join(map(str, targets.shape))}, vocabulary]"
+            raise EvaluationError(f"the model's output is {found}, allowed is {expected}, or `logits` of that shape")
+        return logits.transpose(1, 2)
+
+    def new_metric(self) -> Metric:
+        """Return empty sums."""
+        return Perplexity()

@@ -1,0 +1,46 @@
+"""A second forward pass for a model: the same modules and weights, under the same names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor, nn
+
+Forward = Callable[[Any, Tensor], Any]
+"""(module, inputs) -> outputs; within it, `own_forward(module)` is the model's own forward pass."""
+
+
+def as_network(model: nn.Module, forward: Forward) -> nn.Module:
+    """Return a module that shares all modules and parameters of a model, and runs another forward pass.
+
+    A deep copy of it is a deep copy of the model, with the other forward pass.
+    """
+    view = copy.copy(model)
+    view.__class__ = _view_class(type(model), forward)  # type: ignore[arg-type]
+    return view
+
+
+def as_model(network: nn.Module) -> nn.Module:
+    """Return what `as_network` made a view of, or the module itself: with its own forward pass again."""
+    own = getattr(type(network), "_viewed_class", None)
+    if own is None:
+        return network
+    model = copy.copy(network)
+    model.__class__ = own
+    return model
+
+
+def own_forward(network: Any) -> Callable[..., Any]:
+    """Return the model's own forward pass, of a view or of the model itself."""
+    own = getattr(type(network), "_viewed_class", type(network))
+    return lambda *args: own.forward(network, *args)
+
+
+@lru_cache(maxsize=64)
+def _view_class(own: type[nn.Module], forward: Forward) -> type[nn.Module]:
+    # It bears the name of the model's class, by which plans tell architectures apart.
+    names = {"__qualname__": own.__qualname__, "__module__": own.__module__, "__doc__": own.__doc__}
+    return type(own.__name__, (own,), {**names, "forward": forward, "_viewed_class": own})

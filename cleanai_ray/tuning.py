@@ -1,0 +1,69 @@
+"""Scoring and fine-tuning as a library: without a file, and without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from cleanai_ray.evaluation.scoring import score
+from cleanai_ray.finetune_section import FineTuneSection
+from cleanai_ray.study_messages import describe
+from cleanai_ray.tasks.base import Task
+from cleanai_ray.training.context import LocalContext, TrainingContext, TrainingError
+from cleanai_ray.training.fine_tune import Batches, FineTuneResult
+from cleanai_ray.training.fine_tune import fine_tune as train
+
+evaluate = score
+
+
+def fine_tune(
+    model: nn.Module,
+    batches: Sequence[tuple[Tensor, Any]],
+    validation: Sequence[tuple[Tensor, Any]],
+    *,
+    task: str | Task = "classification",
+    teacher: nn.Module | None = None,
+    seed: int = 0,
+    context: TrainingContext | None = None,
+    **options: Any,
+) -> FineTuneResult:
+    """Train a model in place; it ends with the weights of its best epoch, or with its own where none was better.
+
+    Args:
+        model: The model, on the device of `context`.
+        batches: Pairs (inputs, targets); every epoch takes all of them in an order of its own.
+        validation: Pairs (inputs, targets) that decide which epoch is the best.
+        task: What the model is for, as in `prune`.
+        teacher: The dense model, for `distillation`.
+        seed: Seed of the order and of everything random in an epoch.
+        context: Device, reports and checkpoints; by default the CPU and neither.
+        **options: Keys of a study's `finetune` section, for instance `epochs`, `optimizer` and `learning_rate`.
+
+    Raises:
+        RegistryError: When the task is unknown.
+        TrainingError: When an option is not allowed, or training cannot go on; see `training.fine_tune`.
+    """
+    try:
+        section = FineTuneSection.model_validate(options)
+    except ValidationError as error:
+        raise TrainingError(describe(error, FineTuneSection)) from None
+
+    def epoch_batches(epoch: int) -> Batches:
+        order = np.random.default_rng([seed, epoch]).permutation(len(batches))
+        return (batches[position] for position in order)
+
+    return train(
+        model,
+        section=section,
+        train_batches=epoch_batches,
+        steps_per_epoch=len(batches),
+        validation_batches=lambda: validation,
+        context=context or LocalContext(),
+        seed=seed,
+        teacher=teacher,
+        task=task,
+    )
