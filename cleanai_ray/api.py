@@ -16,7 +16,8 @@ from cleanai_ray.evaluation_section import LatencySection
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.pruning.curves import SensitivityCurves
 from cleanai_ray.pruning.latency_budget import prune_to_budget
-from cleanai_ray.pruning.pruner import Pruner, PruneResult, Remeasure
+from cleanai_ray.pruning.prune_result import PruneResult
+from cleanai_ray.pruning.pruner import Pruner, Remeasure
 from cleanai_ray.repair import repair as repair_model
 from cleanai_ray.saving import apply_plan, load, save
 from cleanai_ray.sections import CalibrationSection, PruningSection, Section

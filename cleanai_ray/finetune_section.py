@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 from cleanai_ray.sections import Section
+from cleanai_ray.sweep_section import SweepSection
 
 
 class EarlyStoppingSection(Section):
@@ -30,7 +31,10 @@ class FineTuneSection(Section):
     elsewhere have most likely seen the validation images, which passes for accuracy.
     """
 
-    epochs: int = Field(0, ge=0, description="Epochs at the most; 0: no fine-tuning.")
+    epochs: int = Field(0, ge=0, description="Epochs at the most after the last pruning step; 0: none.")
+    between_steps: int = Field(
+        0, ge=0, description="Epochs at the most after each other pruning step, in trials of several; 0: none."
+    )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW.")
     learning_rate: float = Field(0.01, gt=0, description="Peak learning rate.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
@@ -47,3 +51,23 @@ class FineTuneSection(Section):
     num_workers: PositiveInt = Field(
         1, description="Workers a trial, each with the resources of one; each batch is shared out among them."
     )
+
+    def check_steps(self, sweep: SweepSection) -> None:
+        """Check that epochs between pruning steps have steps to be between.
+
+        Raises:
+            ValueError: When no trial has several steps, or a budget is met by a search over many pruned models.
+        """
+        if not self.between_steps:
+            return
+        if max(sweep.steps) == 1:
+            raise ValueError(
+                f"finetune.between_steps is {self.between_steps} and sweep.steps {list(sweep.steps)}; "
+                "allowed: 0, or an entry of sweep.steps above 1"
+            )
+        timed = next((budget for budget in sweep.budgets if budget.resource == "latency"), None)
+        if timed is not None:
+            raise ValueError(
+                f"finetune.between_steps is {self.between_steps} and sweep.budgets holds {timed}, which a search over "
+                "many pruned models meets; allowed: 0, or other budgets"
+            )

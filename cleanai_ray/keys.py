@@ -45,8 +45,10 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     """Return the digest of everything that a trial's outcome depends on."""
     sections = ("pruning", "repair", "finetune", "evaluation")
     parts = {name: getattr(study, name).model_dump() for name in sections}
-    own = study.of_draw(study.draw_of(trial))
-    if len(study.draws()) > 1 and study.finetune.epochs:
+    own, between_steps = study.of_draw(study.draw_of(trial)), study.finetune.between_steps
+    if trial.steps == 1 or not between_steps:
+        del parts["finetune"]["between_steps"]
+    if len(study.draws()) > 1 and (study.finetune.epochs or between_steps):
         # Images of no draw are trained on.
         parts["withheld"] = [[draw.samples, draw.seed] for draw in study.draws()]
     return digest([trial.identity, dense_digest, _shape(study), _data(own), parts])

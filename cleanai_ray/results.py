@@ -46,9 +46,9 @@ RESULTS = _schema(
     ("calibration_seed", _COUNT, "Seed of their draw."),
     ("quantization", _TEXT, "What was done to the model after the last stage: none, int8 or bf16."),
     ("accuracy_dense", _REAL, "Top-1 accuracy of the dense model, in [0, 1]."),
-    ("accuracy_pruned", _REAL, "Top-1 after surgery, before repair."),
+    ("accuracy_pruned", _REAL, "Top-1 after surgery, that of the last pruning step, and before the repair after it."),
     ("accuracy_repaired", _REAL, "Top-1 after repair; null without repair."),
-    ("accuracy_finetuned", _REAL, "Top-1 after fine-tuning; null without fine-tuning."),
+    ("accuracy_finetuned", _REAL, "Top-1 after fine-tuning at the end; null without it."),
     ("accuracy_quantized", _REAL, "Top-1 of the quantised model; null without quantisation."),
     ("accuracy", _REAL, "Top-1 after the last stage that ran; quantisation is the last of all."),
     ("accuracy_low", _REAL, "Lower end of the 95 % interval of `accuracy`, by Wilson."),
@@ -87,17 +87,17 @@ RESULTS = _schema(
     (
         "repair",
         _TEXT,
-        "Repair that was applied: compensation, batch-norm recalibration, ridge; null: no repair.",
+        "Repair after the last pruning step: compensation, batch-norm recalibration, ridge; null: no repair.",
     ),
     ("channel_ratio_achieved", _REAL, "Share of prunable channels that was removed."),
     ("seconds_total", _REAL, "Seconds the trial took."),
     ("seconds_prune", _REAL, "Of these, scoring, selection and surgery."),
-    ("seconds_repair", _REAL, "Of these, repair."),
-    ("seconds_finetune", _REAL, "Of these, fine-tuning."),
+    ("seconds_repair", _REAL, "Of these, repair, after every pruning step that had one."),
+    ("seconds_finetune", _REAL, "Of these, fine-tuning, between pruning steps and at the end."),
     ("seconds_quantize", _REAL, "Of these, quantisation."),
     ("seconds_evaluate", _REAL, "Of these, evaluation after each stage, latency included."),
-    ("epochs_run", _COUNT, "Fine-tuning epochs that ran."),
-    ("best_epoch", _COUNT, "The epoch whose weights were kept, from 1; 0: those before (only with model.train)."),
+    ("epochs_run", _COUNT, "Fine-tuning epochs that ran, between pruning steps and at the end."),
+    ("best_epoch", _COUNT, "The epoch kept of those at the end, from 1; 0: their start (only with model.train)."),
     ("node", _TEXT, "Host name the trial ran on."),
     ("device", _TEXT, "Device it ran on."),
 )
@@ -142,14 +142,15 @@ _COVERAGE_BASE = (
 
 HISTORY = _schema(
     ("trial_id", _TEXT, "The trial, or 'dense' for the training of the dense model."),
-    ("epoch", _COUNT, "Epoch, from 1."),
+    ("epoch", _COUNT, "Epoch, from 1, counted on through the pruning steps of a trial."),
+    ("step", _COUNT, "Pruning steps that came before it; null for the dense model."),
     ("train_loss", _REAL, "Mean training loss."),
     ("train_accuracy", _REAL, "Top-1 on the training batches of the epoch."),
     ("validation_loss", _REAL, "Mean cross-entropy on the validation samples, in nats."),
     ("validation_accuracy", _REAL, "Top-1 on the validation samples."),
     ("learning_rate", _REAL, "Learning rate at the end of the epoch."),
     ("images_per_second", _REAL, "Training images per second."),
-    ("is_best", _FLAG, "Whether this epoch's weights were kept."),
+    ("is_best", _FLAG, "Whether this epoch's weights were kept; at most one epoch of a step."),
 )
 
 SENSITIVITY = _schema(

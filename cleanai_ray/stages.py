@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from cleanai_ray import results
@@ -21,12 +21,14 @@ from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.plan import PruningPlan
-from cleanai_ray.pruning.pruner import Pruner, PruneResult
+from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.quantization import Quantized
-from cleanai_ray.repair import RIDGES, RepairOutcome, repair
+from cleanai_ray.recovery import fine_tune_trial
+from cleanai_ray.repair import RepairOutcome
+from cleanai_ray.stepwise import Surgery, prune_in_steps
 from cleanai_ray.study import Study, Trial
 from cleanai_ray.training.context import LocalContext, TrainingContext
-from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
+from cleanai_ray.training.fine_tune import FineTuneResult
 from cleanai_ray.training.train import train_dense
 from cleanai_ray.trial_clock import TrialClock
 from cleanai_ray.trial_columns import (
@@ -132,23 +134,23 @@ def run_trial(
         CleanAIError: When the trial cannot be carried out.
     """
     clock, context = TrialClock(), context or LocalContext(device=workspace.device)
-    with clock.stage("prune"):
-        pruned = _prune(workspace, trial, dense_model, measures)
-    study = workspace.study
+    surgery = _prune(workspace, trial, dense_model, measures, context, clock)
+    study, pruned = workspace.study, surgery.result
     scores = TrialScores(workspace, dense_model, clock, is_quantized=trial.quantization != "none")
     scores.add("pruned", pruned.model)
     repaired: RepairOutcome | None = None
     if study.repair.is_on:
         with clock.stage("repair"):
-            repaired = _repair(workspace, dense_model, pruned, measures)
+            repaired = surgery.repair(workspace)
             pruned = replace(pruned, model=repaired.model)
         scores.add("repaired", pruned.model)
     tuned: FineTuneResult | None = None
     if study.finetune.epochs:
-        with clock.stage("finetune"):
-            context.announce(pruned.model)
-            tuned = fine_tune_trial(workspace, trial, pruned.model, dense_model, context)
+        part = surgery.next_part(trial, trial.steps)
+        with clock.stage("finetune"), context.together(pruned.model, part):
+            tuned = fine_tune_trial(workspace, trial, pruned.model, dense_model, context, part)
         scores.add("finetuned", pruned.model)
+    history = (*surgery.history, *(tuned.history if tuned else ()))
     quantized = quantize_trial(workspace, trial, pruned.model, scores, clock)
     latency, costs = measure_costs(workspace, trial, dense_model, pruned.model, quantized, clock)
     row = {
@@ -159,14 +161,14 @@ def run_trial(
         "repair": describe_repair(repaired.chosen) if repaired else None,
         **costs,
         "channel_ratio_achieved": pruned.plan.channel_ratio,
-        **_circumstances(workspace, clock, tuned),
+        **_circumstances(workspace, clock, history, tuned),
     }
     name = {"trial_id": trial.trial_id}
     return TrialOutcome(
         row=row,
         layers=tuple({**name, **layer} for layer in pruned.layers),
         classes=tuple({**name, **entry} for entry in scores.comparison.class_rows()),
-        history=tuple({**name, **epoch} for epoch in tuned.history) if tuned else (),
+        history=tuple({**name, **epoch} for epoch in history),
         latency=tuple({**name, **entry} for entry in latency),
         model=pruned.model,
         plan=pruned.plan,
@@ -174,8 +176,10 @@ def run_trial(
     )
 
 
-def _circumstances(workspace: Workspace, clock: TrialClock, tuned: FineTuneResult | None) -> dict[str, Any]:
-    epochs = {"epochs_run": tuned.epochs_run if tuned else 0, "best_epoch": tuned.best_epoch if tuned else None}
+def _circumstances(
+    workspace: Workspace, clock: TrialClock, history: Sequence[Any], tuned: FineTuneResult | None
+) -> dict[str, Any]:
+    epochs = {"epochs_run": len(history), "best_epoch": tuned.best_epoch if tuned else None}
     where = {"node": platform.node(), "device": str(workspace.device)}
     return {"num_classes": workspace.study.model.num_classes, **epochs, **where, **clock.columns()}
 
@@ -186,12 +190,19 @@ def failed_outcome(study: Study, trial: Trial, error: str) -> TrialOutcome:
     return TrialOutcome(row={**row, "node": platform.node()})
 
 
-def _prune(workspace: Workspace, trial: Trial, dense_model: nn.Module, measures: DenseMeasures) -> PruneResult:
+def _prune(
+    workspace: Workspace,
+    trial: Trial,
+    dense_model: nn.Module,
+    measures: DenseMeasures,
+    context: TrainingContext,
+    clock: TrialClock,
+) -> Surgery:
     study, example = workspace.study, workspace.example_input()
     method = create_method(trial.method, dict(trial.options))
     timing = study.evaluation.latency or LatencySection()
 
-    def pruned(part: Trial) -> PruneResult:
+    def pruner(part: Trial) -> Pruner:
         return Pruner(
             dense_model,
             example,
@@ -202,54 +213,13 @@ def _prune(workspace: Workspace, trial: Trial, dense_model: nn.Module, measures:
             remeasure=lambda smaller: calibrate_locally(workspace, smaller, trial),
             observe=study.data.calibration.observe,
             curves=measures.curves,
-        ).run()
+        )
 
     def compare(small: nn.Module) -> dict[str, Any]:
         return compare_latency(dense_model, small, example, timing, device=workspace.device)
 
-    return prune_to_budget(pruned, trial, study.pruning, compare)
-
-
-def _repair(
-    workspace: Workspace, dense_model: nn.Module, pruned: PruneResult, measures: DenseMeasures
-) -> RepairOutcome:
-    section = workspace.study.repair
-    positions = np.arange(min(section.samples, len(workspace.roles.calibration)))
-    return repair(
-        dense_model,
-        pruned,
-        list(workspace.batches("calibration", positions=positions)),
-        compensation=section.compensation,
-        batch_norm=section.batch_norm,
-        ridge=section.ridge or RIDGES[0],
-        ridges=RIDGES if section.ridge is None else (section.ridge,),
-        moments=measures.moments,
-    )
-
-
-def fine_tune_trial(
-    workspace: Workspace, trial: Trial, model: nn.Module, teacher: nn.Module, context: TrainingContext
-) -> FineTuneResult:
-    """Fine-tune a trial's model in place; every process of the context calls it, with the same model.
-
-    Args:
-        workspace: The opened study.
-        trial: The cell of the sweep.
-        model: The pruned model.
-        teacher: The dense model.
-        context: This process among those that train.
-    """
-    section, share = workspace.study.finetune, (context.rank, context.world_size)
-    epoch_batches, steps = workspace.training_batches(trial.seed, section.batch_size, share=share)
-    return fine_tune(
-        model,
-        section=section,
-        train_batches=epoch_batches,
-        steps_per_epoch=steps,
-        validation_batches=lambda: workspace.batches("validation", share=share),
-        context=context,
-        seed=trial.seed,
-        teacher=teacher if section.distillation else None,
-        # Weights that came from elsewhere have most likely seen the images that validate here.
-        start_competes=workspace.study.model.train is not None,
-    )
+    if study.finetune.between_steps and trial.steps > 1:
+        return prune_in_steps(workspace, trial, pruner(trial), dense_model, measures, context, clock)
+    with clock.stage("prune"):
+        pruned = prune_to_budget(lambda part: pruner(part).run(), trial, study.pruning, compare)
+    return Surgery(result=pruned, reference=dense_model, moments=measures.moments)

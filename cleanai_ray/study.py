@@ -150,6 +150,7 @@ class Study(Section):
         timed = next((budget for budget in self.sweep.budgets if budget.resource == "latency"), None)
         if timed is not None and self.evaluation.latency is None:
             raise ValueError(f"evaluation.latency is null; needed: how to time, for sweep.budgets' {timed}")
+        self.finetune.check_steps(self.sweep)
         return self
 
     @model_validator(mode="after")
@@ -171,7 +172,7 @@ class Study(Section):
     @property
     def workers_per_trial(self) -> int:
         """Workers that a trial takes: those of its fine-tuning, or one."""
-        return self.finetune.num_workers if self.finetune.epochs else 1
+        return self.finetune.num_workers if self.finetune.epochs or self.finetune.between_steps else 1
 
     def draws(self) -> tuple[CalibrationDraw, ...]:
         """Return every draw of the calibration samples; most studies have one."""

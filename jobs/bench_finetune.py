@@ -24,8 +24,8 @@ from cleanai_ray.calibration_shards import calibrate_locally
 from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model
+from cleanai_ray.recovery import fine_tune_trial
 from cleanai_ray.repair import repair
-from cleanai_ray.stages import fine_tune_trial
 from cleanai_ray.study import Study, parse_study
 from cleanai_ray.training.context import LocalContext
 from cleanai_ray.workspace import open_workspace

@@ -57,7 +57,7 @@ LAYERS = (
         "trial_scores",
         "trial_quantization",
     ),
-    ("dense_measures", "tables"),
+    ("dense_measures", "recovery", "stepwise", "tables"),
     ("stages", "environment", "deployment"),
     ("planning", "distributed"),
     ("cli", "__init__", "__main__"),

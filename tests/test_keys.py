@@ -58,6 +58,17 @@ def test_a_key_follows_its_inputs(path, value, changed):
     assert {name for name in before if before[name] != after[name]} == changed
 
 
+def test_epochs_between_steps_count_in_the_trials_that_have_them():
+    found = []
+    for epochs in (0, 1, 2):
+        document = {**STUDY, "sweep": {**STUDY["sweep"], "steps": [1, 3]}, "finetune": {"between_steps": epochs}}
+        study = parse_study(document)
+        found.append([trial_key(study, trial, "weights") for trial in study.trials()])
+    single, several = zip(*found, strict=True)
+    assert len(set(single)) == 1
+    assert len(set(several)) == 3
+
+
 def test_a_weights_file_counts_by_its_content(tmp_path):
     file = tmp_path / "weights.safetensors"
     found = []

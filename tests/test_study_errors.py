@@ -156,6 +156,15 @@ def message_of(path: Path, *overrides: str) -> str:
             "with data.calibration.allow_overlap: true",
         ),
         (
+            ["finetune.between_steps=2"],
+            "finetune.between_steps is 2 and sweep.steps [1]; allowed: 0, or an entry of sweep.steps above 1",
+        ),
+        (
+            [NO_RATIOS, "sweep.budgets=[{latency: 0.6}]", "sweep.steps=[1, 3]", "finetune.between_steps=1"],
+            "finetune.between_steps is 1 and sweep.budgets holds latency=0.6, which a search over many pruned models "
+            "meets; allowed: 0, or other budgets",
+        ),
+        (
             ["sweep.coverage_metrics=[]"],
             "sweep.coverage_metrics is []; allowed: at least one entry, which coverage needs",
         ),

@@ -10,6 +10,7 @@ from torch import nn
 
 from cleanai_ray import results
 from cleanai_ray.dense_measures import DenseMeasures
+from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.evaluation.significance import mcnemar_p, wilson_interval
 from cleanai_ray.stages import TrialOutcome, prepare_dense, run_trial
 from cleanai_ray.study import parse_study
@@ -60,6 +61,20 @@ def test_the_last_stage_is_compared(trial: tuple[Workspace, nn.Module, TrialOutc
     assert 0 <= row["ece_dense"] <= 1
     assert row["is_broken"] is False
     results.to_table([row], results.RESULTS)
+
+
+def test_the_epoch_that_is_kept_was_chosen_on_images_that_are_not_scored(
+    trial: tuple[Workspace, nn.Module, TrialOutcome],
+) -> None:
+    workspace, _, outcome = trial
+    roles = workspace.roles
+    assert roles.validation_split == roles.training_split != roles.evaluation_split
+    assert outcome.model is not None
+    (kept,) = [row for row in outcome.history if row["is_best"]]
+    found = {role: evaluate(outcome.model, workspace.batches(role)) for role in ("validation", "evaluation")}
+    assert kept["validation_accuracy"] == found["validation"].accuracy != found["evaluation"].accuracy
+    assert kept["validation_loss"] == pytest.approx(found["validation"].loss)
+    assert outcome.row["accuracy"] == found["evaluation"].accuracy
 
 
 def test_its_classes_add_up_to_it(trial: tuple[Workspace, nn.Module, TrialOutcome]) -> None:

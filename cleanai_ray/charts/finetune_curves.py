@@ -19,21 +19,32 @@ if TYPE_CHECKING:
 _COLUMNS = 3
 _DASHES = {"local": ("solid", [1, 0]), "global": ("dashed", [5, 3]), "isomorphic": ("dotted", [1.5, 2])}
 _OTHER_DASH = ("dash-dotted", [8, 2, 2, 2])
+_TOOLTIP = [
+    alt.Tooltip("trial_id:N", title="trial"),
+    alt.Tooltip("epoch:Q", title="epoch kept"),
+    alt.Tooltip("validation_accuracy:Q", title="validation", format=".2%"),
+]
 
 
 @CHARTS.register("finetune_curves")
 def finetune_curves(study: StudyFrames) -> ChartType | None:
-    """Validation accuracy per epoch of fine-tuning, a panel a method; the epoch that was kept is marked."""
+    """Validation accuracy per epoch of fine-tuning, a panel a method; the epoch that was kept is marked.
+
+    A point is not a curve: without a trial of two epochs there is no chart.
+    """
     trials = study.trials.select("trial_id", "label", "method", "mode", "amount", "amount_order")
     epochs = study.history.drop_nulls(["epoch", "validation_accuracy"]).join(trials, on="trial_id", how="inner")
-    if epochs.is_empty():
+    if epochs.is_empty() or max(epochs["trial_id"].value_counts()["count"]) < 2:
         return None
+    following = pl.col("step").shift(-1).over("trial_id", order_by="epoch")
+    epochs = epochs.with_columns(is_cut=(following > pl.col("step")).fill_null(False))
     labels = sorted(set(epochs["label"]))
     last_row = len(labels) - min(_COLUMNS, len(labels))
     panels = [_panel(study, epochs, label, is_last=position >= last_row) for position, label in enumerate(labels)]
     dense = _dense_accuracy(study)
     modes = [f"{_DASHES.get(mode, _OTHER_DASH)[0]}: {mode} mode" for mode in style.ordered_modes(epochs["mode"])]
-    legend = "; ".join(["Dot: the epoch that was kept", "thicker: more is removed", *modes])
+    cuts = ["ring: pruned further after it"] if epochs["is_cut"].any() else []
+    legend = "; ".join(["Dot: the epoch that was kept", *cuts, "thicker: more is removed", *modes])
     lines = [f"{legend}."]
     if max(epochs.group_by("label").agg(pl.n_unique("trial_id"))["trial_id"]) > style.MAX_DRAWN_IN_PANEL:
         lines.append(f"Of each method {style.MAX_DRAWN_IN_PANEL} trials are drawn, chosen at random.")
@@ -71,7 +82,9 @@ def _panel(study: StudyFrames, epochs: pl.DataFrame, label: str, *, is_last: boo
     )
     colour = style.label_colours(study.labels)[label]
     base = alt.Chart(
-        style.values(frame.select("trial_id", "epoch", "validation_accuracy", "mode", "amount_order", "is_best"))
+        style.values(
+            frame.select("trial_id", "epoch", "validation_accuracy", "mode", "amount_order", "is_best", "is_cut")
+        )
     )
     line = base.mark_line(color=colour).encode(
         x=x,
@@ -82,12 +95,9 @@ def _panel(study: StudyFrames, epochs: pl.DataFrame, label: str, *, is_last: boo
         strokeWidth=alt.StrokeWidth("amount_order:O", scale=_width_scale(epochs), legend=None),
     )
     best = base.transform_filter("datum.is_best").mark_point(color=colour, filled=True, size=34, opacity=1)
-    tooltip = [
-        alt.Tooltip("trial_id:N", title="trial"),
-        alt.Tooltip("epoch:Q", title="epoch kept"),
-        alt.Tooltip("validation_accuracy:Q", title="validation", format=".2%"),
-    ]
-    layers: list[alt.Chart] = [line, best.encode(x=x, y=y, tooltip=tooltip)]
+    cut = base.transform_filter("datum.is_cut").mark_point(color=colour, filled=False, size=110, opacity=1)
+    cuts = [cut.encode(x=x, y=y)] if any(epochs["is_cut"]) else []
+    layers: list[alt.Chart] = [line, best.encode(x=x, y=y, tooltip=_TOOLTIP), *cuts]
     if dense is not None:
         rule = alt.Chart(alt.InlineData(values=[{"validation_accuracy": dense}]))
         layers.insert(0, rule.mark_rule(color=style.DENSE, strokeDash=[2, 3]).encode(y=y))

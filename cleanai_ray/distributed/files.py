@@ -52,29 +52,37 @@ class RunFiles:
 
 
 class CheckpointFile:
-    """A checkpoint store (`training.context.CheckpointStore`) that is one file of a run directory.
+    """A checkpoint store (`training.context.CheckpointStore`) in a run directory: a file, and one more for each part.
 
     Args:
         files: The run directory.
-        name: The file; the digest of what the training starts from is part of it.
+        name: The file of `checkpoint_name`; parts of a training that have a name are in its `checkpoint_folder`.
     """
 
     def __init__(self, files: RunFiles, name: str) -> None:
         self._files = files
         self._name = name
 
-    def save(self, content: bytes) -> None:
-        """Replace the file, wholly or not at all."""
-        self._files.write(self._name, content)
+    def save(self, content: bytes, part: str = "") -> None:
+        """Replace a part's file, wholly or not at all."""
+        self._files.write(self._file(part), content)
 
-    def load(self) -> bytes | None:
-        """Return the file's content, or None where there is none."""
-        return self._files.read(self._name)
+    def load(self, part: str = "") -> bytes | None:
+        """Return the content of a part's file, or None where there is none."""
+        return self._files.read(self._file(part))
+
+    def _file(self, part: str) -> str:
+        return f"{checkpoint_folder(self._name)}/{part}.pt" if part else self._name
 
 
 def checkpoint_name(owner: str, inputs: str) -> str:
     """Return the file that keeps the training of a trial, or of the dense model, for inputs of this digest."""
     return f"cache/checkpoints/{owner}-{inputs}.pt"
+
+
+def checkpoint_folder(name: str) -> str:
+    """Return the folder of what belongs to a file of `checkpoint_name`: the parts of a training in several."""
+    return name.removesuffix(".pt")
 
 
 def read_file(run: RunDirectory, name: str, inputs: str | None) -> bytes | None:

@@ -31,7 +31,8 @@ from cleanai_ray.distributed.trial_work import (
     epoch_numbers,
     numbers_of,
 )
-from cleanai_ray.stages import failed_outcome, fine_tune_trial
+from cleanai_ray.recovery import fine_tune_trial
+from cleanai_ray.stages import failed_outcome
 from cleanai_ray.study import Trial
 from cleanai_ray.training.context import TrainingError
 from cleanai_ray.training.processes import ProcessGroupContext
@@ -115,29 +116,25 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def _lead(inputs: SweepInputs, trial: Trial, context: ProcessGroupContext) -> dict[str, Any]:
-    """Run the trial; the others join in where the context announces the model."""
-
-    def must_raise(error: Exception) -> bool:
-        """Whether the others do not know of it: they would wait for this worker for ever."""
-        return context.has_announced and not isinstance(error, TrainingError)
-
-    outcome = carry_out(inputs, trial, str(context.device), lambda _: context, must_raise)
-    if not context.has_announced:
-        context.announce(None)
+    """Run the trial; the others join in where it fine-tunes. An error that they do not know of is raised."""
+    outcome = carry_out(inputs, trial, str(context.device), lambda _: context, lambda error: context.is_awaited)
+    context.dismiss()
     inputs.send(trial, outcome)
     return numbers_of(outcome)
 
 
 def _follow(inputs: SweepInputs, trial: Trial, context: ProcessGroupContext) -> dict[str, Any]:
-    """Fine-tune the model that the first worker announces."""
-    model = context.await_model()
-    if model is not None:
+    """Fine-tune what the first worker fine-tunes, after each pruning step where it does so."""
+    is_last = False
+    while not is_last and (task := context.await_part()) is not None:
+        model, part = task
         draw = inputs.study.draw_of(trial)
         workspace = open_workspace(inputs.study.model_dump_json(), str(context.device), draw)
         dense = dense_model_of(workspace, ray.get(inputs.dense))
         with contextlib.suppress(TrainingError):  # The first worker has it, too, and tells of it.
-            fine_tune_trial(workspace, trial, model, dense, context)
+            fine_tune_trial(workspace, trial, model, dense, context, part)
         inputs.files.note_unreadable(workspace.unreadable.found)
+        is_last = part.is_last
     return {"status": results.OK}
 
 

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cleanai_ray import results
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.distributed.cluster import Cluster
-from cleanai_ray.distributed.files import RunFiles, checkpoint_name, read_file, write_file
+from cleanai_ray.distributed.files import RunFiles, checkpoint_folder, checkpoint_name, read_file, write_file
 from cleanai_ray.errors import DataError
 from cleanai_ray.keys import data_key
 from cleanai_ray.saving import PLAN_FILE, WEIGHTS_FILE
@@ -146,7 +146,10 @@ class RunWriter:
             self._run.write_json(record_name(trial_id), record)
             if row["status"] == results.OK:
                 self._run.mark(record_name(trial_id), inputs)
-                self._run.delete(checkpoint_name(trial_id, inputs))
+                checkpoint = checkpoint_name(trial_id, inputs)
+                self._run.delete(checkpoint)
+                if self._study.finetune.between_steps:
+                    self._run.delete(checkpoint_folder(checkpoint))
             if self._save_models == "best":
                 self._keep_best()
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from cleanai_ray.errors import PruningError
 from cleanai_ray.pruning.cost import BUDGET_TOLERANCE
-from cleanai_ray.pruning.pruner import PruneResult
+from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.sections import PruningSection
 from cleanai_ray.study import Trial
 from cleanai_ray.sweep_section import Budget

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
@@ -22,8 +24,11 @@ from cleanai_ray.importance.base import (
 from cleanai_ray.pruning.cost import CostModel, budget_limit, missed_budget
 from cleanai_ray.pruning.curves import SensitivityCurves
 from cleanai_ray.pruning.graph import ChannelGraph, ChannelGroup
+from cleanai_ray.pruning.layer_rows import layer_rows
 from cleanai_ray.pruning.plan import GroupPlan, PruningPlan
+from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.selection import SelectionRequest, Selector
+from cleanai_ray.repair.consumers import add_biases
 from cleanai_ray.sections import PruningSection
 from cleanai_ray.statistics import ActivationStatistics
 from cleanai_ray.study import Trial, digest
@@ -31,27 +36,8 @@ from cleanai_ray.study import Trial, digest
 Remeasure = Callable[[nn.Module], ActivationStatistics]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PruneResult:
-    """The outcome of pruning.
-
-    Attributes:
-        model: The smaller model, on the device of the dense one.
-        plan: What was removed, and why.
-        layers: One dict a layer with the columns of layers.parquet, `trial_id` apart.
-        kept_inputs: Dense indices of the input channels each narrowed layer kept.
-        kept_outputs: Dense indices of the output channels each narrowed layer kept.
-    """
-
-    model: nn.Module
-    plan: PruningPlan
-    layers: tuple[dict[str, Any], ...]
-    kept_inputs: Mapping[str, np.ndarray]
-    kept_outputs: Mapping[str, np.ndarray]
-
-
 class Pruner:
-    """Prunes one model in one way.
+    """Prunes one model in one way: `run` in one go, or `take_step` for each step, with `adopt` between, and `finish`.
 
     Args:
         model: The dense model; it is copied, and left as it is.
@@ -102,6 +88,7 @@ class Pruner:
             raise PruningError("the model has no prunable group of layers: all of them reach the output or are ignored")
         if statistics is not None:
             give_gradients(self._graph, self._method, statistics)
+        self._dense_cost = measure_complexity(self._graph.model, self._graph.example_inputs)
 
     def run(self) -> PruneResult:
         """Prune, and return the plan and the smaller model.
@@ -109,30 +96,52 @@ class Pruner:
         Raises:
             PruningError: When nothing would be removed, a budget cannot be met, or scores are missing.
         """
+        for step in range(1, self._trial.steps + 1):
+            self.take_step(step)
+        return self.finish()
+
+    def present(self) -> PruneResult:
+        """Return what the steps so far gave; the model is a copy."""
+        return self._result(copy.deepcopy(self._graph.model))
+
+    def finish(self) -> PruneResult:
+        """Return what all steps gave; no step can follow.
+
+        Raises:
+            PruningError: When nothing was removed.
+        """
         graph, trial = self._graph, self._trial
-        dense = measure_complexity(graph.model, graph.example_inputs)
-        for step in range(1, trial.steps + 1):
-            self._take_step(step, dense)
         if all(len(kept) == self._dense_groups[name].num_channels for name, kept in graph.kept_channels.items()):
             raise PruningError(
                 f"nothing would be removed: {_amount(trial)} with round_to {self._bounds.round_to} and min_channels "
                 f"{self._bounds.min_channels} leaves every layer as wide as it is"
             )
-        pruned = measure_complexity(graph.model, graph.example_inputs)
-        missed = None if trial.budget is None else missed_budget(trial.budget, dense, pruned)
-        self._warnings += [missed] if missed else []
-        plan = self._plan(dense, pruned)
-        _restore_flags(graph.model, self._dense)
-        return PruneResult(
-            model=graph.model,
-            plan=plan,
-            layers=_layer_rows(self._dense_groups, dense, pruned, graph.kept("out")),
-            kept_inputs=graph.kept("in"),
-            kept_outputs=graph.kept("out"),
-        )
+        return self._result(graph.model)
 
-    def _take_step(self, step: int, dense: Complexity) -> None:
-        graph = self._graph
+    def adopt(self, model: nn.Module) -> None:
+        """Take over the weights of a model that was made from that of `present`, by repair or by training.
+
+        A bias that repair gave to a layer is taken over, too. Gradients that scores read stay those of the dense model.
+
+        Args:
+            model: The model; it is left as it is.
+        """
+        own, state = self._graph.model, model.state_dict()
+        add_biases(own, sorted(state))
+        own.load_state_dict(state, strict=True)
+        for parameter in own.parameters():
+            parameter.requires_grad_(True)
+        if self._method.needs_gradients or self._method.needs_squared_gradients:
+            for parameter in own.parameters():
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+    def take_step(self, step: int) -> bool:
+        """Remove what must be gone after a step, from 1, and return whether that is anything.
+
+        Raises:
+            PruningError: When a budget cannot be met, or scores are missing.
+        """
+        graph, dense = self._graph, self._dense_cost
         context = ScoringContext(
             graph=graph,
             statistics=self._present_statistics(step),
@@ -149,7 +158,7 @@ class Pruner:
         removed = selector.select(self._cost())
         if not removed:
             self._warnings.append(f"step {step} of {self._trial.steps} removed nothing")
-            return
+            return False
         if step == self._trial.steps and (self._trial.mode != "local" or prices is not None):
             for name in selector.capped_groups(removed):
                 left = graph.kept_channels[name].size - len(removed[name])
@@ -158,6 +167,20 @@ class Pruner:
                     f"{self._bounds.max_ratio} and min_channels {self._bounds.min_channels} allow"
                 )
         graph.remove(removed)
+        return True
+
+    def _result(self, model: nn.Module) -> PruneResult:
+        graph, dense = self._graph, self._dense_cost
+        pruned = measure_complexity(model, graph.example_inputs)
+        plan = self._plan(dense, pruned)
+        _restore_flags(model, self._dense)
+        return PruneResult(
+            model=model,
+            plan=plan,
+            layers=layer_rows(self._dense_groups, dense, pruned, graph.kept("out")),
+            kept_inputs=graph.kept("in"),
+            kept_outputs=graph.kept("out"),
+        )
 
     def _present_statistics(self, step: int) -> ActivationStatistics | None:
         if self._statistics is None or step == 1:
@@ -190,7 +213,8 @@ class Pruner:
         return lambda removed: model.estimate(removed)[resource]
 
     def _plan(self, dense: Complexity, pruned: Complexity) -> PruningPlan:
-        kept = self._graph.kept_channels
+        kept, budget = self._graph.kept_channels, self._trial.budget
+        missed = None if budget is None else missed_budget(budget, dense, pruned)
         plan = PruningPlan(
             model=identify(self._dense, self._graph.example_inputs),
             groups=tuple(_group_plan(group, kept[name]) for name, group in self._dense_groups.items()),
@@ -199,7 +223,7 @@ class Pruner:
                 **({"by_price": True} if self._by_price else {}),
                 "bounds": {**self._bounds.model_dump(mode="json"), "ignored_layers": list(self._ignored_layers)},
             },
-            warnings=tuple(self._warnings),
+            warnings=(*self._warnings, *([missed] if missed else [])),
         )
         achieved: dict[str, Any] = {"channel_ratio": plan.channel_ratio}
         for name in ("params", "macs", "size_bytes"):
@@ -252,39 +276,8 @@ def _restore_flags(model: nn.Module, dense: nn.Module) -> None:
     requires_grad = {name: value.requires_grad for name, value in dense.named_parameters()}
     for name, parameter in model.named_parameters():
         parameter.grad = None
-        parameter.requires_grad_(requires_grad[name])
+        # A bias that repair added is like its layer's weight.
+        parameter.requires_grad_(requires_grad[name if name in requires_grad else f"{name.removesuffix('bias')}weight"])
     training = {name: module.training for name, module in dense.named_modules()}
     for name, module in model.named_modules():
         module.training = training[name]
-
-
-def _layer_rows(
-    groups: Mapping[str, ChannelGroup],
-    dense: Complexity,
-    pruned: Complexity,
-    kept_outputs: Mapping[str, np.ndarray],
-) -> tuple[dict[str, Any], ...]:
-    owner = {member.layer: group.name for group in groups.values() for member in group.members if member.side != "in"}
-    after = {layer.name: layer for layer in pruned.layers}
-    rows = []
-    for layer in dense.layers:
-        small = after[layer.name]
-        kept = kept_outputs.get(layer.name, np.arange(layer.out_channels))
-        rows.append(
-            {
-                "layer": layer.name,
-                "layer_index": layer.index,
-                "kind": layer.kind,
-                "group": owner.get(layer.name),
-                "out_channels_dense": layer.out_channels,
-                "out_channels": small.out_channels,
-                "in_channels_dense": layer.in_channels,
-                "in_channels": small.in_channels,
-                "params_dense": layer.params,
-                "params": small.params,
-                "macs_dense": layer.macs,
-                "macs": small.macs,
-                "removed_channels": np.setdiff1d(np.arange(layer.out_channels), kept).tolist(),
-            }
-        )
-    return tuple(rows)

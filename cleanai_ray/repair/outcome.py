@@ -16,7 +16,7 @@ from cleanai_ray.repair.moments import ConsumerMoments
 from cleanai_ray.tasks.base import Task, find_task
 
 if TYPE_CHECKING:
-    from cleanai_ray.pruning.pruner import PruneResult
+    from cleanai_ray.pruning.prune_result import PruneResult
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -66,9 +66,11 @@ def _overfitting(study: StudyFrames) -> Iterator[Risk]:
 
 def _overfitted(study: StudyFrames) -> Iterator[dict[str, Any]]:
     """Yield trials whose last epoch is worse than an earlier one: the best, of equals the first, and the last."""
-    accuracy, epoch = pl.col("validation_accuracy"), pl.col("epoch")
+    accuracy, epoch, step = pl.col("validation_accuracy"), pl.col("epoch"), pl.col("step").fill_null(0)
     epochs = study.history.drop_nulls(["epoch", "validation_accuracy"])
     epochs = epochs.join(study.ok.select("trial_id"), on="trial_id", how="semi").sort("trial_id", "epoch")
+    # Epochs before the last pruning step trained a larger network.
+    epochs = epochs.filter(step == step.max().over("trial_id"))
     ends = epochs.group_by("trial_id", maintain_order=True).agg(
         epoch.get(accuracy.arg_max()).alias("best_epoch"),
         accuracy.max().alias("kept"),

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import ArtifactError, CleanAIError
+from cleanai_ray.training.part import TrainingPart
 
 
 class TrainingError(CleanAIError):
@@ -39,15 +41,15 @@ class TrainingContext(ABC):
 
     @abstractmethod
     def report(self, row: Mapping[str, Any]) -> None:
-        """Take the row of an epoch that has ended: the columns of `results.HISTORY` except trial_id."""
+        """Take the row of an epoch that has ended: the columns of `results.HISTORY` except trial_id and step."""
 
     @abstractmethod
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Keep a state of plain values and CPU tensors, in place of the one before."""
+    def save_checkpoint(self, state: dict[str, Any], part: str = "") -> None:
+        """Keep a state of plain values and CPU tensors, in place of the one before of the part of that name."""
 
     @abstractmethod
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """Return the state that was saved last, or None."""
+    def load_checkpoint(self, part: str = "") -> dict[str, Any] | None:
+        """Return the state of a part that was saved last, or None."""
 
     @abstractmethod
     def all_reduce(self, tensor: Tensor) -> Tensor:
@@ -57,18 +59,23 @@ class TrainingContext(ABC):
         """Return the module whose forward pass trains, with gradients averaged over all processes."""
         return model
 
-    def announce(self, model: nn.Module) -> None:  # noqa: B027 - a single process has nobody to tell
-        """Give the other processes the model that is to be trained; called by the first one alone."""
+    @contextmanager
+    def together(self, model: nn.Module, part: TrainingPart) -> Iterator[None]:
+        """Have the other processes train a model with this one, which does so inside; the first one alone calls it."""
+        yield
+
+    def dismiss(self) -> None:  # noqa: B027 - a single process has nobody to tell
+        """Tell the other processes that there is nothing more to train; called by the first one alone."""
 
 
 class CheckpointStore(Protocol):
-    """Keeps the bytes of one checkpoint."""
+    """Keeps the bytes of one checkpoint for each part of a training."""
 
-    def save(self, content: bytes) -> None:
-        """Replace what is kept, wholly or not at all."""
+    def save(self, content: bytes, part: str = "") -> None:
+        """Replace what is kept for a part, wholly or not at all."""
 
-    def load(self) -> bytes | None:
-        """Return what is kept, or None."""
+    def load(self, part: str = "") -> bytes | None:
+        """Return what is kept for a part, or None."""
 
 
 def encode_checkpoint(state: dict[str, Any]) -> bytes:
@@ -116,14 +123,14 @@ class LocalContext(TrainingContext):
         if self._on_row is not None:
             self._on_row(row)
 
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
+    def save_checkpoint(self, state: dict[str, Any], part: str = "") -> None:
         """Write to the checkpoint store, if there is one."""
         if self._checkpoints is not None:
-            self._checkpoints.save(encode_checkpoint(state))
+            self._checkpoints.save(encode_checkpoint(state), part)
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
+    def load_checkpoint(self, part: str = "") -> dict[str, Any] | None:
         """Read from the checkpoint store, if there is one and it holds something."""
-        content = None if self._checkpoints is None else self._checkpoints.load()
+        content = None if self._checkpoints is None else self._checkpoints.load(part)
         return None if content is None else decode_checkpoint(content)
 
     def all_reduce(self, tensor: Tensor) -> Tensor:

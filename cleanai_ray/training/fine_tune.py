@@ -21,6 +21,7 @@ from cleanai_ray.modules import preserved_modes
 from cleanai_ray.tasks.base import Score, Task, find_task
 from cleanai_ray.training.averaging import WeightAverage
 from cleanai_ray.training.context import TrainingContext, TrainingError
+from cleanai_ray.training.part import TrainingPart
 from cleanai_ray.training.progress import Progress
 from cleanai_ray.training.stepper import Stepper
 from cleanai_ray.training.synchronized import global_batch_norm
@@ -34,10 +35,11 @@ class FineTuneResult:
     """What a training did.
 
     Attributes:
-        history: A row per epoch that ran, with the columns of `results.HISTORY` except trial_id. In other tasks than
-            classification, `validation_accuracy` makes way for `validation_` and the metric's name.
+        history: A row per epoch that ran, with the columns of `results.HISTORY` except trial_id and step. In
+            other tasks than classification, `validation_accuracy` makes way for `validation_` and the metric's name.
         epochs_run: Epochs that ran, those before a resumption included.
-        best_epoch: The epoch whose weights the model has, from 1; 0 where none was better than the start.
+        best_epoch: The epoch whose weights the model has, from 1 (on from those of earlier parts); 0 where none was
+            better than the start.
     """
 
     history: tuple[dict[str, Any], ...]
@@ -57,6 +59,7 @@ def fine_tune(
     teacher: nn.Module | None = None,
     start_competes: bool = True,
     task: str | Task = "classification",
+    part: TrainingPart | None = None,
 ) -> FineTuneResult:
     """Train a model in place; it ends with the weights of its best epoch, or with its own where none was better.
 
@@ -65,8 +68,8 @@ def fine_tune(
     passes for accuracy.
 
     Torch's global random state is the same before and after; every epoch has a seed of its own, so that a run that
-    resumes from a checkpoint gives the weights of one that never stopped. A checkpoint of another section, seed or
-    architecture, or a damaged one, is passed over.
+    resumes from a checkpoint gives the weights of one that never stopped. A checkpoint of another section, seed,
+    architecture or part, or a damaged one, is passed over.
 
     Several processes train like one: gradients are those of the global batch, whatever the shares, and so are the
     statistics of batch-norm. Only what draws random numbers in the model, dropout for instance, differs by process.
@@ -77,7 +80,8 @@ def fine_tune(
     Args:
         model: A model of the task; for classification, it maps images [N, ...] to logits [N, classes].
         section: Epochs, optimizer, schedule, loss, averaging, checkpoints and early stopping.
-        train_batches: Called with the epoch, from 1; returns (inputs, targets) for this process.
+        train_batches: Called with the epoch, from 1 (on from earlier parts); returns (inputs, targets) for this
+            process.
         steps_per_epoch: Batches that are taken from it.
         validation_batches: Returns (inputs, targets); the part of this process, where there are several.
         context: Device, reports, checkpoints and the other processes.
@@ -85,6 +89,7 @@ def fine_tune(
         teacher: The dense model, for `section.distillation`; its weights and modes are not changed.
         start_competes: Whether the weights at the start are kept where no epoch is better.
         task: What the model is for: a name of `cleanai_ray.registry.TASKS`, or a task.
+        part: Which of several trainings of the model this is; by default the only one.
 
     Raises:
         TrainingError: When the loss is not finite (the model is then left as it is), an epoch has too few batches,
@@ -112,12 +117,14 @@ def fine_tune(
     ):
         if teacher is not None:
             teacher.to(device).eval()
-        run = _Run(model.to(device), section, steps_per_epoch, validation_batches, context, seed, teacher, task)
+        part = part or TrainingPart()
+        run = _Run(model.to(device), section, steps_per_epoch, validation_batches, context, seed, teacher, task, part)
         progress = run.train(train_batches, start_competes=start_competes)
     model.load_state_dict(progress.weights)
     if device.type == "cuda":
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return FineTuneResult(progress.final_history(), progress.epochs_run, progress.best_epoch)
+    best = part.epochs_before + progress.best_epoch if progress.best_epoch else 0
+    return FineTuneResult(progress.final_history(), progress.epochs_run, best)
 
 
 class _Run:
@@ -133,6 +140,7 @@ class _Run:
         seed: int,
         teacher: nn.Module | None,
         task: Task,
+        part: TrainingPart,
     ) -> None:
         self._model = model
         self._section = section
@@ -140,7 +148,8 @@ class _Run:
         self._context = context
         self._seed = seed
         self._task = task
-        self._fingerprint = _fingerprint(model, section, steps_per_epoch, seed)
+        self._part = part
+        self._fingerprint = _fingerprint(model, section, steps_per_epoch, seed, part)
         self._average = None if section.ema_decay is None else WeightAverage(model, section.ema_decay)
         self._stepper = Stepper(
             model,
@@ -164,7 +173,7 @@ class _Run:
             self._run_epoch(epoch, train_batches, progress)
             over = progress.is_over(section.epochs, section.early_stopping)
             if over or epoch % section.save_every_n_epochs == 0:
-                self._context.save_checkpoint(self._state(progress))
+                self._context.save_checkpoint(self._state(progress), self._part.name)
         return progress
 
     @property
@@ -173,14 +182,15 @@ class _Run:
         return self._model if self._average is None else self._average.model
 
     def _run_epoch(self, epoch: int, train_batches: Callable[[int], Batches], progress: Progress) -> None:
-        torch.manual_seed(_epoch_seed(self._seed, epoch, self._context.rank))
+        number = self._part.epochs_before + epoch
+        torch.manual_seed(_epoch_seed(self._seed, number, self._context.rank))
         started = time.perf_counter()
-        trained = self._stepper.run_epoch(epoch, train_batches(epoch))
+        trained = self._stepper.run_epoch(epoch, train_batches(number))
         seconds = time.perf_counter() - started
         found = self._validate()
         is_best = progress.is_best(found)
         row = {
-            "epoch": epoch,
+            "epoch": number,
             "train_loss": trained.loss,
             "train_accuracy": trained.accuracy,
             "validation_loss": found.loss,
@@ -217,7 +227,7 @@ class _Run:
 
     def _restore(self) -> Progress | None:
         try:
-            state = self._context.load_checkpoint()
+            state = self._context.load_checkpoint(self._part.name)
         except ArtifactError as error:
             _LOG.warning("training begins anew: %s", error)
             return None
@@ -246,8 +256,11 @@ def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _fingerprint(model: nn.Module, section: FineTuneSection, steps_per_epoch: int, seed: int) -> str:
+def _fingerprint(
+    model: nn.Module, section: FineTuneSection, steps_per_epoch: int, seed: int, part: TrainingPart
+) -> str:
     shapes = [f"{name}{tuple(value.shape)}{value.dtype}" for name, value in model.state_dict().items()]
-    recipe = section.model_dump_json(exclude={"num_workers"})
-    parts = [recipe, str(steps_per_epoch), str(seed), *shapes]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    recipe = section.model_dump_json(exclude={"num_workers", "between_steps"})
+    place = [f"{part.name}/{part.epochs_before}"] if part.name else []
+    inputs = [recipe, str(steps_per_epoch), str(seed), *place, *shapes]
+    return hashlib.sha256("\n".join(inputs).encode()).hexdigest()

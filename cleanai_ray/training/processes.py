@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cleanai_ray.training.context import CheckpointStore, TrainingContext, decode_checkpoint, encode_checkpoint
+from cleanai_ray.training.context import (
+    CheckpointStore,
+    TrainingContext,
+    TrainingError,
+    decode_checkpoint,
+    encode_checkpoint,
+)
+from cleanai_ray.training.part import TrainingPart
 
 
 class ProcessGroupContext(TrainingContext):
@@ -24,7 +32,7 @@ class ProcessGroupContext(TrainingContext):
         checkpoints: Where checkpoints are kept; without it there are none.
 
     Attributes:
-        has_announced: Whether the others have been told what is to be trained, and wait for this process no longer.
+        is_awaited: Whether the others are in a training and would wait for this process for ever.
     """
 
     def __init__(
@@ -37,21 +45,22 @@ class ProcessGroupContext(TrainingContext):
         super().__init__(rank=distributed.get_rank(), world_size=distributed.get_world_size(), device=device)
         self._on_row = on_row
         self._checkpoints = checkpoints
-        self.has_announced = False
+        self.is_awaited = False
+        self._has_dismissed = False
 
     def report(self, row: Mapping[str, Any]) -> None:
         """Call `on_row`."""
         if self._on_row is not None:
             self._on_row(row)
 
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
+    def save_checkpoint(self, state: dict[str, Any], part: str = "") -> None:
         """Have the first process write to the checkpoint store, if there is one."""
         if self.rank == 0 and self._checkpoints is not None:
-            self._checkpoints.save(encode_checkpoint(state))
+            self._checkpoints.save(encode_checkpoint(state), part)
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
+    def load_checkpoint(self, part: str = "") -> dict[str, Any] | None:
         """Return what the first process reads from the checkpoint store, if there is one and it holds something."""
-        content = None if self.rank or self._checkpoints is None else self._checkpoints.load()
+        content = None if self.rank or self._checkpoints is None else self._checkpoints.load(part)
         content = self._from_first(content)
         return None if content is None else decode_checkpoint(content)
 
@@ -66,18 +75,28 @@ class ProcessGroupContext(TrainingContext):
         on_cuda = self.device.type == "cuda"
         return DistributedDataParallel(model, device_ids=[self.device] if on_cuda else None)
 
-    def announce(self, model: nn.Module | None) -> None:
-        """Give the other processes the model that is to be trained, or None where there will be none."""
-        content = None
-        if model is not None:
-            stream = io.BytesIO()
-            torch.save(model, stream)
-            content = stream.getvalue()
-        self.has_announced = True
-        self._from_first(content)
+    @contextmanager
+    def together(self, model: nn.Module, part: TrainingPart) -> Iterator[None]:
+        """Give the other processes the model and the part; after the last part they wait for no more."""
+        stream = io.BytesIO()
+        torch.save((model, part), stream)
+        self.is_awaited, self._has_dismissed = True, part.is_last
+        self._from_first(stream.getvalue())
+        try:
+            yield
+        except TrainingError:  # The others have it, too.
+            self.is_awaited = False
+            raise
+        self.is_awaited = False
 
-    def await_model(self) -> nn.Module | None:
-        """Return the model that the first process announces, on this process's device."""
+    def dismiss(self) -> None:
+        """Tell the other processes that there is nothing more to train, unless they know."""
+        if not self._has_dismissed:
+            self._has_dismissed = True
+            self._from_first(None)
+
+    def await_part(self) -> tuple[nn.Module, TrainingPart] | None:
+        """Return what the first process trains next, the model on this process's device; None: there is no more."""
         content = self._from_first(None)
         if content is None:
             return None

@@ -27,7 +27,7 @@ class Progress:
         weights: State dictionary of the best epoch, on the CPU.
         best_accuracy: Its validation accuracy, or -1 where nothing finite was seen.
         best_epoch: Its number; 0 is the start.
-        history: A row per epoch, with the columns of `results.HISTORY` except trial_id.
+        history: A row per epoch, with the columns of `results.HISTORY` except trial_id and step.
         reference: Score that the next epoch has to exceed by min_delta to reset the patience.
         epochs_waited: Epochs since that accuracy was set.
     """
@@ -86,7 +86,7 @@ class Progress:
 
     def final_history(self) -> tuple[dict[str, Any], ...]:
         """Return the rows with `is_best` true only where the weights were kept."""
-        return tuple({**row, "is_best": row["epoch"] == self.best_epoch} for row in self.history)
+        return tuple({**row, "is_best": place == self.best_epoch} for place, row in enumerate(self.history, start=1))
 
 
 def _score(found: Score) -> float:

@@ -77,7 +77,7 @@ def test_a_study_in_which_all_failed_has_no_chart_of_trials(name: str, tmp_path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_trial_is_enough(name: str, tmp_path: Path) -> None:
-    tables = synthetic.make(methods=("wanda",), ratios=(0.3,), modes=("local",), finetune_epochs=1, timed=False)
+    tables = synthetic.make(methods=("wanda",), ratios=(0.3,), modes=("local",), finetune_epochs=2, timed=False)
     assert len(tables.results) == 1
     assert style.to_svg(CHARTS.get(name)(load(tables, tmp_path))).startswith("<svg")
 
@@ -112,6 +112,31 @@ def test_no_chart_of_what_was_not_recorded(tmp_path: Path) -> None:
     assert CHARTS.get("coverage_heatmap")(study) is None
     assert CHARTS.get("layer_channels")(study) is None
     assert CHARTS.get("finetune_curves")(study) is None
+
+
+def test_fine_tuning_is_drawn_where_some_trial_has_two_epochs(tmp_path: Path) -> None:
+    tables = synthetic.make(methods=("wanda",), ratios=(0.3,), finetune_epochs=2)
+    longest, *others = sorted({row["trial_id"] for row in tables.history})
+    assert others
+    tables.history = [row for row in tables.history if row["epoch"] == 1 or row["trial_id"] == longest]
+    assert CHARTS.get("finetune_curves")(load(tables, tmp_path / "some")) is not None
+    tables.history = [row for row in tables.history if row["epoch"] == 1]
+    assert CHARTS.get("finetune_curves")(load(tables, tmp_path / "none")) is None
+
+
+def test_the_epochs_after_which_a_trial_was_pruned_further_have_a_ring(tmp_path: Path) -> None:
+    tables = synthetic.make(methods=("wanda",), ratios=(0.3,), modes=("local",), finetune_epochs=5)
+    for row in tables.history:
+        row["step"] = {1: 1, 2: 1, 3: 2, 4: 2, 5: 3}[row["epoch"]]
+    chart = CHARTS.get("finetune_curves")(load(tables, tmp_path / "stepwise"))
+    assert "ring: pruned further after it" in chart.to_dict()["title"]["subtitle"][0]
+    (drawn,) = chart.to_dict()["datasets"].values()
+    assert [row["epoch"] for row in drawn if row["is_cut"]] == [2, 4]
+    for row in tables.history:
+        row["step"] = 3
+    plain = CHARTS.get("finetune_curves")(load(tables, tmp_path / "one_go")).to_dict()
+    assert "ring" not in plain["title"]["subtitle"][0]
+    assert len(plain["concat"][0]["layer"]) == len(chart.to_dict()["concat"][0]["layer"]) - 1
 
 
 def test_a_method_has_one_colour_in_every_chart(study: StudyFrames) -> None:

@@ -50,7 +50,7 @@ def test_a_run_directory_holds_what_the_contract_lists(small_run):
     assert load_study(folder / "study.yaml") == study
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["samples"]["calibration"] == 200
-    charts = {"accuracy_by_method", "accuracy_macs", "coverage_heatmap", "dense_vs_best", "finetune_curves"}
+    charts = {"accuracy_by_method", "accuracy_macs", "coverage_heatmap", "dense_vs_best"}
     charts |= {"layer_channels", "recovery", "channel_overlap", "time_by_stage", "accuracy_latency", "class_change"}
     assert {file.stem for file in (folder / "charts").glob("*.svg")} == charts
     assert len(PdfReader(folder / "report.pdf").pages) >= 5

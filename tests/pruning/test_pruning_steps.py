@@ -93,6 +93,42 @@ def test_a_plan_of_several_steps_is_in_dense_numbers(net: str, method: str) -> N
     assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
 
 
+@pytest.mark.parametrize("method", ["coverage", "magnitude", "taylor"])
+def test_taking_over_the_present_weights_between_steps_changes_nothing(method: str) -> None:
+    """Nor does it lose the gradients that a later step reads."""
+    model = build("residual")
+    trial = Trial(method=method, coverage_metric="apoz" if method == "coverage" else None, ratio=0.6, steps=3)
+    statistics = calibrate(model, batches(), gradients=True)
+    expected = Pruner(model, example(), trial, statistics=statistics).run()
+    pruner = Pruner(model, example(), trial, statistics=statistics)
+    for step in (1, 2, 3):
+        assert pruner.take_step(step)
+        present = pruner.present()
+        pruner.adopt(present.model)
+    found = pruner.finish()
+    assert found.plan == expected.plan
+    assert found.layers == expected.layers == present.layers
+    weights = expected.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in found.model.state_dict().items())
+
+
+def test_weights_that_are_taken_over_decide_the_next_step() -> None:
+    """Of the three channels of conv1 that are left two go: whichever was set to zero is among them."""
+    model = build("plain")
+    trial = Trial(method="magnitude", ratio=0.75, steps=2)
+    for weakest in range(3):
+        pruner = Pruner(model, example(), trial)
+        pruner.take_step(1)
+        first = pruner.present()
+        with torch.no_grad():
+            for name in ("conv1.weight", "bn1.weight", "bn1.bias", "conv1.bias"):
+                first.model.get_parameter(name)[weakest] = 0
+            first.model.conv2.weight[:, weakest] = 0
+        pruner.adopt(first.model)
+        pruner.take_step(2)
+        assert first.kept_outputs["conv1"][weakest] not in pruner.finish().kept_outputs["conv1"]
+
+
 def test_a_step_that_removes_nothing_is_warned_of() -> None:
     """int(6 x 0.9^(1/8)) and int(8 x ...) take one channel in the first step, and some later ones take none."""
     plan = api.prune(build("plain"), example(), method="magnitude", ratio=0.1, steps=8).plan

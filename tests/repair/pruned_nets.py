@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.pruning.graph import ChannelGraph
 from cleanai_ray.pruning.plan import PruningPlan
-from cleanai_ray.pruning.pruner import PruneResult
+from cleanai_ray.pruning.prune_result import PruneResult
 
 
 @dataclass(frozen=True)

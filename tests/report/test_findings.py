@@ -226,6 +226,21 @@ def test_overfitting_by_slow_and_obvious_means(findings_of: Callable[[Tables], F
     assert len(own) == len(expected) - len(listed)
 
 
+@pytest.mark.parametrize(("last", "is_named"), [(0.5, False), (0.3, True)])
+def test_overfitting_is_looked_for_after_the_last_pruning_step(
+    last: float, is_named: bool, findings_of: Callable[[Tables], Findings]
+) -> None:
+    """The epochs before it trained a larger network, which may well be better."""
+    tables = small(finetune_epochs=4)
+    best = best_row(tables)["trial_id"]
+    accuracies = {1: 0.9, 2: 0.95, 3: 0.5, 4: last}
+    for row in tables.history:
+        row["step"] = 1 if row["epoch"] < 3 else 2
+        if row["trial_id"] == best:
+            row["validation_accuracy"] = accuracies[row["epoch"]]
+    assert ("over-fitting" in kinds(findings_of(tables))) == is_named
+
+
 def test_a_method_no_better_than_random_is_named(findings_of: Callable[[Tables], Findings]) -> None:
     tables = small()
     randoms = {(row["ratio"], row["mode"]): row["accuracy"] for row in tables.results if row["method"] == "random"}

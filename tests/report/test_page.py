@@ -25,7 +25,7 @@ def chromium() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def tables() -> synthetic.Tables:
     """128 trials, more than the table shows at once, of which two failed; one error and the name hold markup."""
-    tables = synthetic.make(methods=METHODS, ratios=(0.3, 0.5), seeds=(0, 1, 2, 3, 4), finetune_epochs=1)
+    tables = synthetic.make(methods=METHODS, ratios=(0.3, 0.5), seeds=(0, 1, 2, 3, 4), finetune_epochs=2)
     first, second = (row["trial_id"] for row in tables.results[:2])
     synthetic.fail(tables, {first}, error="</script><b>bad</b>")
     return synthetic.fail(tables, {second})

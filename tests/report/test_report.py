@@ -240,7 +240,7 @@ def test_a_bad_model_is_not_praised(tmp_path: Path) -> None:
         assert "ready for deployment" not in text
 
 
-@pytest.mark.parametrize("options", [{"repair": False, "timed": False}, {"finetune_epochs": 1}], ids=["bare", "tuned"])
+@pytest.mark.parametrize("options", [{"repair": False, "timed": False}, {"finetune_epochs": 2}], ids=["bare", "tuned"])
 def test_a_single_trial(options: dict, tmp_path: Path) -> None:
     run = synthetic.make(methods=("wanda",), ratios=(0.3,), modes=("local",), **options).write(tmp_path)
     make_report(run)

@@ -18,7 +18,7 @@ MakeNet = Callable[..., nn.Sequential]
 
 
 def run(model: nn.Module, digits: Any, context: LocalContext | None = None, **fields: Any) -> FineTuneResult:
-    arguments = {**digits.arguments(), "seed": 0, "teacher": None, "start_competes": True}
+    arguments = {**digits.arguments(), "seed": 0, "teacher": None, "start_competes": True, "part": None}
     arguments |= {key: fields.pop(key) for key in list(fields) if key in arguments}
     section = FineTuneSection.model_validate({"learning_rate": 0.1, "early_stopping": None, **fields})
     return fine_tune(model, section=section, context=context or LocalContext(), **arguments)

@@ -9,6 +9,7 @@ import torch
 from fine_tuning_cases import MakeNet, assert_same, run, scripted
 
 from cleanai_ray.training.context import LocalContext
+from cleanai_ray.training.part import TrainingPart
 
 
 @pytest.mark.parametrize(
@@ -76,10 +77,10 @@ class Memory:
     def __init__(self, *contents: bytes) -> None:
         self.contents = list(contents)
 
-    def save(self, content: bytes) -> None:
+    def save(self, content: bytes, part: str = "") -> None:
         self.contents.append(content)
 
-    def load(self) -> bytes | None:
+    def load(self, part: str = "") -> bytes | None:
         return self.contents[-1] if self.contents else None
 
 
@@ -141,3 +142,33 @@ def test_a_checkpoint_of_another_section_is_passed_over(digits: Any, make_net: M
     run(fresh, digits, epochs=2, learning_rate=0.1)
     run(other, digits, LocalContext(checkpoints=memory), epochs=2, learning_rate=0.1)
     assert_same(other.state_dict(), fresh.state_dict())
+
+
+def test_a_checkpoint_of_another_part_is_passed_over(digits: Any, make_net: MakeNet) -> None:
+    memory = Memory()
+    first, second = (TrainingPart(name=name, epochs_before=before) for name, before in (("one", 0), ("two", 2)))
+    run(make_net(), digits, LocalContext(checkpoints=memory), epochs=2, part=first)
+    fresh, other = make_net(), make_net()
+    expected = run(fresh, digits, epochs=2, part=second)
+    found = run(other, digits, LocalContext(checkpoints=memory), epochs=2, part=second)
+    assert_same(other.state_dict(), fresh.state_dict())
+    assert [row["epoch"] for row in found.history] == [row["epoch"] for row in expected.history] == [3, 4]
+
+
+def test_epochs_of_a_later_part_count_on(digits: Any, make_net: MakeNet) -> None:
+    """Its numbers, batches and best epoch do; the learning rate has a schedule of its own."""
+    model, taken = make_net(), []
+    validation, snapshots = scripted(model, [0.1, 0.5, 0.4])
+
+    def noted(epoch: int) -> Iterator[Any]:
+        taken.append(epoch)
+        return digits.train_batches(epoch)
+
+    part = TrainingPart(name="two", step=2, epochs_before=3)
+    result = run(model, digits, epochs=2, validation_batches=validation, train_batches=noted, part=part)
+    assert taken == [row["epoch"] for row in result.history] == [4, 5]
+    assert (result.best_epoch, result.epochs_run) == (4, 2)
+    assert [row["is_best"] for row in result.history] == [True, False]
+    assert_same(model.state_dict(), snapshots[1])
+    alone = run(make_net(), digits, epochs=2)
+    assert [row["learning_rate"] for row in result.history] == [row["learning_rate"] for row in alone.history]

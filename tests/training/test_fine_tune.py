@@ -31,7 +31,7 @@ def test_learns_digits_and_keeps_the_best_epoch(digits: Any, make_net: MakeNet) 
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     table = results.to_table([{"trial_id": "t", **row} for row in result.history], results.HISTORY)
     assert table.num_rows == 4
-    assert all(set(row) == set(results.HISTORY.names) - {"trial_id"} for row in result.history)
+    assert all(set(row) == set(results.HISTORY.names) - {"trial_id", "step"} for row in result.history)
 
 
 @pytest.mark.parametrize("fields", [{"optimizer": "adamw", "learning_rate": 0.01}, {"label_smoothing": 0.1}])

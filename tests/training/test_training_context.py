@@ -22,11 +22,11 @@ class StoredFile:
     def __init__(self, folder: Path) -> None:
         self.run = RunDirectory(folder)
 
-    def save(self, content: bytes) -> None:
-        self.run.write_bytes("t.pt", content)
+    def save(self, content: bytes, part: str = "") -> None:
+        self.run.write_bytes(f"t{part}.pt", content)
 
-    def load(self) -> bytes | None:
-        return self.run.read_bytes("t.pt") if self.run.exists("t.pt") else None
+    def load(self, part: str = "") -> bytes | None:
+        return self.run.read_bytes(f"t{part}.pt") if self.run.exists(f"t{part}.pt") else None
 
 
 def test_checkpoints_in_a_run_directory_come_back(tmp_path: Path) -> None:

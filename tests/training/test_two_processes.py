@@ -16,6 +16,7 @@ from torch import distributed, nn
 from cleanai_ray.finetune_section import FineTuneSection
 from cleanai_ray.training.context import LocalContext, TrainingContext, TrainingError
 from cleanai_ray.training.fine_tune import fine_tune
+from cleanai_ray.training.part import TrainingPart
 from cleanai_ray.training.processes import ProcessGroupContext
 from cleanai_ray.training.synchronized import global_batch_norm
 
@@ -67,11 +68,44 @@ def images_of_a_batch() -> torch.Tensor:
     return 5 + torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(3))
 
 
+def take_parts(errors: list[type[Exception] | None], *, ends: bool) -> list[Any]:
+    """Train in parts: the first process leads, and may fail in one; the other does what it is told.
+
+    Returns:
+        In the first process, after each part, whether it would be waited for; in the other, the parts and what the
+        model of each had as its weight.
+    """
+    context, found = ProcessGroupContext(device="cpu"), []
+    if context.rank:
+        while (task := context.await_part()) is not None:
+            found.append((task[1].step, task[0].weight.item()))
+            if task[1].is_last:
+                break
+        return found
+    for step, error in enumerate(errors, start=1):
+        model = nn.Linear(1, 1)
+        nn.init.constant_(model.weight, 10 * step)
+        part = TrainingPart(name=f"step{step}", step=step, is_last=ends and step == len(errors))
+        with contextlib.suppress(TrainingError, ValueError), context.together(model, part):
+            assert context.is_awaited
+            if error is not None:
+                raise error("no")
+        found.append(context.is_awaited)
+    context.dismiss()
+    return found
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     found: dict[str, Any] = {
         name: train(ProcessGroupContext(device="cpu"), batch_norm=name == "norm") for name in ("norm", "plain")
+    }
+    found["parts"] = {
+        "to the end": take_parts([None, None, None], ends=True),
+        "dismissed": take_parts([None, TrainingError], ends=False),
+        "lost": take_parts([ValueError], ends=True),
+        "none": take_parts([], ends=True),
     }
     found["normalised"] = {momentum: normalise(images_of_a_batch(), momentum) for momentum in (0.1, None)}
     try:
@@ -122,6 +156,21 @@ def test_batch_norm_sees_the_global_batch(ranks: list[dict[str, Any]], momentum:
         )
         torch.testing.assert_close(found["normalised"][momentum]["gradients"], alone["gradients"], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found["normalised"][momentum]["buffers"], alone["buffers"])
+
+
+@pytest.mark.parametrize(
+    ("name", "is_awaited", "parts"),
+    [
+        ("to the end", [False, False, False], [(1, 10.0), (2, 20.0), (3, 30.0)]),
+        ("dismissed", [False, False], [(1, 10.0), (2, 20.0)]),  # the other has the error, too
+        ("lost", [True], [(1, 10.0)]),  # the other has not, and would wait
+        ("none", [], []),
+    ],
+)
+def test_one_process_leads_and_the_other_takes_every_part(
+    ranks: list[dict[str, Any]], name: str, is_awaited: list[bool], parts: list[tuple[int, float]]
+) -> None:
+    assert [found["parts"][name] for found in ranks] == [is_awaited, parts]
 
 
 def test_all_processes_stop_when_one_diverges(ranks: list[dict[str, Any]]) -> None:

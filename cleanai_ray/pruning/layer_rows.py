@@ -1,0 +1,51 @@
+"""What pruning left of each layer: the rows of layers.parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cleanai_ray.evaluation.complexity import Complexity
+from cleanai_ray.pruning.graph import ChannelGroup
+
+
+def layer_rows(
+    groups: Mapping[str, ChannelGroup],
+    dense: Complexity,
+    pruned: Complexity,
+    kept_outputs: Mapping[str, np.ndarray],
+) -> tuple[dict[str, Any], ...]:
+    """Return a row per layer with the columns of layers.parquet, `trial_id` apart.
+
+    Args:
+        groups: The groups of the dense model.
+        dense: What the dense model costs.
+        pruned: What the pruned model costs.
+        kept_outputs: Dense indices of the output channels each narrowed layer kept.
+    """
+    owner = {member.layer: group.name for group in groups.values() for member in group.members if member.side != "in"}
+    after = {layer.name: layer for layer in pruned.layers}
+    rows = []
+    for layer in dense.layers:
+        small = after[layer.name]
+        kept = kept_outputs.get(layer.name, np.arange(layer.out_channels))
+        rows.append(
+            {
+                "layer": layer.name,
+                "layer_index": layer.index,
+                "kind": layer.kind,
+                "group": owner.get(layer.name),
+                "out_channels_dense": layer.out_channels,
+                "out_channels": small.out_channels,
+                "in_channels_dense": layer.in_channels,
+                "in_channels": small.in_channels,
+                "params_dense": layer.params,
+                "params": small.params,
+                "macs_dense": layer.macs,
+                "macs": small.macs,
+                "removed_channels": np.setdiff1d(np.arange(layer.out_channels), kept).tolist(),
+            }
+        )
+    return tuple(rows)

@@ -1,0 +1,83 @@
+"""What brings a trial's model back after surgery: repair, and fine-tuning in one process or in several."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from cleanai_ray.pruning.prune_result import PruneResult
+from cleanai_ray.repair import RIDGES, ConsumerMoments, RepairOutcome, repair
+from cleanai_ray.study import Trial
+from cleanai_ray.training.context import TrainingContext
+from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
+from cleanai_ray.training.part import TrainingPart
+from cleanai_ray.workspace import Workspace
+
+
+def repair_trial(
+    workspace: Workspace, reference: nn.Module, pruned: PruneResult, moments: ConsumerMoments | None
+) -> RepairOutcome:
+    """Repair a trial's model with calibration images, as the study says.
+
+    Args:
+        workspace: The opened study.
+        reference: The model before surgery, whose outputs repair goes by; it is not changed.
+        pruned: What surgery made of it, with the kept channels in the reference's numbering.
+        moments: Moments of the reference's consumers that were measured before; None: from the images.
+    """
+    section = workspace.study.repair
+    positions = np.arange(min(section.samples, len(workspace.roles.calibration)))
+    return repair(
+        reference,
+        pruned,
+        list(workspace.batches("calibration", positions=positions)),
+        compensation=section.compensation,
+        batch_norm=section.batch_norm,
+        ridge=section.ridge or RIDGES[0],
+        ridges=RIDGES if section.ridge is None else (section.ridge,),
+        moments=moments,
+    )
+
+
+def fine_tune_trial(
+    workspace: Workspace,
+    trial: Trial,
+    model: nn.Module,
+    teacher: nn.Module,
+    context: TrainingContext,
+    part: TrainingPart | None = None,
+) -> FineTuneResult:
+    """Fine-tune a trial's model in place; every process of the context calls it, with the same model.
+
+    Args:
+        workspace: The opened study.
+        trial: The cell of the sweep.
+        model: The pruned model.
+        teacher: The dense model.
+        context: This process among those that train.
+        part: Which of the trial's fine-tunings this is; by default the one after its last pruning step.
+
+    Returns:
+        What the training did; its history has the column `step`.
+    """
+    section, share = workspace.study.finetune, (context.rank, context.world_size)
+    part = part or TrainingPart(step=trial.steps)
+    if part.step < trial.steps:
+        section = section.model_copy(update={"epochs": section.between_steps})
+    epoch_batches, steps = workspace.training_batches(trial.seed, section.batch_size, share=share)
+    tuned = fine_tune(
+        model,
+        section=section,
+        train_batches=epoch_batches,
+        steps_per_epoch=steps,
+        validation_batches=lambda: workspace.batches("validation", share=share),
+        context=context,
+        seed=trial.seed,
+        teacher=teacher if section.distillation else None,
+        # Weights that came from elsewhere have most likely seen the images that validate here.
+        start_competes=workspace.study.model.train is not None,
+        part=part,
+    )
+    return replace(tuned, history=tuple({**row, "step": part.step} for row in tuned.history))

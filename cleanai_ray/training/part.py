@@ -1,0 +1,22 @@
+"""Which of several trainings of one model a training is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPart:
+    """One of the trainings of a model: between two pruning steps, or after the last; by default the only one.
+
+    Attributes:
+        name: Tells its checkpoints from those of the other parts; empty where there is one part.
+        step: Pruning steps that came before it.
+        epochs_before: Epochs that ran in the parts before it: numbers and random seeds of epochs count on from there.
+        is_last: Whether no other part follows.
+    """
+
+    name: str = ""
+    step: int = 1
+    epochs_before: int = 0
+    is_last: bool = True
