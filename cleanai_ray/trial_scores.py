@@ -8,6 +8,7 @@ from torch import nn
 
 from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
 from cleanai_ray.evaluation.comparison import Comparison, compare
+from cleanai_ray.evaluation.remembered import RememberedModel
 from cleanai_ray.trial_clock import TrialClock
 from cleanai_ray.trial_columns import accuracy_columns, comparison_columns
 from cleanai_ray.workspace import Workspace
@@ -16,8 +17,8 @@ from cleanai_ray.workspace import Workspace
 class TrialScores:
     """Scores a trial's model after each stage that runs: `pruned`, `repaired`, `finetuned` and `quantized`.
 
-    After the last one the dense model is run beside it: a second forward pass for each image, which is read and decoded
-    once, instead of a file of outputs by image that has to be kept in step with what could be read.
+    After the last one the dense model is run beside it, on the same batches, which are read and decoded once; on the
+    CPU a worker's next trials find the dense model's answers remembered.
 
     Args:
         workspace: The opened study, which says what stages there are.
@@ -31,7 +32,7 @@ class TrialScores:
         ahead = {"pruned": True, "repaired": study.repair.is_on, "finetuned": study.finetune.epochs > 0}
         self._last = [name for name, runs in {**ahead, "quantized": is_quantized}.items() if runs][-1]
         self._workspace = workspace
-        self._dense = dense
+        self._dense = RememberedModel(dense)
         self._clock = clock
         self._scores: dict[str, Accuracy] = {}
         self._comparison: Comparison | None = None
