@@ -98,7 +98,7 @@ def test_an_error_in_an_actor_stops_the_calibration_and_says_which_samples(ray_s
 
 
 class Killer(threading.Thread):
-    """Kills processes of calibration actors while they compute a shard.
+    """Kills processes of this process's own Ray that compute a shard; there may be another Ray on the machine.
 
     Args:
         most: Number of processes to kill.
@@ -122,10 +122,18 @@ class Killer(threading.Thread):
         while len(self.killed) < self._most and not self._over.wait(0.001):
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 with suppress(OSError):
-                    if path.read_bytes().startswith(b"ray::CalibrationActor.compute"):
-                        os.kill(int(path.parent.name), signal.SIGKILL)
-                        self.killed.add(int(path.parent.name))
+                    found = int(path.parent.name)
+                    if path.read_bytes().startswith(b"ray::CalibrationActor.compute") and _is_mine(found):
+                        os.kill(found, signal.SIGKILL)
+                        self.killed.add(found)
                         break
+
+
+def _is_mine(process: int) -> bool:
+    """Whether a Ray worker's parent, the raylet, is a child of this process."""
+    for _ in range(2):
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return process == os.getpid()
 
 
 def test_an_actor_killed_in_the_middle_of_a_shard_changes_no_bit(ray_session, tmp_path):
