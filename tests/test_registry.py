@@ -9,10 +9,10 @@ import pytest
 
 from cleanai_ray import registry as registries
 from cleanai_ray.errors import RegistryError, StudyError
-from cleanai_ray.registry import CHARTS, DATASETS, FORMATS, METHODS, METRICS, MODELS, Registry, load_plugins
+from cleanai_ray.registry import CHARTS, DATASETS, FORMATS, METHODS, METRICS, MODELS, TASKS, Registry, load_plugins
 
 PACKAGE = "temporary_shapes"
-REGISTRIES = (METHODS, METRICS, MODELS, DATASETS, CHARTS, FORMATS)
+REGISTRIES = (METHODS, METRICS, MODELS, DATASETS, CHARTS, FORMATS, TASKS)
 
 
 @pytest.fixture
