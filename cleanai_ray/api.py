@@ -13,7 +13,7 @@ from cleanai_ray.coverage.base import needs_sections
 from cleanai_ray.errors import PruningError
 from cleanai_ray.evaluation.latency import compare_latency
 from cleanai_ray.evaluation_section import LatencySection
-from cleanai_ray.importance.base import create_method
+from cleanai_ray.importance.base import ImportanceMethod, create_method
 from cleanai_ray.pruning.curves import SensitivityCurves
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.prune_result import PruneResult
@@ -113,17 +113,12 @@ def prune(
         task: What the model is for: `classification`, `segmentation`, `detection`, `language_modelling`, or a `Task`.
 
     Raises:
-        RegistryError, StudyError: When a method, metric or task is unknown, or an option does not fit the method.
-        PruningError: When an argument is not allowed, or the model cannot be pruned as asked.
+        CleanAIError: When a name is unknown, an argument not allowed, or the model cannot be pruned as asked.
     """
-    compensation = _compensation(repair, batches)
+    compensation, task = _compensation(repair, batches), find_task(task)
     trial = _trial(method, coverage_metric, ratio, budget, mode, steps, seed, method_options)
-    task = find_task(task)
-    ignored = dict.fromkeys([*ignored_layers, *task.ignored_layers(model)])
-    bounds = _bounds(layer_ratios, tuple(ignored), max_ratio, round_to, min_channels)
-    scoring = create_method(method, trial.options)
-    if compensation or scoring.needs_curves or scoring.remeasures:
-        batches = _readable_again(batches)
+    bounds = _bounds(layer_ratios, [*ignored_layers, *task.ignored_layers(model)], max_ratio, round_to, min_channels)
+    batches = _readable_again(batches, create_method(method, trial.options), compensation)
     result = _pruned(model, example_inputs, batches, trial, bounds, stats, curves, loss, latency, task)
     return _repaired(model, result, batches, compensation, task)
 
@@ -159,8 +154,12 @@ def _pruned(
     return prune_to_budget(prune_as, trial, bounds, lambda small: _compare(model, small, example_inputs, latency))
 
 
-def _readable_again(batches: Iterable[Batch] | None) -> Iterable[Batch] | None:
-    return list(batches) if isinstance(batches, Iterator) else batches
+def _readable_again(
+    batches: Iterable[Batch] | None, method: ImportanceMethod, compensation: str | None
+) -> Iterable[Batch] | None:
+    """Return batches that can be read as often as the method and the repair read them."""
+    is_read_again = compensation or method.needs_curves or method.remeasures
+    return list(batches) if is_read_again and isinstance(batches, Iterator) else batches
 
 
 def _repaired(
@@ -231,7 +230,7 @@ def _bounds(
     return _checked(
         PruningSection,
         layer_ratios=dict(layer_ratios or {}),
-        ignored_layers=tuple(ignored_layers),
+        ignored_layers=tuple(dict.fromkeys(ignored_layers)),
         max_ratio=max_ratio,
         round_to=round_to,
         min_channels=min_channels,

@@ -144,11 +144,8 @@ def run_trial(
             repaired = surgery.repair(workspace)
             pruned = replace(pruned, model=repaired.model)
         scores.add("repaired", pruned.model)
-    tuned: FineTuneResult | None = None
-    if study.finetune.epochs:
-        part = surgery.next_part(trial, trial.steps)
-        with clock.stage("finetune"), context.together(pruned.model, part):
-            tuned = fine_tune_trial(workspace, trial, pruned.model, dense_model, context, part)
+    tuned = _fine_tune(workspace, trial, surgery, pruned.model, dense_model, context, clock)
+    if tuned is not None:
         scores.add("finetuned", pruned.model)
     history = (*surgery.history, *(tuned.history if tuned else ()))
     quantized = quantize_trial(workspace, trial, pruned.model, scores, clock)
@@ -174,6 +171,22 @@ def run_trial(
         plan=pruned.plan,
         quantized=quantized,
     )
+
+
+def _fine_tune(
+    workspace: Workspace,
+    trial: Trial,
+    surgery: Surgery,
+    model: nn.Module,
+    dense_model: nn.Module,
+    context: TrainingContext,
+    clock: TrialClock,
+) -> FineTuneResult | None:
+    if not workspace.study.finetune.epochs:
+        return None
+    part = surgery.next_part(trial, trial.steps)
+    with clock.stage("finetune"), context.together(model, part):
+        return fine_tune_trial(workspace, trial, model, dense_model, context, part)
 
 
 def _circumstances(

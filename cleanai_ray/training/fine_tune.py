@@ -1,4 +1,9 @@
-"""Fine-tuning: the one training loop, plain torch, written against `TrainingContext`."""
+"""Fine-tuning: the one training loop, plain torch, written against `TrainingContext`.
+
+Several processes train like one: gradients are those of the global batch, whatever the shares, and so are the
+statistics of batch-norm. Only what draws random numbers in the model, dropout for instance, differs by process. On
+CUDA, training uses float16 autocast and channels-last memory.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +74,8 @@ def fine_tune(
 
     Torch's global random state is the same before and after; every epoch has a seed of its own, so that a run that
     resumes from a checkpoint gives the weights of one that never stopped. A checkpoint of another section, seed,
-    architecture or part, or a damaged one, is passed over.
-
-    Several processes train like one: gradients are those of the global batch, whatever the shares, and so are the
-    statistics of batch-norm. Only what draws random numbers in the model, dropout for instance, differs by process.
-
-    On CUDA, training uses float16 autocast and channels-last memory. The model is moved to the context's device, and
-    its modules end in the mode in which they were found.
+    architecture or part, or a damaged one, is passed over. The model is moved to the context's device, and its modules
+    end in the mode in which they were found.
 
     Args:
         model: A model of the task; for classification, it maps images [N, ...] to logits [N, classes].
@@ -99,32 +99,41 @@ def fine_tune(
     """
     if section.epochs == 0:
         return FineTuneResult(history=(), epochs_run=0, best_epoch=0)
-    if steps_per_epoch < 1:
-        raise TrainingError(f"steps_per_epoch is {steps_per_epoch}, at least 1 is needed")
-    task = find_task(task)
-    if context.world_size > 1 and not task.in_processes:
-        raise TrainingError(f"{context.world_size} processes train; allowed for task {task.name}: 1")
-    require_no_hooks(model)
-    if section.distillation is None:
-        teacher = None
-    device = context.device
-    devices = [device] if device.type == "cuda" else []
-    with (
-        global_batch_norm(model, device) if context.world_size > 1 else contextlib.nullcontext(),
-        preserved_modes(model),
-        torch.random.fork_rng(devices),
-        preserved_modes(nn.Identity() if teacher is None else teacher),
-    ):
-        if teacher is not None:
-            teacher.to(device).eval()
-        part = part or TrainingPart()
-        run = _Run(model.to(device), section, steps_per_epoch, validation_batches, context, seed, teacher, task, part)
+    task, part = find_task(task), part or TrainingPart()
+    _require_trainable(model, steps_per_epoch, context, task)
+    teacher = teacher if section.distillation else None
+    with _surroundings(model, teacher, context):
+        run = _Run(model, section, steps_per_epoch, validation_batches, context, seed, teacher, task, part)
         progress = run.train(train_batches, start_competes=start_competes)
     model.load_state_dict(progress.weights)
-    if device.type == "cuda":
+    if context.device.type == "cuda":
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     best = part.epochs_before + progress.best_epoch if progress.best_epoch else 0
     return FineTuneResult(progress.final_history(), progress.epochs_run, best)
+
+
+def _require_trainable(model: nn.Module, steps_per_epoch: int, context: TrainingContext, task: Task) -> None:
+    if steps_per_epoch < 1:
+        raise TrainingError(f"steps_per_epoch is {steps_per_epoch}, at least 1 is needed")
+    if context.world_size > 1 and not task.in_processes:
+        raise TrainingError(f"{context.world_size} processes train; allowed for task {task.name}: 1")
+    require_no_hooks(model)
+
+
+@contextlib.contextmanager
+def _surroundings(model: nn.Module, teacher: nn.Module | None, context: TrainingContext) -> Iterator[None]:
+    """Put both models on the device; modes and torch's random state are put back at the end."""
+    device = context.device
+    with (
+        global_batch_norm(model, device) if context.world_size > 1 else contextlib.nullcontext(),
+        preserved_modes(model),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        preserved_modes(nn.Identity() if teacher is None else teacher),
+    ):
+        model.to(device)
+        if teacher is not None:
+            teacher.to(device).eval()
+        yield
 
 
 class _Run:
