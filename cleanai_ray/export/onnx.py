@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,6 +94,43 @@ def compact(file: ModelProto) -> ModelProto:
         file.graph.ClearField(name)
     file.ClearField("metadata_props")
     return file
+
+
+def shorten_names(file: ModelProto) -> ModelProto:
+    """Give what lies between input, weights and output of an ONNX file names of a few letters, in place.
+
+    A quantised graph has four nodes for one, each of whose tensors is called after the layers around it: of a small
+    network that is a quarter of the file. The inputs, the outputs and the tensors of more than one element that are
+    8-bit integers (the weights) keep their names; nodes, which nothing refers to, lose theirs.
+    """
+    from onnx import TensorProto
+
+    graph = file.graph
+    weights = {entry.name for entry in graph.initializer if entry.data_type == TensorProto.INT8 and len(entry.dims) > 1}
+    kept = {"", *weights, *(entry.name for entry in (*graph.input, *graph.output))}
+    mentioned = [name for node in graph.node for name in (*node.input, *node.output)]
+    names = {name: name for name in kept}
+    fresh = (name for name in map(_letters, itertools.count()) if name not in kept)
+    for name in mentioned:
+        if name not in names:
+            names[name] = next(fresh)
+    for node in graph.node:
+        node.ClearField("name")
+        node.input[:] = [names[name] for name in node.input]
+        node.output[:] = [names[name] for name in node.output]
+    for entry in graph.initializer:
+        entry.name = names.get(entry.name, entry.name)
+    return file
+
+
+def _letters(number: int) -> str:
+    """Return the name with a number: a, b, ..., z, aa, ab, and so on."""
+    letters = ""
+    number += 1
+    while number:
+        number, place = divmod(number - 1, 26)
+        letters = string.ascii_lowercase[place] + letters
+    return letters
 
 
 def open_session(content: bytes, threads: int = 0) -> Callable[[Tensor], np.ndarray]:

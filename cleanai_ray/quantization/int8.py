@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.export._files import quiet
-from cleanai_ray.export.onnx import compact, open_session, require_packages, to_onnx
+from cleanai_ray.export.onnx import compact, open_session, require_packages, shorten_names, to_onnx
 
 
 def to_int8(model: nn.Module, example_input: Tensor, batches: Iterable[tuple[Tensor, Tensor]]) -> bytes:
@@ -70,4 +70,4 @@ def _quantize(content: bytes, images: Iterator[Tensor]) -> bytes:
         except (ValueError, RuntimeError, NotImplementedError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ArtifactError(f"onnxruntime cannot quantise the model to int8: {reason}") from error
-        return compact(onnx.load(path)).SerializeToString()
+        return shorten_names(compact(onnx.load(path))).SerializeToString()

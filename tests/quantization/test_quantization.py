@@ -10,9 +10,13 @@ import torch
 from safetensors.torch import load as load_state
 from torch import Tensor, nn
 
+from cleanai_ray import prune
 from cleanai_ray.errors import ArtifactError, EvaluationError
 from cleanai_ray.evaluation.latency import measure_latency
+from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.evaluation_section import LatencySection
+from cleanai_ray.export.onnx import shorten_names, to_onnx
+from cleanai_ray.models.resnet20 import ResNetCifar
 from cleanai_ray.quantization import OnnxModel, quantize, timing_of
 
 IMAGES = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -68,6 +72,33 @@ def test_int8_computes_nearly_the_same_with_any_batch_and_leaves_the_model_alone
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert quantized.file == "int8.onnx"
     assert torch.equal(outputs(OnnxModel(quantized.content), IMAGES), outputs(quantized.model, IMAGES))
+
+
+def test_short_names_change_nothing_but_names() -> None:
+    onnx = pytest.importorskip("onnx")
+    content = to_onnx(small_net(), EXAMPLE)
+    before, after = onnx.load_from_string(content), shorten_names(onnx.load_from_string(content))
+    onnx.checker.check_model(after)
+    for first, second in zip(before.graph.node, after.graph.node, strict=True):
+        assert (first.op_type, list(first.attribute)) == (second.op_type, list(second.attribute))
+    shortened = [name for node in after.graph.node for name in (*node.input, *node.output) if name]
+    assert {name for name in shortened if len(name) > 1} == {"images", "logits"}
+    assert len(set(shortened)) == len({name for node in before.graph.node for name in (*node.input, *node.output)})
+    found = outputs(OnnxModel(after.SerializeToString()), IMAGES)
+    assert torch.equal(found, outputs(OnnxModel(content), IMAGES))
+
+
+def test_int8_of_a_small_network_is_little_more_than_a_byte_for_each_weight() -> None:
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(0)
+    model = ResNetCifar(10, 1, (16, 32, 64)).eval()
+    pruned = prune(model, images[:1], method="magnitude", ratio=0.5, repair=False).model
+    content = quantize("int8", pruned, images[:1], [(images, torch.zeros(8))]).content
+    assert len(content) <= 0.35 * len(safetensors_bytes(pruned))
+    weights = {entry.name for entry in onnx.load_from_string(content).graph.initializer if len(entry.dims) == 4}
+    assert {name.removesuffix("_quantized") for name in weights} >= {"conv1.weight", "layer3.2.conv2.weight"}
 
 
 def test_int8_without_an_image_is_refused() -> None:
