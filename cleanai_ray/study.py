@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import itertools
@@ -247,17 +248,18 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     if not isinstance(document, dict):
         found = "empty" if document is None else show(document)
         raise StudyError(f"study file '{path}' is {found}; needed: a mapping with at least model, data and sweep")
-    for override in overrides:
-        _apply_override(document, override)
-    return parse_study(document)
+    return parse_study(document, overrides)
 
 
-def parse_study(document: dict[str, Any]) -> Study:
-    """Validate a study given as nested dicts.
+def parse_study(document: dict[str, Any], overrides: Sequence[str] = ()) -> Study:
+    """Validate a study given as nested dicts, with `a.b=c` overrides applied to a copy of them.
 
     Raises:
         StudyError: One sentence on the first thing that is wrong: field, value, what is allowed.
     """
+    document = copy.deepcopy(document) if overrides else document
+    for override in overrides:
+        _apply_override(document, override)
     plugins = document.get("plugins")
     if isinstance(plugins, (list, tuple)):
         load_plugins(module for module in plugins if isinstance(module, str))

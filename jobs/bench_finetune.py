@@ -3,9 +3,9 @@ r"""What fine-tuning gives back at a MACs budget: raw, repaired, and fine-tuned 
 All images of the evaluation split are scored. The weights kept are those of the epoch with the best accuracy on a
 validation part of the training data, never on what is scored.
 
-python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors --crop-padding 0
-python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors --crop-padding 0 \
-    --budget 0.3 --epochs 5 --methods reconstruction
+python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors
+python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors \
+    --budget 0.3 --epochs 5 --methods reconstruction --set finetune.learning_rate=0.05
 """
 
 from __future__ import annotations
@@ -31,6 +31,14 @@ from cleanai_ray.training.context import LocalContext
 from cleanai_ray.workspace import open_workspace
 
 FINE_TUNED = ("fine-tuned", "with distillation")
+RECIPE = (
+    "data.validation_fraction=0.02",
+    "data.options={crop_padding: 0, flip: false}",
+    "finetune.learning_rate=0.02",
+    "finetune.batch_size=64",
+)
+"""What suits one epoch of a network that is nearly right already: a low rate, many steps, images as they are scored."""
+
 METHODS = ["reconstruction", "coverage", "wanda", "magnitude", "taylor", "hessian", "random"]
 
 
@@ -39,30 +47,23 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser = accuracy_parser(__doc__)
     parser.add_argument("--budget", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--mode", default="local")
     parser.add_argument("--temperature", type=float, default=4.0, help="of the distillation")
     parser.add_argument("--weight", type=float, default=0.9, help="of the distillation; the labels have the rest")
-    parser.add_argument("--crop-padding", type=int, help="pixels that training moves an image; the data set's own")
+    parser.add_argument("--set", action="append", default=[], help="a key of the study: finetune.learning_rate=0.05")
     return parser.parse_args(words)
 
 
 def study_of(options: argparse.Namespace, distillation: dict[str, float] | None) -> Study:
     """Return the study that the options describe, a trial a method."""
-    sections = study_sections(options)
-    if options.crop_padding is not None:
-        sections["data"]["options"] = {"crop_padding": options.crop_padding}
     return parse_study(
         {
-            **sections,
+            **study_sections(options),
             "sweep": {"methods": options.methods, "budgets": [{"macs": options.budget}], "modes": [options.mode]},
-            "finetune": {
-                "epochs": options.epochs,
-                "learning_rate": options.learning_rate,
-                "distillation": distillation,
-            },
-        }
+            "finetune": {"epochs": options.epochs, "distillation": distillation},
+        },
+        [*RECIPE, *options.set],
     )
 
 
@@ -110,8 +111,8 @@ def main(words: list[str]) -> None:
     """Print the table as Markdown, row by row."""
     options = parse_arguments(words)
     print(
-        f"{options.model}, {options.data}, MACs {options.budget:g}, {options.mode}, {options.epochs} epoch(s) at a "
-        f"learning rate of {options.learning_rate:g}, {options.calibration} unlabelled images to calibrate"
+        f"{options.model}, {options.data}, MACs {options.budget:g}, {options.mode}, {options.epochs} epoch(s), "
+        f"{options.calibration} unlabelled images to calibrate; {', '.join([*RECIPE, *options.set])}"
     )
     header = ["method", "raw", "repaired (auto)", *FINE_TUNED, "time of the row"]
     print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")

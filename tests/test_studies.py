@@ -17,7 +17,7 @@ STUDIES = Path(__file__).parents[1] / "jobs" / "studies"
 GRIDS = {
     "quickstart": (2, 4, 5, 2, 2, 1),
     "fashion_mnist": (2, 2, 4, 2, 2, 1),
-    "research_fashion_mnist": (2, 8, 10, 2, 2, 1),
+    "research_fashion_mnist": (2, 8, 10, 3, 2, 1),
     "ts1_resnet18_cifar10": (1, 4, 3, 1, 2, 1),
     "ts2_resnet50_imagenet": (1, 1, 3, 1, 1, 1),
     "ts3_resnet50_imagenet_local": (1, 1, 3, 1, 1, 1),

@@ -100,10 +100,11 @@ class InMemoryDataset(Dataset[tuple[Tensor, int]]):
 class InMemorySource(ImageSource):
     """A data set whose splits are read whole, when first asked for.
 
-    `data.options.crop_padding` changes how many pixels the training transform may move an image; 0: it moves none.
+    `data.options.crop_padding` changes how many pixels the training transform may move an image (0: it moves none), and
+    `data.options.flip` whether it mirrors.
     """
 
-    option_names: ClassVar[tuple[str, ...]] = ("crop_padding",)
+    option_names: ClassVar[tuple[str, ...]] = ("crop_padding", "flip")
     pixels: PixelFormat
     _cache: dict[str, tuple[Tensor, Tensor]]
 
@@ -112,7 +113,10 @@ class InMemorySource(ImageSource):
         padding = data.options.get("crop_padding", self.pixels.padding)
         if not isinstance(padding, int) or isinstance(padding, bool) or padding < 0:
             raise DataError(f"data.options.crop_padding is {padding!r}; allowed: a whole number of pixels, at least 0")
-        self.pixels = replace(self.pixels, padding=padding)
+        flip = data.options.get("flip", self.pixels.flip)
+        if not isinstance(flip, bool):
+            raise DataError(f"data.options.flip is {flip!r}; allowed: true or false")
+        self.pixels = replace(self.pixels, padding=padding, flip=flip)
 
     @abstractmethod
     def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -117,11 +117,11 @@ def _run_alone(
             files=files,
             writer=writer,
         )
-        records = run_sweep(inputs, run, cluster, narrator)
+        records, num_complete = run_sweep(inputs, run, cluster, narrator)
         write_tables(run, list(records.values()), dense.history, ray.get(measures[study.draws()[0]]))
         record = _record_of_run(study, workspace, run, cluster, dense.digest)
         record |= {"started": started.isoformat(timespec="seconds"), "command": command}
-        record["seconds"] = round(time.monotonic() - clock, 1)
+        record |= {"seconds": round(time.monotonic() - clock, 1), "trials_complete_before": num_complete}
         run.write_json("environment.json", record)
         with narrator.stage("report"):
             make_report(run)

@@ -41,8 +41,8 @@ def completed_records(study: Study, run: RunDirectory, dense_digest: str) -> dic
 
 def run_sweep(
     inputs: SweepInputs, run: RunDirectory, cluster: Cluster, narrator: Narrator
-) -> dict[str, dict[str, Any]]:
-    """Run the trials that are not complete yet, and return the records of all, by trial id.
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Run the trials that are not complete yet; return the records of all, by trial id, and how many were complete.
 
     Args:
         inputs: What all trials get.
@@ -64,7 +64,7 @@ def run_sweep(
             _record_crashes(study, todo, grid, writer)
             refresh()
     names = [trial.trial_id for trial in study.trials()]
-    return {name: done.get(name) or run.read_json(record_name(name)) for name in names}
+    return {name: done.get(name) or run.read_json(record_name(name)) for name in names}, len(done)
 
 
 def _tuner(

@@ -103,8 +103,12 @@ def _date(value: Any) -> str:
 
 
 def _lasted(environment: Mapping[str, Any]) -> str:
-    seconds = environment.get("seconds")
-    return duration(seconds) if isinstance(seconds, (int, float)) else ""
+    """Return how long the run took, and how many trials it found complete: their time is not in it."""
+    seconds, complete = environment.get("seconds"), environment.get("trials_complete_before")
+    if not isinstance(seconds, (int, float)):
+        return ""
+    before = f" ({plural(complete, 'trial')} complete before)" if isinstance(complete, int) and complete else ""
+    return f"{duration(seconds)}{before}"
 
 
 def _seed(name: str, value: Any) -> str:

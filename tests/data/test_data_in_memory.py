@@ -80,6 +80,14 @@ def test_without_crop_padding_an_image_is_at_most_mirrored(cifar_root):
         opened("cifar10", root=str(cifar_root), options={"crop_padding": -1})
 
 
+def test_without_crop_and_flip_an_image_is_trained_on_as_it_is(cifar_root):
+    source = opened("cifar10", shape=(3, 32, 32), root=str(cifar_root), options={"crop_padding": 0, "flip": False})
+    trained = source.dataset("train", augment=True).batch(range(40), seed=3)[0]
+    assert torch.equal(trained, source.dataset("train").batch(range(40))[0])
+    with pytest.raises(DataError, match=r"data.options.flip is 'no'; allowed: true or false"):
+        opened("cifar10", root=str(cifar_root), options={"flip": "no"})
+
+
 @pytest.mark.parametrize("folder", [".", "FashionMNIST/raw"])
 @pytest.mark.parametrize("ending", [".gz", ""])
 def test_fashion_mnist_reads_both_layouts(tmp_path, digit_images, folder, ending):

@@ -115,6 +115,7 @@ def test_the_same_study_again_repeats_nothing(small_run):
     failed, said = small.run(study, folder)
     assert failed == 0
     assert "3 of 3 trials were complete already" in said
+    assert json.loads((folder / "environment.json").read_text())["trials_complete_before"] == 3
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert rows(folder) == before
 
@@ -135,6 +136,7 @@ def test_a_changed_study_reuses_only_what_it_may(small_run, tmp_path):
 def test_another_run_of_the_same_study_gives_the_same_tables(small_run, tmp_path):
     study, folder, _ = small_run
     small.run(study, tmp_path)
+    assert json.loads((tmp_path / "environment.json").read_text())["trials_complete_before"] == 0
     for name in ("results.parquet", "layers.parquet", "classes.parquet", "coverage.parquet"):
         first, second = ([without_timings(row) for row in rows(where, name)] for where in (folder, tmp_path))
         assert first == second

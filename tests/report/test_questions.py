@@ -87,6 +87,7 @@ def test_a_metric_that_failed_leaves_its_cell_out_of_the_mean_of_metrics() -> No
     answer = answers_of(study=study_of(accuracy, labels=tuple(levels)))["b1"]
     assert answer.effect == pytest.approx(0.0, abs=1e-9)
     assert (answer.num_pairs, answer.num_dropped) == (11, 1)
+    assert answer.sentence.endswith("Its best metric on average, entropy: +5.00 points.")
 
 
 def test_seeds_that_change_nothing_are_no_further_evidence() -> None:
