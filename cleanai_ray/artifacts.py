@@ -17,6 +17,9 @@ from pyarrow import fs
 
 from cleanai_ray.errors import ArtifactError
 
+PLAN_FILE, WEIGHTS_FILE = "plan.json", "weights.safetensors"
+"""The files of a pruned model."""
+
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{32}\.tmp$")
 _MARKER = ".done"

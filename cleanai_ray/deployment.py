@@ -11,12 +11,12 @@ import yaml
 from torch import Tensor
 
 from cleanai_ray import results
-from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.artifacts import PLAN_FILE, RunDirectory
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.models import build_model, example_input
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.registry import FORMATS
-from cleanai_ray.saving import PLAN_FILE, load_model
+from cleanai_ray.saving import load_model
 from cleanai_ray.sections import ModelSection
 from cleanai_ray.study import parse_study
 from cleanai_ray.workspace import open_workspace

@@ -9,7 +9,6 @@ from typing import Any
 from pyarrow.fs import FileType
 
 from cleanai_ray.artifacts import resolve_filesystem
-from cleanai_ray.calibration_shards import CalibrationNeeds
 from cleanai_ray.errors import ModelError
 from cleanai_ray.study import Study, Trial, digest
 
@@ -31,6 +30,8 @@ def dense_key(study: Study) -> str:
 
 def calibration_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that the calibration of a study of one draw depends on."""
+    from cleanai_ray.calibration_shards import CalibrationNeeds  # loads torch, which the process of the files spares
+
     needs = asdict(CalibrationNeeds.of(study))
     return digest([dense_digest, _shape(study), _data(study), study.evaluation.split, needs])
 

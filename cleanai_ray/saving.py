@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.artifacts import PLAN_FILE, WEIGHTS_FILE, RunDirectory
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.pruning.graph import ChannelGraph
@@ -19,8 +19,6 @@ from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.pruner import PruneResult, identify
 from cleanai_ray.repair.consumers import add_biases
 from cleanai_ray.tasks.base import find_task
-
-PLAN_FILE, WEIGHTS_FILE = "plan.json", "weights.safetensors"
 
 
 def save(result: PruneResult, location: str | os.PathLike[str]) -> None:

@@ -34,6 +34,7 @@ FINE_TUNED = ("fine-tuned", "with distillation")
 RECIPE = (
     "data.validation_fraction=0.02",
     "data.options={crop_padding: 0, flip: false}",
+    "data.calibration.withhold_from_training=false",
     "finetune.learning_rate=0.02",
     "finetune.batch_size=64",
 )

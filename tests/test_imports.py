@@ -131,6 +131,7 @@ def loaded_after(statement: str) -> set[str]:
         ("import cleanai_ray.cli, cleanai_ray.status", {"torch", "ray", "reportlab"}),
         ("import cleanai_ray.stages", {"ray", "reportlab"}),
         ("import cleanai_ray; cleanai_ray.prune", {"ray", "reportlab"}),
+        ("import cleanai_ray.distributed.writer", {"torch", "torchvision", "torch_pruning", "scipy"}),
         ("import cleanai_ray.distributed.trial_work", {"torchvision", "pandas", "altair"}),
     ],
 )

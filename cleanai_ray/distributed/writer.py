@@ -17,12 +17,11 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cleanai_ray import results
-from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.artifacts import PLAN_FILE, WEIGHTS_FILE, RunDirectory
 from cleanai_ray.distributed.cluster import Cluster
 from cleanai_ray.distributed.files import RunFiles, checkpoint_folder, checkpoint_name, read_file, write_file
 from cleanai_ray.errors import DataError
 from cleanai_ray.keys import data_key
-from cleanai_ray.saving import PLAN_FILE, WEIGHTS_FILE
 from cleanai_ray.study import Study
 
 Record = dict[str, Any]

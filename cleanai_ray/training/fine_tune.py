@@ -1,8 +1,8 @@
 """Fine-tuning: the one training loop, plain torch, written against `TrainingContext`.
 
 Several processes train like one: gradients are those of the global batch, whatever the shares, and so are the
-statistics of batch-norm. Only what draws random numbers in the model, dropout for instance, differs by process. On
-CUDA, training uses float16 autocast and channels-last memory.
+statistics of batch-norm. Only what draws random numbers in the model, dropout for instance, differs by process.
+Memory is channels-last while a model trains, which is faster on CPUs, too; on CUDA there is float16 autocast besides.
 """
 
 from __future__ import annotations
@@ -106,8 +106,6 @@ def fine_tune(
         run = _Run(model, section, steps_per_epoch, validation_batches, context, seed, teacher, task, part)
         progress = run.train(train_batches, start_competes=start_competes)
     model.load_state_dict(progress.weights)
-    if context.device.type == "cuda":
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     best = part.epochs_before + progress.best_epoch if progress.best_epoch else 0
     return FineTuneResult(progress.final_history(), progress.epochs_run, best)
 
@@ -122,7 +120,7 @@ def _require_trainable(model: nn.Module, steps_per_epoch: int, context: Training
 
 @contextlib.contextmanager
 def _surroundings(model: nn.Module, teacher: nn.Module | None, context: TrainingContext) -> Iterator[None]:
-    """Put both models on the device; modes and torch's random state are put back at the end."""
+    """Put both models on the device; modes, memory format and torch's random state are put back at the end."""
     device = context.device
     with (
         global_batch_norm(model, device) if context.world_size > 1 else contextlib.nullcontext(),
@@ -133,7 +131,10 @@ def _surroundings(model: nn.Module, teacher: nn.Module | None, context: Training
         model.to(device)
         if teacher is not None:
             teacher.to(device).eval()
-        yield
+        try:
+            yield
+        finally:
+            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 class _Run:

@@ -21,6 +21,8 @@ SMALL: dict[str, Any] = {
     "sweep": {"methods": ["coverage", "taylor", "random"], "ratios": [0.3], "modes": ["local"], "steps": [2]},
     "finetune": {"epochs": 1},
     "evaluation": {"samples": 100, "latency": {"batch_sizes": [1, 4], "warmup": 1, "runs": 5}},
+    # Another process of tests runs beside this one: a second actor would wait for a core more than it computes.
+    "resources": {"calibration_actors": 1, "max_concurrent_trials": 1},
 }
 
 

@@ -20,7 +20,7 @@ STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
 SHORT = [
     "finetune.epochs=1",
     "evaluation.latency={batch_sizes: [1], warmup: 1, runs: 5}",
-    "resources={}",
+    "resources={calibration_actors: 1, max_concurrent_trials: 1}",
     "data.num_workers=0",
     "repair={compensation: none, batch_norm: none}",
 ]

@@ -101,7 +101,7 @@ def test_two_workers_give_the_numbers_of_one(ray_session, small_run, tmp_path: P
 
 def test_a_raylet_killed_in_mid_study_changes_no_table(small_run, tmp_path: Path) -> None:
     _, quiet, _ = small_run
-    said = run_on_two_nodes(small.SMALL, tmp_path, "trials/*.done")
+    said = run_on_two_nodes({**small.SMALL, "resources": {}}, tmp_path, "trials/*.done")
     assert "killed the raylet of the second node" in said
     tables = (results.RESULTS_FILE, results.LAYERS_FILE, results.CLASSES_FILE)
     for name in (*tables, results.COVERAGE_FILE, results.HISTORY_FILE):
