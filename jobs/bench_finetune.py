@@ -5,7 +5,7 @@ validation part of the training data, never on what is scored.
 
 python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors
 python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors \
-    --budget 0.3 --epochs 5 --methods reconstruction --set finetune.learning_rate=0.05
+    --budget 0.3 --epochs 5 --methods reconstruction --no-distillation --set finetune.learning_rate=0.03
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from cleanai_ray.study import Study, parse_study
 from cleanai_ray.training.context import LocalContext
 from cleanai_ray.workspace import open_workspace
 
-FINE_TUNED = ("fine-tuned", "with distillation")
 RECIPE = (
     "data.validation_fraction=0.02",
     "data.options={crop_padding: 0, flip: false}",
@@ -52,6 +51,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--mode", default="local")
     parser.add_argument("--temperature", type=float, default=4.0, help="of the distillation")
     parser.add_argument("--weight", type=float, default=0.9, help="of the distillation; the labels have the rest")
+    parser.add_argument("--distillation", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--set", action="append", default=[], help="a key of the study: finetune.learning_rate=0.05")
     return parser.parse_args(words)
 
@@ -70,10 +70,12 @@ def study_of(options: argparse.Namespace, distillation: dict[str, float] | None)
 
 def rows(options: argparse.Namespace) -> Iterator[list[str]]:
     """Yield the rows of the table, as they are measured."""
-    distillation = {"temperature": options.temperature, "weight": options.weight}
-    studies = {name: study_of(options, each) for name, each in zip(FINE_TUNED, (None, distillation), strict=True)}
+    studies = {"fine-tuned": study_of(options, None)}
+    if options.distillation:
+        distillation = {"temperature": options.temperature, "weight": options.weight}
+        studies["with distillation"] = study_of(options, distillation)
     workspaces = {name: open_workspace(study.model_dump_json(), str(options.device)) for name, study in studies.items()}
-    workspace = workspaces[FINE_TUNED[0]]
+    workspace = workspaces["fine-tuned"]
     dense = build_model(workspace.study.model).to(workspace.device).eval()
     statistics = calibrate_locally(workspace, dense)
     batches = list(workspace.batches("calibration"))
@@ -85,7 +87,8 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
     def score(model: torch.nn.Module) -> str:
         return f"{evaluate(model, workspace.batches('evaluation'), device=workspace.device).accuracy:.2%}"
 
-    yield ["dense", score(dense), *["" for _ in range(2 + len(FINE_TUNED))]]
+    yield ["method", "raw", "repaired (auto)", *studies, "time of the row"]
+    yield ["dense", score(dense), *["" for _ in range(2 + len(studies))]]
     for trial in workspace.study.trials():
         started = time.monotonic()
         result = cleanai.prune(
@@ -113,12 +116,11 @@ def main(words: list[str]) -> None:
     options = parse_arguments(words)
     print(
         f"{options.model}, {options.data}, MACs {options.budget:g}, {options.mode}, {options.epochs} epoch(s), "
-        f"{options.calibration} unlabelled images to calibrate; {', '.join([*RECIPE, *options.set])}"
+        f"{options.calibration} unlabelled images to calibrate; {', '.join([*RECIPE, *options.set])}\n"
     )
-    header = ["method", "raw", "repaired (auto)", *FINE_TUNED, "time of the row"]
-    print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
-    for row in rows(options):
-        print(f"| {' | '.join(row)} |", flush=True)
+    for number, row in enumerate(rows(options)):
+        rule = f"\n|{'---|' * len(row)}" if number == 0 else ""
+        print(f"| {' | '.join(row)} |{rule}", flush=True)
 
 
 if __name__ == "__main__":

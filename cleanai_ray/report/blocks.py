@@ -123,6 +123,12 @@ class Figure:
     svg: str
     specification: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """The chart's title; empty where it has none."""
+        title = self.specification.get("title")
+        return str(title.get("text") or "") if isinstance(title, Mapping) else str(title or "")
+
 
 @dataclass(frozen=True)
 class Code:

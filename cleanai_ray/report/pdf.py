@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 from xml.sax.saxutils import escape
@@ -12,7 +12,6 @@ from pypdf import PageObject
 from reportlab.lib.enums import TA_RIGHT
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.pdfbase import pdfmetrics
-from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import (
     BaseDocTemplate,
     CondPageBreak,
@@ -29,16 +28,21 @@ from reportlab.platypus import Table as Grid
 
 from cleanai_ray.report import blocks
 from cleanai_ray.report import pdf_style as look
+from cleanai_ray.report.pdf_contents import Entry, contents_table
 from cleanai_ray.report.pdf_fonts import Fonts
+from cleanai_ray.report.pdf_pages import draw_cover, draw_footer, draw_header
 from cleanai_ray.report.vector import Placement, lay_over, to_page, wrap_code
 
 
 class _Chart(Flowable):
     """Room for a chart, somewhat smaller where it then fits on the page; notes where the chart is to be laid."""
 
-    def __init__(self, name: str, page: PageObject, placements: list[Placement], least_share: float) -> None:
+    def __init__(
+        self, figure: blocks.Figure, page: PageObject, placements: list[Placement], least_share: float
+    ) -> None:
         super().__init__()
-        self._name, self._placements, self._least_share = name, placements, least_share
+        self.title = figure.title
+        self._name, self._placements, self._least_share = figure.name, placements, least_share
         self._size = float(page.mediabox.width), float(page.mediabox.height)
         self._largest = min(look.CHART_FACTOR, look.WIDTH / self._size[0], look.CHART_HEIGHT / self._size[1])
         self._factor = self._largest
@@ -55,22 +59,32 @@ class _Chart(Flowable):
 
 
 class _Template(BaseDocTemplate):
-    """Adds every heading to the outline."""
+    """Adds every heading to the outline, and notes headings and charts for the table of contents."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.entries: list[Entry] = []
 
     def afterFlowable(self, flowable: Flowable) -> None:
-        level = getattr(flowable, "outline_level", None)
+        level, key = getattr(flowable, "outline_level", None), f"place-{len(self.entries)}"
         if level is not None:
-            key = f"heading-{id(flowable)}"
-            self.canv.bookmarkPage(key)
+            self._note(Entry(level, flowable.getPlainText(), self.page, key))
             self.canv.addOutlineEntry(flowable.getPlainText(), key, level=level, closed=False)
+        elif isinstance(flowable, _Chart) and flowable.title:
+            self._note(Entry(1, flowable.title, self.page, key))
+
+    def _note(self, entry: Entry) -> None:
+        self.canv.bookmarkPage(entry.key)
+        self.entries.append(entry)
 
 
 def to_pdf(document: blocks.Document) -> bytes:
     """Return a report as a PDF file, with all fonts of charts and text that the machine has embedded."""
     fonts = Fonts()
     charts = {figure.name: to_page(figure.svg) for figure in _figures(document)}
-    _, _, total = _build(document, fonts, charts, total=0)
-    content, placements, _ = _build(document, fonts, charts, total=total)
+    # Numbers of pages are known after a first time; the contents have a page of their own, so that they move nothing.
+    _, _, first = _build(document, fonts, charts)
+    content, placements, _ = _build(document, fonts, charts, first.page, first.entries)
     return lay_over(content, charts, placements)
 
 
@@ -80,8 +94,12 @@ def _figures(document: blocks.Document) -> list[blocks.Figure]:
 
 
 def _build(
-    document: blocks.Document, fonts: Fonts, charts: dict[str, PageObject], *, total: int
-) -> tuple[bytes, list[Placement], int]:
+    document: blocks.Document,
+    fonts: Fonts,
+    charts: dict[str, PageObject],
+    total: int = 0,
+    entries: Sequence[Entry] = (),
+) -> tuple[bytes, list[Placement], _Template]:
     buffer, placements = io.BytesIO(), list[Placement]()
     template = _Template(
         buffer,
@@ -94,50 +112,15 @@ def _build(
     )
     cover = Frame(look.MARGIN, look.BOTTOM, look.WIDTH, look.PAGE_HEIGHT - look.BOTTOM - look.COVER_TOP, 0, 0, 0, 0)
     body = Frame(look.MARGIN, look.BOTTOM, look.WIDTH, look.PAGE_HEIGHT - look.BOTTOM - look.TOP, 0, 0, 0, 0)
-    footer = partial(_draw_footer, document=document, fonts=fonts, total=total)
+    footer = partial(draw_footer, document=document, fonts=fonts, total=total)
     template.addPageTemplates(
         [
-            PageTemplate("cover", [cover], onPage=partial(_draw_cover, fonts=fonts, footer=footer)),
-            PageTemplate("body", [body], onPage=partial(_draw_header, document=document, fonts=fonts, footer=footer)),
+            PageTemplate("cover", [cover], onPage=partial(draw_cover, fonts=fonts, footer=footer)),
+            PageTemplate("body", [body], onPage=partial(draw_header, document=document, fonts=fonts, footer=footer)),
         ]
     )
-    template.build(_Setter(fonts, charts, placements).story(document))
-    return buffer.getvalue(), placements, template.page
-
-
-def _draw_cover(canvas: Canvas, _: Any, *, fonts: Fonts, footer: Callable[[Canvas], None]) -> None:
-    canvas.setFillColor(look.ACCENT)
-    canvas.rect(0, look.PAGE_HEIGHT - 20 * look.MM, look.PAGE_WIDTH, 20 * look.MM, stroke=0, fill=1)
-    canvas.setFillColor(look.PAPER)
-    canvas.setFont(fonts.bold, 13)
-    canvas.drawString(look.MARGIN, look.PAGE_HEIGHT - 12.5 * look.MM, "CleanAI-Ray")
-    canvas.setFont(fonts.regular, 9)
-    canvas.drawRightString(look.PAGE_WIDTH - look.MARGIN, look.PAGE_HEIGHT - 12.5 * look.MM, "Pruning study report")
-    footer(canvas)
-
-
-def _draw_header(
-    canvas: Canvas, _: Any, *, document: blocks.Document, fonts: Fonts, footer: Callable[[Canvas], None]
-) -> None:
-    canvas.setFont(fonts.regular, 7.5)
-    canvas.setFillColor(look.MUTED)
-    heading = fonts.clipped(document.heading, 7.5, 0.8 * look.WIDTH)
-    canvas.drawString(look.MARGIN, look.PAGE_HEIGHT - 14 * look.MM, heading)
-    canvas.drawRightString(look.PAGE_WIDTH - look.MARGIN, look.PAGE_HEIGHT - 14 * look.MM, "CleanAI-Ray")
-    canvas.setStrokeColor(look.RULE)
-    canvas.setLineWidth(0.5)
-    canvas.line(
-        look.MARGIN, look.PAGE_HEIGHT - 16 * look.MM, look.PAGE_WIDTH - look.MARGIN, look.PAGE_HEIGHT - 16 * look.MM
-    )
-    footer(canvas)
-
-
-def _draw_footer(canvas: Canvas, *, document: blocks.Document, fonts: Fonts, total: int) -> None:
-    canvas.setFont(fonts.regular, 7.5)
-    canvas.setFillColor(look.MUTED)
-    version = f"CleanAI-Ray {document.version}" if document.version else "CleanAI-Ray"
-    canvas.drawString(look.MARGIN, 11 * look.MM, version)
-    canvas.drawRightString(look.PAGE_WIDTH - look.MARGIN, 11 * look.MM, f"{canvas.getPageNumber()} of {total}")
+    template.build(_Setter(fonts, charts, placements).story(document, entries))
+    return buffer.getvalue(), placements, template
 
 
 class _Setter:
@@ -146,8 +129,8 @@ class _Setter:
     def __init__(self, fonts: Fonts, charts: dict[str, PageObject], placements: list[Placement]) -> None:
         self._fonts, self._charts, self._placements = fonts, charts, placements
 
-    def story(self, document: blocks.Document) -> list[Flowable]:
-        """Return the whole report."""
+    def story(self, document: blocks.Document, entries: Sequence[Entry]) -> list[Flowable]:
+        """Return the whole report, with the contents that an earlier time found."""
         story: list[Flowable] = [self._text(document.title, 25, bold=True, colour=look.ACCENT)]
         story[0].outline_level = 0
         if document.question:
@@ -155,7 +138,8 @@ class _Setter:
         story.append(Spacer(0, 13))
         for block in document.cover:
             story += self.flowables(block, least_share=0.3)
-        story.append(NextPageTemplate("body"))
+        contents = self._text("Contents", 16, bold=True, colour=look.ACCENT, space_after=3)
+        story += [NextPageTemplate("body"), PageBreak(), contents, *contents_table(entries[1:], self._fonts)]
         for section in document.sections:
             starts_page = section.starts_page or section is document.sections[0]
             story.append(PageBreak() if starts_page else CondPageBreak(look.ROOM_FOR_SECTION))
@@ -185,7 +169,7 @@ class _Setter:
             return self.flowables(block.printed)
         if isinstance(block, blocks.Figure):
             return [
-                _Chart(block.name, self._charts[block.name], self._placements, least_share),
+                _Chart(block, self._charts[block.name], self._placements, least_share),
                 Spacer(0, look.GAP - 1),
             ]
         if isinstance(block, blocks.Code):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -121,7 +122,7 @@ def test_pdf_has_pages_outline_and_metadata(quickstart: tuple[synthetic.Tables, 
     _, run, _ = quickstart
     reader = read_pdf(run)
     total = len(reader.pages)
-    assert 6 <= total <= 14
+    assert 7 <= total <= 15
     for number, page in enumerate(reader.pages, start=1):
         assert f"{number} of {total}" in page.extract_text()
         assert len(page.extract_text()) > 150
@@ -130,6 +131,25 @@ def test_pdf_has_pages_outline_and_metadata(quickstart: tuple[synthetic.Tables, 
     assert reader.metadata is not None
     assert reader.metadata.author == "CleanAI-Ray"
     assert reader.metadata.title == "Pruning study fashion-mnist"
+
+
+def test_the_contents_name_the_page_of_every_part_and_lead_there(
+    quickstart: tuple[synthetic.Tables, RunDirectory, list[str]],
+) -> None:
+    reader = read_pdf(quickstart[1])
+    contents = reader.pages[1]
+    lines = [line.strip() for line in contents.extract_text().splitlines()]
+    named = lines[lines.index("Contents") + 1 :]
+    stated = {title: int(page) for title, page in itertools.pairwise(named) if page.isdigit() and not title.isdigit()}
+    sections = [entry for entry in reader.outline[1:] if not isinstance(entry, list)]
+    assert len(sections) == 7
+    for entry in sections:
+        assert stated[entry.title] == reader.get_destination_page_number(entry) + 1, entry.title
+    for title in ("Recommendation", "Time spent by stage", "Study file"):
+        page = reader.pages[stated[title] - 1]
+        assert title in page.extract_text().splitlines(), "a heading or a chart"
+    targets = [link.get_object()["/Dest"][0].get_object() for link in contents["/Annots"]]
+    assert {reader.get_page_number(target) + 1 for target in targets} == set(stated.values())
 
 
 def test_charts_in_the_pdf_are_vectors_with_embedded_fonts(
