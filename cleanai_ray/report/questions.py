@@ -100,10 +100,7 @@ def _best_metric(trials: pl.DataFrame) -> Draft:
     found = [compare(own[best], own[name], CELL, "final", grain=grain_of(trials)) for name in rivals]
     # It serves best only if it beats every rival, so the least clear comparison decides.
     weakest = max(range(len(rivals)), key=lambda index: _doubt(found[index]))
-    order_text = " > ".join(order)
-    remark = (
-        f"Against every other of the {len(metrics)} metrics it is at least as clear. By mean accuracy: {order_text}."
-    )
+    remark = f"Against its other {len(rivals) - 1} rivals the lead is clearer. By mean accuracy: {' > '.join(order)}."
     subject = f"{best}, the best on average, against {rivals[weakest]}"
     return Draft("a", question, found[weakest], subject, remark if len(rivals) > 1 else "")
 
