@@ -53,9 +53,13 @@ def _classes(study: StudyFrames) -> Iterator[Risk]:
         f"class {label}: {percent(after)} of {count} images, dense {percent(dense)}"
         for label, after, count, dense in rows.select("label", "accuracy", "num_evaluated", "accuracy_dense").rows()
     ]
+    limit = f"{UNFAIR_FACTOR:g} times the mean of {mean:.1f} points"
+    if least == LEAST_CLASS_LOSS:
+        verb, size = ("loses", mean) if mean > 0 else ("gains", -mean)
+        limit = f"{least:g} points, where the whole {verb} {size:.1f}"
     sentence = (
-        f"{len(unfair)} of {len(own)} classes lost more with the best trial than "
-        f"{UNFAIR_FACTOR:g} times the mean of {mean:.1f} points, up to {rows['lost'][0]:.1f} points."
+        f"{len(unfair)} of {len(own)} classes lost more with the best trial than {limit}, up to "
+        f"{rows['lost'][0]:.1f} points."
     )
     yield Risk("medium", "uneven classes", sentence, shorten_list(lines), is_about_best=True)
 
