@@ -1,8 +1,8 @@
 """Fine-tuning: the one training loop, plain torch, written against `TrainingContext`.
 
 Several processes train like one: gradients are those of the global batch, whatever the shares, and so are the
-statistics of batch-norm. Only what draws random numbers in the model, dropout for instance, differs by process.
-Memory is channels-last while a model trains, which is faster on CPUs, too; on CUDA there is float16 autocast besides.
+statistics of batch-norm. Only what draws random numbers in the model, dropout for instance, differs by process. On
+CUDA, training uses float16 autocast and channels-last memory.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def _surroundings(model: nn.Module, teacher: nn.Module | None, context: Training
         try:
             yield
         finally:
-            model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+            if device.type == "cuda":
+                model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 class _Run:

@@ -77,7 +77,10 @@ class Stepper:
         self._context = context
         self._average = average
         self._is_cuda = context.device.type == "cuda"
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # On CPUs it would be up to 1.4 times as fast, too, but the backward pass of torch 2.14's oneDNN crashes the process
+        # in strided convolutions of a few channels, as pruning leaves them.
+        if self._is_cuda:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._task = task or Classification()
         self._objective = build_objective(section, teacher, self._task)
@@ -156,7 +159,7 @@ class Stepper:
 
     def _to_device(self, inputs: Tensor) -> Tensor:
         device = self._context.device
-        if inputs.ndim == 4:
+        if self._is_cuda and inputs.ndim == 4:
             return inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
         return inputs.to(device, non_blocking=True)
 

@@ -61,7 +61,9 @@ def test_classes_that_paid_for_the_rest() -> None:
     rows[0] |= {"change": 0.10, "accuracy": 1.0}  # 10 points more for one class, and 2.5 less for another
     rows[3] |= {"change": -0.025, "accuracy": 0.875}
     (risk,) = risks_of(replace(study, classes=frame(rows, schemas.CLASSES)), "uneven classes")
-    assert "1 of 4 classes lost more with the best trial than 2 points, where the whole gains 1.4, up to" in risk.sentence
+    assert (
+        "1 of 4 classes lost more with the best trial than 2 points, where the whole gains 1.4, up to" in risk.sentence
+    )
     rows[0] |= {"change": 0.0, "accuracy": 0.9}
     rows[3] |= {"change": -0.03, "accuracy": 0.87}  # 3 points against a mean of 1.25
     assert not risks_of(replace(study, classes=frame(rows, schemas.CLASSES)), "uneven classes")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fine_tuning_cases import MakeNet, assert_same, run, scripted, validation_accuracy
-from torch import Tensor, nn
+from torch import nn
 
 from cleanai_ray import results
 from cleanai_ray.errors import CleanAIError, EvaluationError
@@ -136,22 +136,6 @@ def test_modes_and_random_state_are_as_before(digits: Any, make_net: MakeNet) ->
     run(model, digits, epochs=1)
     assert [module.training for module in model.modules()] == flags
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_memory_is_channels_last_while_a_model_trains_and_no_longer(digits: Any) -> None:
-    formats = []
-
-    class Noting(nn.Conv2d):
-        def forward(self, input: Tensor) -> Tensor:
-            if self.training:
-                tensors = (input, self.weight)
-                formats.append([tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors])
-            return super().forward(input)
-
-    first = nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), Noting(5, 7, 3), nn.Flatten(), nn.Linear(7 * 4 * 4, 10))
-    run(first, digits, epochs=1)
-    assert formats == [[True, True]] * digits.steps_per_epoch
-    assert all(parameter.is_contiguous() for parameter in first.parameters())
 
 
 def test_a_model_found_in_evaluation_mode_trains_in_training_mode(digits: Any, make_net: MakeNet) -> None:
