@@ -77,8 +77,8 @@ class Stepper:
         self._context = context
         self._average = average
         self._is_cuda = context.device.type == "cuda"
-        # On CPUs it would be up to 1.4 times as fast, too, but the backward pass of torch 2.14's oneDNN crashes the process
-        # in strided convolutions of a few channels, as pruning leaves them.
+        # On CPUs it would be up to 1.4 times as fast, too, but the backward pass of torch 2.14's oneDNN crashes the
+        # process in strided convolutions of a few channels, as pruning leaves them.
         if self._is_cuda:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
