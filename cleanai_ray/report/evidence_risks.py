@@ -55,8 +55,7 @@ def _classes(study: StudyFrames) -> Iterator[Risk]:
     ]
     limit = f"{UNFAIR_FACTOR:g} times the mean of {mean:.1f} points"
     if least == LEAST_CLASS_LOSS:
-        verb, size = ("loses", mean) if mean > 0 else ("gains", -mean)
-        limit = f"{least:g} points, where the whole {verb} {size:.1f}"
+        limit = f"{least:g} points, where the whole {'loses' if mean > 0 else 'gains'} {abs(mean):.1f}"
     sentence = (
         f"{len(unfair)} of {len(own)} classes lost more with the best trial than {limit}, up to "
         f"{rows['lost'][0]:.1f} points."
