@@ -117,7 +117,7 @@ def head(tmp_path_factory) -> Iterator[Head]:
     token.write_text(TOKEN)
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     inherited["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    inherited |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token"}
+    inherited |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_worker_niceness": "0"}
     first = free_ports()
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -162,15 +162,3 @@ def test_every_metric_is_on_the_port_that_ray_exports(ray_session, tmp_path):
     assert found.pop(("cleanai_samples_per_second", "")) > 0
     assert found.pop(("cleanai_seconds_left", "")) > 0
     assert found == expected
-
-
-@pytest.mark.ray
-def test_a_whole_study_leaves_a_status_that_agrees_with_its_tables(small_run):
-    _, folder, _ = small_run
-    found = read_status(RunDirectory(folder))
-    rows = RunDirectory(folder).read_table("results.parquet").to_pylist()
-    best = min(rows, key=lambda row: (-row["accuracy"], row["macs"], row["trial_id"]))
-    assert (found.study, found.state, found.stage) == ("small", "finished", "report")
-    assert (found.trials_total, found.trials_done, found.trials_failed, found.trials_running) == (3, 3, 0, 0)
-    assert (found.best, found.best_accuracy) == (best["trial_id"], best["accuracy"])
-    assert found.accuracy_dense == best["accuracy_dense"]
