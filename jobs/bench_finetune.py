@@ -25,6 +25,7 @@ from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model
 from cleanai_ray.recovery import fine_tune_trial
+from cleanai_ray.registry import METHODS
 from cleanai_ray.repair import repair
 from cleanai_ray.study import Study, Trial, parse_study
 from cleanai_ray.training.context import LocalContext
@@ -39,15 +40,13 @@ RECIPE = (
 )
 """What suits one epoch of a network that is nearly right already: a low rate, many steps, images as they are scored."""
 
-METHODS = ["reconstruction", "coverage", "wanda", "magnitude", "taylor", "hessian", "random"]
-
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
     """Return the options; the defaults are those of the reference ResNet-20 on Fashion-MNIST."""
     parser = accuracy_parser(__doc__)
     parser.add_argument("--budget", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--methods", nargs="+", default=METHODS.names())
     parser.add_argument("--mode", default="local")
     parser.add_argument("--temperature", type=float, default=4.0, help="of the distillation")
     parser.add_argument("--weight", type=float, default=0.9, help="of the distillation; the labels have the rest")

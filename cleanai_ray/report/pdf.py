@@ -139,7 +139,8 @@ class _Setter:
         for block in document.cover:
             story += self.flowables(block, least_share=0.3)
         contents = self._text("Contents", 16, bold=True, colour=look.ACCENT, space_after=3)
-        story += [NextPageTemplate("body"), PageBreak(), contents, *contents_table(entries[1:], self._fonts)]
+        table = contents_table([entry for entry in entries if entry.page > 1], self._fonts)
+        story += [NextPageTemplate("body"), PageBreak(), contents, *table]
         for section in document.sections:
             starts_page = section.starts_page or section is document.sections[0]
             story.append(PageBreak() if starts_page else CondPageBreak(look.ROOM_FOR_SECTION))

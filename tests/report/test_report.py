@@ -150,6 +150,7 @@ def test_the_contents_name_the_page_of_every_part_and_lead_there(
         assert title in page.extract_text().splitlines(), "a heading or a chart"
     targets = [link.get_object()["/Dest"][0].get_object() for link in contents["/Annots"]]
     assert {reader.get_page_number(target) + 1 for target in targets} == set(stated.values())
+    assert min(stated.values()) == 3, "what stands on the cover has been seen"
 
 
 def test_charts_in_the_pdf_are_vectors_with_embedded_fonts(
