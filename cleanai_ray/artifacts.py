@@ -23,6 +23,7 @@ PLAN_FILE, WEIGHTS_FILE = "plan.json", "weights.safetensors"
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{32}\.tmp$")
 _MARKER = ".done"
+_MOST_READINGS = 5
 
 
 def resolve_filesystem(location: str | os.PathLike[str]) -> tuple[fs.FileSystem, str]:
@@ -168,13 +169,20 @@ class RunDirectory:
     def read_json(self, name: str) -> Any:
         """Read a JSON file.
 
+        Where it is replaced meanwhile, an object store may answer with the length of one version and the content of
+        another: what makes no sense there is read again.
+
         Raises:
             ArtifactError: When there is none, or it is not JSON.
         """
-        try:
-            return json.loads(self.read_text(name))
-        except json.JSONDecodeError as error:
-            raise ArtifactError(f"'{name}' in run directory '{self.location}' is not JSON: {error}") from error
+        num_readings = 0
+        while True:
+            num_readings += 1
+            try:
+                return json.loads(self.read_bytes(name))
+            except ValueError as error:  # not JSON, or not UTF-8
+                if self.is_local or num_readings == _MOST_READINGS:
+                    raise ArtifactError(f"'{name}' in run directory '{self.location}' is not JSON: {error}") from error
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a Parquet file."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import subprocess
 import sys
+import threading
 import uuid
 from pathlib import Path
 
@@ -101,6 +103,28 @@ def test_what_goes_wrong_is_one_sentence(run: RunDirectory, store: ObjectStore) 
 
 def model_section(**fields: object) -> ModelSection:
     return ModelSection.model_validate({"name": "resnet18", "num_classes": 2, "input_shape": (3, 32, 32), **fields})
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_one_version_or_the_other(run: RunDirectory) -> None:
+    versions = [{"text": "x" * length} for length in (10, 11, 200)]
+    run.write_json("status.json", versions[0])
+    over = threading.Event()
+
+    def replace() -> None:
+        for version in itertools.cycle(versions):
+            if over.is_set():
+                return
+            run.write_json("status.json", version)
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        found = [run.read_json("status.json") for _ in range(200)]
+    finally:
+        over.set()
+        writer.join()
+    assert all(value in versions for value in found)
+    assert len({len(value["text"]) for value in found}) > 1, "it was replaced"
 
 
 def test_weights_are_read_and_counted_by_their_content(run: RunDirectory, store: ObjectStore) -> None:
