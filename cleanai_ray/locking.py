@@ -8,7 +8,6 @@ for `LEASE_SECONDS`. Two drivers that begin within the same second are told apar
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import platform
@@ -103,7 +102,7 @@ def _describe_holder() -> dict[str, Any]:
 def _read_holder(run: RunDirectory) -> dict[str, Any] | None:
     try:
         held = run.read_json(_HOLDER)
-    except (ArtifactError, json.JSONDecodeError):
+    except ArtifactError:
         return None
     return held if isinstance(held, dict) and {"renewed", "token"} <= set(held) else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from functools import partial
+from itertools import dropwhile
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -139,8 +140,8 @@ class _Setter:
         for block in document.cover:
             story += self.flowables(block, least_share=0.3)
         contents = self._text("Contents", 16, bold=True, colour=look.ACCENT, space_after=3)
-        table = contents_table([entry for entry in entries if entry.page > 1], self._fonts)
-        story += [NextPageTemplate("body"), PageBreak(), contents, *table]
+        after_cover = list(dropwhile(lambda entry: entry.level > 0, entries[1:]))
+        story += [NextPageTemplate("body"), PageBreak(), contents, *contents_table(after_cover, self._fonts)]
         for section in document.sections:
             starts_page = section.starts_page or section is document.sections[0]
             story.append(PageBreak() if starts_page else CondPageBreak(look.ROOM_FOR_SECTION))
