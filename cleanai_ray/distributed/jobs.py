@@ -6,10 +6,12 @@ import asyncio
 import logging
 import os
 import shlex
+import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import PurePath
+from types import FrameType
 
 import aiohttp
 from ray.exceptions import AuthenticationError
@@ -146,7 +148,7 @@ def _follow(job: _Job) -> JobDetails:
     """Stream the log until the job has ended; where the stream breaks before that, wait for the end."""
     try:
         try:
-            asyncio.run(_stream(job))
+            _stream_log(job)
         except _BROKEN as error:
             _say(f"the log of job {job.name} broke off ({error or type(error).__name__}); waiting for the job's end")
         while not (details := job.client.get_job_info(job.name)).status.is_terminal():
@@ -159,9 +161,40 @@ def _follow(job: _Job) -> JobDetails:
     return details
 
 
-async def _stream(job: _Job) -> None:
-    async for text in job.client.tail_job_logs(job.name):
-        _write(text)
+class _Interrupt:
+    """What SIGINT does to the task that streams a log: cancel it, at once or as soon as it begins.
+
+    A KeyboardInterrupt would come anywhere, also in the making of the event loop, and leave half of one behind.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._task: asyncio.Task | None = None
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        self.came = True
+        if self._task is not None and not self._task.done():
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
+
+    async def stream(self, job: _Job) -> None:
+        self._task = asyncio.current_task()
+        if not self.came:
+            async for text in job.client.tail_job_logs(job.name):
+                _write(text)
+
+
+def _stream_log(job: _Job) -> None:
+    interrupt = _Interrupt()
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        asyncio.run(interrupt.stream(job))
+    except (asyncio.CancelledError, *_BROKEN):
+        if not interrupt.came:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupt.came:
+        raise KeyboardInterrupt
 
 
 def _exit_code(details: JobDetails, job: _Job) -> int:

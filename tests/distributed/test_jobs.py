@@ -40,6 +40,21 @@ STUDY: dict[str, Any] = {
 }
 NO_DATA = ["--set", "data={name: image_folder, root: /data/that/is/not/there}", "--set", "model.input_shape=[3,8,8]"]
 
+# cleanai, interrupted at the moment that is the worst for asyncio: in the making of the event loop.
+INTERRUPTED_EARLY = """
+import asyncio, signal, sys
+from cleanai_ray.cli import main
+
+new_event_loop = asyncio.events.new_event_loop
+
+def interrupted():
+    signal.raise_signal(signal.SIGINT)
+    return new_event_loop()
+
+asyncio.events.new_event_loop = interrupted
+sys.exit(main())
+"""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -203,12 +218,14 @@ def test_cleanai_submit_returns_the_exit_code_of_the_job_and_not_1(head, folder)
     assert "output.dir is 'artifacts/tiny', below the job's own copy of this folder" in done.stderr
 
 
-def test_an_interrupted_log_leaves_the_job_alone_and_says_how_to_reach_it(head, folder) -> None:
-    command = [sys.executable, "-m", "cleanai_ray", "submit", "tiny.yaml", "--address", head.address, *NO_DATA]
+@pytest.mark.parametrize("program", [("-m", "cleanai_ray"), ("-c", INTERRUPTED_EARLY)], ids=["any time", "early"])
+def test_an_interrupted_log_leaves_the_job_alone_and_says_how_to_reach_it(head, folder, program) -> None:
+    command = [sys.executable, *program, "submit", "tiny.yaml", "--address", head.address, *NO_DATA]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=folder, env=head.environment, text=True, **pipes) as process:
         job = process.stdout.readline().split()[1]
-        process.send_signal(signal.SIGINT)
+        if INTERRUPTED_EARLY not in program:
+            process.send_signal(signal.SIGINT)
         _, said = process.communicate()
     assert process.returncode == 130
     assert said == (
