@@ -128,7 +128,8 @@ def run_trial(
         dense: The dense weights and what they score.
         dense_model: The dense model on the workspace's device; it is not changed.
         measures: What was measured on it for all trials.
-        context: The processes that fine-tune, where they report and keep checkpoints; by default this one alone.
+        context: The processes that fine-tune and score, where they report and keep checkpoints; by default this one
+            alone.
 
     Raises:
         CleanAIError: When the trial cannot be carried out.
@@ -136,7 +137,7 @@ def run_trial(
     clock, context = TrialClock(), context or LocalContext(device=workspace.device)
     surgery = _prune(workspace, trial, dense_model, measures, context, clock)
     study, pruned = workspace.study, surgery.result
-    scores = TrialScores(workspace, dense_model, clock, is_quantized=trial.quantization != "none")
+    scores = TrialScores(workspace, dense_model, clock, context, is_quantized=trial.quantization != "none")
     scores.add("pruned", pruned.model)
     repaired: RepairOutcome | None = None
     if study.repair.is_on:
@@ -149,6 +150,7 @@ def run_trial(
         scores.add("finetuned", pruned.model)
     history = (*surgery.history, *(tuned.history if tuned else ()))
     quantized = quantize_trial(workspace, trial, pruned.model, scores, clock)
+    context.dismiss()  # before anything is timed
     latency, costs = measure_costs(workspace, trial, dense_model, pruned.model, quantized, clock)
     row = {
         **describe_trial(study, trial),

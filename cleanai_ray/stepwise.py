@@ -65,7 +65,6 @@ class Surgery:
             name="" if is_only else f"step{step}-{digest(self.result.plan.removed)}",
             step=step,
             epochs_before=len(self.history),
-            is_last=step == trial.steps,
         )
 
 
@@ -116,8 +115,6 @@ def prune_in_steps(
                 history += fine_tune_trial(workspace, trial, model, dense_model, context, part).history
         pruner.adopt(model)
         reference, earlier, moments = model, result, None
-    if not workspace.study.finetune.epochs:
-        context.dismiss()
     with clock.stage("prune"):
         pruner.take_step(trial.steps)
         result = pruner.finish()

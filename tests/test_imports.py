@@ -58,7 +58,7 @@ LAYERS = (
         "trial_quantization",
     ),
     ("dense_measures", "recovery", "stepwise", "tables"),
-    ("stages", "environment", "deployment"),
+    ("stages", "followers", "environment", "deployment"),
     ("planning", "distributed"),
     ("cli", "__init__", "__main__"),
 )

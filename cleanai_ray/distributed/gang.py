@@ -1,12 +1,11 @@
 """Trials whose fine-tuning runs on several workers at a time, with Ray Train.
 
 A Tune trial of this kind computes nothing: it waits for a `TorchTrainer`, whose workers are placed all at once or not
-at all, so that trials never hold what others wait for. The first worker prunes, repairs and scores; all fine-tune.
+at all, so that trials never hold what others wait for. The first worker prunes and repairs; all fine-tune and score.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -31,10 +30,9 @@ from cleanai_ray.distributed.trial_work import (
     epoch_numbers,
     numbers_of,
 )
-from cleanai_ray.recovery import fine_tune_trial
+from cleanai_ray.followers import follow_trial
 from cleanai_ray.stages import failed_outcome
 from cleanai_ray.study import Trial
-from cleanai_ray.training.context import TrainingError
 from cleanai_ray.training.processes import ProcessGroupContext
 from cleanai_ray.workspace import open_workspace
 
@@ -116,7 +114,7 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def _lead(inputs: SweepInputs, trial: Trial, context: ProcessGroupContext) -> dict[str, Any]:
-    """Run the trial; the others join in where it fine-tunes. An error that they do not know of is raised."""
+    """Run the trial; the others join in where it fine-tunes and scores. An error they do not know of is raised."""
     outcome = carry_out(inputs, trial, str(context.device), lambda _: context, lambda error: context.is_awaited)
     context.dismiss()
     inputs.send(trial, outcome)
@@ -124,17 +122,10 @@ def _lead(inputs: SweepInputs, trial: Trial, context: ProcessGroupContext) -> di
 
 
 def _follow(inputs: SweepInputs, trial: Trial, context: ProcessGroupContext) -> dict[str, Any]:
-    """Fine-tune what the first worker fine-tunes, after each pruning step where it does so."""
-    is_last = False
-    while not is_last and (task := context.await_part()) is not None:
-        model, part = task
-        draw = inputs.study.draw_of(trial)
-        workspace = open_workspace(inputs.study.model_dump_json(), str(context.device), draw)
-        dense = dense_model_of(workspace, ray.get(inputs.dense))
-        with contextlib.suppress(TrainingError):  # The first worker has it, too, and tells of it.
-            fine_tune_trial(workspace, trial, model, dense, context, part)
-        inputs.files.note_unreadable(workspace.unreadable.found)
-        is_last = part.is_last
+    """Do a share of what the first worker fine-tunes and scores."""
+    workspace = open_workspace(inputs.study.model_dump_json(), str(context.device), inputs.study.draw_of(trial))
+    follow_trial(workspace, trial, dense_model_of(workspace, ray.get(inputs.dense)), context)
+    inputs.files.note_unreadable(workspace.unreadable.found)
     return {"status": results.OK}
 
 

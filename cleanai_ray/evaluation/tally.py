@@ -16,7 +16,7 @@ _TOP_K = 5
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What a classifier scores on a set of labelled samples.
+    """What a classifier scores on a set of labelled samples. Those of two sets of samples add up: `a + b`.
 
     Attributes:
         accuracy: Top-1 accuracy, in [0, 1].
@@ -33,6 +33,19 @@ class Accuracy:
     num_samples: int
     class_correct: tuple[int, ...]
     class_total: tuple[int, ...]
+
+    def __add__(self, other: Accuracy) -> Accuracy:
+        """Return the score on both sets of samples together.
+
+        Raises:
+            ValueError: When the numbers of classes differ.
+        """
+        num = self.num_samples + other.num_samples
+        correct = tuple(a + b for a, b in zip(self.class_correct, other.class_correct, strict=True))
+        total = tuple(a + b for a, b in zip(self.class_total, other.class_total, strict=True))
+        top5 = round(self.top5 * self.num_samples) + round(other.top5 * other.num_samples)
+        loss = self.loss * self.num_samples + other.loss * other.num_samples
+        return Accuracy(sum(correct) / num, top5 / num, loss / num, num, correct, total)
 
     @property
     def value(self) -> float:

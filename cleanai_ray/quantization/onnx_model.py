@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,12 @@ class OnnxModel(nn.Module):
     def __init__(self, content: bytes, threads: int = 0) -> None:
         super().__init__()
         self.content = content
+        self._threads = threads
         self._run = open_session(content, threads=threads)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A session stays in its process: another opens its own."""
+        return OnnxModel, (self.content, self._threads)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the output [N, ...] for images [N, ...], on the device that they are on."""

@@ -10,13 +10,15 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import ArtifactError, CleanAIError
-from cleanai_ray.training.part import TrainingPart
+from cleanai_ray.training.part import ScoringPart, TrainingPart
+
+_Found = TypeVar("_Found")
 
 
 class TrainingError(CleanAIError):
@@ -64,8 +66,18 @@ class TrainingContext(ABC):
         """Have the other processes train a model with this one, which does so inside; the first one alone calls it."""
         yield
 
+    def gather(self, model: nn.Module, part: ScoringPart, work: Callable[[], _Found]) -> list[_Found]:
+        """Have every process do its share of a part on a model, and return what each found, by rank.
+
+        The first one alone calls it; the others answer by `contribute`.
+
+        Raises:
+            CleanAIError: The first that a process raised, by rank, once all are done.
+        """
+        return [work()]
+
     def dismiss(self) -> None:  # noqa: B027 - a single process has nobody to tell
-        """Tell the other processes that there is nothing more to train; called by the first one alone."""
+        """Tell the other processes that nothing more is done together; called by the first one alone."""
 
 
 class CheckpointStore(Protocol):

@@ -1,4 +1,4 @@
-"""Which of several trainings of one model a training is."""
+"""What the processes of a trial do together: a training, which is one of several of a model, or a scoring."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ class TrainingPart:
         name: Tells its checkpoints from those of the other parts; empty where there is one part.
         step: Pruning steps that came before it.
         epochs_before: Epochs that ran in the parts before it: numbers and random seeds of epochs count on from there.
-        is_last: Whether no other part follows.
     """
 
     name: str = ""
     step: int = 1
     epochs_before: int = 0
-    is_last: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringPart:
+    """A scoring of a model on the evaluation samples.
+
+    Attributes:
+        compares: Whether the dense model is run beside it.
+    """
+
+    compares: bool = False

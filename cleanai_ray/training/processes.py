@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from cleanai_ray.errors import CleanAIError
 from cleanai_ray.training.context import (
     CheckpointStore,
     TrainingContext,
@@ -18,7 +19,9 @@ from cleanai_ray.training.context import (
     decode_checkpoint,
     encode_checkpoint,
 )
-from cleanai_ray.training.part import TrainingPart
+from cleanai_ray.training.part import ScoringPart, TrainingPart
+
+_Found = TypeVar("_Found")
 
 
 class ProcessGroupContext(TrainingContext):
@@ -32,7 +35,7 @@ class ProcessGroupContext(TrainingContext):
         checkpoints: Where checkpoints are kept; without it there are none.
 
     Attributes:
-        is_awaited: Whether the others are in a training and would wait for this process for ever.
+        is_awaited: Whether the others are in a training or scoring and would wait for this process for ever.
     """
 
     def __init__(
@@ -77,11 +80,8 @@ class ProcessGroupContext(TrainingContext):
 
     @contextmanager
     def together(self, model: nn.Module, part: TrainingPart) -> Iterator[None]:
-        """Give the other processes the model and the part; after the last part they wait for no more."""
-        stream = io.BytesIO()
-        torch.save((model, part), stream)
-        self.is_awaited, self._has_dismissed = True, part.is_last
-        self._from_first(stream.getvalue())
+        """Give the other processes the model and the part."""
+        self._announce(model, part)
         try:
             yield
         except TrainingError:  # The others have it, too.
@@ -89,14 +89,45 @@ class ProcessGroupContext(TrainingContext):
             raise
         self.is_awaited = False
 
+    def gather(self, model: nn.Module, part: ScoringPart, work: Callable[[], _Found]) -> list[_Found]:
+        """Give the other processes the model and the part, and return what each found, by rank."""
+        self._announce(model, part)
+        found = self._exchange(work)
+        self.is_awaited = False
+        for _, error in found:
+            if error is not None:
+                raise error
+        return [value for value, _ in found]
+
+    def contribute(self, work: Callable[[], Any]) -> None:
+        """Do this process's share of what the first one gathers, which gets what is found or the error, too."""
+        self._exchange(work)
+
+    def _announce(self, model: nn.Module, part: TrainingPart | ScoringPart) -> None:
+        stream = io.BytesIO()
+        torch.save((model, part), stream)
+        self.is_awaited = True
+        self._from_first(stream.getvalue())
+
+    def _exchange(self, work: Callable[[], Any]) -> list[tuple[Any, CleanAIError | None]]:
+        """Return what the work of each process gave, or its error, in all of them."""
+        own: tuple[Any, CleanAIError | None]
+        try:
+            own = work(), None
+        except CleanAIError as error:
+            own = None, error
+        found: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(found, own)
+        return found
+
     def dismiss(self) -> None:
-        """Tell the other processes that there is nothing more to train, unless they know."""
+        """Tell the other processes that nothing more is done together, unless they know."""
         if not self._has_dismissed:
             self._has_dismissed = True
             self._from_first(None)
 
-    def await_part(self) -> tuple[nn.Module, TrainingPart] | None:
-        """Return what the first process trains next, the model on this process's device; None: there is no more."""
+    def await_part(self) -> tuple[nn.Module, TrainingPart | ScoringPart] | None:
+        """Return what all do next, and the model for it on this process's device; None: there is no more."""
         content = self._from_first(None)
         if content is None:
             return None

@@ -13,10 +13,11 @@ import torch
 import torch.multiprocessing as mp
 from torch import distributed, nn
 
+from cleanai_ray.errors import SampleError
 from cleanai_ray.finetune_section import FineTuneSection
 from cleanai_ray.training.context import LocalContext, TrainingContext, TrainingError
 from cleanai_ray.training.fine_tune import fine_tune
-from cleanai_ray.training.part import TrainingPart
+from cleanai_ray.training.part import ScoringPart, TrainingPart
 from cleanai_ray.training.processes import ProcessGroupContext
 from cleanai_ray.training.synchronized import global_batch_norm
 
@@ -68,7 +69,7 @@ def images_of_a_batch() -> torch.Tensor:
     return 5 + torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(3))
 
 
-def take_parts(errors: list[type[Exception] | None], *, ends: bool) -> list[Any]:
+def take_parts(errors: list[type[Exception] | None]) -> list[Any]:
     """Train in parts: the first process leads, and may fail in one; the other does what it is told.
 
     Returns:
@@ -79,13 +80,11 @@ def take_parts(errors: list[type[Exception] | None], *, ends: bool) -> list[Any]
     if context.rank:
         while (task := context.await_part()) is not None:
             found.append((task[1].step, task[0].weight.item()))
-            if task[1].is_last:
-                break
         return found
     for step, error in enumerate(errors, start=1):
         model = nn.Linear(1, 1)
         nn.init.constant_(model.weight, 10 * step)
-        part = TrainingPart(name=f"step{step}", step=step, is_last=ends and step == len(errors))
+        part = TrainingPart(name=f"step{step}", step=step)
         with contextlib.suppress(TrainingError, ValueError), context.together(model, part):
             assert context.is_awaited
             if error is not None:
@@ -95,6 +94,30 @@ def take_parts(errors: list[type[Exception] | None], *, ends: bool) -> list[Any]
     return found
 
 
+def gather_parts(failing: list[int]) -> tuple[Any, bool]:
+    """Gather what both processes found, some of which fail: what the first has of it, or what the other was given."""
+    context = ProcessGroupContext(device="cpu")
+
+    def find() -> str:
+        if context.rank in failing:
+            raise SampleError("cannot be read", f"{context.rank}.png")
+        return f"found by {context.rank}"
+
+    if context.rank:
+        model, part = context.await_part()
+        context.contribute(find)
+        assert context.await_part() is None
+        return (model.weight.item(), part), context.is_awaited
+    model = nn.Linear(1, 1)
+    nn.init.constant_(model.weight, 5)
+    try:
+        found = context.gather(model, ScoringPart(compares=True), find)
+    except SampleError as error:
+        found = str(error)
+    context.dismiss()
+    return found, context.is_awaited
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
@@ -102,11 +125,12 @@ def work(rank: int, folder: str) -> None:
         name: train(ProcessGroupContext(device="cpu"), batch_norm=name == "norm") for name in ("norm", "plain")
     }
     found["parts"] = {
-        "to the end": take_parts([None, None, None], ends=True),
-        "dismissed": take_parts([None, TrainingError], ends=False),
-        "lost": take_parts([ValueError], ends=True),
-        "none": take_parts([], ends=True),
+        "to the end": take_parts([None, None, None]),
+        "refused": take_parts([None, TrainingError]),
+        "lost": take_parts([ValueError]),
+        "none": take_parts([]),
     }
+    found["gathered"] = [gather_parts(failing) for failing in ([], [0], [1], [0, 1])]
     found["normalised"] = {momentum: normalise(images_of_a_batch(), momentum) for momentum in (0.1, None)}
     try:
         train(ProcessGroupContext(device="cpu"), batch_norm=False, learning_rate=1e30)
@@ -122,7 +146,7 @@ def work(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("gloo")
     mp.spawn(work, args=(str(folder),), nprocs=2)
-    return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
 def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -162,7 +186,7 @@ def test_batch_norm_sees_the_global_batch(ranks: list[dict[str, Any]], momentum:
     ("name", "is_awaited", "parts"),
     [
         ("to the end", [False, False, False], [(1, 10.0), (2, 20.0), (3, 30.0)]),
-        ("dismissed", [False, False], [(1, 10.0), (2, 20.0)]),  # the other has the error, too
+        ("refused", [False, False], [(1, 10.0), (2, 20.0)]),  # the other has the error, too
         ("lost", [True], [(1, 10.0)]),  # the other has not, and would wait
         ("none", [], []),
     ],
@@ -171,6 +195,16 @@ def test_one_process_leads_and_the_other_takes_every_part(
     ranks: list[dict[str, Any]], name: str, is_awaited: list[bool], parts: list[tuple[int, float]]
 ) -> None:
     assert [found["parts"][name] for found in ranks] == [is_awaited, parts]
+
+
+def test_what_all_find_is_gathered_and_the_first_error_is_raised_when_all_are_done(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["gathered"] == [
+        (["found by 0", "found by 1"], False),
+        ("sample '0.png' cannot be read", False),
+        ("sample '1.png' cannot be read", False),
+        ("sample '0.png' cannot be read", False),
+    ]
+    assert ranks[1]["gathered"] == [((5.0, ScoringPart(compares=True)), False)] * 4
 
 
 def test_all_processes_stop_when_one_diverges(ranks: list[dict[str, Any]]) -> None:
