@@ -182,7 +182,7 @@ LATENCY = _schema(
     ("num_threads", _COUNT, "CPU threads of torch."),
     ("device", _TEXT, "Device that was timed."),
     ("device_name", _TEXT, "Its model name, or the processor's."),
-    ("peak_memory_bytes", _COUNT, "CUDA memory of one pass at its peak, weights included; null on CPUs."),
+    ("peak_memory_bytes", _COUNT, "Memory of one pass at its peak, weights included; null for onnxruntime."),
 )
 
 

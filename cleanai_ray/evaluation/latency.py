@@ -15,6 +15,7 @@ from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.backends import Forward, prepare, require_backends
 from cleanai_ray.evaluation.hooks import require_no_hooks
 from cleanai_ray.evaluation.machine import device_name
+from cleanai_ray.evaluation.memory import peak_memory
 from cleanai_ray.evaluation.significance import median_interval
 from cleanai_ray.evaluation_section import LatencySection
 from cleanai_ray.modules import evaluation_mode
@@ -102,7 +103,7 @@ def measure_latency(
                 forwards = forwards_for(batch)
                 with torch.inference_mode():
                     times = _time_batch(forwards, batch, section, device)
-                    peaks = {name: _peak_memory(models[name], forward, batch) for name, forward in forwards.items()}
+                    peaks = {name: _peak(backend, models[name], run, batch) for name, run in forwards.items()}
                 for name, values in times.items():
                     row = {**_row(name, values, batch_size, section, device), "backend": backend}
                     rows.append({**row, **_speedup(times, name), "peak_memory_bytes": peaks[name]})
@@ -168,6 +169,11 @@ def _time_batch(
     return _rounds(forwards, batch, warmup=section.warmup, runs=section.runs, finish=lambda: _finish(device))
 
 
+def _peak(backend: str, model: nn.Module, forward: Forward, batch: Tensor) -> int | None:
+    """Return the memory of a pass at its peak; onnxruntime's own is not known."""
+    return None if backend == "onnxruntime" else peak_memory(model, forward, batch)
+
+
 def _row(
     variant: str, nanoseconds: list[int], batch_size: int, section: LatencySection, device: torch.device
 ) -> dict[str, Any]:
@@ -194,17 +200,3 @@ def _speedup(times: Mapping[str, list[int]], variant: str) -> dict[str, float | 
         return dict.fromkeys(columns)
     ratios = np.array(times["dense"]) / np.array(times[variant])
     return dict(zip(columns, median_interval(ratios), strict=True))
-
-
-def _peak_memory(model: nn.Module, forward: Forward, batch: Tensor) -> int | None:
-    """Return the CUDA memory of a pass at its peak, with the model's own weights and without other models'."""
-    if batch.device.type != "cuda":
-        return None
-    torch.cuda.synchronize(batch.device)
-    torch.cuda.reset_peak_memory_stats(batch.device)
-    before = torch.cuda.memory_allocated(batch.device)
-    forward(batch)
-    torch.cuda.synchronize(batch.device)
-    state = [*model.parameters(), *model.buffers(), batch]
-    own = sum(tensor.numel() * tensor.element_size() for tensor in state)
-    return torch.cuda.max_memory_allocated(batch.device) - before + own
