@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from cleanai_ray.sections import Section
 from cleanai_ray.sweep_section import SweepSection
+
+LEAST_UNLABELLED = 5
+"""Of so many calibration images that fine-tuning takes one validates, so that it needs as many."""
 
 
 class EarlyStoppingSection(Section):
@@ -29,6 +32,9 @@ class FineTuneSection(Section):
 
     The start competes with the epochs only where the study trained the dense model itself (`model.train`): weights from
     elsewhere have most likely seen the validation images, which passes for accuracy.
+
+    Of calibration images no label is read: the dense model's answers are in their place, accuracy is the agreement with
+    it, and every fifth image validates.
     """
 
     epochs: int = Field(0, ge=0, description="Epochs at the most after the last pruning step; 0: none.")
@@ -45,12 +51,38 @@ class FineTuneSection(Section):
     gradient_clip: float | None = Field(None, gt=0, description="Largest gradient norm; null: no clipping.")
     ema_decay: float | None = Field(None, gt=0, lt=1, description="Decay of averaged weights; null: none are kept.")
     batch_size: PositiveInt | None = Field(None, description="Images a step over all workers; data.batch_size if null.")
+    data: Literal["training", "calibration"] = Field(
+        "training", description="Images to learn from: training, or calibration, without labels by distillation alone."
+    )
     distillation: DistillationSection | None = Field(None, description="Learn from the dense model, too.")
     save_every_n_epochs: PositiveInt = Field(2, description="Epochs between checkpoints.")
     early_stopping: EarlyStoppingSection | None = Field(default_factory=lambda: EarlyStoppingSection())
     num_workers: PositiveInt = Field(
         1, description="Workers a trial, each with the resources of one; each batch is shared out among them."
     )
+
+    @model_validator(mode="after")
+    def _check_data(self) -> FineTuneSection:
+        weight = self.distillation and self.distillation.weight
+        if self.data == "calibration" and weight != 1.0:
+            found = "finetune.distillation is null" if weight is None else f"finetune.distillation.weight is {weight:g}"
+            raise ValueError(
+                f"finetune.data is 'calibration', of which no label is read, and {found}; "
+                "allowed: finetune.distillation.weight 1, or finetune.data 'training'"
+            )
+        return self
+
+    def check_images(self, num_calibration: int) -> None:
+        """Check that there are images enough.
+
+        Raises:
+            ValueError: When calibration images are to be learned from, and too few to leave one to validate.
+        """
+        if self.data == "calibration" and num_calibration < LEAST_UNLABELLED:
+            raise ValueError(
+                f"finetune.data is 'calibration' and data.calibration.samples {num_calibration}; allowed: at least "
+                f"{LEAST_UNLABELLED} samples, since every {LEAST_UNLABELLED}th validates"
+            )
 
     def check_steps(self, sweep: SweepSection) -> None:
         """Check that epochs between pruning steps have steps to be between.

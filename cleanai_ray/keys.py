@@ -49,6 +49,8 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     own, between_steps = study.of_draw(study.draw_of(trial)), study.finetune.between_steps
     if trial.steps == 1 or not between_steps:
         del parts["finetune"]["between_steps"]
+    if study.finetune.data == "training":
+        del parts["finetune"]["data"]
     if len(study.draws()) > 1 and (study.finetune.epochs or between_steps):
         # Images of no draw are trained on.
         parts["withheld"] = [[draw.samples, draw.seed] for draw in study.draws()]

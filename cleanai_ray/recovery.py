@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
+from cleanai_ray.data import Share
+from cleanai_ray.finetune_section import LEAST_UNLABELLED
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.repair import RIDGES, ConsumerMoments, RepairOutcome, repair
 from cleanai_ray.study import Trial
 from cleanai_ray.training.context import TrainingContext
-from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
+from cleanai_ray.training.fine_tune import Batches, FineTuneResult, fine_tune
 from cleanai_ray.training.part import TrainingPart
 from cleanai_ray.workspace import Workspace
 
@@ -66,18 +69,46 @@ def fine_tune_trial(
     part = part or TrainingPart(step=trial.steps)
     if part.step < trial.steps:
         section = section.model_copy(update={"epochs": section.between_steps})
-    epoch_batches, steps = workspace.training_batches(trial.seed, section.batch_size, share=share)
+    images = _labelled if section.data == "training" else _unlabelled
+    train_batches, steps, validation_batches = images(workspace, trial.seed, section.batch_size, share)
     tuned = fine_tune(
         model,
         section=section,
-        train_batches=epoch_batches,
+        train_batches=train_batches,
         steps_per_epoch=steps,
-        validation_batches=lambda: workspace.batches("validation", share=share),
+        validation_batches=validation_batches,
         context=context,
         seed=trial.seed,
         teacher=teacher if section.distillation else None,
         # Weights that came from elsewhere have most likely seen the images that validate here.
-        start_competes=workspace.study.model.train is not None,
+        start_competes=workspace.study.model.train is not None or section.data == "calibration",
         part=part,
     )
     return replace(tuned, history=tuple({**row, "step": part.step} for row in tuned.history))
+
+
+_Images = tuple[Callable[[int], Batches], int, Callable[[], Batches]]
+"""What makes the training batches of an epoch, how many they are, and what makes the validation batches."""
+
+
+def _labelled(workspace: Workspace, seed: int, batch_size: int | None, share: Share) -> _Images:
+    epoch_batches, steps = workspace.training_batches(seed, batch_size, share=share)
+    return epoch_batches, steps, lambda: workspace.batches("validation", share=share)
+
+
+def _unlabelled(workspace: Workspace, seed: int, batch_size: int | None, share: Share) -> _Images:
+    """Take the calibration images: every fifth validates, the others train."""
+    positions = np.arange(len(workspace.roles.calibration))
+    validates = positions % LEAST_UNLABELLED == LEAST_UNLABELLED - 1
+    epoch_batches, steps = workspace.training_batches(
+        seed, batch_size, share=share, role="calibration", positions=positions[~validates]
+    )
+    return (
+        lambda epoch: _without_labels(epoch_batches(epoch)),
+        steps,
+        lambda: _without_labels(workspace.batches("calibration", positions=positions[validates], share=share)),
+    )
+
+
+def _without_labels(batches: Iterable[tuple[Tensor, Tensor]]) -> Batches:
+    return ((images, None) for images, _ in batches)

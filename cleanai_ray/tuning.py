@@ -22,8 +22,8 @@ evaluate = score
 
 def fine_tune(
     model: nn.Module,
-    batches: Sequence[tuple[Tensor, Any]],
-    validation: Sequence[tuple[Tensor, Any]],
+    batches: Sequence[tuple[Tensor, Any] | Tensor],
+    validation: Sequence[tuple[Tensor, Any] | Tensor],
     *,
     task: str | Task = "classification",
     teacher: nn.Module | None = None,
@@ -35,8 +35,10 @@ def fine_tune(
 
     Args:
         model: The model, on the device of `context`.
-        batches: Pairs (inputs, targets); every epoch takes all of them in an order of its own.
-        validation: Pairs (inputs, targets) that decide which epoch is the best.
+        batches: Pairs (inputs, targets); every epoch takes all of them in an order of its own. Inputs alone where
+            there are no labels: with a teacher and `distillation={"weight": 1.0}`.
+        validation: Pairs (inputs, targets) that decide which epoch is the best; inputs alone with a teacher, whose
+            answers then count as right.
         task: What the model is for, as in `prune`.
         teacher: The dense model, for `distillation`.
         seed: Seed of the order and of everything random in an epoch.
@@ -52,18 +54,24 @@ def fine_tune(
     except ValidationError as error:
         raise TrainingError(describe(error, FineTuneSection)) from None
 
+    pairs, validation_pairs = _with_targets(batches), _with_targets(validation)
+
     def epoch_batches(epoch: int) -> Batches:
         order = np.random.default_rng([seed, epoch]).permutation(len(batches))
-        return (batches[position] for position in order)
+        return (pairs[position] for position in order)
 
     return train(
         model,
         section=section,
         train_batches=epoch_batches,
         steps_per_epoch=len(batches),
-        validation_batches=lambda: validation,
+        validation_batches=lambda: validation_pairs,
         context=context or LocalContext(),
         seed=seed,
         teacher=teacher,
         task=task,
     )
+
+
+def _with_targets(batches: Sequence[tuple[Tensor, Any] | Tensor]) -> list[tuple[Tensor, Any]]:
+    return [(batch, None) if isinstance(batch, Tensor) else batch for batch in batches]

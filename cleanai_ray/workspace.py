@@ -58,16 +58,17 @@ class Workspace:
         positions: np.ndarray | None = None,
         batch_size: int | None = None,
         shuffle_seed: int | None = None,
-        drop_last: bool = False,
         share: Share = (0, 1),
+        trains: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Iterate over the samples of a role: `calibration`, `training` (augmented), `validation` or `evaluation`.
+        """Iterate over the samples of a role: `calibration`, `training`, `validation` or `evaluation`.
 
-        Samples that cannot be read are left out, or replaced in training, as far as `data.skip_unreadable` allows.
+        Samples that cannot be read are left out, as far as `data.skip_unreadable` allows. Where it `trains`, they are
+        replaced, images are augmented, and the last batch is dropped where it is smaller.
         """
         assert role in _ROLES
         indices = getattr(self.roles, role)
-        dataset = self.source.dataset(getattr(self.roles, f"{role}_split"), augment=role == "training")
+        dataset = self.source.dataset(getattr(self.roles, f"{role}_split"), augment=trains)
         data = self.study.data
         return batches(
             dataset,
@@ -76,14 +77,20 @@ class Workspace:
             num_workers=data.num_workers,
             device=self.device,
             shuffle_seed=shuffle_seed,
-            drop_last=drop_last,
+            drop_last=trains,
             share=share,
             unreadable=self.unreadable,
-            fill=role == "training",
+            fill=trains,
         )
 
     def training_batches(
-        self, seed: int, batch_size: int | None, share: Share = (0, 1)
+        self,
+        seed: int,
+        batch_size: int | None,
+        share: Share = (0, 1),
+        *,
+        role: str = "training",
+        positions: np.ndarray | None = None,
     ) -> tuple[Callable[[int], Iterator], int]:
         """Return what makes the batches of an epoch, and how many there are.
 
@@ -91,20 +98,25 @@ class Workspace:
             seed: Decides order and augmentation, with the epoch.
             batch_size: Images a step over all processes; `data.batch_size` where null.
             share: Rank of this process and how many processes train; each gets its share of every batch.
+            role: The samples to train on.
+            positions: Those of them that are taken; all by default.
 
         Raises:
             DataError: When a batch has fewer images than there are processes.
         """
-        size = min(batch_size or self.study.data.batch_size, len(self.roles.training))
+        available = len(getattr(self.roles, role) if positions is None else positions)
+        size = min(batch_size or self.study.data.batch_size, available)
         if size < share[1]:
             raise DataError(
-                f"{share[1]} workers share a batch of {size} training images; allowed: at most {size} workers"
+                f"{share[1]} workers share a batch of {size} {role} images; allowed: at most {size} workers"
             )
-        steps = len(self.roles.training) // size
+        steps = available // size
 
         def epoch_batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
             order = int(digest([seed, epoch])[:8], 16)
-            return self.batches("training", batch_size=size, shuffle_seed=order, drop_last=True, share=share)
+            return self.batches(
+                role, positions=positions, batch_size=size, shuffle_seed=order, share=share, trains=True
+            )
 
         return epoch_batches, steps
 

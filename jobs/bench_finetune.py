@@ -1,11 +1,12 @@
-r"""What fine-tuning gives back at a MACs budget: raw, repaired, and fine-tuned from there, also with distillation.
+r"""What fine-tuning gives back at a MACs budget: raw, repaired, and fine-tuned from there, by up to three recipes.
 
-All images of the evaluation split are scored. The weights kept are those of the epoch with the best accuracy on a
-validation part of the training data, never on what is scored.
+`labels` and `distillation` learn from the training images, `unlabelled` by distillation alone from the calibration
+images. All images of the evaluation split are scored. The weights kept are those of the epoch with the best accuracy on
+a validation part of the images learned from, never on what is scored.
 
 python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors
 python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors \
-    --budget 0.3 --epochs 5 --methods reconstruction --no-distillation --no-control --set finetune.learning_rate=0.03
+    --budget 0.3 --epochs 5 --methods reconstruction --recipes labels --no-control --set finetune.learning_rate=0.03
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import copy
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from bench_options import accuracy_parser, study_sections
@@ -40,6 +42,9 @@ RECIPE = (
 )
 """What suits one epoch of a network that is nearly right already: a low rate, many steps, images as they are scored."""
 
+HEADINGS = {"labels": "fine-tuned", "distillation": "with distillation", "unlabelled": "without labels"}
+"""The column of each recipe."""
+
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
     """Return the options; the defaults are those of the reference ResNet-20 on Fashion-MNIST."""
@@ -50,37 +55,41 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--mode", default="local")
     parser.add_argument("--temperature", type=float, default=4.0, help="of the distillation")
     parser.add_argument("--weight", type=float, default=0.9, help="of the distillation; the labels have the rest")
-    parser.add_argument("--distillation", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--recipes", nargs="+", choices=HEADINGS, default=list(HEADINGS))
+    parser.add_argument("--unlabelled-epochs", type=int, default=10, help="epochs over the few unlabelled images")
     parser.add_argument("--control", action=argparse.BooleanOptionalAction, default=True, help="train the dense, too")
     parser.add_argument("--set", action="append", default=[], help="a key of the study: finetune.learning_rate=0.05")
     return parser.parse_args(words)
 
 
-def study_of(options: argparse.Namespace, distillation: dict[str, float] | None) -> Study:
+def study_of(options: argparse.Namespace, recipe: str) -> Study:
     """Return the study that the options describe, a trial a method."""
+    finetune: dict[str, Any] = {"epochs": options.epochs}
+    if recipe == "distillation":
+        finetune["distillation"] = {"temperature": options.temperature, "weight": options.weight}
+    if recipe == "unlabelled":
+        distillation = {"temperature": options.temperature, "weight": 1.0}
+        finetune = {"epochs": options.unlabelled_epochs, "data": "calibration", "distillation": distillation}
     return parse_study(
         {
             **study_sections(options),
             "sweep": {"methods": options.methods, "budgets": [{"macs": options.budget}], "modes": [options.mode]},
-            "finetune": {"epochs": options.epochs, "distillation": distillation},
+            "finetune": finetune,
         },
         [*RECIPE, *options.set],
     )
 
 
 def open_workspaces(options: argparse.Namespace) -> dict[str, Workspace]:
-    """Return the study without and, where it is asked for, with distillation, by the heading of its column."""
-    studies = {"fine-tuned": study_of(options, None)}
-    if options.distillation:
-        distillation = {"temperature": options.temperature, "weight": options.weight}
-        studies["with distillation"] = study_of(options, distillation)
+    """Return the study with each recipe that is asked for, by the heading of its column."""
+    studies = {HEADINGS[recipe]: study_of(options, recipe) for recipe in options.recipes}
     return {name: open_workspace(study.model_dump_json(), str(options.device)) for name, study in studies.items()}
 
 
 def rows(options: argparse.Namespace) -> Iterator[list[str]]:
     """Yield the rows of the table, as they are measured."""
     workspaces = open_workspaces(options)
-    workspace = workspaces["fine-tuned"]
+    workspace = next(iter(workspaces.values()))
     dense = build_model(workspace.study.model).to(workspace.device).eval()
     statistics = calibrate_locally(workspace, dense)
     batches = list(workspace.batches("calibration"))
@@ -98,10 +107,12 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
         return score(model)
 
     yield ["method", "raw", "repaired (auto)", *workspaces, "time of the row"]
-    if options.control:
+    labelled = workspaces.get(HEADINGS["labels"])
+    if options.control and labelled is not None:
         started = time.monotonic()
         # What the same training gives the dense network, which would else pass for what it gives back to a pruned one.
-        columns = [fine_tuned(workspace, workspace.study.trials()[0], dense), *["" for _ in range(len(workspaces) - 1)]]
+        control = fine_tuned(labelled, labelled.study.trials()[0], dense)
+        columns = [control if opened is labelled else "" for opened in workspaces.values()]
         yield ["dense", score(dense), "", *columns, f"{time.monotonic() - started:.0f} s"]
     for trial in workspace.study.trials():
         started = time.monotonic()

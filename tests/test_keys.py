@@ -69,6 +69,15 @@ def test_epochs_between_steps_count_in_the_trials_that_have_them():
     assert len(set(several)) == 3
 
 
+def test_what_is_learned_from_counts():
+    found = set()
+    for data in ("training", "calibration"):
+        finetune = {"epochs": 1, "data": data, "distillation": {"weight": 1.0}}
+        study = parse_study({**STUDY, "finetune": finetune})
+        found.add(trial_key(study, study.trials()[0], "weights"))
+    assert len(found) == 2
+
+
 def test_a_weights_file_counts_by_its_content(tmp_path):
     file = tmp_path / "weights.safetensors"
     found = []

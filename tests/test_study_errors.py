@@ -165,6 +165,21 @@ def message_of(path: Path, *overrides: str) -> str:
             "meets; allowed: 0, or other budgets",
         ),
         (
+            ["finetune.data=calibration"],
+            "finetune.data is 'calibration', of which no label is read, and finetune.distillation is null; allowed: "
+            "finetune.distillation.weight 1, or finetune.data 'training'",
+        ),
+        (
+            ["finetune.data=calibration", "finetune.distillation={weight: 0.9}"],
+            "finetune.data is 'calibration', of which no label is read, and finetune.distillation.weight is 0.9; "
+            "allowed: finetune.distillation.weight 1, or finetune.data 'training'",
+        ),
+        (
+            ["finetune={data: calibration, distillation: {weight: 1}}", "data.calibration.samples=[64, 4]"],
+            "finetune.data is 'calibration' and data.calibration.samples 4; allowed: at least 5 samples, since every "
+            "5th validates",
+        ),
+        (
             ["sweep.coverage_metrics=[]"],
             "sweep.coverage_metrics is []; allowed: at least one entry, which coverage needs",
         ),

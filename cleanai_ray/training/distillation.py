@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,21 @@ from cleanai_ray.tasks.base import Task
 from cleanai_ray.tasks.classification import Classification
 from cleanai_ray.training.context import TrainingError
 
-Objective = Callable[[Tensor, Any, Any], Tensor]
-"""(inputs, outputs, targets) -> scalar loss."""
+
+class Lesson(NamedTuple):
+    """What a batch teaches.
+
+    Attributes:
+        loss: The loss, a scalar.
+        targets: The batch's targets; the dense model's answers where it has none.
+    """
+
+    loss: Tensor
+    targets: Any
+
+
+Objective = Callable[[Tensor, Any, Any], Lesson]
+"""(inputs, outputs, targets, or None where there are none) -> lesson."""
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -47,7 +60,8 @@ def build_objective(section: FineTuneSection, teacher: nn.Module | None, task: T
     """Return the loss that a section asks for.
 
     Without distillation it is the task's loss of the targets, with label smoothing. With distillation it is
-    weight * distillation_loss + (1 - weight) * the task's loss, and with weight 1 the targets are not read.
+    weight * distillation_loss + (1 - weight) * the task's loss, and with weight 1 the targets are not read and may be
+    missing.
 
     Args:
         section: Label smoothing and distillation.
@@ -55,26 +69,53 @@ def build_objective(section: FineTuneSection, teacher: nn.Module | None, task: T
         task: What the model is for; classification by default.
 
     Raises:
-        TrainingError: When there is distillation but no teacher.
+        TrainingError: When there is distillation but no teacher; by the loss: when targets are missing that it reads.
     """
     distillation = section.distillation
     chosen = task or Classification()
 
     def target_loss(outputs: Any, targets: Any) -> Tensor:
+        if targets is None:
+            raise TrainingError(
+                "a batch has inputs alone; needed: targets, or a teacher and finetune.distillation with weight 1"
+            )
         return chosen.loss(outputs, targets, section.label_smoothing)
 
     if distillation is None:
-        return lambda inputs, outputs, targets: target_loss(outputs, targets)
+        return lambda inputs, outputs, targets: Lesson(target_loss(outputs, targets), targets)
     if teacher is None:
         raise TrainingError("finetune.distillation is set but there is no teacher: a dense model is needed")
 
-    def mixed_loss(inputs: Tensor, outputs: Any, targets: Any) -> Tensor:
+    def mixed_loss(inputs: Tensor, outputs: Any, targets: Any) -> Lesson:
         logits = chosen.logits(outputs)
         with torch.no_grad():
             taught = chosen.logits(teacher(inputs))
         loss = distillation.weight * distillation_loss(logits, taught, distillation.temperature)
         if distillation.weight < 1.0:
             loss = loss + (1.0 - distillation.weight) * target_loss(outputs, targets)
-        return loss
+        return Lesson(loss, taught.argmax(1) if targets is None else targets)
 
     return mixed_loss
+
+
+def answered(
+    batches: Iterable[tuple[Tensor, Any]], teacher: nn.Module | None, task: Task, device: torch.device
+) -> Iterator[tuple[Tensor, Any]]:
+    """Yield batches, with the dense model's answers where targets are missing (None).
+
+    Args:
+        batches: Pairs of inputs and targets.
+        teacher: The dense model, in evaluation mode on the device.
+        task: What it is for.
+        device: Where it is.
+
+    Raises:
+        TrainingError: When targets are missing and there is no teacher.
+    """
+    for inputs, targets in batches:
+        if targets is None:
+            if teacher is None:
+                raise TrainingError("a validation batch has inputs alone; needed: targets, or a teacher")
+            with torch.no_grad():
+                targets = task.logits(teacher(inputs.to(device, non_blocking=True))).argmax(1)
+        yield inputs, targets

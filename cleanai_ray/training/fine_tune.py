@@ -26,6 +26,7 @@ from cleanai_ray.modules import preserved_modes
 from cleanai_ray.tasks.base import Score, Task, find_task
 from cleanai_ray.training.averaging import WeightAverage
 from cleanai_ray.training.context import TrainingContext, TrainingError
+from cleanai_ray.training.distillation import answered
 from cleanai_ray.training.part import TrainingPart
 from cleanai_ray.training.progress import Progress
 from cleanai_ray.training.stepper import Stepper
@@ -68,9 +69,10 @@ def fine_tune(
 ) -> FineTuneResult:
     """Train a model in place; it ends with the weights of its best epoch, or with its own where none was better.
 
-    The best epoch has the highest validation accuracy (or the best metric of another task), the first of equals. A
-    start that has seen the validation images in training must not compete with the epochs: what it remembers of them
-    passes for accuracy.
+    The best epoch has the highest validation accuracy (or the best metric of another task), the first of equals. Where
+    targets are None, the teacher's answers are in their place, and accuracy is the agreement with it. A start that has
+    seen the validation images in training must not compete with the epochs: what it remembers of them passes for
+    accuracy.
 
     Torch's global random state is the same before and after; every epoch has a seed of its own, so that a run that
     resumes from a checkpoint gives the weights of one that never stopped. A checkpoint of another section, seed,
@@ -81,9 +83,10 @@ def fine_tune(
         model: A model of the task; for classification, it maps images [N, ...] to logits [N, classes].
         section: Epochs, optimizer, schedule, loss, averaging, checkpoints and early stopping.
         train_batches: Called with the epoch, from 1 (on from earlier parts); returns (inputs, targets) for this
-            process.
+            process; targets may be None where `section.distillation` has weight 1.
         steps_per_epoch: Batches that are taken from it.
-        validation_batches: Returns (inputs, targets); the part of this process, where there are several.
+        validation_batches: Returns (inputs, targets, or None with a teacher); the part of this process, where there
+            are several.
         context: Device, reports, checkpoints and the other processes.
         seed: Seed of everything random in an epoch.
         teacher: The dense model, for `section.distillation`; its weights and modes are not changed.
@@ -158,6 +161,7 @@ class _Run:
         self._validation_batches = validation_batches
         self._context = context
         self._seed = seed
+        self._teacher = teacher
         self._task = task
         self._part = part
         self._fingerprint = _fingerprint(model, section, steps_per_epoch, seed, part)
@@ -219,7 +223,7 @@ class _Run:
         context = self._context
         return score(
             self._kept,
-            self._validation_batches(),
+            answered(self._validation_batches(), self._teacher, self._task, context.device),
             task=self._task,
             device=context.device,
             all_reduce=context.all_reduce if context.world_size > 1 else None,

@@ -96,7 +96,7 @@ class Stepper:
 
         Args:
             epoch: Its number, from 1.
-            batches: Pairs of inputs and targets; the first `steps_per_epoch` are taken.
+            batches: Pairs of inputs and targets (None where there are none); the first `steps_per_epoch` are taken.
 
         Raises:
             TrainingError: When the loss is not finite, or there are too few batches.
@@ -135,7 +135,7 @@ class Stepper:
         self._optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", dtype=torch.float16) if self._is_cuda else contextlib.nullcontext():
             outputs = self._task.train_outputs(self._trained, inputs, targets)
-            loss = self._objective(inputs, outputs, targets)
+            loss, targets = self._objective(inputs, outputs, targets)
         self._scaler.scale(loss * self._weight(inputs)).backward()
         if self._section.gradient_clip is not None:
             self._scaler.unscale_(self._optimizer)

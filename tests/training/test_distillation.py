@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from cleanai_ray.finetune_section import FineTuneSection
 from cleanai_ray.training.context import TrainingError
-from cleanai_ray.training.distillation import build_objective, distillation_loss
+from cleanai_ray.training.distillation import Lesson, build_objective, distillation_loss
 
 STUDENT = [[1.0, 3.0, -2.0], [0.5, 0.0, 0.25]]
 TEACHER = [[2.0, 1.0, 0.0], [-1.0, 4.0, 1.0]]
@@ -43,8 +44,12 @@ class Constant(nn.Module):
 
 
 def loss(teacher: nn.Module | None = None, labels: list[int] = LABELS, **fields: object) -> float:
+    return lesson(teacher, torch.tensor(labels), **fields).loss.item()
+
+
+def lesson(teacher: nn.Module | None, labels: torch.Tensor | None, **fields: object) -> Lesson:
     objective = build_objective(FineTuneSection.model_validate(fields), teacher)
-    return objective(torch.zeros(2, 1), torch.tensor(STUDENT), torch.tensor(labels)).item()
+    return objective(torch.zeros(2, 1), torch.tensor(STUDENT), labels)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
@@ -72,6 +77,20 @@ def test_weight_one_reads_no_label() -> None:
     fields = {"distillation": {"temperature": 2.0, "weight": 1.0}}
     # 99 is no class: cross_entropy would raise.
     assert loss(Constant(), [99, 99], **fields) == pytest.approx(slow_distillation(2.0), rel=1e-5)
+
+
+def test_without_labels_the_answers_of_the_dense_model_are_right() -> None:
+    fields = {"distillation": {"temperature": 2.0, "weight": 1.0}}
+    found = lesson(Constant(), None, **fields)
+    assert found.loss.item() == pytest.approx(slow_distillation(2.0), rel=1e-5)
+    assert found.targets.tolist() == [0, 1]  # the largest of each row of TEACHER
+    assert lesson(Constant(), torch.tensor([2, 2]), **fields).targets.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("fields", [{}, {"distillation": {"weight": 0.5}}])
+def test_labels_that_the_loss_reads_must_be_there(fields: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match="a batch has inputs alone; needed: targets, or a teacher and"):
+        lesson(Constant(), None, **fields)
 
 
 def test_distillation_without_a_teacher_is_refused() -> None:
