@@ -44,8 +44,9 @@ def moments_key(study: Study, dense_digest: str) -> str:
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     """Return the digest of everything that a trial's outcome depends on."""
-    sections = ("pruning", "repair", "finetune", "evaluation")
+    sections = ("repair", "finetune", "evaluation")
     parts = {name: getattr(study, name).model_dump() for name in sections}
+    parts["pruning"] = study.pruning.resolved(trial.quantization).model_dump()
     own, between_steps = study.of_draw(study.draw_of(trial)), study.finetune.between_steps
     if trial.steps == 1 or not between_steps:
         del parts["finetune"]["between_steps"]

@@ -6,7 +6,6 @@ import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,7 +21,7 @@ Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0)]
 Mode = Literal["local", "global", "isomorphic"]
-Multiple = Annotated[Literal["auto"] | PositiveInt, AfterValidator(lambda value: 8 if value == "auto" else value)]
+Multiple = Literal["auto"] | PositiveInt
 
 
 class Section(BaseModel):
@@ -149,9 +148,17 @@ class PruningSection(Section):
     ignored_layers: tuple[str, ...] = Field((), description="Module names, with all below them, that keep their width.")
     max_ratio: Ratio = Field(0.9, description="No group of layers loses more than this share of its channels.")
     round_to: Multiple | None = Field(
-        None, description="Kept widths are multiples of this where a layer is pruned; auto: 8, which vector units like."
+        None,
+        description="Kept widths are multiples of this where a layer is pruned; auto: 8, and 16 for int8, which vector "
+        "and matrix units like.",
     )
     min_channels: PositiveInt = Field(1, description="No group of layers keeps fewer channels than this.")
+
+    def resolved(self, quantization: str = "none") -> PruningSection:
+        """Return the bounds of a model that will be quantised in this way, with a number for `auto`."""
+        if self.round_to != "auto":
+            return self
+        return self.model_copy(update={"round_to": 16 if quantization == "int8" else 8})
 
 
 class RepairSection(Section):

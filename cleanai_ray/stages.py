@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +20,7 @@ from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.plan import PruningPlan
+from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.quantization import Quantized
 from cleanai_ray.recovery import fine_tune_trial
@@ -86,6 +86,27 @@ class TrialOutcome:
     quantized: Quantized | None = None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FloatStages:
+    """What a trial is before it is quantised or timed: what trials share that differ in quantisation alone.
+
+    Attributes:
+        pruned: The plan, and the model after the last stage.
+        repaired: What repair did, where it is on.
+        best_epoch: The epoch whose weights the model has, where it was fine-tuned after the last step.
+        history: A row per epoch.
+        scores: What the model scored after each stage.
+        clock: What took how long.
+    """
+
+    pruned: PruneResult
+    repaired: RepairOutcome | None
+    best_epoch: int | None
+    history: tuple[dict[str, Any], ...]
+    scores: TrialScores
+    clock: TrialClock
+
+
 def prepare_dense(workspace: Workspace, context: TrainingContext | None = None) -> DenseModel:
     """Build the dense model of a study, train it where the study says so, and score it.
 
@@ -120,7 +141,7 @@ def run_trial(
     measures: DenseMeasures,
     context: TrainingContext | None = None,
 ) -> TrialOutcome:
-    """Score, prune, repair, fine-tune and evaluate one trial.
+    """Score, prune, repair, fine-tune, quantise and evaluate one trial.
 
     Args:
         workspace: The opened study.
@@ -134,13 +155,25 @@ def run_trial(
     Raises:
         CleanAIError: When the trial cannot be carried out.
     """
+    stages = run_float_stages(workspace, trial, dense_model, measures, context)
+    return finish_trial(workspace, trial, dense, dense_model, stages)
+
+
+def run_float_stages(
+    workspace: Workspace,
+    trial: Trial,
+    dense_model: nn.Module,
+    measures: DenseMeasures,
+    context: TrainingContext | None = None,
+) -> FloatStages:
+    """Prune, repair and fine-tune a trial's model, and score it after each; see `run_trial`."""
     clock, context = TrialClock(), context or LocalContext(device=workspace.device)
     surgery = _prune(workspace, trial, dense_model, measures, context, clock)
-    study, pruned = workspace.study, surgery.result
-    scores = TrialScores(workspace, dense_model, clock, context, is_quantized=trial.quantization != "none")
+    pruned = surgery.result
+    scores = TrialScores(workspace, dense_model, clock, context)
     scores.add("pruned", pruned.model)
     repaired: RepairOutcome | None = None
-    if study.repair.is_on:
+    if workspace.study.repair.is_on:
         with clock.stage("repair"):
             repaired = surgery.repair(workspace)
             pruned = replace(pruned, model=repaired.model)
@@ -148,9 +181,34 @@ def run_trial(
     tuned = _fine_tune(workspace, trial, surgery, pruned.model, dense_model, context, clock)
     if tuned is not None:
         scores.add("finetuned", pruned.model)
-    history = (*surgery.history, *(tuned.history if tuned else ()))
+    return FloatStages(
+        pruned=pruned,
+        repaired=repaired,
+        best_epoch=tuned.best_epoch if tuned else None,
+        history=(*surgery.history, *(tuned.history if tuned else ())),
+        scores=scores,
+        clock=clock,
+    )
+
+
+def finish_trial(
+    workspace: Workspace, trial: Trial, dense: DenseModel, dense_model: nn.Module, stages: FloatStages
+) -> TrialOutcome:
+    """Quantise and time a trial's model, as far as the trial asks for it, and return all that there is to tell of it.
+
+    Args:
+        workspace: The opened study.
+        trial: The cell of the sweep.
+        dense: The dense weights and what they score.
+        dense_model: The dense model on the workspace's device; it is not changed.
+        stages: What came before, of this trial or of one that differs in quantisation alone; it is not changed.
+
+    Raises:
+        CleanAIError: When the trial cannot be carried out.
+    """
+    study, pruned, repaired, clock = workspace.study, stages.pruned, stages.repaired, stages.clock.branch()
+    scores = stages.scores.branch(clock)
     quantized = quantize_trial(workspace, trial, pruned.model, scores, clock)
-    context.dismiss()  # before anything is timed
     latency, costs = measure_costs(workspace, trial, dense_model, pruned.model, quantized, clock)
     row = {
         **describe_trial(study, trial),
@@ -160,14 +218,14 @@ def run_trial(
         "repair": describe_repair(repaired.chosen) if repaired else None,
         **costs,
         "channel_ratio_achieved": pruned.plan.channel_ratio,
-        **_circumstances(workspace, clock, history, tuned),
+        **_circumstances(workspace, clock, stages),
     }
     name = {"trial_id": trial.trial_id}
     return TrialOutcome(
         row=row,
         layers=tuple({**name, **layer} for layer in pruned.layers),
         classes=tuple({**name, **entry} for entry in scores.comparison.class_rows()),
-        history=tuple({**name, **epoch} for epoch in history),
+        history=tuple({**name, **epoch} for epoch in stages.history),
         latency=tuple({**name, **entry} for entry in latency),
         model=pruned.model,
         plan=pruned.plan,
@@ -191,10 +249,8 @@ def _fine_tune(
         return fine_tune_trial(workspace, trial, model, dense_model, context, part)
 
 
-def _circumstances(
-    workspace: Workspace, clock: TrialClock, history: Sequence[Any], tuned: FineTuneResult | None
-) -> dict[str, Any]:
-    epochs = {"epochs_run": len(history), "best_epoch": tuned.best_epoch if tuned else None}
+def _circumstances(workspace: Workspace, clock: TrialClock, stages: FloatStages) -> dict[str, Any]:
+    epochs = {"epochs_run": len(stages.history), "best_epoch": stages.best_epoch}
     where = {"node": platform.node(), "device": str(workspace.device)}
     return {"num_classes": workspace.study.model.num_classes, **epochs, **where, **clock.columns()}
 

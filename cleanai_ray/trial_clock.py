@@ -27,6 +27,10 @@ class TrialClock:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
 
+    def branch(self) -> TrialClock:
+        """Return a clock that has all stages so far behind it, and nothing else that took time since."""
+        return TrialClock(started=time.perf_counter() - sum(self.seconds.values()), seconds=dict(self.seconds))
+
     def columns(self) -> dict[str, float]:
         """Return the columns of results.parquet that say what took how long."""
         total = time.perf_counter() - self.started

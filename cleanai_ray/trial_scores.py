@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import chain
@@ -76,28 +77,20 @@ def score_share(
 class TrialScores:
     """Scores a trial's model after each stage that runs: `pruned`, `repaired`, `finetuned` and `quantized`.
 
-    After the last one the dense model is run beside it, on the same batches, which are read and decoded once. The
-    processes of a trial share the samples out.
+    After the last one in float, and after quantisation, the dense model is run beside it, on the same batches, which
+    are read and decoded once. The processes of a trial share the samples out.
 
     Args:
         workspace: The opened study, which says what stages there are.
         dense: The dense model on the workspace's device; it is not changed.
         clock: Told of the time.
         context: The processes that score.
-        is_quantized: Whether the trial has the stage `quantized`.
     """
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        dense: nn.Module,
-        clock: TrialClock,
-        context: TrainingContext,
-        is_quantized: bool = False,
-    ) -> None:
+    def __init__(self, workspace: Workspace, dense: nn.Module, clock: TrialClock, context: TrainingContext) -> None:
         study = workspace.study
         ahead = {"pruned": True, "repaired": study.repair.is_on, "finetuned": study.finetune.epochs > 0}
-        self._last = [name for name, runs in {**ahead, "quantized": is_quantized}.items() if runs][-1]
+        self._compared = {[name for name, runs in ahead.items() if runs][-1], "quantized"}
         self._workspace = workspace
         self._dense = dense
         self._clock = clock
@@ -105,9 +98,15 @@ class TrialScores:
         self._scores: dict[str, Accuracy] = {}
         self._comparison: Comparison | None = None
 
+    def branch(self, clock: TrialClock) -> TrialScores:
+        """Return the scores so far, to go on from here by themselves, with a clock of their own."""
+        scores = copy.copy(self)
+        scores._clock, scores._scores = clock, dict(self._scores)
+        return scores
+
     def add(self, stage: str, model: nn.Module) -> None:
         """Score the model after a stage."""
-        context, part = self._context, ScoringPart(compares=stage == self._last)
+        context, part = self._context, ScoringPart(compares=stage in self._compared)
         work = partial(score_share, self._workspace, self._dense, model, part, (context.rank, context.world_size))
         with self._clock.stage("evaluate"):
             shares = [share for share in context.gather(model, part, work) if share is not None]
@@ -119,7 +118,7 @@ class TrialScores:
     @property
     def comparison(self) -> Comparison:
         """The model after the last stage beside the dense one."""
-        assert self._comparison is not None, f"stage {self._last} has not been scored"
+        assert self._comparison is not None, f"none of {self._compared} has been scored"
         return self._comparison
 
     def columns(self, dense: Accuracy) -> dict[str, Any]:

@@ -74,6 +74,7 @@ def carry_out(name: str, folder: Path, context: TrainingContext) -> dict[str, An
     except CleanAIError as error:
         context.dismiss()
         return {"error": str(error)}
+    context.dismiss()
     return {
         "asked": workspace.asked,
         "row": small.timeless([outcome.row])[0],

@@ -55,6 +55,7 @@ LAYERS = (
         "trial_clock",
         "trial_columns",
         "trial_scores",
+        "siblings",
         "trial_quantization",
     ),
     ("dense_measures", "recovery", "stepwise", "tables"),

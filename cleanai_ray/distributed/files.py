@@ -8,6 +8,9 @@ import ray
 
 from cleanai_ray.artifacts import RunDirectory
 
+CHECKPOINTS = "cache/checkpoints"
+"""The folder of what trainings go on from when they were interrupted."""
+
 
 class RunFiles:
     """Reads and writes a run directory from any worker.
@@ -75,9 +78,14 @@ class CheckpointFile:
         return f"{checkpoint_folder(self._name)}/{part}.pt" if part else self._name
 
 
+def record_name(trial_id: str) -> str:
+    """Return the file that holds a trial's record."""
+    return f"trials/{trial_id}.json"
+
+
 def checkpoint_name(owner: str, inputs: str) -> str:
     """Return the file that keeps the training of a trial, or of the dense model, for inputs of this digest."""
-    return f"cache/checkpoints/{owner}-{inputs}.pt"
+    return f"{CHECKPOINTS}/{owner}-{inputs}.pt"
 
 
 def checkpoint_folder(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -23,6 +24,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from cleanai_ray import results
 from cleanai_ray.distributed.cluster import workers_to_ask_for
 from cleanai_ray.distributed.trial_work import (
+    Siblings,
     SweepInputs,
     carry_out,
     dense_model_of,
@@ -32,7 +34,6 @@ from cleanai_ray.distributed.trial_work import (
 )
 from cleanai_ray.followers import follow_trial
 from cleanai_ray.stages import failed_outcome
-from cleanai_ray.study import Trial
 from cleanai_ray.training.processes import ProcessGroupContext
 from cleanai_ray.workspace import open_workspace
 
@@ -45,28 +46,30 @@ _TRAIN_FOLDER = "train"
 
 
 def run_gang_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
-    """Run one trial on several workers, from a Tune worker that waits for them.
+    """Run one trial, or those that differ in quantisation alone, on several workers, from a Tune worker that waits.
 
     When a worker or its node is lost, the others are stopped, and as many as the nodes that are left hold begin again
     from the last checkpoint. Their number changes no batch, only who computes which part of it.
     """
-    trial, study = Trial.model_validate(config["trial"]), inputs.study
-    num_failures = 0
+    siblings, study, num_failures = Siblings.of(config), inputs.study, 0
     while num_failures <= _MAX_FAILURES:
+        rows, trials = inputs.split(siblings.trials)
+        for row in rows:
+            ray.tune.report(numbers_of(row))
+        siblings = replace(siblings, trials=trials)
         try:
-            _trainer(config, inputs, trial, workers_to_ask_for(study)).fit()
+            if trials:
+                _trainer(inputs, siblings, workers_to_ask_for(study)).fit()
             return
         except ray.train.TrainingFailedError as error:
             cause = describe_error(_cause(error))
-            _LOG.warning("the workers of trial %s begin again: %s", trial.trial_id, cause)
+            _LOG.warning("the workers of trial %s begin again: %s", siblings.owner.trial_id, cause)
             num_failures += not _is_for_want_of_a_node(error)
-    outcome = failed_outcome(
-        study,
-        trial,
-        f"its {study.finetune.num_workers} workers failed {num_failures} times, the last time with {cause}",
-    )
-    inputs.send(trial, outcome)
-    ray.tune.report(numbers_of(outcome))
+    reason = f"its {study.finetune.num_workers} workers failed {num_failures} times, the last time with {cause}"
+    for trial in inputs.split(siblings.trials)[1]:
+        outcome = failed_outcome(study, trial, reason)
+        inputs.send(trial, outcome)
+        ray.tune.report(numbers_of(outcome.row))
 
 
 def _cause(error: ray.train.TrainingFailedError) -> BaseException:
@@ -80,13 +83,13 @@ def _is_for_want_of_a_node(error: ray.train.TrainingFailedError) -> bool:
     return isinstance(error, PreemptionError) or isinstance(_cause(error), WorkerGroupStartupTimeoutError)
 
 
-def _trainer(config: dict[str, Any], inputs: SweepInputs, trial: Trial, num_workers: int) -> TorchTrainer:
+def _trainer(inputs: SweepInputs, siblings: Siblings, num_workers: int) -> TorchTrainer:
     wanted = inputs.study.resources
     per_worker = {"CPU": wanted.cpus_per_trial, "GPU": wanted.gpus_per_trial}
     path, filesystem = inputs.files.storage(_TRAIN_FOLDER)
     return TorchTrainer(
         _work,
-        train_loop_config={"trial": config["trial"], "inputs": inputs},
+        train_loop_config={"siblings": siblings, "inputs": inputs},
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,
             use_gpu=wanted.gpus_per_trial > 0,
@@ -94,7 +97,7 @@ def _trainer(config: dict[str, Any], inputs: SweepInputs, trial: Trial, num_work
         ),
         torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_trial else "gloo"),
         run_config=ray.train.RunConfig(
-            name=f"{trial.trial_id}-{inputs.key(trial)}",
+            name=f"{siblings.owner.trial_id}-{inputs.key(siblings.owner)}",
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
@@ -104,29 +107,35 @@ def _trainer(config: dict[str, Any], inputs: SweepInputs, trial: Trial, num_work
 
 
 def _work(config: dict[str, Any]) -> None:
-    """Do one worker's part of a trial."""
+    """Do one worker's part of a trial, or of those that differ in quantisation alone."""
     inputs: SweepInputs = config["inputs"]
-    trial = Trial.model_validate(config["trial"])
+    siblings: Siblings = config["siblings"]
     device = ray.train.torch.get_device()
-    context = ProcessGroupContext(device=device, on_row=_report_epoch, checkpoints=inputs.checkpoints(trial))
-    numbers = _lead(inputs, trial, context) if context.rank == 0 else _follow(inputs, trial, context)
-    ray.train.report(numbers)
+    context = ProcessGroupContext(device=device, on_row=_report_epoch, checkpoints=inputs.checkpoints(siblings.owner))
+    # All workers report as often: what the first one does counts.
+    for numbers in (_lead if context.rank == 0 else _follow)(inputs, siblings, context):
+        ray.train.report(numbers)
 
 
-def _lead(inputs: SweepInputs, trial: Trial, context: ProcessGroupContext) -> dict[str, Any]:
-    """Run the trial; the others join in where it fine-tunes and scores. An error they do not know of is raised."""
-    outcome = carry_out(inputs, trial, str(context.device), lambda _: context, lambda error: context.is_awaited)
+def _lead(inputs: SweepInputs, siblings: Siblings, context: ProcessGroupContext) -> list[dict[str, Any]]:
+    """Run the trials; the others join in where they fine-tune and score. An error they do not know of is raised."""
+    device, outcomes = str(context.device), []
+    found = carry_out(inputs, siblings.trials, device, lambda _: context, lambda error: context.is_awaited)
+    for trial, outcome in zip(siblings.trials, found, strict=True):
+        inputs.send(trial, outcome)
+        outcomes.append(outcome)
     context.dismiss()
-    inputs.send(trial, outcome)
-    return numbers_of(outcome)
+    inputs.forget_checkpoints(siblings, outcomes)
+    return [numbers_of(outcome.row) for outcome in outcomes]
 
 
-def _follow(inputs: SweepInputs, trial: Trial, context: ProcessGroupContext) -> dict[str, Any]:
+def _follow(inputs: SweepInputs, siblings: Siblings, context: ProcessGroupContext) -> list[dict[str, Any]]:
     """Do a share of what the first worker fine-tunes and scores."""
+    trial = siblings.trials[0]
     workspace = open_workspace(inputs.study.model_dump_json(), str(context.device), inputs.study.draw_of(trial))
     follow_trial(workspace, trial, dense_model_of(workspace, ray.get(inputs.dense)), context)
     inputs.files.note_unreadable(workspace.unreadable.found)
-    return {"status": results.OK}
+    return [{"status": results.OK} for _ in siblings.trials]
 
 
 def _report_epoch(row: Mapping[str, Any]) -> None:

@@ -12,11 +12,13 @@ from ray.tune.trainable import wrap_function
 from cleanai_ray import results
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.distributed.cluster import Cluster, assigned_device, concurrent_trials
+from cleanai_ray.distributed.files import record_name
 from cleanai_ray.distributed.gang import COORDINATOR_BYTES, run_gang_trial
 from cleanai_ray.distributed.progress import Narrator, SweepState
-from cleanai_ray.distributed.trial_work import RECORDED, SweepInputs, carry_out, epoch_numbers, numbers_of
-from cleanai_ray.distributed.writer import lacks_model, record_name
+from cleanai_ray.distributed.trial_work import RECORDED, Siblings, SweepInputs, carry_out, epoch_numbers, numbers_of
+from cleanai_ray.distributed.writer import lacks_model
 from cleanai_ray.keys import trial_key
+from cleanai_ray.siblings import group_siblings
 from cleanai_ray.stages import failed_outcome
 from cleanai_ray.study import Study, Trial
 from cleanai_ray.training.context import LocalContext
@@ -56,19 +58,31 @@ def run_sweep(
     if done:
         narrator.complete([record["row"] for record in done.values()], len(done) + len(todo))
     if todo:
-        ray.get(writer.begin_sweep.remote(list(done)))
+        together = _siblings(study, todo)
+        checkpoints = [inputs.checkpoint(siblings.owner) for siblings in together]
+        ray.get(writer.begin_sweep.remote(list(done), checkpoints))
         state = SweepState(total=len(todo), workers=concurrent_trials(study, cluster))
         with narrator.sweep(state) as refresh:
             callback = _ProgressCallback(state, refresh)
-            grid = _tuner(inputs, todo, run, state.workers, callback).fit()
-            _record_crashes(study, todo, grid, writer)
+            grid = _tuner(inputs, together, run, state.workers, callback).fit()
+            _record_crashes(inputs, grid)
             refresh()
     names = [trial.trial_id for trial in study.trials()]
     return {name: done.get(name) or run.read_json(record_name(name)) for name in names}, len(done)
 
 
+def _siblings(study: Study, todo: Sequence[Trial]) -> list[Siblings]:
+    """Return the trials to run, those together that differ in quantisation alone."""
+    names = {trial.trial_id for trial in todo}
+    groups = [
+        Siblings(owner=group[0], trials=tuple(trial for trial in group if trial.trial_id in names))
+        for group in group_siblings(study, study.trials())
+    ]
+    return [siblings for siblings in groups if siblings.trials]
+
+
 def _tuner(
-    inputs: SweepInputs, trials: Sequence[Trial], run: RunDirectory, workers: int, callback: tune.Callback
+    inputs: SweepInputs, together: Sequence[Siblings], run: RunDirectory, workers: int, callback: tune.Callback
 ) -> tune.Tuner:
     study, (path, filesystem) = inputs.study, run.storage()
     # What waits for room is seen by an autoscaler, and nodes that come later are used; workers that start together
@@ -76,7 +90,7 @@ def _tuner(
     is_bounded = study.workers_per_trial > 1 or study.resources.max_concurrent_trials != "auto"
     return tune.Tuner(
         _trainable(inputs),
-        param_space={"trial": tune.grid_search([trial.model_dump(mode="json") for trial in trials])},
+        param_space={"siblings": tune.grid_search([siblings.config() for siblings in together])},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=workers if is_bounded else None,
             reuse_actors=True,
@@ -110,44 +124,47 @@ def _trainable(inputs: SweepInputs) -> type[tune.Trainable]:
 
 
 def _trial_name(tune_trial: Any) -> str:
-    return Trial.model_validate(tune_trial.config["trial"]).trial_id
+    return Siblings.of(tune_trial.config).owner.trial_id
 
 
 def _run_tune_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
-    """Run one trial in a Tune worker."""
-    trial = Trial.model_validate(config["trial"])
+    """Run one trial, or those that differ in quantisation alone, in a Tune worker."""
+    siblings, outcomes = Siblings.of(config), []
 
     def context(workspace: Workspace) -> LocalContext:
-        return LocalContext(device=workspace.device, on_row=_report_epoch, checkpoints=inputs.checkpoints(trial))
+        checkpoints = inputs.checkpoints(siblings.owner)
+        return LocalContext(device=workspace.device, on_row=_report_epoch, checkpoints=checkpoints)
 
-    outcome = carry_out(inputs, trial, assigned_device(), context)
-    inputs.send(trial, outcome)
-    tune.report(numbers_of(outcome))
+    rows, trials = inputs.split(siblings.trials)
+    for row in rows:
+        tune.report(numbers_of(row))
+    for trial, outcome in zip(trials, carry_out(inputs, trials, assigned_device(), context), strict=True):
+        inputs.send(trial, outcome)
+        outcomes.append(outcome)
+        tune.report(numbers_of(outcome.row))
+    inputs.forget_checkpoints(siblings, outcomes)
 
 
 def _report_epoch(row: Mapping[str, Any]) -> None:
     tune.report(epoch_numbers(row))
 
 
-def _record_crashes(study: Study, trials: Sequence[Trial], grid: tune.ResultGrid, writer: Any) -> None:
+def _record_crashes(inputs: SweepInputs, grid: tune.ResultGrid) -> None:
     """Give a record to each trial whose process died before it could send one."""
-    crashed = {
-        Trial.model_validate(result.config["trial"]).trial_id: result.error
-        for result in (grid[index] for index in range(len(grid)))
-        if result.error is not None and result.config
-    }
-    for trial in trials:
-        if trial.trial_id in crashed:
-            told = str(crashed[trial.trial_id]).strip().splitlines()[-1]
-            reason = told.partition(" Some common causes")[0].removeprefix("The actor is dead because ")
+    for result in (grid[index] for index in range(len(grid))):
+        if result.error is None or not result.config:
+            continue
+        told = str(result.error).strip().splitlines()[-1]
+        reason = told.partition(" Some common causes")[0].removeprefix("The actor is dead because ")
+        for trial in inputs.split(Siblings.of(result.config).trials)[1]:
             outcome = failed_outcome(
-                study,
+                inputs.study,
                 trial,
                 "the trial's process ended before it was done, most often for want of memory or by a crash in a "
                 f"library; Ray says: {reason}",
             )
             record = {name: getattr(outcome, name) for name in RECORDED}
-            ray.get(writer.write.remote(record, "", None, None))
+            ray.get(inputs.writer.write.remote(record, "", None, None))
 
 
 class _ProgressCallback(tune.Callback):
@@ -156,26 +173,34 @@ class _ProgressCallback(tune.Callback):
     def __init__(self, state: SweepState, refresh: Any) -> None:
         self._state = state
         self._refresh = refresh
+        self._ended: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the screen behind: Tune pickles its callbacks with the experiment."""
-        return {"_state": None, "_refresh": None}
+        return {"_state": None, "_refresh": None, "_ended": set()}
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         """Count the trials that run."""
-        self._state.running = sum(trial.status == "RUNNING" for trial in trials)
+        self._state.running = sum(len(self._others(trial)) for trial in trials if trial.status == "RUNNING")
         self._refresh()
 
-    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Count a trial that ended by itself."""
-        result = trial.last_result or {}
-        status = result.get("status", results.FAILED)
-        self._state.finish(
-            {"status": status, "accuracy": result.get("accuracy"), "macs": result.get("macs"), "trial_id": str(trial)}
-        )
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """Count a trial that ended by itself; Tune's own may be several that differ in quantisation alone."""
+        name = result.get("name")
+        if name is not None and name not in self._ended:
+            self._ended.add(name)
+            numbers = {key: result.get(key) for key in ("status", "accuracy", "macs")}
+            self._state.finish({**numbers, "trial_id": name})
         self._refresh()
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Count a trial whose process died."""
-        self._state.finish({"status": results.FAILED})
+        """Count the trials that were not done when their process died."""
+        for name in self._others(trial):
+            self._ended.add(name)
+            self._state.finish({"status": results.FAILED})
         self._refresh()
+
+    def _others(self, trial: Any) -> list[str]:
+        """Return the trials among those of one of Tune's that have not ended."""
+        names = [one.trial_id for one in Siblings.of(trial.config).trials]
+        return [name for name in names if name not in self._ended]

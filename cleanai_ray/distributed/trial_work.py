@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from torch import nn
 
+from cleanai_ray import results
 from cleanai_ray.calibration_draw import CalibrationDraw
 from cleanai_ray.distributed.files import CheckpointFile, RunFiles, checkpoint_name
 from cleanai_ray.errors import CleanAIError
@@ -18,7 +19,7 @@ from cleanai_ray.evaluation.backends import require_backends
 from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.keys import trial_key
 from cleanai_ray.quantization import require_quantization
-from cleanai_ray.stages import DenseModel, TrialOutcome, failed_outcome, run_trial
+from cleanai_ray.stages import DenseModel, TrialOutcome, failed_outcome, finish_trial, run_float_stages
 from cleanai_ray.study import Study, Trial
 from cleanai_ray.training.context import TrainingContext
 from cleanai_ray.workspace import Workspace, open_workspace
@@ -55,9 +56,24 @@ class SweepInputs:
         """Return the digest of everything that a trial depends on."""
         return trial_key(self.study, trial, self.dense_digest)
 
-    def checkpoints(self, trial: Trial) -> CheckpointFile:
-        """Return where the fine-tuning of a trial keeps its checkpoints."""
-        return CheckpointFile(self.files, checkpoint_name(trial.trial_id, self.key(trial)))
+    def checkpoint(self, owner: Trial) -> str:
+        """Return the file that keeps the fine-tuning of a trial and of those that differ in quantisation alone."""
+        return checkpoint_name(owner.trial_id, self.key(owner))
+
+    def checkpoints(self, owner: Trial) -> CheckpointFile:
+        """Return where that fine-tuning keeps its checkpoints."""
+        return CheckpointFile(self.files, self.checkpoint(owner))
+
+    def split(self, trials: Iterable[Trial]) -> tuple[list[dict[str, Any]], tuple[Trial, ...]]:
+        """Return the rows of those trials that this sweep has completed, and the others: a process may die between."""
+        trials = tuple(trials)
+        rows = ray.get(self.writer.completed_now.remote([trial.trial_id for trial in trials]))
+        return list(rows.values()), tuple(trial for trial in trials if trial.trial_id not in rows)
+
+    def forget_checkpoints(self, siblings: Siblings, outcomes: Sequence[TrialOutcome]) -> None:
+        """Delete the checkpoints of trials, unless one of them failed: it may be run again."""
+        if all(outcome.row["status"] == results.OK for outcome in outcomes):
+            ray.get(self.writer.forget_checkpoints.remote([self.checkpoint(siblings.owner)]))
 
     def send(self, trial: Trial, outcome: TrialOutcome) -> None:
         """Have a trial written: its record, and its model where it is to be kept."""
@@ -71,40 +87,79 @@ class SweepInputs:
         ray.get(self.writer.write.remote(record, self.key(trial), plan, weights, quantized))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Siblings:
+    """Trials that differ in quantisation alone, and are run together.
+
+    Attributes:
+        owner: The first of them in the study, whether it is to be run or not: it names their checkpoints.
+        trials: Those to be run.
+    """
+
+    owner: Trial
+    trials: tuple[Trial, ...]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Siblings:
+        """Return what `config` made a configuration of Tune's from."""
+        found = config["siblings"]
+        trials = tuple(Trial.model_validate(trial) for trial in found["trials"])
+        return cls(owner=Trial.model_validate(found["owner"]), trials=trials)
+
+    def config(self) -> dict[str, Any]:
+        """Return them as Tune's configuration holds them, under the key `siblings`."""
+        trials = [trial.model_dump(mode="json") for trial in self.trials]
+        return {"owner": self.owner.model_dump(mode="json"), "trials": trials}
+
+
 def carry_out(
     inputs: SweepInputs,
-    trial: Trial,
+    trials: Sequence[Trial],
     device: str,
     make_context: Callable[[Workspace], TrainingContext],
     must_raise: Callable[[Exception], bool] = lambda error: False,
-) -> TrialOutcome:
-    """Run a trial in this process. A trial that fails has an outcome like any other.
+) -> Iterator[TrialOutcome]:
+    """Run trials in this process that differ in quantisation alone, and yield the outcome of each.
+
+    A trial that fails has an outcome like any other; where their common part fails, all have.
 
     Args:
         inputs: What all trials get.
-        trial: The trial.
+        trials: The trials.
         device: Where this process computes.
         make_context: Returns the surroundings of the fine-tuning.
         must_raise: Whether an error is not to become an outcome.
     """
+
+    def failed(trial: Trial, error: Exception) -> TrialOutcome:
+        if must_raise(error):
+            raise error
+        if not isinstance(error, CleanAIError):
+            _LOG.error("trial %s failed:\n%s", trial.trial_id, "".join(traceback.format_exception(error)))
+        return failed_outcome(inputs.study, trial, describe_error(error))
+
+    if not trials:
+        return
     dense: DenseModel = ray.get(inputs.dense)
     try:
-        draw = inputs.study.draw_of(trial)
+        draw = inputs.study.draw_of(trials[0])
         workspace = open_workspace(inputs.study.model_dump_json(), device, draw)
         if inputs.study.evaluation.latency is not None:
             require_backends(inputs.study.evaluation.latency, workspace.device)
-        require_quantization([trial.quantization])
         model = dense_model_of(workspace, dense)
         measures = ray.get(inputs.measures[draw])
-        outcome = run_trial(workspace, trial, dense, model, measures, make_context(workspace))
-        inputs.files.note_unreadable(workspace.unreadable.found)
-        return outcome
+        stages = run_float_stages(workspace, trials[0], model, measures, make_context(workspace))
     except Exception as error:
-        if must_raise(error):
-            raise
-        if not isinstance(error, CleanAIError):
-            _LOG.error("trial %s failed:\n%s", trial.trial_id, traceback.format_exc())
-        return failed_outcome(inputs.study, trial, describe_error(error))
+        yield from [failed(trial, error) for trial in trials]
+        return
+    for trial in trials:
+        try:
+            require_quantization([trial.quantization])
+            outcome = finish_trial(workspace, trial, dense, model, stages)
+            inputs.files.note_unreadable(workspace.unreadable.found)
+        except Exception as error:
+            outcome = failed(trial, error)
+        yield outcome
 
 
 def describe_error(error: BaseException) -> str:
@@ -122,10 +177,10 @@ def dense_model_of(workspace: Workspace, dense: DenseModel) -> nn.Module:
     return _dense_models[key]
 
 
-def numbers_of(outcome: TrialOutcome) -> dict[str, Any]:
-    """Return what Tune is told of a trial at its end."""
-    numbers = {name: outcome.row[name] for name in _REPORTED if outcome.row.get(name) is not None}
-    return {"status": outcome.row["status"], **numbers}
+def numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what Tune is told of a trial at its end, given its row of results.parquet."""
+    numbers = {name: row[name] for name in _REPORTED if row.get(name) is not None}
+    return {"name": row["trial_id"], "status": row["status"], **numbers}
 
 
 def epoch_numbers(row: Any) -> dict[str, float]:

@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import Any
 
 import ray
@@ -19,7 +20,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cleanai_ray import results
 from cleanai_ray.artifacts import PLAN_FILE, WEIGHTS_FILE, RunDirectory
 from cleanai_ray.distributed.cluster import Cluster
-from cleanai_ray.distributed.files import RunFiles, checkpoint_folder, checkpoint_name, read_file, write_file
+from cleanai_ray.distributed.files import (
+    CHECKPOINTS,
+    RunFiles,
+    checkpoint_folder,
+    read_file,
+    record_name,
+    write_file,
+)
 from cleanai_ray.errors import DataError
 from cleanai_ray.keys import data_key
 from cleanai_ray.study import Study
@@ -27,11 +35,6 @@ from cleanai_ray.study import Study
 Record = dict[str, Any]
 UNREADABLE_FILE = "cache/unreadable.json"
 _CONCURRENT_CALLS = 4
-
-
-def record_name(trial_id: str) -> str:
-    """Return the file that holds a trial's record."""
-    return f"trials/{trial_id}.json"
 
 
 def model_folder(trial_id: str) -> str:
@@ -71,6 +74,7 @@ class RunWriter:
         self._study = study
         self._save_models = study.output.save_models
         self._lock = threading.Lock()
+        self._completed_now: dict[str, dict[str, Any]] = {}
         self._unreadable = unreadable_samples(study, self._run)
         self._saved = {row["trial_id"]: row for row in self._rows_with_model()}
 
@@ -101,9 +105,14 @@ class RunWriter:
                     + (", ..." if len(self._unreadable) > 3 else "")
                 )
 
-    def begin_sweep(self, completed: list[str]) -> None:
-        """Delete models that are not those of complete trials: they are not what the tables will say."""
+    def begin_sweep(self, completed: list[str], checkpoints: list[str]) -> None:
+        """Delete what belongs to no trial: models that no table will tell of, and checkpoints but for these."""
         with self._lock:
+            self._completed_now.clear()
+            kept = {PurePosixPath(file).name for name in checkpoints for file in (name, checkpoint_folder(name))}
+            for name in self._run.list(CHECKPOINTS):
+                if name not in kept:
+                    self._run.delete(f"{CHECKPOINTS}/{name}")
             self._saved = {name: row for name, row in self._saved.items() if name in completed}
             for trial_id in self._run.list("models"):
                 if trial_id not in self._saved:
@@ -145,12 +154,20 @@ class RunWriter:
             self._run.write_json(record_name(trial_id), record)
             if row["status"] == results.OK:
                 self._run.mark(record_name(trial_id), inputs)
-                checkpoint = checkpoint_name(trial_id, inputs)
-                self._run.delete(checkpoint)
-                if self._study.finetune.between_steps:
-                    self._run.delete(checkpoint_folder(checkpoint))
+                self._completed_now[trial_id] = row
             if self._save_models == "best":
                 self._keep_best()
+
+    def completed_now(self, trial_ids: list[str]) -> dict[str, dict[str, Any]]:
+        """Return the rows of those trials that were completed since the sweep began, by trial id."""
+        return {name: self._completed_now[name] for name in trial_ids if name in self._completed_now}
+
+    def forget_checkpoints(self, names: list[str]) -> None:
+        """Delete the checkpoints of trainings that are done."""
+        for name in names:
+            self._run.delete(name)
+            if self._study.finetune.between_steps:
+                self._run.delete(checkpoint_folder(name))
 
     def _keep_best(self) -> None:
         for trial_id in sorted(self._saved, key=lambda name: rank(self._saved[name]))[1:]:

@@ -66,7 +66,7 @@ class Pruner:
     ) -> None:
         self._dense = model
         self._trial = trial
-        self._bounds = bounds or PruningSection()
+        self._bounds = (bounds or PruningSection()).resolved(trial.quantization)
         self._method = create_method(trial.method, dict(trial.options))
         self._statistics = statistics
         self._remeasure = remeasure

@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from cleanai_ray import api
 from cleanai_ray.errors import PruningError
 from cleanai_ray.pruning.graph import ChannelGroup, Member
+from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.pruning.selection import SelectionRequest, Selector
 from cleanai_ray.registry import MODELS
+from cleanai_ray.sections import PruningSection
+from cleanai_ray.study import Trial
 
 
 def group(name: str, channels: int, blocks: int = 1, *layers: str, kind: str = "Conv2d") -> ChannelGroup:
@@ -312,6 +315,18 @@ def test_auto_are_multiples_of_eight_and_the_plan_says_so() -> None:
     assert share <= 0.5
     # Eight of sixteen channels are a large step: where the budget is missed by more than 2 points, the plan says so.
     assert share >= 0.48 or any("macs" in warning for warning in plans[0].warnings)
+
+
+@pytest.mark.parametrize(("quantization", "multiple"), [("none", 8), ("bf16", 8), ("int8", 16)])
+def test_auto_are_multiples_of_sixteen_where_the_model_will_be_int8(quantization: str, multiple: int) -> None:
+    trial = Trial.model_validate({"method": "magnitude", "budget": {"macs": 0.5}, "quantization": quantization})
+    bounds = PruningSection.model_validate({"round_to": "auto"})
+    plan = Pruner(resnet20(), torch.randn(1, 1, 28, 28), trial, bounds=bounds).run().plan
+    assert plan.request["bounds"]["round_to"] == multiple
+    widths = {group.num_channels - len(group.removed) for group in plan.groups}
+    assert all(width % multiple == 0 for width in widths)
+    assert multiple in {math.gcd(width, 16) for width in widths}
+    assert plan.achieved["macs"] <= 0.5 * plan.achieved["macs_dense"]
 
 
 def test_a_group_narrower_than_the_multiple_is_left_alone() -> None:

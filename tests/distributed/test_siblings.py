@@ -1,0 +1,137 @@
+"""Trials that differ in quantisation alone share what comes before it, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import distributed.conftest as small
+import pyarrow.parquet as pq
+import pytest
+
+from cleanai_ray import results
+from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.distributed import trial_work
+from cleanai_ray.distributed.trial_work import SweepInputs, carry_out
+from cleanai_ray.distributed.writer import RunWriter
+from cleanai_ray.errors import PruningError
+from cleanai_ray.siblings import group_siblings
+from cleanai_ray.stages import prepare_dense
+from cleanai_ray.study import Study, parse_study
+from cleanai_ray.training.context import LocalContext
+from cleanai_ray.workspace import open_workspace
+
+pytest.importorskip("onnxruntime")
+
+STUDY: dict[str, Any] = {
+    **small.SMALL,
+    "sweep": {"methods": ["magnitude", "random"], "ratios": [0.3], "quantization": ["none", "int8", "bf16"]},
+    "repair": {"compensation": "none", "batch_norm": "none"},
+    "evaluation": {"samples": 100, "latency": None},
+}
+
+
+def groups(study: Study) -> list[list[str]]:
+    return [
+        [f"{trial.method}/{trial.quantization}" for trial in group] for group in group_siblings(study, study.trials())
+    ]
+
+
+def test_siblings_are_those_that_are_pruned_alike() -> None:
+    kinds = ("none", "int8", "bf16")
+    assert groups(parse_study(STUDY)) == [[f"{name}/{kind}" for kind in kinds] for name in ("magnitude", "random")]
+    rounded = parse_study({**STUDY, "pruning": {"round_to": "auto"}})
+    assert groups(rounded) == [
+        ["magnitude/none", "magnitude/bf16"],
+        ["magnitude/int8"],
+        ["random/none", "random/bf16"],
+        ["random/int8"],
+    ]
+    assert len(groups(parse_study({**STUDY, "pruning": {"round_to": 8}}))) == 2
+
+
+def test_the_writer_knows_what_it_completed_and_which_checkpoints_belong_to_no_trial(tmp_path: Path) -> None:
+    study = parse_study({**STUDY, "output": {"save_models": "none"}})
+    writer, run = RunWriter(str(tmp_path), study), RunDirectory(tmp_path)
+    names = ["cache/checkpoints/a-1.pt", "cache/checkpoints/b-2/step1-x.pt", "cache/checkpoints/c-3.pt"]
+    for name in names:
+        run.write_bytes(name, b"weights")
+    writer.begin_sweep([], ["cache/checkpoints/a-1.pt", "cache/checkpoints/b-2.pt"])
+    assert [run.exists(name) for name in names] == [True, True, False]
+    for trial_id, status in (("a", "ok"), ("b", "failed")):
+        writer.write({"row": {"trial_id": trial_id, "status": status}}, "key", None, None)
+    assert writer.completed_now(["a", "b", "c"]) == {"a": {"trial_id": "a", "status": "ok"}}
+    writer.forget_checkpoints(["cache/checkpoints/a-1.pt"])
+    assert [run.exists(name) for name in names] == [False, True, False]
+    writer.begin_sweep(["a"], [])
+    assert writer.completed_now(["a"]) == {}
+    assert [run.exists(name) for name in names] == [False, False, False]
+
+
+def refuse(*arguments: Any, **options: Any) -> None:
+    raise PruningError("no")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [
+        ("finish_trial", [("none", "ok", None), ("int8", "failed", "no"), ("bf16", "ok", None)]),
+        ("run_float_stages", [(kind, "failed", "no") for kind in ("none", "int8", "bf16")]),
+    ],
+)
+def test_a_failure_is_that_of_the_trials_it_concerns(ray_session, monkeypatch, broken, expected) -> None:
+    import ray
+
+    study = parse_study({**STUDY, "finetune": {"epochs": 0}})
+    workspace = open_workspace(study.model_dump_json(), "cpu")
+    dense = prepare_dense(workspace)
+
+    class Files:
+        def note_unreadable(self, found: dict[str, str]) -> None:
+            assert found == {}
+
+    inputs = SweepInputs(
+        study=study,
+        dense_digest=dense.digest,
+        dense=ray.put(dense),
+        measures={study.draws()[0]: ray.put(small.measure_locally(workspace, dense))},
+        files=Files(),  # type: ignore[arg-type]
+        writer=None,
+    )
+    works = getattr(trial_work, broken)
+    monkeypatch.setattr(
+        trial_work,
+        broken,
+        lambda workspace, trial, *rest: (
+            refuse() if broken == "run_float_stages" or trial.quantization == "int8" else works(workspace, trial, *rest)
+        ),
+    )
+    trials = group_siblings(study, study.trials())[0]
+    outcomes = list(carry_out(inputs, trials, "cpu", lambda workspace: LocalContext()))
+    assert [(row["quantization"], row["status"], row.get("error")) for row in (one.row for one in outcomes)] == expected
+
+
+@pytest.mark.ray
+def test_a_study_fine_tunes_once_for_all_of_them(ray_session, tmp_path: Path) -> None:
+    sweep = {"methods": ["magnitude"], "ratios": [0.3]}
+    study = parse_study({**STUDY, "sweep": {**sweep, "quantization": ["none", "int8"]}})
+    failed, said = small.run(study, tmp_path)
+    assert failed == 0, said
+    assert "2 done, 0 running, 0 failed, of 2" in said
+    first, second = (pq.read_table(tmp_path / results.HISTORY_FILE).filter(_of(trial)) for trial in study.trials())
+    assert first.num_rows == 1
+    # Of two trainings even the pace would be another.
+    assert first.drop_columns("trial_id") == second.drop_columns("trial_id")
+    rows = {row["quantization"]: row for row in pq.read_table(tmp_path / results.RESULTS_FILE).to_pylist()}
+    for name in ("accuracy_pruned", "accuracy_finetuned", "seconds_finetune"):
+        assert rows["none"][name] == rows["int8"][name]
+    assert rows["none"]["accuracy_quantized"] is None
+    assert rows["int8"]["accuracy"] == rows["int8"]["accuracy_quantized"]
+    assert not list((tmp_path / "cache" / "checkpoints").glob("*"))
+
+
+def _of(trial: Any) -> Any:
+    import pyarrow.compute as pc
+
+    return pc.field("trial_id") == trial.trial_id
