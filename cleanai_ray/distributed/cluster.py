@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ import ray
 
 from cleanai_ray.errors import CleanAIError, ClusterError
 from cleanai_ray.study import Study
+
+_PATIENCE = 2.0
+"""Seconds after which a node that does not answer is taken for lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +126,16 @@ def concurrent_trials(study: Study, cluster: Cluster) -> int:
     return max(1, places_for_workers(study) // study.workers_per_trial) if wanted == "auto" else int(wanted)
 
 
-def places_for_workers(study: Study) -> int:
-    """Return how many workers of trials the cluster holds at a time: all are alike, so that nodes fill up evenly."""
+def places_for_workers(study: Study, *, only_answering: bool = False) -> int:
+    """Return how many workers of trials the cluster holds at a time: all are alike, so that nodes fill up evenly.
+
+    Args:
+        study: The study.
+        only_answering: Leave out nodes that cannot be reached, whatever Ray knows of them.
+    """
     wanted = study.resources
     places = 0
-    for resources in _nodes():
+    for resources in _nodes(only_answering=only_answering):
         room = resources.get("CPU", 0) / wanted.cpus_per_trial
         if wanted.gpus_per_trial:
             room = min(room, resources.get("GPU", 0) / wanted.gpus_per_trial)
@@ -134,17 +143,30 @@ def places_for_workers(study: Study) -> int:
     return places
 
 
-def workers_to_ask_for(study: Study) -> int:
+def workers_to_ask_for(study: Study, *, lost_some: bool = False) -> int:
     """Return how many workers a trial asks for: those of the study, or what the nodes that are left hold.
 
     Where an autoscaler may replace a node that was lost, all are asked for.
+
+    Args:
+        study: The study.
+        lost_some: Whether the trial has just lost workers. It may have been with their node, of which Ray hears later.
     """
     wanted = study.workers_per_trial
-    return wanted if _nodes_to_come() else max(1, min(wanted, places_for_workers(study)))
+    return wanted if _nodes_to_come() else max(1, min(wanted, places_for_workers(study, only_answering=lost_some)))
 
 
-def _nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _nodes(*, only_answering: bool = False) -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and (not only_answering or _answers(node))]
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether the process that manages a node takes connections."""
+    try:
+        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_PATIENCE):
+            return True
+    except OSError:
+        return False
 
 
 def _nodes_to_come() -> list[dict[str, float]]:

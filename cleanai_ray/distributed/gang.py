@@ -51,7 +51,7 @@ def run_gang_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
     When a worker or its node is lost, the others are stopped, and as many as the nodes that are left hold begin again
     from the last checkpoint. Their number changes no batch, only who computes which part of it.
     """
-    siblings, study, num_failures = Siblings.of(config), inputs.study, 0
+    siblings, study, num_failures, lost_some = Siblings.of(config), inputs.study, 0, False
     while num_failures <= _MAX_FAILURES:
         rows, trials = inputs.split(siblings.trials)
         for row in rows:
@@ -59,11 +59,12 @@ def run_gang_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
         siblings = replace(siblings, trials=trials)
         try:
             if trials:
-                _trainer(inputs, siblings, workers_to_ask_for(study)).fit()
+                _trainer(inputs, siblings, workers_to_ask_for(study, lost_some=lost_some)).fit()
             return
         except ray.train.TrainingFailedError as error:
             cause = describe_error(_cause(error))
             _LOG.warning("the workers of trial %s begin again: %s", siblings.owner.trial_id, cause)
+            lost_some = True
             num_failures += not _is_for_want_of_a_node(error)
     reason = f"its {study.finetune.num_workers} workers failed {num_failures} times, the last time with {cause}"
     for trial in inputs.split(siblings.trials)[1]:
