@@ -6,11 +6,8 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from cleanai_ray.sections import Section
+from cleanai_ray.sections import HELD_BACK, Section
 from cleanai_ray.sweep_section import SweepSection
-
-LEAST_UNLABELLED = 5
-"""Of so many calibration images that fine-tuning takes one validates, so that it needs as many."""
 
 
 class EarlyStoppingSection(Section):
@@ -30,11 +27,12 @@ class DistillationSection(Section):
 class FineTuneSection(Section):
     """Fine-tuning of the pruned model. The epoch with the best validation accuracy is kept.
 
-    The start competes with the epochs only where the study trained the dense model itself (`model.train`): weights from
-    elsewhere have most likely seen the validation images, which passes for accuracy.
+    The start competes with the epochs only where it has not seen the validation images, which would pass for accuracy:
+    where the study trained the dense model itself (`model.train`), for weights from elsewhere most likely have.
 
     Of calibration images no label is read: the dense model's answers are in their place, accuracy is the agreement with
-    it, and every fifth image validates.
+    it, and those validate that repair, too, holds back, every fifth. There the start competes unless repair, which is
+    then told what to do, has read them all.
     """
 
     epochs: int = Field(0, ge=0, description="Epochs at the most after the last pruning step; 0: none.")
@@ -72,16 +70,29 @@ class FineTuneSection(Section):
             )
         return self
 
-    def check_images(self, num_calibration: int) -> None:
-        """Check that there are images enough.
+    def check_images(self, num_calibration: int, is_scored: bool) -> None:
+        """Check that there are images to learn from that may be learned from.
+
+        Args:
+            num_calibration: Calibration images.
+            is_scored: Whether they are of the split that evaluation scores.
 
         Raises:
-            ValueError: When calibration images are to be learned from, and too few to leave one to validate.
+            ValueError: When calibration images are to be learned from, and are scored or too few.
         """
-        if self.data == "calibration" and num_calibration < LEAST_UNLABELLED:
+        if self.data != "calibration":
+            return
+        if is_scored:
             raise ValueError(
-                f"finetune.data is 'calibration' and data.calibration.samples {num_calibration}; allowed: at least "
-                f"{LEAST_UNLABELLED} samples, since every {LEAST_UNLABELLED}th validates"
+                "finetune.data is 'calibration', and data.calibration.split is the one that evaluation scores; "
+                "allowed: finetune.data 'training', or another split"
+            )
+        least = HELD_BACK * self.num_workers
+        if num_calibration < least:
+            raise ValueError(
+                f"finetune.data is 'calibration' with {num_calibration} samples, and finetune.num_workers "
+                f"{self.num_workers}; allowed: at least {least} samples, of which every {HELD_BACK}th validates, one a "
+                "worker at the least"
             )
 
     def check_steps(self, sweep: SweepSection) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.dense_measures import measures_folder
+from cleanai_ray.errors import DataError
 from cleanai_ray.evaluation.backends import require_installed
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.keys import calibration_key, dense_key, trial_key
@@ -45,12 +46,23 @@ def check_study(study: Study) -> Workspace:
         require_installed(study.evaluation.latency)
     require_quantization(study.sweep.quantization)
     workspace = open_workspace(study.model_dump_json(), "cpu")
+    _require_unscored_training(study, workspace)
     section = study.model
     if section.weights == "pretrained":
         section = section.model_copy(update={"weights": None})
     ignored = [*study.pruning.ignored_layers, *workspace.ignored_layers()]
     ChannelGraph(build_model(section), workspace.example_input(), ignored)
     return workspace
+
+
+def _require_unscored_training(study: Study, workspace: Workspace) -> None:
+    """Check that no image is learned from that is scored: a split may have two names."""
+    roles = workspace.roles
+    if study.finetune.data == "calibration" and roles.calibration_split == roles.evaluation_split:
+        raise DataError(
+            f"finetune.data is 'calibration', and data.calibration.split '{study.data.calibration.split}' is the split "
+            "that evaluation scores; allowed: finetune.data 'training', or another split"
+        )
 
 
 def missing_inputs(study: Study) -> list[str]:

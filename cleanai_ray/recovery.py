@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from cleanai_ray.data import Share
-from cleanai_ray.finetune_section import LEAST_UNLABELLED
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.repair import RIDGES, ConsumerMoments, RepairOutcome, repair
-from cleanai_ray.study import Trial
+from cleanai_ray.repair.auto import is_held_back
+from cleanai_ray.study import Study, Trial
 from cleanai_ray.training.context import TrainingContext
 from cleanai_ray.training.fine_tune import Batches, FineTuneResult, fine_tune
 from cleanai_ray.training.part import TrainingPart
@@ -80,11 +80,19 @@ def fine_tune_trial(
         context=context,
         seed=trial.seed,
         teacher=teacher if section.distillation else None,
-        # Weights that came from elsewhere have most likely seen the images that validate here.
-        start_competes=workspace.study.model.train is not None or section.data == "calibration",
+        start_competes=_is_start_impartial(workspace.study),
         part=part,
     )
     return replace(tuned, history=tuple({**row, "step": part.step} for row in tuned.history))
+
+
+def _is_start_impartial(study: Study) -> bool:
+    """Whether a trial's model has not been made with the images that validate."""
+    if study.finetune.data == "training":
+        # Weights that came from elsewhere have most likely seen them.
+        return study.model.train is not None
+    # Repair that tries several ways holds back the same images; one that is told what to do reads all.
+    return not study.repair.is_on or "auto" in (study.repair.compensation, study.repair.batch_norm)
 
 
 _Images = tuple[Callable[[int], Batches], int, Callable[[], Batches]]
@@ -97,9 +105,9 @@ def _labelled(workspace: Workspace, seed: int, batch_size: int | None, share: Sh
 
 
 def _unlabelled(workspace: Workspace, seed: int, batch_size: int | None, share: Share) -> _Images:
-    """Take the calibration images: every fifth validates, the others train."""
+    """Take the calibration images: those validate that repair holds back, the others train."""
     positions = np.arange(len(workspace.roles.calibration))
-    validates = positions % LEAST_UNLABELLED == LEAST_UNLABELLED - 1
+    validates = is_held_back(positions)
     epoch_batches, steps = workspace.training_batches(
         seed, batch_size, share=share, role="calibration", positions=positions[~validates]
     )

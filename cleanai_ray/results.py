@@ -93,7 +93,7 @@ RESULTS = _schema(
     (
         "seconds_total",
         _REAL,
-        "Seconds the trial took, with what trials of other quantisation share with it.",
+        "Seconds the trial took; what trials share counts in the first of them.",
     ),
     ("seconds_prune", _REAL, "Of these, scoring, selection and surgery."),
     ("seconds_repair", _REAL, "Of these, repair, after every pruning step that had one."),

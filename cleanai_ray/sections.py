@@ -23,6 +23,9 @@ Seed = Annotated[int, Field(ge=0)]
 Mode = Literal["local", "global", "isomorphic"]
 Multiple = Literal["auto"] | PositiveInt
 
+HELD_BACK = 5
+"""Of so many calibration images one is held back to judge by, in repair and in fine-tuning."""
+
 
 class Section(BaseModel):
     """A frozen section; a key it does not know is refused."""

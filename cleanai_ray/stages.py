@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from cleanai_ray import results
-from cleanai_ray.calibration_shards import calibrate_locally
 from cleanai_ray.dense_measures import DenseMeasures
 from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
-from cleanai_ray.evaluation.latency import compare_latency
 from cleanai_ray.evaluation.weights import safetensors_bytes
-from cleanai_ray.evaluation_section import LatencySection
-from cleanai_ray.importance.base import create_method
+from cleanai_ray.float_stages import FloatStages, run_float_stages
 from cleanai_ray.models import build_model
-from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.plan import PruningPlan
-from cleanai_ray.pruning.prune_result import PruneResult
-from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.quantization import Quantized
-from cleanai_ray.recovery import fine_tune_trial
-from cleanai_ray.repair import RepairOutcome
-from cleanai_ray.stepwise import Surgery, prune_in_steps
 from cleanai_ray.study import Study, Trial
 from cleanai_ray.training.context import LocalContext, TrainingContext
-from cleanai_ray.training.fine_tune import FineTuneResult
 from cleanai_ray.training.train import train_dense
 from cleanai_ray.trial_clock import TrialClock
 from cleanai_ray.trial_columns import (
@@ -37,7 +27,6 @@ from cleanai_ray.trial_columns import (
     skipped_by_repair,
 )
 from cleanai_ray.trial_quantization import measure_costs, quantize_trial
-from cleanai_ray.trial_scores import TrialScores
 from cleanai_ray.workspace import Workspace
 
 
@@ -84,27 +73,6 @@ class TrialOutcome:
     model: nn.Module | None = None
     plan: PruningPlan | None = None
     quantized: Quantized | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FloatStages:
-    """What a trial is before it is quantised or timed: what trials share that differ in quantisation alone.
-
-    Attributes:
-        pruned: The plan, and the model after the last stage.
-        repaired: What repair did, where it is on.
-        best_epoch: The epoch whose weights the model has, where it was fine-tuned after the last step.
-        history: A row per epoch.
-        scores: What the model scored after each stage.
-        clock: What took how long.
-    """
-
-    pruned: PruneResult
-    repaired: RepairOutcome | None
-    best_epoch: int | None
-    history: tuple[dict[str, Any], ...]
-    scores: TrialScores
-    clock: TrialClock
 
 
 def prepare_dense(workspace: Workspace, context: TrainingContext | None = None) -> DenseModel:
@@ -155,40 +123,9 @@ def run_trial(
     Raises:
         CleanAIError: When the trial cannot be carried out.
     """
-    stages = run_float_stages(workspace, trial, dense_model, measures, context)
+    is_last = trial.quantization == "none"
+    stages = run_float_stages(workspace, trial, dense_model, measures, context, is_compared=is_last)
     return finish_trial(workspace, trial, dense, dense_model, stages)
-
-
-def run_float_stages(
-    workspace: Workspace,
-    trial: Trial,
-    dense_model: nn.Module,
-    measures: DenseMeasures,
-    context: TrainingContext | None = None,
-) -> FloatStages:
-    """Prune, repair and fine-tune a trial's model, and score it after each; see `run_trial`."""
-    clock, context = TrialClock(), context or LocalContext(device=workspace.device)
-    surgery = _prune(workspace, trial, dense_model, measures, context, clock)
-    pruned = surgery.result
-    scores = TrialScores(workspace, dense_model, clock, context)
-    scores.add("pruned", pruned.model)
-    repaired: RepairOutcome | None = None
-    if workspace.study.repair.is_on:
-        with clock.stage("repair"):
-            repaired = surgery.repair(workspace)
-            pruned = replace(pruned, model=repaired.model)
-        scores.add("repaired", pruned.model)
-    tuned = _fine_tune(workspace, trial, surgery, pruned.model, dense_model, context, clock)
-    if tuned is not None:
-        scores.add("finetuned", pruned.model)
-    return FloatStages(
-        pruned=pruned,
-        repaired=repaired,
-        best_epoch=tuned.best_epoch if tuned else None,
-        history=(*surgery.history, *(tuned.history if tuned else ())),
-        scores=scores,
-        clock=clock,
-    )
 
 
 def finish_trial(
@@ -233,22 +170,6 @@ def finish_trial(
     )
 
 
-def _fine_tune(
-    workspace: Workspace,
-    trial: Trial,
-    surgery: Surgery,
-    model: nn.Module,
-    dense_model: nn.Module,
-    context: TrainingContext,
-    clock: TrialClock,
-) -> FineTuneResult | None:
-    if not workspace.study.finetune.epochs:
-        return None
-    part = surgery.next_part(trial, trial.steps)
-    with clock.stage("finetune"), context.together(model, part):
-        return fine_tune_trial(workspace, trial, model, dense_model, context, part)
-
-
 def _circumstances(workspace: Workspace, clock: TrialClock, stages: FloatStages) -> dict[str, Any]:
     epochs = {"epochs_run": len(stages.history), "best_epoch": stages.best_epoch}
     where = {"node": platform.node(), "device": str(workspace.device)}
@@ -259,38 +180,3 @@ def failed_outcome(study: Study, trial: Trial, error: str) -> TrialOutcome:
     """Return the outcome of a trial of a study that failed."""
     row = {**describe_trial(study, trial), "status": results.FAILED, "error": error, "warnings": []}
     return TrialOutcome(row={**row, "node": platform.node()})
-
-
-def _prune(
-    workspace: Workspace,
-    trial: Trial,
-    dense_model: nn.Module,
-    measures: DenseMeasures,
-    context: TrainingContext,
-    clock: TrialClock,
-) -> Surgery:
-    study, example = workspace.study, workspace.example_input()
-    method = create_method(trial.method, dict(trial.options))
-    timing = study.evaluation.latency or LatencySection()
-
-    def pruner(part: Trial) -> Pruner:
-        return Pruner(
-            dense_model,
-            example,
-            part,
-            bounds=study.pruning,
-            ignored_layers=workspace.ignored_layers(),
-            statistics=measures.statistics if method.needs_statistics else None,
-            remeasure=lambda smaller: calibrate_locally(workspace, smaller, trial),
-            observe=study.data.calibration.observe,
-            curves=measures.curves,
-        )
-
-    def compare(small: nn.Module) -> dict[str, Any]:
-        return compare_latency(dense_model, small, example, timing, device=workspace.device)
-
-    if study.finetune.between_steps and trial.steps > 1:
-        return prune_in_steps(workspace, trial, pruner(trial), dense_model, measures, context, clock)
-    with clock.stage("prune"):
-        pruned = prune_to_budget(lambda part: pruner(part).run(), trial, study.pruning, compare)
-    return Surgery(result=pruned, reference=dense_model, moments=measures.moments)

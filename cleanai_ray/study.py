@@ -152,7 +152,8 @@ class Study(Section):
         if timed is not None and self.evaluation.latency is None:
             raise ValueError(f"evaluation.latency is null; needed: how to time, for sweep.budgets' {timed}")
         self.finetune.check_steps(self.sweep)
-        self.finetune.check_images(min(draw.samples for draw in self.draws()))
+        fewest = min(draw.samples for draw in self.draws())
+        self.finetune.check_images(fewest, calibration.split == self.evaluation.split)
         return self
 
     @model_validator(mode="after")

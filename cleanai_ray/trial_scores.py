@@ -77,20 +77,29 @@ def score_share(
 class TrialScores:
     """Scores a trial's model after each stage that runs: `pruned`, `repaired`, `finetuned` and `quantized`.
 
-    After the last one in float, and after quantisation, the dense model is run beside it, on the same batches, which
-    are read and decoded once. The processes of a trial share the samples out.
+    After the last one the dense model is run beside it, on the same batches, which are read and decoded once. The
+    processes of a trial share the samples out.
 
     Args:
         workspace: The opened study, which says what stages there are.
         dense: The dense model on the workspace's device; it is not changed.
         clock: Told of the time.
         context: The processes that score.
+        is_compared: Whether the last model in float is compared, too.
     """
 
-    def __init__(self, workspace: Workspace, dense: nn.Module, clock: TrialClock, context: TrainingContext) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        dense: nn.Module,
+        clock: TrialClock,
+        context: TrainingContext,
+        is_compared: bool = True,
+    ) -> None:
         study = workspace.study
         ahead = {"pruned": True, "repaired": study.repair.is_on, "finetuned": study.finetune.epochs > 0}
-        self._compared = {[name for name, runs in ahead.items() if runs][-1], "quantized"}
+        last = [name for name, runs in ahead.items() if runs][-1]
+        self._compared = {"quantized", *([last] if is_compared else [])}
         self._workspace = workspace
         self._dense = dense
         self._clock = clock

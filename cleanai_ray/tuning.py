@@ -43,7 +43,8 @@ def fine_tune(
         teacher: The dense model, for `distillation`.
         seed: Seed of the order and of everything random in an epoch.
         context: Device, reports and checkpoints; by default the CPU and neither.
-        **options: Keys of a study's `finetune` section, for instance `epochs`, `optimizer` and `learning_rate`.
+        **options: Keys of a study's `finetune` section that concern one training of given batches, for instance
+            `epochs`, `optimizer` and `learning_rate`.
 
     Raises:
         RegistryError: When the task is unknown.
@@ -54,18 +55,16 @@ def fine_tune(
     except ValidationError as error:
         raise TrainingError(describe(error, FineTuneSection)) from None
 
-    pairs, validation_pairs = _with_targets(batches), _with_targets(validation)
-
     def epoch_batches(epoch: int) -> Batches:
         order = np.random.default_rng([seed, epoch]).permutation(len(batches))
-        return (pairs[position] for position in order)
+        return (_with_targets(batches[position]) for position in order)
 
     return train(
         model,
         section=section,
         train_batches=epoch_batches,
         steps_per_epoch=len(batches),
-        validation_batches=lambda: validation_pairs,
+        validation_batches=lambda: map(_with_targets, validation),
         context=context or LocalContext(),
         seed=seed,
         teacher=teacher,
@@ -73,5 +72,5 @@ def fine_tune(
     )
 
 
-def _with_targets(batches: Sequence[tuple[Tensor, Any] | Tensor]) -> list[tuple[Tensor, Any]]:
-    return [(batch, None) if isinstance(batch, Tensor) else batch for batch in batches]
+def _with_targets(batch: tuple[Tensor, Any] | Tensor) -> tuple[Tensor, Any]:
+    return (batch, None) if isinstance(batch, Tensor) else batch

@@ -58,7 +58,7 @@ LAYERS = (
         "siblings",
         "trial_quantization",
     ),
-    ("dense_measures", "recovery", "stepwise", "tables"),
+    ("dense_measures", "recovery", "stepwise", "float_stages", "tables"),
     ("stages", "followers", "environment", "deployment"),
     ("planning", "distributed"),
     ("cli", "__init__", "__main__"),

@@ -176,8 +176,21 @@ def message_of(path: Path, *overrides: str) -> str:
         ),
         (
             ["finetune={data: calibration, distillation: {weight: 1}}", "data.calibration.samples=[64, 4]"],
-            "finetune.data is 'calibration' and data.calibration.samples 4; allowed: at least 5 samples, since every "
-            "5th validates",
+            "finetune.data is 'calibration' with 4 samples, and finetune.num_workers 1; allowed: at least 5 samples, "
+            "of which every 5th validates, one a worker at the least",
+        ),
+        (
+            ["finetune={data: calibration, distillation: {weight: 1}, num_workers: 8}", "data.calibration.samples=39"],
+            "finetune.data is 'calibration' with 39 samples, and finetune.num_workers 8; allowed: at least 40 samples, "
+            "of which every 5th validates, one a worker at the least",
+        ),
+        (
+            [
+                "finetune={data: calibration, distillation: {weight: 1}}",
+                "data.calibration={split: test, allow_overlap: true}",
+            ],
+            "finetune.data is 'calibration', and data.calibration.split is the one that evaluation scores; allowed: "
+            "finetune.data 'training', or another split",
         ),
         (
             ["sweep.coverage_metrics=[]"],

@@ -48,6 +48,8 @@ def finetune_curves(study: StudyFrames) -> ChartType | None:
     lines = [f"{legend}."]
     if max(epochs.group_by("label").agg(pl.n_unique("trial_id"))["trial_id"]) > style.MAX_DRAWN_IN_PANEL:
         lines.append(f"Of each method {style.MAX_DRAWN_IN_PANEL} trials are drawn, chosen at random.")
+    if _is_agreement(study):
+        lines.append("Without labels: how often the model agrees with the dense one on images held back.")
     if dense is not None:
         lines.append(f"Dotted line: the dense model on the same validation samples, {percent(dense)}.")
     return alt.concat(*panels, columns=min(_COLUMNS, len(panels)), spacing=14).properties(
@@ -55,7 +57,15 @@ def finetune_curves(study: StudyFrames) -> ChartType | None:
     )
 
 
+def _is_agreement(study: StudyFrames) -> bool:
+    """Whether accuracy in fine-tuning is the agreement with the dense model, on calibration images."""
+    section = study.study.get("finetune") or {}
+    return section.get("data") == "calibration"
+
+
 def _dense_accuracy(study: StudyFrames) -> float | None:
+    if _is_agreement(study):
+        return None
     dense = study.history.filter(pl.col("trial_id") == DENSE)
     kept = dense.filter(pl.col("is_best").fill_null(False))["validation_accuracy"].drop_nulls()
     return kept[-1] if len(kept) else None

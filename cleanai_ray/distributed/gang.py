@@ -42,6 +42,10 @@ COORDINATOR_BYTES = 10**9
 """Memory that the process which waits for a trial's workers asks for; it takes no core."""
 
 _MAX_FAILURES = 2
+_PATIENCE = 24 * 3600
+"""Seconds for which workers wait for the first one, which prunes, repairs, quantises and times alone; that it is gone
+they hear from Ray."""
+
 _TRAIN_FOLDER = "train"
 
 
@@ -53,13 +57,11 @@ def run_gang_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
     """
     siblings, study, num_failures, lost_some = Siblings.of(config), inputs.study, 0, False
     while num_failures <= _MAX_FAILURES:
-        rows, trials = inputs.split(siblings.trials)
-        for row in rows:
-            ray.tune.report(numbers_of(row))
-        siblings = replace(siblings, trials=trials)
+        left = replace(siblings, trials=inputs.unrecorded(siblings.trials))
         try:
-            if trials:
-                _trainer(inputs, siblings, workers_to_ask_for(study, lost_some=lost_some)).fit()
+            if left.trials:
+                _trainer(inputs, left, workers_to_ask_for(study, lost_some=lost_some)).fit()
+            inputs.forget_checkpoints(siblings)
             return
         except ray.train.TrainingFailedError as error:
             cause = describe_error(_cause(error))
@@ -67,7 +69,7 @@ def run_gang_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
             lost_some = True
             num_failures += not _is_for_want_of_a_node(error)
     reason = f"its {study.finetune.num_workers} workers failed {num_failures} times, the last time with {cause}"
-    for trial in inputs.split(siblings.trials)[1]:
+    for trial in inputs.unrecorded(siblings.trials):
         outcome = failed_outcome(study, trial, reason)
         inputs.send(trial, outcome)
         ray.tune.report(numbers_of(outcome.row))
@@ -96,7 +98,7 @@ def _trainer(inputs: SweepInputs, siblings: Siblings, num_workers: int) -> Torch
             use_gpu=wanted.gpus_per_trial > 0,
             resources_per_worker={name: value for name, value in per_worker.items() if value},
         ),
-        torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_trial else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_trial else "gloo", timeout_s=_PATIENCE),
         run_config=ray.train.RunConfig(
             name=f"{siblings.owner.trial_id}-{inputs.key(siblings.owner)}",
             storage_path=path,
@@ -120,22 +122,22 @@ def _work(config: dict[str, Any]) -> None:
 
 def _lead(inputs: SweepInputs, siblings: Siblings, context: ProcessGroupContext) -> list[dict[str, Any]]:
     """Run the trials; the others join in where they fine-tune and score. An error they do not know of is raised."""
-    device, outcomes = str(context.device), []
-    found = carry_out(inputs, siblings.trials, device, lambda _: context, lambda error: context.is_awaited)
-    for trial, outcome in zip(siblings.trials, found, strict=True):
+    device, numbers = str(context.device), []
+    for trial, outcome in carry_out(
+        inputs, siblings.trials, device, lambda _: context, lambda error: context.is_awaited
+    ):
         inputs.send(trial, outcome)
-        outcomes.append(outcome)
+        numbers.append(numbers_of(outcome.row))
     context.dismiss()
-    inputs.forget_checkpoints(siblings, outcomes)
-    return [numbers_of(outcome.row) for outcome in outcomes]
+    return numbers
 
 
 def _follow(inputs: SweepInputs, siblings: Siblings, context: ProcessGroupContext) -> list[dict[str, Any]]:
     """Do a share of what the first worker fine-tunes and scores."""
     trial = siblings.trials[0]
     workspace = open_workspace(inputs.study.model_dump_json(), str(context.device), inputs.study.draw_of(trial))
-    follow_trial(workspace, trial, dense_model_of(workspace, ray.get(inputs.dense)), context)
-    inputs.files.note_unreadable(workspace.unreadable.found)
+    dense = dense_model_of(workspace, ray.get(inputs.dense))
+    follow_trial(workspace, trial, dense, context, lambda: inputs.files.note_unreadable(workspace.unreadable.found))
     return [{"status": results.OK} for _ in siblings.trials]
 
 

@@ -164,7 +164,8 @@ def _follow(job: _Job) -> JobDetails:
 class _Interrupt:
     """What SIGINT does to the task that streams a log: cancel it, at once or as soon as it begins.
 
-    A KeyboardInterrupt would come anywhere, also in the making of the event loop, and leave half of one behind.
+    A KeyboardInterrupt would come anywhere, also in the making of the event loop, and leave half of one behind. The
+    second SIGINT is one all the same: where the terminal takes no text, the task does not hear of the first.
     """
 
     def __init__(self) -> None:
@@ -172,6 +173,8 @@ class _Interrupt:
         self._task: asyncio.Task | None = None
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        if self.came:
+            raise KeyboardInterrupt
         self.came = True
         if self._task is not None and not self._task.done():
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)

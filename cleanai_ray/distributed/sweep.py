@@ -129,20 +129,16 @@ def _trial_name(tune_trial: Any) -> str:
 
 def _run_tune_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
     """Run one trial, or those that differ in quantisation alone, in a Tune worker."""
-    siblings, outcomes = Siblings.of(config), []
+    siblings = Siblings.of(config)
 
     def context(workspace: Workspace) -> LocalContext:
         checkpoints = inputs.checkpoints(siblings.owner)
         return LocalContext(device=workspace.device, on_row=_report_epoch, checkpoints=checkpoints)
 
-    rows, trials = inputs.split(siblings.trials)
-    for row in rows:
-        tune.report(numbers_of(row))
-    for trial, outcome in zip(trials, carry_out(inputs, trials, assigned_device(), context), strict=True):
+    for trial, outcome in carry_out(inputs, inputs.unrecorded(siblings.trials), assigned_device(), context):
         inputs.send(trial, outcome)
-        outcomes.append(outcome)
         tune.report(numbers_of(outcome.row))
-    inputs.forget_checkpoints(siblings, outcomes)
+    inputs.forget_checkpoints(siblings)
 
 
 def _report_epoch(row: Mapping[str, Any]) -> None:
@@ -156,7 +152,7 @@ def _record_crashes(inputs: SweepInputs, grid: tune.ResultGrid) -> None:
             continue
         told = str(result.error).strip().splitlines()[-1]
         reason = told.partition(" Some common causes")[0].removeprefix("The actor is dead because ")
-        for trial in inputs.split(Siblings.of(result.config).trials)[1]:
+        for trial in inputs.unrecorded(Siblings.of(result.config).trials):
             outcome = failed_outcome(
                 inputs.study,
                 trial,
@@ -191,6 +187,13 @@ class _ProgressCallback(tune.Callback):
             self._ended.add(name)
             numbers = {key: result.get(key) for key in ("status", "accuracy", "macs")}
             self._state.finish({**numbers, "trial_id": name})
+        self._refresh()
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Count the trials that had a record, but no time to tell of it, when a process died that was replaced."""
+        for name in self._others(trial):
+            self._ended.add(name)
+            self._state.done += 1
         self._refresh()
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:

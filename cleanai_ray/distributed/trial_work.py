@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -17,11 +17,13 @@ from cleanai_ray.distributed.files import CheckpointFile, RunFiles, checkpoint_n
 from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.backends import require_backends
 from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.float_stages import run_float_stages
 from cleanai_ray.keys import trial_key
 from cleanai_ray.quantization import require_quantization
-from cleanai_ray.stages import DenseModel, TrialOutcome, failed_outcome, finish_trial, run_float_stages
+from cleanai_ray.stages import DenseModel, TrialOutcome, failed_outcome, finish_trial
 from cleanai_ray.study import Study, Trial
 from cleanai_ray.training.context import TrainingContext
+from cleanai_ray.trial_clock import TrialClock
 from cleanai_ray.workspace import Workspace, open_workspace
 
 _LOG = logging.getLogger(__name__)
@@ -64,16 +66,20 @@ class SweepInputs:
         """Return where that fine-tuning keeps its checkpoints."""
         return CheckpointFile(self.files, self.checkpoint(owner))
 
-    def split(self, trials: Iterable[Trial]) -> tuple[list[dict[str, Any]], tuple[Trial, ...]]:
-        """Return the rows of those trials that this sweep has completed, and the others: a process may die between."""
+    def unrecorded(self, trials: Iterable[Trial]) -> tuple[Trial, ...]:
+        """Return those trials that this sweep has no record of yet: a process may die between two."""
         trials = tuple(trials)
-        rows = ray.get(self.writer.completed_now.remote([trial.trial_id for trial in trials]))
-        return list(rows.values()), tuple(trial for trial in trials if trial.trial_id not in rows)
+        recorded = self._recorded(trials)
+        return tuple(trial for trial in trials if trial.trial_id not in recorded)
 
-    def forget_checkpoints(self, siblings: Siblings, outcomes: Sequence[TrialOutcome]) -> None:
-        """Delete the checkpoints of trials, unless one of them failed: it may be run again."""
-        if all(outcome.row["status"] == results.OK for outcome in outcomes):
+    def forget_checkpoints(self, siblings: Siblings) -> None:
+        """Delete the checkpoints of trials that succeeded; those of one that failed wait for it to be run again."""
+        recorded = self._recorded(siblings.trials)
+        if all(recorded.get(trial.trial_id) == results.OK for trial in siblings.trials):
             ray.get(self.writer.forget_checkpoints.remote([self.checkpoint(siblings.owner)]))
+
+    def _recorded(self, trials: Iterable[Trial]) -> dict[str, str]:
+        return ray.get(self.writer.recorded.remote([(trial.trial_id, self.key(trial)) for trial in trials]))
 
     def send(self, trial: Trial, outcome: TrialOutcome) -> None:
         """Have a trial written: its record, and its model where it is to be kept."""
@@ -118,8 +124,8 @@ def carry_out(
     device: str,
     make_context: Callable[[Workspace], TrainingContext],
     must_raise: Callable[[Exception], bool] = lambda error: False,
-) -> Iterator[TrialOutcome]:
-    """Run trials in this process that differ in quantisation alone, and yield the outcome of each.
+) -> Iterator[tuple[Trial, TrialOutcome]]:
+    """Run trials in this process that differ in quantisation alone, and yield each with its outcome.
 
     A trial that fails has an outcome like any other; where their common part fails, all have.
 
@@ -131,35 +137,43 @@ def carry_out(
         must_raise: Whether an error is not to become an outcome.
     """
 
-    def failed(trial: Trial, error: Exception) -> TrialOutcome:
+    def failed(trial: Trial, error: Exception) -> tuple[Trial, TrialOutcome]:
         if must_raise(error):
             raise error
         if not isinstance(error, CleanAIError):
             _LOG.error("trial %s failed:\n%s", trial.trial_id, "".join(traceback.format_exception(error)))
-        return failed_outcome(inputs.study, trial, describe_error(error))
+        return trial, failed_outcome(inputs.study, trial, describe_error(error))
 
-    if not trials:
-        return
-    dense: DenseModel = ray.get(inputs.dense)
-    try:
-        draw = inputs.study.draw_of(trials[0])
-        workspace = open_workspace(inputs.study.model_dump_json(), device, draw)
-        if inputs.study.evaluation.latency is not None:
-            require_backends(inputs.study.evaluation.latency, workspace.device)
-        model = dense_model_of(workspace, dense)
-        measures = ray.get(inputs.measures[draw])
-        stages = run_float_stages(workspace, trials[0], model, measures, make_context(workspace))
-    except Exception as error:
-        yield from [failed(trial, error) for trial in trials]
-        return
+    left = []
     for trial in trials:
         try:
             require_quantization([trial.quantization])
-            outcome = finish_trial(workspace, trial, dense, model, stages)
+            left.append(trial)
+        except CleanAIError as error:
+            yield failed(trial, error)
+    if not left:
+        return
+    dense: DenseModel = ray.get(inputs.dense)
+    try:
+        draw = inputs.study.draw_of(left[0])
+        workspace = open_workspace(inputs.study.model_dump_json(), device, draw)
+        if inputs.study.evaluation.latency is not None:
+            require_backends(inputs.study.evaluation.latency, workspace.device)
+        model, measures = dense_model_of(workspace, dense), ray.get(inputs.measures[draw])
+        has_float = any(trial.quantization == "none" for trial in left)
+        context = make_context(workspace)
+        stages = run_float_stages(workspace, left[0], model, measures, context, is_compared=has_float)
+    except Exception as error:
+        yield from [failed(trial, error) for trial in left]
+        return
+    for trial in left:
+        try:
+            found = trial, finish_trial(workspace, trial, dense, model, stages)
             inputs.files.note_unreadable(workspace.unreadable.found)
         except Exception as error:
-            outcome = failed(trial, error)
-        yield outcome
+            found = failed(trial, error)
+        yield found
+        stages = replace(stages, clock=TrialClock())
 
 
 def describe_error(error: BaseException) -> str:

@@ -74,7 +74,7 @@ class RunWriter:
         self._study = study
         self._save_models = study.output.save_models
         self._lock = threading.Lock()
-        self._completed_now: dict[str, dict[str, Any]] = {}
+        self._statuses: dict[str, str] | None = None
         self._unreadable = unreadable_samples(study, self._run)
         self._saved = {row["trial_id"]: row for row in self._rows_with_model()}
 
@@ -108,7 +108,7 @@ class RunWriter:
     def begin_sweep(self, completed: list[str], checkpoints: list[str]) -> None:
         """Delete what belongs to no trial: models that no table will tell of, and checkpoints but for these."""
         with self._lock:
-            self._completed_now.clear()
+            self._statuses = {}
             kept = {PurePosixPath(file).name for name in checkpoints for file in (name, checkpoint_folder(name))}
             for name in self._run.list(CHECKPOINTS):
                 if name not in kept:
@@ -154,13 +154,24 @@ class RunWriter:
             self._run.write_json(record_name(trial_id), record)
             if row["status"] == results.OK:
                 self._run.mark(record_name(trial_id), inputs)
-                self._completed_now[trial_id] = row
+            if self._statuses is not None:
+                self._statuses[trial_id] = row["status"]
             if self._save_models == "best":
                 self._keep_best()
 
-    def completed_now(self, trial_ids: list[str]) -> dict[str, dict[str, Any]]:
-        """Return the rows of those trials that were completed since the sweep began, by trial id."""
-        return {name: self._completed_now[name] for name in trial_ids if name in self._completed_now}
+    def recorded(self, trials: list[tuple[str, str]]) -> dict[str, str]:
+        """Return the status of those trials that were recorded since the sweep began, by trial id.
+
+        A writer whose process was replaced meanwhile finds those again that succeeded.
+
+        Args:
+            trials: Trial ids, and the digests of their inputs.
+        """
+        if self._statuses is not None:
+            return {trial_id: self._statuses[trial_id] for trial_id, _ in trials if trial_id in self._statuses}
+        return {
+            trial_id: results.OK for trial_id, inputs in trials if self._run.is_complete(record_name(trial_id), inputs)
+        }
 
     def forget_checkpoints(self, names: list[str]) -> None:
         """Delete the checkpoints of trainings that are done."""

@@ -21,12 +21,12 @@ from cleanai_ray.repair.images import device_of, run, walk
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
 from cleanai_ray.repair.sequential import compensate_sequential
 from cleanai_ray.repair.trace import trace_consumers
+from cleanai_ray.sections import HELD_BACK
 
 COMPENSATIONS = ("none", "closed_form", "sequential")
 BATCH_NORMS = ("none", "relative", "reset")
 AUTO_BATCH_NORMS = ("none", "relative")
 RIDGES = (1e-3, 1e-2)
-HELD_BACK = 5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,8 @@ def fine_tune(
             are several.
         context: Device, reports, checkpoints and the other processes.
         seed: Seed of everything random in an epoch.
-        teacher: The dense model, for `section.distillation`; its weights and modes are not changed.
+        teacher: The dense model, for `section.distillation` and where validation has no targets; its weights and modes
+            are not changed.
         start_competes: Whether the weights at the start are kept where no epoch is better.
         task: What the model is for: a name of `cleanai_ray.registry.TASKS`, or a task.
         part: Which of several trainings of the model this is; by default the only one.
@@ -104,7 +105,6 @@ def fine_tune(
         return FineTuneResult(history=(), epochs_run=0, best_epoch=0)
     task, part = find_task(task), part or TrainingPart()
     _require_trainable(model, steps_per_epoch, context, task)
-    teacher = teacher if section.distillation else None
     with _surroundings(model, teacher, context):
         run = _Run(model, section, steps_per_epoch, validation_batches, context, seed, teacher, task, part)
         progress = run.train(train_batches, start_competes=start_competes)
@@ -275,7 +275,7 @@ def _fingerprint(
     model: nn.Module, section: FineTuneSection, steps_per_epoch: int, seed: int, part: TrainingPart
 ) -> str:
     shapes = [f"{name}{tuple(value.shape)}{value.dtype}" for name, value in model.state_dict().items()]
-    recipe = section.model_dump_json(exclude={"num_workers", "between_steps"})
+    recipe = section.model_dump_json(exclude={"num_workers", "between_steps", "data"})
     place = [f"{part.name}/{part.epochs_before}"] if part.name else []
     inputs = [recipe, str(steps_per_epoch), str(seed), *place, *shapes]
     return hashlib.sha256("\n".join(inputs).encode()).hexdigest()

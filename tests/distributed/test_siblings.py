@@ -60,16 +60,21 @@ def test_the_writer_knows_what_it_completed_and_which_checkpoints_belong_to_no_t
     assert [run.exists(name) for name in names] == [True, True, False]
     for trial_id, status in (("a", "ok"), ("b", "failed")):
         writer.write({"row": {"trial_id": trial_id, "status": status}}, "key", None, None)
-    assert writer.completed_now(["a", "b", "c"]) == {"a": {"trial_id": "a", "status": "ok"}}
+    asked = [("a", "key"), ("b", "key"), ("c", "key")]
+    assert writer.recorded(asked) == {"a": "ok", "b": "failed"}
+    # In place of one that was killed in mid-sweep: it finds what succeeded for these inputs.
+    assert RunWriter(str(tmp_path), study).recorded(asked) == {"a": "ok"}
+    assert RunWriter(str(tmp_path), study).recorded([("a", "other")]) == {}
     writer.forget_checkpoints(["cache/checkpoints/a-1.pt"])
     assert [run.exists(name) for name in names] == [False, True, False]
     writer.begin_sweep(["a"], [])
-    assert writer.completed_now(["a"]) == {}
+    assert writer.recorded(asked) == {}
     assert [run.exists(name) for name in names] == [False, False, False]
 
 
-def refuse(*arguments: Any, **options: Any) -> None:
-    raise PruningError("no")
+def trial_of(arguments: Any) -> str:
+    """The quantisation that is asked for, in the arguments of either function."""
+    return arguments[0][0] if len(arguments) == 1 else arguments[1].quantization
 
 
 @pytest.mark.ray
@@ -77,6 +82,7 @@ def refuse(*arguments: Any, **options: Any) -> None:
     ("broken", "expected"),
     [
         ("finish_trial", [("none", "ok", None), ("int8", "failed", "no"), ("bf16", "ok", None)]),
+        ("require_quantization", [("int8", "failed", "no"), ("none", "ok", None), ("bf16", "ok", None)]),
         ("run_float_stages", [(kind, "failed", "no") for kind in ("none", "int8", "bf16")]),
     ],
 )
@@ -100,16 +106,18 @@ def test_a_failure_is_that_of_the_trials_it_concerns(ray_session, monkeypatch, b
         writer=None,
     )
     works = getattr(trial_work, broken)
-    monkeypatch.setattr(
-        trial_work,
-        broken,
-        lambda workspace, trial, *rest: (
-            refuse() if broken == "run_float_stages" or trial.quantization == "int8" else works(workspace, trial, *rest)
-        ),
-    )
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        if broken == "run_float_stages" or (trial_of(arguments) == "int8"):
+            raise PruningError("no")
+        return works(*arguments, **options)
+
+    monkeypatch.setattr(trial_work, broken, refuse)
     trials = group_siblings(study, study.trials())[0]
-    outcomes = list(carry_out(inputs, trials, "cpu", lambda workspace: LocalContext()))
-    assert [(row["quantization"], row["status"], row.get("error")) for row in (one.row for one in outcomes)] == expected
+    found = list(carry_out(inputs, trials, "cpu", lambda workspace: LocalContext()))
+    assert [trial.trial_id for trial, _ in found] == [outcome.row["trial_id"] for _, outcome in found]
+    rows = [outcome.row for _, outcome in found]
+    assert [(row["quantization"], row["status"], row.get("error")) for row in rows] == expected
 
 
 @pytest.mark.ray
@@ -124,8 +132,14 @@ def test_a_study_fine_tunes_once_for_all_of_them(ray_session, tmp_path: Path) ->
     # Of two trainings even the pace would be another.
     assert first.drop_columns("trial_id") == second.drop_columns("trial_id")
     rows = {row["quantization"]: row for row in pq.read_table(tmp_path / results.RESULTS_FILE).to_pylist()}
-    for name in ("accuracy_pruned", "accuracy_finetuned", "seconds_finetune"):
+    for name in ("accuracy_pruned", "accuracy_finetuned"):
         assert rows["none"][name] == rows["int8"][name]
+    # Times add up: what both share counts in the first.
+    assert rows["none"]["seconds_finetune"] > 0
+    assert rows["int8"]["seconds_finetune"] is None
+    assert rows["int8"]["seconds_total"] == pytest.approx(
+        rows["int8"]["seconds_quantize"] + rows["int8"]["seconds_evaluate"], rel=0.2
+    )
     assert rows["none"]["accuracy_quantized"] is None
     assert rows["int8"]["accuracy"] == rows["int8"]["accuracy_quantized"]
     assert not list((tmp_path / "cache" / "checkpoints").glob("*"))

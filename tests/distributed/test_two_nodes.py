@@ -36,18 +36,22 @@ def test_a_trial_on_two_nodes_that_loses_one_goes_on_with_the_other(
             "root": str(shortened(fashion_mnist_root, tmp_path / "images")),
             "calibration": {"samples": 128, "shard_size": 64},
         },
-        "sweep": {"methods": ["magnitude"], "budgets": [{"macs": 0.5}]},
+        "sweep": {"methods": ["magnitude"], "budgets": [{"macs": 0.5}], "quantization": ["none", "bf16"]},
         "repair": {"compensation": "none", "batch_norm": "none"},
         "finetune": {"epochs": 3, "num_workers": 2, "save_every_n_epochs": 1, "batch_size": 100, "learning_rate": 0.05},
         "evaluation": {"latency": None},
     }
     said = small.run_on_two_nodes(settings, tmp_path, "cache/checkpoints/magnitude*")
     assert "killed the raylet of the second node" in said
-    (row,) = small.timeless_table(tmp_path / "run")
-    assert (row["status"], row["epochs_run"]) == ("ok", 3)
+    assert "2 of 2 trials succeeded" in said
+    row, cast = small.timeless_table(tmp_path / "run")
+    assert (row["status"], row["epochs_run"]) == (cast["status"], cast["epochs_run"]) == ("ok", 3)
     assert row["accuracy_pruned"] < 0.3
-    assert row["accuracy_finetuned"] > 0.7
+    assert row["accuracy_finetuned"] == cast["accuracy_finetuned"] > 0.7
+    assert cast["accuracy_quantized"] == pytest.approx(row["accuracy"], abs=0.05)
     epochs = small.timeless_table(tmp_path / "run", results.HISTORY_FILE)
-    assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3]
-    assert epochs[-1]["train_accuracy"] > 0.6
+    assert [(epoch["trial_id"], epoch["epoch"]) for epoch in epochs] == [
+        (trial["trial_id"], epoch) for trial in (row, cast) for epoch in (1, 2, 3)
+    ]
+    assert epochs[2]["train_accuracy"] > 0.6
     assert not list((tmp_path / "run" / "cache" / "checkpoints").glob("*"))

@@ -69,6 +69,23 @@ def test_the_library_takes_tensors(digits: Any, make_net: MakeNet, teacher: nn.M
     assert agreement == pytest.approx(max(row["validation_accuracy"] for row in result.history))
 
 
+def test_a_teacher_may_answer_for_validation_alone(digits: Any, make_net: MakeNet, teacher: nn.Module) -> None:
+    """And batches are asked for when they are needed, each epoch anew."""
+    student, asked = make_net(1), []
+
+    class Lazy(list[Any]):
+        def __getitem__(self, position: Any) -> Any:
+            asked.append(position)
+            return super().__getitem__(position)
+
+    labelled = Lazy(digits.train_batches(1))
+    held_out = torch.cat([images for images, _ in digits.validation_batches()])
+    result = cleanai.fine_tune(student, labelled, [held_out], teacher=teacher, epochs=2, learning_rate=0.1)
+    assert sorted(asked[:12]) == sorted(asked[12:]) == list(range(12))
+    agreement = float((answers(student.eval(), held_out) == answers(teacher, held_out)).double().mean())
+    assert agreement == pytest.approx(max(row["validation_accuracy"] for row in result.history))
+
+
 def test_what_is_missing_is_told(digits: Any, make_net: MakeNet, teacher: nn.Module) -> None:
     images = [images for images, _ in digits.train_batches(1)]
     labelled = digits.validation_batches()
