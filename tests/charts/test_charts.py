@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,21 @@ def test_the_epochs_after_which_a_trial_was_pruned_further_have_a_ring(tmp_path:
     plain = CHARTS.get("finetune_curves")(load(tables, tmp_path / "one_go")).to_dict()
     assert "ring" not in plain["title"]["subtitle"][0]
     assert len(plain["concat"][0]["layer"]) == len(chart.to_dict()["concat"][0]["layer"]) - 1
+
+
+def test_without_labels_the_curves_are_said_to_be_of_agreement(tmp_path: Path) -> None:
+    tables = synthetic.make(methods=("wanda",), ratios=(0.3,), modes=("local",), finetune_epochs=2)
+    dense = {**tables.history[0], "trial_id": "dense", "step": None, "is_best": True, "validation_accuracy": 0.75}
+    tables.history.append(dense)
+    study = load(tables, tmp_path)
+    told = []
+    for data in ("training", "calibration"):
+        changed = replace(study, study={**study.study, "finetune": {"data": data}})
+        told.append(" ".join(CHARTS.get("finetune_curves")(changed).to_dict()["title"]["subtitle"]))
+    assert "the dense model on the same validation samples, 75.0 %" in told[0]
+    assert "agrees" not in told[0]
+    assert "how often the model agrees with the dense one on images held back" in told[1]
+    assert "validation samples" not in told[1]
 
 
 def test_a_method_has_one_colour_in_every_chart(study: StudyFrames) -> None:
