@@ -57,10 +57,13 @@ def run_sweep(
     todo = [trial for trial in study.trials() if trial.trial_id not in done]
     if done:
         narrator.complete([record["row"] for record in done.values()], len(done) + len(todo))
+    groups = _siblings(study, todo)
+    together = [siblings for siblings in groups if siblings.trials]
+    # A driver that was killed had no time to.
+    finished = [inputs.checkpoint(siblings.owner) for siblings in groups if not siblings.trials]
+    ray.get(writer.forget_checkpoints.remote(finished))
     if todo:
-        together = _siblings(study, todo)
-        checkpoints = [inputs.checkpoint(siblings.owner) for siblings in together]
-        ray.get(writer.begin_sweep.remote(list(done), checkpoints))
+        ray.get(writer.begin_sweep.remote(list(done)))
         state = SweepState(total=len(todo), workers=concurrent_trials(study, cluster))
         with narrator.sweep(state) as refresh:
             callback = _ProgressCallback(state, refresh)
@@ -72,13 +75,12 @@ def run_sweep(
 
 
 def _siblings(study: Study, todo: Sequence[Trial]) -> list[Siblings]:
-    """Return the trials to run, those together that differ in quantisation alone."""
+    """Return the trials to run, those together that differ in quantisation alone; of some groups there are none."""
     names = {trial.trial_id for trial in todo}
-    groups = [
+    return [
         Siblings(owner=group[0], trials=tuple(trial for trial in group if trial.trial_id in names))
         for group in group_siblings(study, study.trials())
     ]
-    return [siblings for siblings in groups if siblings.trials]
 
 
 def _tuner(

@@ -105,14 +105,10 @@ class RunWriter:
                     + (", ..." if len(self._unreadable) > 3 else "")
                 )
 
-    def begin_sweep(self, completed: list[str], checkpoints: list[str]) -> None:
-        """Delete what belongs to no trial: models that no table will tell of, and checkpoints but for these."""
+    def begin_sweep(self, completed: list[str]) -> None:
+        """Delete models that are not those of complete trials: they are not what the tables will say."""
         with self._lock:
             self._statuses = {}
-            kept = {PurePosixPath(file).name for name in checkpoints for file in (name, checkpoint_folder(name))}
-            for name in self._run.list(CHECKPOINTS):
-                if name not in kept:
-                    self._run.delete(f"{CHECKPOINTS}/{name}")
             self._saved = {name: row for name, row in self._saved.items() if name in completed}
             for trial_id in self._run.list("models"):
                 if trial_id not in self._saved:
@@ -174,11 +170,10 @@ class RunWriter:
         }
 
     def forget_checkpoints(self, names: list[str]) -> None:
-        """Delete the checkpoints of trainings that are done."""
-        for name in names:
-            self._run.delete(name)
-            if self._study.finetune.between_steps:
-                self._run.delete(checkpoint_folder(name))
+        """Delete the checkpoints of trainings that are done, as far as there are any."""
+        done = {PurePosixPath(file).name for name in names for file in (name, checkpoint_folder(name))}
+        for name in done.intersection(self._run.list(CHECKPOINTS)):
+            self._run.delete(f"{CHECKPOINTS}/{name}")
 
     def _keep_best(self) -> None:
         for trial_id in sorted(self._saved, key=lambda name: rank(self._saved[name]))[1:]:

@@ -50,14 +50,14 @@ def test_siblings_are_those_that_are_pruned_alike() -> None:
     assert len(groups(parse_study({**STUDY, "pruning": {"round_to": 8}}))) == 2
 
 
-def test_the_writer_knows_what_it_completed_and_which_checkpoints_belong_to_no_trial(tmp_path: Path) -> None:
+def test_the_writer_knows_what_it_recorded_and_forgets_the_checkpoints_of_what_is_done(tmp_path: Path) -> None:
     study = parse_study({**STUDY, "output": {"save_models": "none"}})
     writer, run = RunWriter(str(tmp_path), study), RunDirectory(tmp_path)
     names = ["cache/checkpoints/a-1.pt", "cache/checkpoints/b-2/step1-x.pt", "cache/checkpoints/c-3.pt"]
     for name in names:
         run.write_bytes(name, b"weights")
-    writer.begin_sweep([], ["cache/checkpoints/a-1.pt", "cache/checkpoints/b-2.pt"])
-    assert [run.exists(name) for name in names] == [True, True, False]
+    writer.begin_sweep([])
+    assert all(run.exists(name) for name in names)
     for trial_id, status in (("a", "ok"), ("b", "failed")):
         writer.write({"row": {"trial_id": trial_id, "status": status}}, "key", None, None)
     asked = [("a", "key"), ("b", "key"), ("c", "key")]
@@ -65,11 +65,10 @@ def test_the_writer_knows_what_it_completed_and_which_checkpoints_belong_to_no_t
     # In place of one that was killed in mid-sweep: it finds what succeeded for these inputs.
     assert RunWriter(str(tmp_path), study).recorded(asked) == {"a": "ok"}
     assert RunWriter(str(tmp_path), study).recorded([("a", "other")]) == {}
-    writer.forget_checkpoints(["cache/checkpoints/a-1.pt"])
-    assert [run.exists(name) for name in names] == [False, True, False]
-    writer.begin_sweep(["a"], [])
+    writer.forget_checkpoints(["cache/checkpoints/a-1.pt", "cache/checkpoints/b-2.pt", "cache/checkpoints/d-4.pt"])
+    assert [run.exists(name) for name in names] == [False, False, True]
+    writer.begin_sweep(["a"])
     assert writer.recorded(asked) == {}
-    assert [run.exists(name) for name in names] == [False, False, False]
 
 
 def trial_of(arguments: Any) -> str:
