@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cleanai_ray.errors import CleanAIError, StudyError
@@ -191,7 +192,7 @@ def list_(kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.
     chosen: Any = getattr(registry, kind.upper())
     table = Table("name", kind.removesuffix("s"), box=None, show_header=False, pad_edge=False)
     for name, summary in chosen.summaries().items():
-        table.add_row(name, summary)
+        table.add_row(name, escape(summary))
     _console().print(table)
     if kind == "models":
         print("Any other torchvision classification model can be named, too.")

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.dense_measures import measures_folder
-from cleanai_ray.errors import DataError
+from cleanai_ray.errors import ArtifactError, DataError
 from cleanai_ray.evaluation.backends import require_installed
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.keys import calibration_key, dense_key, trial_key
 from cleanai_ray.models import build_model
 from cleanai_ray.pruning.graph import ChannelGraph
 from cleanai_ray.quantization import require_quantization
+from cleanai_ray.sections import HELD_BACK
 from cleanai_ray.study import Study
 from cleanai_ray.workspace import Workspace, open_workspace
 
@@ -127,11 +130,30 @@ def _summary(
     calibrated = " or ".join(dict.fromkeys(str(draw.samples) for draw in study.draws()))
     withheld = "withheld from" if roles.calibration_withheld else "shared with"
     dense = "cached" if dense_digest else "to be trained" if study.model.train else "to be loaded and scored"
+    trains = study.finetune.data == "calibration"
+    other = warn_of_another_study(study, run)
     return (
         first,
+        *([other] if other else []),
         f"dense model: {dense}; calibration: {_calibration(study, run, dense_digest)}",
         f"samples: {calibrated} calibration ({withheld} training), {len(roles.training)} training, "
         f"{len(roles.validation)} validation, {len(roles.evaluation)} evaluation",
+        *([f"fine-tuning: on calibration samples, without labels; every {HELD_BACK}th validates"] if trains else []),
+    )
+
+
+def warn_of_another_study(study: Study, run: RunDirectory) -> str:
+    """Return a warning where the run directory holds a study of another name; "" otherwise."""
+    try:
+        held = yaml.safe_load(run.read_text("study.yaml"))
+    except (ArtifactError, yaml.YAMLError):  # there is none, or none that can be read
+        return ""
+    name = held.get("name") if isinstance(held, dict) else None
+    if name in (None, study.name):
+        return ""
+    return (
+        f"warning: run directory {run.location} holds the study '{name}', whose tables, report and saved models make "
+        f"way for those of '{study.name}'; --out takes another one"
     )
 
 

@@ -101,7 +101,7 @@ RESULTS = _schema(
     ("seconds_quantize", _REAL, "Of these, quantisation."),
     ("seconds_evaluate", _REAL, "Of these, evaluation after each stage, latency included."),
     ("epochs_run", _COUNT, "Fine-tuning epochs that ran, between pruning steps and at the end."),
-    ("best_epoch", _COUNT, "The epoch kept of those at the end, from 1; 0: their start (only with model.train)."),
+    ("best_epoch", _COUNT, "The epoch kept of those at the end, from 1; 0: their start, where it competes."),
     ("node", _TEXT, "Host name the trial ran on."),
     ("device", _TEXT, "Device it ran on."),
 )

@@ -54,6 +54,10 @@ def fine_tune(
         section = FineTuneSection.model_validate(options)
     except ValidationError as error:
         raise TrainingError(describe(error, FineTuneSection)) from None
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise TrainingError(f"teacher is a {type(teacher).__name__}; allowed: the dense model, a torch module")
+    _require_batches("batches", batches)
+    _require_batches("validation", validation)
 
     def epoch_batches(epoch: int) -> Batches:
         order = np.random.default_rng([seed, epoch]).permutation(len(batches))
@@ -73,4 +77,17 @@ def fine_tune(
 
 
 def _with_targets(batch: tuple[Tensor, Any] | Tensor) -> tuple[Tensor, Any]:
-    return (batch, None) if isinstance(batch, Tensor) else batch
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor):
+        return batch[0], batch[1]
+    raise TrainingError(
+        f"a batch is a {type(batch).__name__}; allowed: a pair (inputs, targets), or a tensor of inputs"
+    )
+
+
+def _require_batches(name: str, batches: Any) -> None:
+    if isinstance(batches, Tensor) or not hasattr(batches, "__len__"):
+        raise TrainingError(f"{name} is a {type(batches).__name__}; allowed: a sequence of batches, as a list is")
+    if not len(batches):
+        raise TrainingError(f"{name} is empty; needed: at least one batch")

@@ -132,6 +132,32 @@ def test_plan_shows_every_trial_and_starts_nothing(capsys, study_file, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
+def test_plan_warns_of_another_study_in_the_run_directory(capsys, study_file, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    told = []
+    for content in ("name: other\n", f"name: {load_study(study_file).name}\n", "- no study\n", "name: [\n"):
+        (out / "study.yaml").write_text(content)
+        assert main(["plan", study_file, "--out", str(out)]) == 0
+        told.append("holds the study 'other', whose tables, report and saved models" in capsys.readouterr().out)
+    assert told == [True, False, False, False]
+
+
+def test_plan_says_what_is_learned_from_without_labels(capsys, study_file):
+    labelled, unlabelled = [], ["--set", "finetune={epochs: 1, data: calibration, distillation: {weight: 1}}"]
+    told = []
+    for arguments in (labelled, unlabelled):
+        assert main(["plan", study_file, *arguments]) == 0
+        told.append("fine-tuning: on calibration samples, without labels" in capsys.readouterr().out)
+    assert told == [False, True]
+
+
+def test_the_extra_that_a_format_needs_is_listed(capsys):
+    pytest.importorskip("onnx")
+    assert main(["list", "formats"]) == 0
+    assert "(extra: cleanai-ray[onnx])" in capsys.readouterr().out
+
+
 def test_plan_does_not_load_ray(study_file):
     code = (
         f"import sys; from cleanai_ray.cli import main; main(['plan', {study_file!r}]); sys.exit('ray' in sys.modules)"

@@ -21,6 +21,7 @@ from cleanai_ray.distributed.writer import rank, run_files, unreadable_samples
 from cleanai_ray.environment import describe_environment, describe_samples
 from cleanai_ray.keys import calibration_key
 from cleanai_ray.locking import locked
+from cleanai_ray.planning import warn_of_another_study
 from cleanai_ray.report import make_report
 from cleanai_ray.study import Study, digest
 from cleanai_ray.tables import write_tables
@@ -93,6 +94,8 @@ def _run_alone(
     study: Study, workspace: Workspace, run: RunDirectory, address: str | None, command: str, narrator: Narrator
 ) -> int:
     started, clock = datetime.datetime.now(datetime.timezone.utc), time.monotonic()
+    if warning := warn_of_another_study(study, run):
+        narrator.say(warning)
     run.write_text("study.yaml", study.to_yaml())
     with (
         connected(address) as cluster,

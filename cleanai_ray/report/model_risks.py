@@ -50,7 +50,7 @@ def _overfitting(study: StudyFrames) -> Iterator[Risk]:
     own = [row for row in found if row["trial_id"] == best_id]
     for row in own:
         sentence = (
-            f"Fine-tuning of the best trial over-fitted: validation accuracy fell from {percent(row['kept'])} at epoch "
+            f"Fine-tuning of the best trial over-fitted: {_measured(study)} fell from {percent(row['kept'])} at epoch "
             f"{row['best_epoch']} to {percent(row['last'])} at epoch {row['last_epoch']}; the best epoch was kept."
         )
         yield Risk("medium", "over-fitting", sentence, is_about_best=True)
@@ -64,6 +64,29 @@ def _overfitting(study: StudyFrames) -> Iterator[Risk]:
         yield Risk("info", "over-fitting", sentence, shorten_list(lines))
 
 
+def _useless_training(study: StudyFrames) -> Iterator[Risk]:
+    """Name the trials whose fine-tuning was for nothing: the model is as it was before."""
+    if "best_epoch" not in study.ok.columns:
+        return
+    tuned = study.ok.filter(pl.col("best_epoch").is_not_null())
+    useless = tuned.filter(pl.col("best_epoch") == 0)
+    if useless.is_empty():
+        return
+    sentence = (
+        f"No epoch of fine-tuning was better than its start, by {_measured(study)}, in {len(useless)} of "
+        f"{plural(len(tuned), 'trial')}: the model before it was kept."
+    )
+    trials = shorten_list(useless["trial_id"].to_list())
+    yield Risk("medium" if len(useless) == len(tuned) else "info", "fine-tuning in vain", sentence, trials)
+
+
+def _measured(study: StudyFrames) -> str:
+    """Return what fine-tuning goes by."""
+    section = study.study.get("finetune") or {}
+    without_labels = section.get("data") == "calibration"
+    return "agreement with the dense model" if without_labels else "validation accuracy"
+
+
 def _overfitted(study: StudyFrames) -> Iterator[dict[str, Any]]:
     """Yield trials whose last epoch is worse than an earlier one: the best, of equals the first, and the last."""
     accuracy, epoch, step = pl.col("validation_accuracy"), pl.col("epoch"), pl.col("step").fill_null(0)
@@ -71,6 +94,8 @@ def _overfitted(study: StudyFrames) -> Iterator[dict[str, Any]]:
     epochs = epochs.join(study.ok.select("trial_id"), on="trial_id", how="semi").sort("trial_id", "epoch")
     # Epochs before the last pruning step trained a larger network.
     epochs = epochs.filter(step == step.max().over("trial_id"))
+    # Where no epoch was better than the start, none was kept, and nothing was lost by the last one.
+    epochs = epochs.filter(pl.col("is_best").fill_null(False).any().over("trial_id"))
     ends = epochs.group_by("trial_id", maintain_order=True).agg(
         epoch.get(accuracy.arg_max()).alias("best_epoch"),
         accuracy.max().alias("kept"),
@@ -81,5 +106,5 @@ def _overfitted(study: StudyFrames) -> Iterator[dict[str, Any]]:
     yield from ends.filter(fell).iter_rows(named=True)
 
 
-CHECKS = (_collapsed_layers, _trial_warnings, _overfitting)
+CHECKS = (_collapsed_layers, _trial_warnings, _overfitting, _useless_training)
 """Every check of this file."""

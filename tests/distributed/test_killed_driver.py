@@ -1,4 +1,5 @@
-"""The driver is killed in every phase of a study; the same command goes on, and the tables are those of a quiet run."""
+"""The driver is killed in every phase of a study, or interrupted; the same command goes on, and the tables are those of
+a quiet run."""
 
 from __future__ import annotations
 
@@ -44,6 +45,8 @@ class Study:
 
     def start(self) -> subprocess.Popen[str]:
         words = [sys.executable, "-m", "cleanai_ray", "run", str(self._file), "--out", str(self.run)]
+        # Where the tests run in the background, SIGINT is ignored, here and in every process that is started.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def finish(self) -> str:
@@ -52,15 +55,17 @@ class Study:
         assert process.returncode == 0, said
         return said
 
-    def kill_when(self, is_there: Callable[[], bool]) -> None:
+    def kill_when(self, is_there: Callable[[], bool], number: int = signal.SIGKILL) -> tuple[int, str]:
+        """Send a signal as soon as something is there; return the exit code and what was said."""
         process = self.start()
         while not is_there():
             if process.poll() is not None:
                 assert process.stdout is not None
                 pytest.fail(f"the study ended first: {process.stdout.read()}")
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(number)
+        said, _ = process.communicate()
+        return process.returncode, said
 
     def names(self, pattern: str) -> set[str]:
         return {str(path.relative_to(self.run)) for path in self.run.glob(pattern)}
@@ -100,6 +105,12 @@ def test_a_study_whose_driver_is_killed_in_every_phase_ends_like_a_quiet_one(ray
     (checkpoint,) = disturbed.unfinished()
     trained = torch.load(disturbed.run / checkpoint, weights_only=True)["progress"]["history"]
     assert 1 <= len(trained) <= 3, "in the middle of the fine-tuning"
+
+    (disturbed.run / "status.json").unlink()  # it tells of the driver that was killed
+    code, said = disturbed.kill_when(lambda: disturbed.stage() == "trials", signal.SIGINT)
+    assert code == 130
+    assert said.endswith("cleanai: interrupted; run the same command again to go on\n")
+    assert json.loads((disturbed.run / "status.json").read_text())["error"].startswith("interrupted")
 
     disturbed.kill_when(lambda: disturbed.stage() == "report")
     disturbed.finish()

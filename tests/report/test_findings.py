@@ -306,3 +306,25 @@ def test_best_of_every_cell_and_the_smallest_model_within_a_point(findings_of: C
     near = [row["macs"] for row in tables.results if 100 * (row["accuracy_dense"] - row["accuracy"]) <= 1]
     assert findings.smallest_within_a_point is not None
     assert findings.smallest_within_a_point["macs"] == min(near)
+
+
+def test_fine_tuning_that_was_for_nothing_is_named_and_not_called_over_fitting(
+    findings_of: Callable[[Tables], Findings],
+) -> None:
+    tables = small(finetune_epochs=4)
+    for row in tables.history:
+        row["is_best"] = False
+        row["validation_accuracy"] = 0.9 - 0.1 * row["epoch"]
+    for row in tables.results:
+        row["best_epoch"] = 0
+    found = findings_of(tables)
+    assert "over-fitting" not in kinds(found)
+    (risk,) = (risk for risk in found.risks if risk.kind == "fine-tuning in vain")
+    number = len(tables.results)
+    assert risk.sentence == (
+        f"No epoch of fine-tuning was better than its start, by validation accuracy, in {number} of {number} trials: "
+        "the model before it was kept."
+    )
+    tables.results[0]["best_epoch"] = 2
+    (risk,) = (risk for risk in findings_of(tables).risks if risk.kind == "fine-tuning in vain")
+    assert (risk.severity, f"in {number - 1} of {number} trials" in risk.sentence) == ("info", True)

@@ -97,6 +97,27 @@ def test_what_is_missing_is_told(digits: Any, make_net: MakeNet, teacher: nn.Mod
         cleanai.fine_tune(make_net(), images, labelled, teacher=teacher, epochs=1, distillation={"weight": 0.5})
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"batches": []}, "batches is empty; needed: at least one batch"),
+        ({"validation": []}, "validation is empty; needed: at least one batch"),
+        ({"batches": torch.zeros(4, 1, 8, 8)}, "batches is a Tensor; allowed: a sequence of batches, as a list is"),
+        ({"batches": iter([])}, "batches is a list_iterator; allowed: a sequence of batches, as a list is"),
+        ({"batches": [[1]]}, "a batch is a list; allowed: a pair (inputs, targets), or a tensor of inputs"),
+        ({"validation": [None]}, "a batch is a NoneType; allowed: a pair (inputs, targets), or a tensor of inputs"),
+        ({"teacher": "dense"}, "teacher is a str; allowed: the dense model, a torch module"),
+    ],
+)
+def test_wrong_arguments_are_told_in_a_sentence(
+    digits: Any, make_net: MakeNet, changed: dict[str, Any], message: str
+) -> None:
+    plain = {"batches": list(digits.train_batches(1)), "validation": digits.validation_batches()}
+    with pytest.raises(TrainingError) as caught:
+        cleanai.fine_tune(make_net(), **{**plain, **changed}, epochs=1)
+    assert str(caught.value) == message
+
+
 class Noting(Workspace):
     """A workspace that notes which images of which role are asked for, and whose labels are all the same."""
 
