@@ -48,7 +48,7 @@ def finetune_curves(study: StudyFrames) -> ChartType | None:
     lines = [f"{legend}."]
     if max(epochs.group_by("label").agg(pl.n_unique("trial_id"))["trial_id"]) > style.MAX_DRAWN_IN_PANEL:
         lines.append(f"Of each method {style.MAX_DRAWN_IN_PANEL} trials are drawn, chosen at random.")
-    if _is_agreement(study):
+    if study.learns_without_labels:
         lines.append("Without labels: how often the model agrees with the dense one on images held back.")
     if dense is not None:
         lines.append(f"Dotted line: the dense model on the same validation samples, {percent(dense)}.")
@@ -57,14 +57,8 @@ def finetune_curves(study: StudyFrames) -> ChartType | None:
     )
 
 
-def _is_agreement(study: StudyFrames) -> bool:
-    """Whether accuracy in fine-tuning is the agreement with the dense model, on calibration images."""
-    section = study.study.get("finetune") or {}
-    return section.get("data") == "calibration"
-
-
 def _dense_accuracy(study: StudyFrames) -> float | None:
-    if _is_agreement(study):
+    if study.learns_without_labels:
         return None
     dense = study.history.filter(pl.col("trial_id") == DENSE)
     kept = dense.filter(pl.col("is_best").fill_null(False))["validation_accuracy"].drop_nulls()

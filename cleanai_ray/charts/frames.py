@@ -86,6 +86,11 @@ class StudyFrames:
         """The study's name."""
         return str(self.study.get("name") or "study")
 
+    @property
+    def learns_without_labels(self) -> bool:
+        """Whether accuracy in fine-tuning is the agreement with the dense model, on calibration images."""
+        return (self.study.get("finetune") or {}).get("data") == "calibration"
+
     @cached_property
     def trials(self) -> pl.DataFrame:
         """Every trial with a label and, in `amount`, what was asked for in words (sorted by `amount_order`).

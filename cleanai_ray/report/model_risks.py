@@ -82,9 +82,7 @@ def _useless_training(study: StudyFrames) -> Iterator[Risk]:
 
 def _measured(study: StudyFrames) -> str:
     """Return what fine-tuning goes by."""
-    section = study.study.get("finetune") or {}
-    without_labels = section.get("data") == "calibration"
-    return "agreement with the dense model" if without_labels else "validation accuracy"
+    return "agreement with the dense model" if study.learns_without_labels else "validation accuracy"
 
 
 def _overfitted(study: StudyFrames) -> Iterator[dict[str, Any]]:
