@@ -70,25 +70,14 @@ class FineTuneSection(Section):
             )
         return self
 
-    def check_images(self, num_calibration: int, is_scored: bool) -> None:
-        """Check that there are images to learn from that may be learned from.
-
-        Args:
-            num_calibration: Calibration images.
-            is_scored: Whether they are of the split that evaluation scores.
+    def check_images(self, num_calibration: int) -> None:
+        """Check that there are images enough.
 
         Raises:
-            ValueError: When calibration images are to be learned from, and are scored or too few.
+            ValueError: When calibration images are to be learned from, and are too few.
         """
-        if self.data != "calibration":
-            return
-        if is_scored:
-            raise ValueError(
-                "finetune.data is 'calibration', and data.calibration.split is the one that evaluation scores; "
-                "allowed: finetune.data 'training', or another split"
-            )
         least = HELD_BACK * self.num_workers
-        if num_calibration < least:
+        if self.data == "calibration" and num_calibration < least:
             raise ValueError(
                 f"finetune.data is 'calibration' with {num_calibration} samples, and finetune.num_workers "
                 f"{self.num_workers}; allowed: at least {least} samples, of which every {HELD_BACK}th validates, one a "

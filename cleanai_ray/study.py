@@ -152,8 +152,7 @@ class Study(Section):
         if timed is not None and self.evaluation.latency is None:
             raise ValueError(f"evaluation.latency is null; needed: how to time, for sweep.budgets' {timed}")
         self.finetune.check_steps(self.sweep)
-        fewest = min(draw.samples for draw in self.draws())
-        self.finetune.check_images(fewest, calibration.split == self.evaluation.split)
+        self.finetune.check_images(min(draw.samples for draw in self.draws()))
         return self
 
     @model_validator(mode="after")

@@ -152,6 +152,17 @@ def test_plan_says_what_is_learned_from_without_labels(capsys, study_file):
     assert told == [False, True]
 
 
+@pytest.mark.parametrize("split", ["test", "val", "validation"])
+def test_scored_images_are_not_learned_from_whatever_their_split_is_called(capsys, study_file, split):
+    changes = [
+        "finetune={epochs: 1, data: calibration, distillation: {weight: 1}}",
+        f"data.calibration={{samples: 64, split: {split}, allow_overlap: true}}",
+        "evaluation.split=val",
+    ]
+    line = refused(capsys, "plan", study_file, *(word for text in changes for word in ("--set", text)))
+    assert f"data.calibration.split '{split}' is the split that evaluation scores" in line
+
+
 def test_the_extra_that_a_format_needs_is_listed(capsys):
     pytest.importorskip("onnx")
     assert main(["list", "formats"]) == 0

@@ -185,14 +185,6 @@ def message_of(path: Path, *overrides: str) -> str:
             "of which every 5th validates, one a worker at the least",
         ),
         (
-            [
-                "finetune={data: calibration, distillation: {weight: 1}}",
-                "data.calibration={split: test, allow_overlap: true}",
-            ],
-            "finetune.data is 'calibration', and data.calibration.split is the one that evaluation scores; allowed: "
-            "finetune.data 'training', or another split",
-        ),
-        (
             ["sweep.coverage_metrics=[]"],
             "sweep.coverage_metrics is []; allowed: at least one entry, which coverage needs",
         ),
