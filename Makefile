@@ -31,11 +31,14 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pylint cleanai_ray jobs
 	$(BIN)/mypy
+	@! git grep -nIE '(^|[^A-Za-z0-9_.])/(work|root|farm|Users)/' -- . ':!Makefile' || { echo "make lint: a path of one machine" >&2; exit 1; }
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

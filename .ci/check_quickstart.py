@@ -16,37 +16,37 @@ import yaml
 from pypdf import PdfReader
 from safetensors import safe_open
 
-from cleanai_ray import results
-from cleanai_ray.study import load_study
+from cleanai_ray.config.study import load_study
+from cleanai_ray.storage import schemas
 
 
 def check_tables(run: Path) -> list[dict[str, object]]:
     """Check columns and rows of the Parquet files against the study, and return the rows of results.parquet."""
     study = load_study(run / "study.yaml")
     metrics = [*study.sweep.coverage_metrics]
-    schemas: dict[str, pa.Schema] = {
-        results.RESULTS_FILE: results.RESULTS,
-        results.LAYERS_FILE: results.LAYERS,
-        results.COVERAGE_FILE: results.coverage_schema(metrics),
-        results.HISTORY_FILE: results.HISTORY,
+    expected_schemas: dict[str, pa.Schema] = {
+        schemas.RESULTS_FILE: schemas.RESULTS,
+        schemas.LAYERS_FILE: schemas.LAYERS,
+        schemas.COVERAGE_FILE: schemas.coverage_schema(metrics),
+        schemas.HISTORY_FILE: schemas.HISTORY,
     }
     tables = {}
-    for name, schema in schemas.items():
+    for name, schema in expected_schemas.items():
         tables[name] = pq.read_table(run / name)
         missing = [column for column in schema.names if column not in tables[name].schema.names]
         assert not missing, f"{name} lacks {', '.join(missing)}"
-    rows = tables[results.RESULTS_FILE].to_pylist()
+    rows = tables[schemas.RESULTS_FILE].to_pylist()
     expected = {trial.trial_id for trial in study.trials()}
     assert {row["trial_id"] for row in rows} == expected, "results.parquet does not hold one row a trial"
     assert len(rows) == len(expected)
     for row in rows:
-        assert row["status"] == results.OK, f"trial {row['trial_id']} failed: {row['error']}"
+        assert row["status"] == schemas.OK, f"trial {row['trial_id']} failed: {row['error']}"
         assert 0.0 <= row["accuracy"] <= 1.0, row
         assert 0 < row["params"] < row["params_dense"], row
         assert 0 < row["macs"] < row["macs_dense"], row
         assert row["accuracy_dense"] > 0.8, f"the dense model learned little: {row['accuracy_dense']}"
-    assert {row["trial_id"] for row in tables[results.LAYERS_FILE].to_pylist()} == expected
-    assert tables[results.COVERAGE_FILE].num_rows > 0
+    assert {row["trial_id"] for row in tables[schemas.LAYERS_FILE].to_pylist()} == expected
+    assert tables[schemas.COVERAGE_FILE].num_rows > 0
     return rows
 
 

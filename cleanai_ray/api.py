@@ -9,26 +9,26 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from cleanai_ray.config.evaluation import LatencySection
+from cleanai_ray.config.messages import describe
+from cleanai_ray.config.sections import CalibrationSection, PruningSection, Section
+from cleanai_ray.config.study import Trial
 from cleanai_ray.coverage.base import needs_sections
 from cleanai_ray.errors import PruningError
 from cleanai_ray.evaluation.latency import compare_latency
-from cleanai_ray.evaluation_section import LatencySection
 from cleanai_ray.importance.base import ImportanceMethod, create_method
-from cleanai_ray.pruning.curves import SensitivityCurves
+from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.pruner import Pruner, Remeasure
+from cleanai_ray.pruning.saved_model import apply_plan, load, save
 from cleanai_ray.repair import repair as repair_model
-from cleanai_ray.saving import apply_plan, load, save
-from cleanai_ray.sections import CalibrationSection, PruningSection, Section
 from cleanai_ray.sensitivity import measure_sensitivity
 from cleanai_ray.statistics import ActivationStatistics
 from cleanai_ray.statistics import calibrate as collect_statistics
 from cleanai_ray.statistics.calibration import Batch, Loss
-from cleanai_ray.study import Trial
-from cleanai_ray.study_messages import describe
 from cleanai_ray.tasks.base import Task, find_task
-from cleanai_ray.tuning import evaluate, fine_tune
+from cleanai_ray.training.library import evaluate, fine_tune
 
 S = TypeVar("S", bound=Section)
 CompareModels = Callable[[nn.Module, nn.Module], float]

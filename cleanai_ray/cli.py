@@ -20,7 +20,7 @@ from rich.table import Table
 from cleanai_ray.errors import CleanAIError, StudyError
 
 if TYPE_CHECKING:
-    from cleanai_ray.study import Study
+    from cleanai_ray.config.study import Study
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -41,10 +41,10 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything anew.")] = False,
 ) -> int:
     """Run a whole study; resumes by itself where the run directory already holds part of it."""
-    from cleanai_ray.artifacts import RunDirectory
-    from cleanai_ray.distributed.progress import Narrator
-    from cleanai_ray.distributed.runner import run_study
-    from cleanai_ray.planning import check_study
+    from cleanai_ray.executors.ray.progress import Narrator
+    from cleanai_ray.executors.ray.runner import run_study
+    from cleanai_ray.stages.planning import check_study
+    from cleanai_ray.storage.run_directory import RunDirectory
 
     loaded = _load(study, set_ or [], out)
     workspace = check_study(loaded)
@@ -61,8 +61,8 @@ def run(
 @app.command()
 def plan(study: StudyArgument, out: OutOption = None, set_: OverrideOption = None) -> int:
     """Show every trial of a study, its resources and what is cached; starts no Ray and computes nothing."""
-    from cleanai_ray.artifacts import RunDirectory
-    from cleanai_ray.planning import check_study, describe_plan, missing_inputs
+    from cleanai_ray.stages.planning import check_study, describe_plan, missing_inputs
+    from cleanai_ray.storage.run_directory import RunDirectory
 
     loaded = _load(study, set_ or [], out)
     workspace = None if missing_inputs(loaded) else check_study(loaded)
@@ -76,10 +76,10 @@ def sensitivity(
     study: StudyArgument, out: OutOption = None, address: AddressOption = None, set_: OverrideOption = None
 ) -> int:
     """Measure, group by group, what narrowing costs, and share the study's ratios and budgets out over the layers."""
-    from cleanai_ray.artifacts import RunDirectory
-    from cleanai_ray.distributed.progress import Narrator
-    from cleanai_ray.distributed.sensitivity import analyse, describe
-    from cleanai_ray.planning import check_study
+    from cleanai_ray.executors.ray.progress import Narrator
+    from cleanai_ray.executors.ray.sensitivity import analyse, describe
+    from cleanai_ray.stages.planning import check_study
+    from cleanai_ray.storage.run_directory import RunDirectory
 
     loaded = _load(study, set_ or [], out)
     directory = RunDirectory(loaded.output.dir)
@@ -96,8 +96,8 @@ def status(
     follow: Annotated[bool, typer.Option("--follow", help="Refresh until the study has ended.")] = False,
 ) -> int:
     """Show how far a study is, from its run directory alone; 1 where it failed or stopped."""
-    from cleanai_ray.artifacts import RunDirectory
-    from cleanai_ray.status import show_status
+    from cleanai_ray.storage.run_directory import RunDirectory
+    from cleanai_ray.storage.status import show_status
 
     return show_status(RunDirectory(directory), _console(), follow=follow)
 
@@ -105,8 +105,8 @@ def status(
 @app.command()
 def report(directory: Annotated[str, typer.Argument(metavar="DIR", help="Run directory.")]) -> int:
     """Make charts, PDF and HTML again, from the Parquet files alone."""
-    from cleanai_ray.artifacts import RunDirectory
     from cleanai_ray.report import make_report
+    from cleanai_ray.storage.run_directory import RunDirectory
 
     for name in make_report(RunDirectory(directory)):
         print(f"{directory.rstrip('/')}/{name}")
@@ -119,8 +119,8 @@ def compare(
     out: Annotated[str | None, typer.Option(help="Folder or URL for the findings as Parquet, PDF and HTML.")] = None,
 ) -> int:
     """Put several studies side by side: what differs, and what they say together. Writes nothing without --out."""
-    from cleanai_ray.artifacts import RunDirectory
-    from cleanai_ray.report import side_by_side
+    from cleanai_ray.report.sections import side_by_side
+    from cleanai_ray.storage.run_directory import RunDirectory
 
     found = side_by_side.compare_studies([RunDirectory(directory) for directory in directories])
     _print_table(("", *found.studies), found.facts, [""])
@@ -140,8 +140,8 @@ def export(
     out: Annotated[str | None, typer.Option(help="File to write; default: DIR/exports/TRIAL.SUFFIX.")] = None,
 ) -> int:
     """Write a pruned model for deployment."""
-    from cleanai_ray.artifacts import RunDirectory
-    from cleanai_ray.deployment import export_trial
+    from cleanai_ray.stages.export_run import export_trial
+    from cleanai_ray.storage.run_directory import RunDirectory
 
     print(export_trial(RunDirectory(directory), trial, format_, Path(out) if out else None))
     return 0
@@ -153,8 +153,8 @@ def explain(
     trial: Annotated[str, typer.Option(help="Trial id, or `best`.")] = "best",
 ) -> int:
     """Show what a trial removed from each layer, and why."""
-    from cleanai_ray.artifacts import RunDirectory
-    from cleanai_ray.deployment import explain_trial
+    from cleanai_ray.stages.export_run import explain_trial
+    from cleanai_ray.storage.run_directory import RunDirectory
 
     print(explain_trial(RunDirectory(directory), trial))
     return 0
@@ -173,8 +173,8 @@ def submit(
 ) -> int:
     """Run a study as a job of a cluster (`ray job submit`), stream its log and return its exit code."""
     loaded = _load(study, set_ or [], out)  # before Ray, which takes seconds to load
-    from cleanai_ray.distributed.entry_point import EntryPoint
-    from cleanai_ray.distributed.jobs import submit_study
+    from cleanai_ray.executors.ray.entry_point import EntryPoint
+    from cleanai_ray.executors.ray.jobs import submit_study
 
     entry_point = EntryPoint(cpus=cpus, gpus=gpus, memory=memory)
     return submit_study(
@@ -209,7 +209,7 @@ def _resumable() -> Iterator[None]:
 
 
 def _load(path: str, overrides: list[str], out: str | None) -> Study:
-    from cleanai_ray.study import load_study
+    from cleanai_ray.config.study import load_study
 
     return load_study(path, [*overrides, f"output.dir={out}"] if out else overrides)
 

@@ -20,16 +20,16 @@ from bench_options import accuracy_parser, study_sections
 from torch import nn
 
 import cleanai_ray as cleanai
-from cleanai_ray.calibration_shards import calibrate_locally
+from cleanai_ray.config.study import parse_study
 from cleanai_ray.evaluation.accuracy import evaluate
-from cleanai_ray.evaluation.complexity import measure_complexity
-from cleanai_ray.evaluation.weights import safetensors_bytes
 from cleanai_ray.importance.base import create_method
+from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.models import build_model
-from cleanai_ray.pruning.curves import SensitivityCurves
+from cleanai_ray.nn.complexity import measure_complexity
+from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.repair import repair
-from cleanai_ray.study import parse_study
-from cleanai_ray.workspace import Workspace, open_workspace
+from cleanai_ray.stages.calibration import calibrate_locally
+from cleanai_ray.stages.workspace import Workspace, open_workspace
 
 # Columns of the table: compensation and batch-norm recalibration.
 REPAIRS = {

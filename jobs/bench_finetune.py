@@ -22,16 +22,16 @@ import torch
 from bench_options import accuracy_parser, study_sections
 
 import cleanai_ray as cleanai
-from cleanai_ray.calibration_shards import calibrate_locally
+from cleanai_ray.config.study import Study, Trial, parse_study
 from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model
-from cleanai_ray.recovery import fine_tune_trial
 from cleanai_ray.registry import METHODS
 from cleanai_ray.repair import repair
-from cleanai_ray.study import Study, Trial, parse_study
+from cleanai_ray.stages.calibration import calibrate_locally
+from cleanai_ray.stages.recover import fine_tune_trial
+from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.training.context import LocalContext
-from cleanai_ray.workspace import Workspace, open_workspace
 
 RECIPE = (
     "data.validation_fraction=0.02",

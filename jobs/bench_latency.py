@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 import cleanai_ray as cleanai
-from cleanai_ray.evaluation.complexity import measure_complexity
+from cleanai_ray.config.evaluation import LatencySection
+from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.evaluation.latency import measure_latency
 from cleanai_ray.evaluation.machine import device_name
-from cleanai_ray.evaluation_section import LatencySection
 from cleanai_ray.models import build_model, example_input, ignored_layers
-from cleanai_ray.sections import ModelSection
+from cleanai_ray.nn.complexity import measure_complexity
 
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:

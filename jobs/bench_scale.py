@@ -29,14 +29,14 @@ from invented_tables import write_run
 from process_costs import command_cost
 from rich.console import Console
 
-from cleanai_ray.artifacts import RunDirectory
-from cleanai_ray.distributed.cluster import connected
-from cleanai_ray.distributed.files import RunFiles
-from cleanai_ray.distributed.progress import Narrator
-from cleanai_ray.distributed.shard_pool import ShardPool, ShardWork
-from cleanai_ray.distributed.writer import run_files
-from cleanai_ray.merging import add_up
-from cleanai_ray.study import Study, parse_study
+from cleanai_ray.config.study import Study, parse_study
+from cleanai_ray.executors.ray.cluster import connected
+from cleanai_ray.executors.ray.files import RunFiles
+from cleanai_ray.executors.ray.progress import Narrator
+from cleanai_ray.executors.ray.shard_pool import ShardPool, ShardWork
+from cleanai_ray.executors.ray.writer import run_files
+from cleanai_ray.statistics.merging import add_up
+from cleanai_ray.storage.run_directory import RunDirectory
 
 MIB = 2**20
 SPARE_BYTES = 3 * 2**30
@@ -196,9 +196,9 @@ def merge(wanted: int, num_shards: int) -> Iterator[list[str]]:
 
 def work_alone(study: Study) -> float:
     """Return the CPU seconds that the trials of a study take in this process, without Ray."""
-    from cleanai_ray.dense_measures import DenseMeasures
-    from cleanai_ray.stages import prepare_dense, run_trial
-    from cleanai_ray.workspace import open_workspace
+    from cleanai_ray.stages.measures import DenseMeasures
+    from cleanai_ray.stages.trial import prepare_dense, run_trial
+    from cleanai_ray.stages.workspace import open_workspace
 
     workspace = open_workspace(study.model_dump_json(), "cpu")
     dense = prepare_dense(workspace)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cleanai_ray import results
-from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.storage import schemas
+from cleanai_ray.storage.run_directory import RunDirectory
 
 METRICS = ("normalized_mean", "frequency", "mean_absolute", "combined")
 LABELS = (*(("coverage", metric) for metric in METRICS), ("wanda", None), ("magnitude", None), ("taylor", None))
@@ -62,12 +62,12 @@ def write_run(run: RunDirectory, number: int) -> dict[str, int]:
     ids = np.array([trial["trial_id"] for trial in trials])
     ratios = np.array([trial["ratio"] for trial in trials])
     tables = {
-        results.RESULTS_FILE: fill(_results(trials, ratios, random), results.RESULTS, number),
-        results.LAYERS_FILE: fill(_layers(ids, ratios), results.LAYERS, number * len(WIDTHS)),
-        results.HISTORY_FILE: fill(_history(ids, random), results.HISTORY, number * EPOCHS),
-        results.LATENCY_FILE: fill(_latency(ids, random), results.LATENCY, number * 4),
-        results.CLASSES_FILE: fill(_classes(ids, random), results.CLASSES, number * CLASSES),
-        results.COVERAGE_FILE: fill(_coverage(random), results.coverage_schema(METRICS), sum(WIDTHS)),
+        schemas.RESULTS_FILE: fill(_results(trials, ratios, random), schemas.RESULTS, number),
+        schemas.LAYERS_FILE: fill(_layers(ids, ratios), schemas.LAYERS, number * len(WIDTHS)),
+        schemas.HISTORY_FILE: fill(_history(ids, random), schemas.HISTORY, number * EPOCHS),
+        schemas.LATENCY_FILE: fill(_latency(ids, random), schemas.LATENCY, number * 4),
+        schemas.CLASSES_FILE: fill(_classes(ids, random), schemas.CLASSES, number * CLASSES),
+        schemas.COVERAGE_FILE: fill(_coverage(random), schemas.coverage_schema(METRICS), sum(WIDTHS)),
     }
     for name, table in tables.items():
         run.write_table(name, table)
@@ -84,7 +84,7 @@ def _results(trials: list[dict[str, Any]], ratios: np.ndarray, random: np.random
     kept = (1 - ratios) ** 2
     return {
         **{name: [trial[name] for trial in trials] for name in trials[0]},
-        "status": [results.OK] * number,
+        "status": [schemas.OK] * number,
         "error": [None] * number,
         "requested_budget": [None] * number,
         "warnings": [["a layer is narrow"] if index % 7 == 0 else [] for index in range(number)],

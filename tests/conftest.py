@@ -17,7 +17,7 @@ from object_store import CREDENTIALS, ObjectStore, serving
 TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-REFERENCE_WEIGHTS = REPOSITORY.parent / "shared" / "reference" / "resnet20_fashion_mnist.safetensors"
+REFERENCE_WEIGHTS = TESTS / "fixtures" / "resnet20_fashion_mnist.safetensors"
 
 # Ray reads these when it is imported and started, here and in every process that it starts. Its workers are as nice as
 # the tests, since those of other processes would else leave them next to nothing of the cores.
@@ -54,8 +54,6 @@ def fashion_mnist_root() -> Path:
 @pytest.fixture(scope="session")
 def reference_weights() -> Path:
     """Weights of a ResNet-20 that scores 93.06 % on the 10,000 Fashion-MNIST test images."""
-    if not REFERENCE_WEIGHTS.exists():
-        pytest.skip("the reference weights are not beside this checkout, in ../shared/reference")
     return REFERENCE_WEIGHTS
 
 

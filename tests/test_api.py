@@ -15,12 +15,12 @@ from small_nets import NETS, batches, build, example, tiny_vit
 from torch import nn
 
 import cleanai_ray as cleanai
-from cleanai_ray import results
+from cleanai_ray.config.study import Trial
 from cleanai_ray.errors import ArtifactError, CleanAIError, PruningError, RegistryError, StudyError
-from cleanai_ray.evaluation.complexity import measure_complexity
 from cleanai_ray.importance.base import create_method
+from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.registry import METHODS, MODELS
-from cleanai_ray.study import Trial
+from cleanai_ray.storage import schemas
 
 
 def pruned(model: nn.Module | None = None, **options: Any) -> cleanai.PruneResult:
@@ -171,7 +171,7 @@ def test_a_tuple_of_one_example_is_the_example() -> None:
 def test_the_layers_of_a_result_are_rows_of_the_layers_table() -> None:
     model = build("grouped")
     result = pruned(model, mode="global")
-    table = results.to_table(({"trial_id": "t", **layer} for layer in result.layers), results.LAYERS)
+    table = schemas.to_table(({"trial_id": "t", **layer} for layer in result.layers), schemas.LAYERS)
     rows = {row["layer"]: row for row in table.to_pylist()}
     assert list(rows) == ["conv1", "grouped", "conv3", "fc"]
     assert [row["layer_index"] for row in rows.values()] == [0, 1, 2, 3]

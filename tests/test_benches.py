@@ -8,10 +8,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from cleanai_ray import results
-from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts import style
-from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.storage import schemas
+from cleanai_ray.storage.run_directory import RunDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "jobs"))
 import bench_calibration
@@ -42,7 +42,7 @@ def test_invented_tables_fill_every_column_and_no_trial_twice(tmp_path: Path) ->
     assert frames.results["trial_id"].n_unique() == 200
     empty = {name for name in frames.results.columns if frames.results[name].null_count() == 200}
     assert empty == {"error", "requested_budget"}
-    assert set(frames.results.columns) == set(results.RESULTS.names)
+    assert set(frames.results.columns) == set(schemas.RESULTS.names)
     assert frames.results["accuracy"].is_between(0, 1).all()
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from cleanai_ray.cli import main
+from cleanai_ray.config.study import load_study
 from cleanai_ray.registry import CHARTS, DATASETS, FORMATS, METHODS, METRICS, MODELS
-from cleanai_ray.study import load_study
 
 STUDIES = Path(__file__).parents[1] / "jobs" / "studies"
 STUDY = {

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from cleanai_ray import api, results
-from cleanai_ray.artifacts import RunDirectory
-from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray import api
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts.style import to_svg
+from cleanai_ray.config.sections import DataSection, ModelSection
 from cleanai_ray.data import open_source
 from cleanai_ray.registry import CHARTS, DATASETS, METHODS, METRICS, load_plugins
-from cleanai_ray.sections import DataSection, ModelSection
+from cleanai_ray.storage import schemas
+from cleanai_ray.storage.run_directory import RunDirectory
 
 TEXT = (Path(__file__).resolve().parent.parent / "CONTRIBUTING.md").read_text()
 EXAMPLES = dict(re.findall(r"```python\n# cleanai_ray/(\w+/\w+)\.py\n(.*?)```", TEXT, flags=re.DOTALL))
@@ -90,7 +91,7 @@ def test_the_chart_can_be_drawn(example: str, tmp_path: Path) -> None:
         for index in (1, 2, 4)
     ]
     run = RunDirectory(tmp_path / "run")
-    run.write_table(results.RESULTS_FILE, results.to_table(rows, results.RESULTS))
+    run.write_table(schemas.RESULTS_FILE, schemas.to_table(rows, schemas.RESULTS))
     svg = to_svg(CHARTS.get(example)(StudyFrames.load(run)))
     assert "Seconds a trial, by method" in svg
     assert "wanda" in svg

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import altair as alt
 import polars as pl
 
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.numbers import percent
 from cleanai_ray.charts import style
-from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.charts.numbers import percent
 from cleanai_ray.charts.trial_marks import trial_tooltip
 from cleanai_ray.registry import CHARTS
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import altair as alt
 import polars as pl
 
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.numbers import percent, quantity
+from cleanai_ray.analysis.pareto import pareto_front
 from cleanai_ray.charts import style
-from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.charts.numbers import percent, quantity
 from cleanai_ray.charts.trial_marks import accuracy_bounds, mode_fills, trial_points, trial_tooltip
 from cleanai_ray.registry import CHARTS
 
@@ -17,20 +18,6 @@ if TYPE_CHECKING:
     from altair.typing import ChartType
 
 _HEIGHT = 330
-
-
-def pareto_front(frame: pl.DataFrame) -> pl.DataFrame:
-    """Return the trials that no other trial beats, by fewer MACs and at least the accuracy or the other way round.
-
-    Args:
-        frame: Trials with `macs` and `accuracy`.
-
-    Returns:
-        The front in order of rising MACs, one row for trials that are equal in both.
-    """
-    ordered = frame.sort(["macs", "accuracy"], descending=[False, True], maintain_order=True)
-    best_so_far = pl.col("accuracy").cum_max().shift(1)
-    return ordered.filter(best_so_far.is_null() | (pl.col("accuracy") > best_so_far))
 
 
 @CHARTS.register("accuracy_macs")

@@ -8,9 +8,9 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.removed_channels import correlation, removed_channels
 from cleanai_ray.charts import style
-from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.charts.removed import correlation, removed_channels
 from cleanai_ray.registry import CHARTS
 
 if TYPE_CHECKING:

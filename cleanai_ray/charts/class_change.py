@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import polars as pl
 
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.numbers import points
 from cleanai_ray.charts import style
-from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.charts.numbers import points
 from cleanai_ray.registry import CHARTS
 
 if TYPE_CHECKING:

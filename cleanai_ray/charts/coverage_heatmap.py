@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import altair as alt
 import polars as pl
 
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts import style
-from cleanai_ray.charts.frames import StudyFrames
 from cleanai_ray.registry import CHARTS
-from cleanai_ray.results import coverage_schema
+from cleanai_ray.storage.schemas import coverage_schema
 
 if TYPE_CHECKING:
     from altair.typing import ChartType

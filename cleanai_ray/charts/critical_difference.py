@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import altair as alt
 
+from cleanai_ray.analysis.average_ranks import average_ranks
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts import style
-from cleanai_ray.charts.average_ranks import average_ranks
-from cleanai_ray.charts.frames import StudyFrames
 from cleanai_ray.registry import CHARTS
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.numbers import change, milliseconds, percent, points, quantity, size
 from cleanai_ray.charts import style
-from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.charts.numbers import change, milliseconds, percent, points, quantity, size
 from cleanai_ray.registry import CHARTS
 
 if TYPE_CHECKING:

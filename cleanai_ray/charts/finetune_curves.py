@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import altair as alt
 import polars as pl
 
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.numbers import percent
 from cleanai_ray.charts import style
-from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.charts.numbers import percent
 from cleanai_ray.registry import CHARTS
-from cleanai_ray.results import DENSE
+from cleanai_ray.storage.schemas import DENSE
 
 if TYPE_CHECKING:
     from altair.typing import ChartType

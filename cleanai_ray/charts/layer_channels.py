@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import altair as alt
 import polars as pl
 
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts import style
-from cleanai_ray.charts.frames import StudyFrames
 from cleanai_ray.registry import CHARTS
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import altair as alt
 import polars as pl
 
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts import style
-from cleanai_ray.charts.frames import StudyFrames
 
 _LEGEND, _SYMBOL = style.WIDTH - 50, 34
 """Width of a legend below a chart, and of what stands before and between its labels, in pixels."""

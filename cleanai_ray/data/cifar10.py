@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.in_memory import InMemorySource, PixelFormat
 from cleanai_ray.data.source import Shape, find_root
 from cleanai_ray.errors import DataError
 from cleanai_ray.registry import DATASETS
-from cleanai_ray.sections import DataSection
 
 _FOLDER = "cifar-10-batches-py"
 _USUAL_PLACE = "~/.cache/cleanai-ray/cifar10"

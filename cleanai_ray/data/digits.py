@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.in_memory import InMemorySource, PixelFormat
 from cleanai_ray.data.source import Shape
 from cleanai_ray.registry import DATASETS
-from cleanai_ray.sections import DataSection
 
 _SPLIT_SEED = 0
 _TEST_SHARE = 0.2

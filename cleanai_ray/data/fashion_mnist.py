@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.in_memory import InMemorySource, PixelFormat
 from cleanai_ray.data.source import Shape, find_root
 from cleanai_ray.errors import DataError
 from cleanai_ray.registry import DATASETS
-from cleanai_ray.sections import DataSection
 
 _USUAL_PLACES = ("/usr/share/datasets/fashion-mnist",)
 _PREFIXES = {"train": "train", "test": "t10k"}

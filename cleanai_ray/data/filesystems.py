@@ -7,7 +7,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from cleanai_ray.artifacts import resolve_filesystem
+from cleanai_ray.storage.run_directory import resolve_filesystem
 
 
 class ProcessFilesystem:

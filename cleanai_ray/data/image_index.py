@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
-from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.errors import ArtifactError
+from cleanai_ray.storage.run_directory import RunDirectory
 
 _ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"))
 _FORMAT = 1

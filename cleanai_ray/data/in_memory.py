@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.augment import Indices, random_crop, random_flip, sample_seeds
 from cleanai_ray.data.source import ImageSource, Shape
 from cleanai_ray.errors import DataError
-from cleanai_ray.sections import DataSection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,13 @@ from pyarrow import fs
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cleanai_ray.artifacts import resolve_filesystem
+from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.filesystems import ProcessFilesystem
 from cleanai_ray.data.source import ImageSource, Shape
 from cleanai_ray.data.transforms import decode_image, image_transform
 from cleanai_ray.errors import ArtifactError, DataError, SampleError
 from cleanai_ray.registry import DATASETS
-from cleanai_ray.sections import DataSection
+from cleanai_ray.storage.run_directory import resolve_filesystem
 
 _SPLIT = re.compile(r"^(train|val|validation|test)(?=[-._]|$)")
 _EXPECTED = (

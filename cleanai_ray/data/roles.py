@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cleanai_ray.calibration_draw import CalibrationDraw
+from cleanai_ray.config.calibration_draw import CalibrationDraw
+from cleanai_ray.config.evaluation import EvaluationSection
+from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.source import ImageSource
 from cleanai_ray.errors import DataError
-from cleanai_ray.evaluation_section import EvaluationSection
-from cleanai_ray.sections import DataSection
 
 _TRAIN = "train"
 _VALIDATION_SEED = 0

@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cleanai_ray.config.sections import DataSection
 from cleanai_ray.errors import DataError
-from cleanai_ray.sections import DataSection
 
 Shape = tuple[int, int, int]
 ImageDataset = Dataset[tuple[Tensor, int]]

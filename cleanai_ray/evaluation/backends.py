@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.config.evaluation import LatencySection
+from cleanai_ray.deploy.onnx import open_session, require_packages, to_onnx
+from cleanai_ray.deploy.onnx_model import OnnxModel
 from cleanai_ray.errors import ArtifactError, EvaluationError
-from cleanai_ray.evaluation_section import LatencySection
-from cleanai_ray.export.onnx import open_session, require_packages, to_onnx
-from cleanai_ray.quantization.onnx_model import OnnxModel
 
 _FIELD = "evaluation.latency.backends"
 

@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.confidence import ConfidenceBins, ConfidenceTally, bins_of
-from cleanai_ray.evaluation.hooks import require_no_hooks
-from cleanai_ray.evaluation.tally import Accuracy, AccuracyTally, logits_of
-from cleanai_ray.modules import evaluation_mode
+from cleanai_ray.nn.hooks import require_no_hooks
+from cleanai_ray.nn.modes import evaluation_mode
+from cleanai_ray.tasks.tally import Accuracy, AccuracyTally, logits_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Comparison:
         return self.divergence / self.num_samples
 
     def class_rows(self) -> Iterator[dict[str, Any]]:
-        """Yield a row for each class that has samples, with the columns of `results.CLASSES` except trial_id.
+        """Yield a row for each class that has samples, with the columns of `schemas.CLASSES` except trial_id.
 
         The class that lost most comes first; of equals the one with the smaller number.
         """

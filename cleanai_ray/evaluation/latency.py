@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.backends import Forward, prepare, require_backends
-from cleanai_ray.evaluation.hooks import require_no_hooks
 from cleanai_ray.evaluation.machine import device_name
 from cleanai_ray.evaluation.memory import peak_memory
 from cleanai_ray.evaluation.significance import median_interval
-from cleanai_ray.evaluation_section import LatencySection
-from cleanai_ray.modules import evaluation_mode
+from cleanai_ray.nn.hooks import require_no_hooks
+from cleanai_ray.nn.modes import evaluation_mode
 
 _NANOSECONDS_PER_MILLISECOND = 1e6
 
@@ -86,7 +86,7 @@ def measure_latency(
         device: Where to run.
 
     Returns:
-        A row per back end, batch size and model, with the columns of `results.LATENCY` except trial_id.
+        A row per back end, batch size and model, with the columns of `schemas.LATENCY` except trial_id.
 
     Raises:
         EvaluationError: When there is no model or no example, a hook is left on a model, or a back end does not work

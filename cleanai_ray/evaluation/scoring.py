@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.evaluation.hooks import require_no_hooks
-from cleanai_ray.modules import evaluation_mode, to_device
+from cleanai_ray.nn.hooks import require_no_hooks
+from cleanai_ray.nn.modes import evaluation_mode, to_device
 from cleanai_ray.tasks.base import Score, Task, find_task
 
 

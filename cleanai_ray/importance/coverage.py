@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cleanai_ray.errors import PruningError
+from cleanai_ray.graph.graph import ChannelGroup, Member
 from cleanai_ray.importance.base import (
     ImportanceMethod,
     ScoringContext,
@@ -13,7 +14,6 @@ from cleanai_ray.importance.base import (
     readers,
     statistics_of,
 )
-from cleanai_ray.pruning.graph import ChannelGroup, Member
 from cleanai_ray.registry import METHODS, METRICS
 
 

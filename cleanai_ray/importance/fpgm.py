@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from cleanai_ray.graph.graph import ChannelGroup
 from cleanai_ray.importance.base import ImportanceMethod, ScoringContext
-from cleanai_ray.pruning.graph import ChannelGroup
 from cleanai_ray.registry import METHODS
 
 

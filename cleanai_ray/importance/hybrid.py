@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from cleanai_ray.graph.graph import ChannelGroup
 from cleanai_ray.importance.base import ImportanceMethod, ScoringContext, create_method
-from cleanai_ray.pruning.graph import ChannelGroup
 from cleanai_ray.registry import METHODS
 
 _NEEDS = (

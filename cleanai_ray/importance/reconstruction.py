@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from cleanai_ray.errors import PruningError
+from cleanai_ray.graph.graph import ChannelGroup
 from cleanai_ray.importance.base import ImportanceMethod, ScoringContext
-from cleanai_ray.pruning.curves import GroupCurve
-from cleanai_ray.pruning.graph import ChannelGroup
+from cleanai_ray.importance.curves import GroupCurve
 from cleanai_ray.registry import METHODS
 
 

@@ -6,6 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from cleanai_ray.graph.graph import ChannelGroup, Member
 from cleanai_ray.importance.base import (
     ImportanceMethod,
     ScoringContext,
@@ -14,7 +15,6 @@ from cleanai_ray.importance.base import (
     readers,
     statistics_of,
 )
-from cleanai_ray.pruning.graph import ChannelGroup, Member
 from cleanai_ray.registry import METHODS
 
 _VARIANTS = ("consumer", "producer")

@@ -7,12 +7,12 @@ import difflib
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.errors import ModelError
 from cleanai_ray.models.factory import build_from_factory
 from cleanai_ray.models.family import ModelFamily, TorchvisionFamily, find_classifier, one_line
 from cleanai_ray.models.weights import load_pretrained, load_weights
 from cleanai_ray.registry import MODELS
-from cleanai_ray.sections import ModelSection
 
 
 def _family_of(name: str) -> ModelFamily:

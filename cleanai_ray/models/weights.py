@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.artifacts import resolve_filesystem
 from cleanai_ray.errors import ArtifactError, ModelError
 from cleanai_ray.models.family import ModelFamily, find_classifier, fit_positions, one_line
+from cleanai_ray.storage.run_directory import resolve_filesystem
 
 _NUM_SHOWN = 3
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from cleanai_ray.config.sweep import Budget
 from cleanai_ray.errors import PruningError
-from cleanai_ray.evaluation.complexity import Complexity, measure_complexity
-from cleanai_ray.pruning.graph import ChannelGraph
-from cleanai_ray.sweep_section import Budget
+from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.nn.complexity import Complexity, measure_complexity
 
 BYTES_PER_MB = 1e6
 BUDGET_TOLERANCE = 0.02

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from cleanai_ray.config.sections import PruningSection
+from cleanai_ray.config.study import Trial
+from cleanai_ray.config.sweep import Budget
 from cleanai_ray.errors import PruningError
 from cleanai_ray.pruning.cost import BUDGET_TOLERANCE
 from cleanai_ray.pruning.prune_result import PruneResult
-from cleanai_ray.sections import PruningSection
-from cleanai_ray.study import Trial
-from cleanai_ray.sweep_section import Budget
 
 _NUM_CANDIDATES = 7
 _NEAR_ENOUGH = BUDGET_TOLERANCE / 4

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cleanai_ray.evaluation.complexity import Complexity
-from cleanai_ray.pruning.graph import ChannelGroup
+from cleanai_ray.graph.graph import ChannelGroup
+from cleanai_ray.nn.complexity import Complexity
 
 
 def layer_rows(

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from cleanai_ray.config.study import digest
 from cleanai_ray.errors import ArtifactError, PruningError
 from cleanai_ray.pruning.explain import explain_plan
-from cleanai_ray.study import digest
 
 PLAN_FORMAT = "cleanai-plan/2"
 _FORMATS = ("cleanai-plan/1", PLAN_FORMAT)  # The first did not say which layers a group cuts, and in how many blocks.

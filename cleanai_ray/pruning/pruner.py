@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.config.sections import PruningSection
+from cleanai_ray.config.study import Trial, digest
 from cleanai_ray.errors import PruningError
-from cleanai_ray.evaluation.complexity import Complexity, measure_complexity
+from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.importance.base import (
     ImportanceMethod,
     ScoringContext,
@@ -21,17 +23,15 @@ from cleanai_ray.importance.base import (
     price_groups,
     score_groups,
 )
+from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.nn.complexity import Complexity, measure_complexity
+from cleanai_ray.nn.consumers import add_biases
 from cleanai_ray.pruning.cost import CostModel, budget_limit, missed_budget
-from cleanai_ray.pruning.curves import SensitivityCurves
-from cleanai_ray.pruning.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.pruning.layer_rows import layer_rows
 from cleanai_ray.pruning.plan import GroupPlan, PruningPlan
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.selection import SelectionRequest, Selector
-from cleanai_ray.repair.consumers import add_biases
-from cleanai_ray.sections import PruningSection
 from cleanai_ray.statistics import ActivationStatistics
-from cleanai_ray.study import Trial, digest
 
 Remeasure = Callable[[nn.Module], ActivationStatistics]
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from cleanai_ray.errors import PruningError
-from cleanai_ray.pruning.graph import ChannelGroup
+from cleanai_ray.graph.graph import ChannelGroup
 from cleanai_ray.pruning.price_selection import removal_sequence
 
 _SLACK = 1e-9

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.modules import evaluation_mode
+from cleanai_ray.config.sections import HELD_BACK
+from cleanai_ray.nn.consumers import Consumer
+from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.repair.batch_norm import NormSums, apply_relative, apply_reset, collect_norm_sums
 from cleanai_ray.repair.compensation import Kept, compensate_closed_form, narrowed_consumers
-from cleanai_ray.repair.consumers import Consumer
 from cleanai_ray.repair.images import device_of, run, walk
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
 from cleanai_ray.repair.sequential import compensate_sequential
 from cleanai_ray.repair.trace import trace_consumers
-from cleanai_ray.sections import HELD_BACK
 
 COMPENSATIONS = ("none", "closed_form", "sequential")
 BATCH_NORMS = ("none", "relative", "reset")

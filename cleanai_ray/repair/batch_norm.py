@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cleanai_ray.errors import CalibrationError, PruningError
-from cleanai_ray.modules import evaluation_mode
+from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.repair.compensation import Kept
 from cleanai_ray.repair.images import Batch, Batches, read_images, run, walk
 

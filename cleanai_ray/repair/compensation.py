@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
-from cleanai_ray.repair.consumers import (
+from cleanai_ray.nn.consumers import (
     Consumer,
     features_per_channel,
     is_consumer,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import CalibrationError
-from cleanai_ray.modules import evaluation_mode
-from cleanai_ray.repair.consumers import observing
+from cleanai_ray.nn.consumers import observing
+from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.repair.images import Batch, run, walk
 from cleanai_ray.repair.sampling import POSITIONS_PER_SAMPLE, PositionSampler
 from cleanai_ray.statistics.tensor_file import pack, unpack

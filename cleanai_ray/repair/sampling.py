@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.repair.consumers import as_positions
+from cleanai_ray.nn.consumers import as_positions
 
 POSITIONS_PER_SAMPLE = 64
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.modules import evaluation_mode
-from cleanai_ray.repair.compensation import Kept, channels_of, solve_ridge
-from cleanai_ray.repair.consumers import (
+from cleanai_ray.nn.consumers import (
     Consumer,
     features_per_channel,
     is_consumer,
@@ -21,6 +19,8 @@ from cleanai_ray.repair.consumers import (
     shift_output,
     write_weight,
 )
+from cleanai_ray.nn.modes import evaluation_mode
+from cleanai_ray.repair.compensation import Kept, channels_of, solve_ridge
 from cleanai_ray.repair.images import Batches, Reached, device_of, read_images, run, walk
 from cleanai_ray.repair.moments import CrossMoments
 from cleanai_ray.repair.sampling import POSITIONS_PER_SAMPLE, PositionSampler

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cleanai_ray.modules import HookOwner, evaluation_mode
-from cleanai_ray.repair.consumers import Consumer, is_consumer, observing
+from cleanai_ray.nn.consumers import Consumer, is_consumer, observing
+from cleanai_ray.nn.modes import HookOwner, evaluation_mode
 
 
 class _NormTracer(HookOwner):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.analysis.findings import find
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts import style
-from cleanai_ray.charts.frames import StudyFrames
 from cleanai_ray.registry import CHARTS
 from cleanai_ray.report.blocks import Figure
-from cleanai_ray.report.content import write_document
-from cleanai_ray.report.findings import find
-from cleanai_ray.report.html import to_html
-from cleanai_ray.report.pdf import to_pdf
+from cleanai_ray.report.html.page import to_html
+from cleanai_ray.report.pdf.document import to_pdf
+from cleanai_ray.report.sections.content import write_document
+from cleanai_ray.storage.run_directory import RunDirectory
 
 __all__ = ["make_report"]
 

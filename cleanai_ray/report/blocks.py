@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from cleanai_ray.report.risk import Severity
+from cleanai_ray.analysis.risks.base import Severity
 
 Tone = Literal["good", "warn", "bad", "plain"]
 

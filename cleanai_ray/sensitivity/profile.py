@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
+from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup, Member
 from cleanai_ray.importance.base import readers
-from cleanai_ray.pruning.curves import GroupCurve, SensitivityCurves
-from cleanai_ray.pruning.graph import ChannelGraph, ChannelGroup, Member
-from cleanai_ray.repair.auto import divergence, log_probabilities, split_images
-from cleanai_ray.repair.compensation import solve_ridge
-from cleanai_ray.repair.consumers import (
+from cleanai_ray.importance.curves import GroupCurve, SensitivityCurves
+from cleanai_ray.nn.consumers import (
     features_per_channel,
     is_consumer,
     read_weight,
     shift_output,
     write_weight,
 )
+from cleanai_ray.repair.auto import divergence, log_probabilities, split_images
+from cleanai_ray.repair.compensation import solve_ridge
 from cleanai_ray.repair.images import Batch, device_of, read_images
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
 from cleanai_ray.repair.trace import trace_consumers

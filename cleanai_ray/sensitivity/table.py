@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cleanai_ray.pruning.curves import GroupCurve, SensitivityCurves
+from cleanai_ray.importance.curves import GroupCurve, SensitivityCurves
 from cleanai_ray.pruning.plan import PruningPlan
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cleanai_ray.errors import CalibrationError, CleanAIError
-from cleanai_ray.modules import evaluation_mode
+from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.statistics.channel_statistics import ActivationStatistics
 from cleanai_ray.statistics.gradients import Loss, ModelLoss, add_magnitudes, add_squares
 from cleanai_ray.statistics.histogram import ActivationHistograms, Ranges

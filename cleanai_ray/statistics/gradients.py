@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import CalibrationError
-from cleanai_ray.modules import to_device
+from cleanai_ray.nn.modes import to_device
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> mean loss."""

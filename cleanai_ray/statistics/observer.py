@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.modules import HookOwner
+from cleanai_ray.nn.modes import HookOwner
 
 OBSERVED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 """Module types whose inputs and outputs are observed."""

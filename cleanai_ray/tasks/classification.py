@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cleanai_ray.errors import EvaluationError
-from cleanai_ray.evaluation.tally import Accuracy, AccuracyTally, logits_of
 from cleanai_ray.registry import TASKS
 from cleanai_ray.tasks.base import Metric, Reduce, Task
+from cleanai_ray.tasks.tally import Accuracy, AccuracyTally, logits_of
 
 
 class AccuracyMetric(Metric):

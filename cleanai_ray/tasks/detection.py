@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import EvaluationError, TaskError
-from cleanai_ray.modules import preserved_modes
+from cleanai_ray.nn.modes import preserved_modes
+from cleanai_ray.nn.view import as_model, as_network, own_forward
 from cleanai_ray.registry import TASKS
 from cleanai_ray.tasks.base import Metric, Reduce, Task
 from cleanai_ray.tasks.score import TaskScore
-from cleanai_ray.tasks.view import as_model, as_network, own_forward
 
 Targets = Sequence[dict[str, Tensor]]
 _PARTS = ("transform", "backbone", "head", "anchor_generator")

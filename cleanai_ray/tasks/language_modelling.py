@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cleanai_ray.errors import EvaluationError
+from cleanai_ray.nn.view import as_model, as_network, own_forward
 from cleanai_ray.registry import TASKS
 from cleanai_ray.tasks.base import Metric, Reduce
 from cleanai_ray.tasks.dense_labels import DenseLabels
 from cleanai_ray.tasks.score import TaskScore
-from cleanai_ray.tasks.view import as_model, as_network, own_forward
 
 _IGNORED = -100
 

@@ -43,7 +43,7 @@ class TrainingContext(ABC):
 
     @abstractmethod
     def report(self, row: Mapping[str, Any]) -> None:
-        """Take the row of an epoch that has ended: the columns of `results.HISTORY` except trial_id and step."""
+        """Take the row of an epoch that has ended: the columns of `schemas.HISTORY` except trial_id and step."""
 
     @abstractmethod
     def save_checkpoint(self, state: dict[str, Any], part: str = "") -> None:

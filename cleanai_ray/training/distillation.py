@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cleanai_ray.finetune_section import FineTuneSection
+from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.tasks.base import Task
 from cleanai_ray.tasks.classification import Classification
 from cleanai_ray.training.context import TrainingError

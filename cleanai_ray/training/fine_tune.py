@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.errors import ArtifactError
-from cleanai_ray.evaluation.hooks import require_no_hooks
 from cleanai_ray.evaluation.scoring import score
-from cleanai_ray.finetune_section import FineTuneSection
-from cleanai_ray.modules import preserved_modes
+from cleanai_ray.nn.hooks import require_no_hooks
+from cleanai_ray.nn.modes import preserved_modes
 from cleanai_ray.tasks.base import Score, Task, find_task
 from cleanai_ray.training.averaging import WeightAverage
 from cleanai_ray.training.context import TrainingContext, TrainingError
@@ -41,7 +41,7 @@ class FineTuneResult:
     """What a training did.
 
     Attributes:
-        history: A row per epoch that ran, with the columns of `results.HISTORY` except trial_id and step. In
+        history: A row per epoch that ran, with the columns of `schemas.HISTORY` except trial_id and step. In
             other tasks than classification, `validation_accuracy` makes way for `validation_` and the metric's name.
         epochs_run: Epochs that ran, those before a resumption included.
         best_epoch: The epoch whose weights the model has, from 1 (on from those of earlier parts); 0 where none was

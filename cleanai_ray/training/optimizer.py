@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from cleanai_ray.finetune_section import FineTuneSection
+from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.training.context import TrainingError
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

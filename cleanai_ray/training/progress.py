@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cleanai_ray.finetune_section import EarlyStoppingSection
+from cleanai_ray.config.finetune import EarlyStoppingSection
 from cleanai_ray.tasks.base import Score
 
 Weights = dict[str, Tensor]
@@ -27,7 +27,7 @@ class Progress:
         weights: State dictionary of the best epoch, on the CPU.
         best_accuracy: Its validation accuracy, or -1 where nothing finite was seen.
         best_epoch: Its number; 0 is the start.
-        history: A row per epoch, with the columns of `results.HISTORY` except trial_id and step.
+        history: A row per epoch, with the columns of `schemas.HISTORY` except trial_id and step.
         reference: Score that the next epoch has to exceed by min_delta to reset the patience.
         epochs_waited: Epochs since that accuracy was set.
     """

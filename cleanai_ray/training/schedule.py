@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from cleanai_ray.finetune_section import FineTuneSection
+from cleanai_ray.config.finetune import FineTuneSection
 
 _STEP_FACTOR = 0.1
 _STEP_MILESTONES = (0.5, 0.75)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.finetune_section import FineTuneSection
-from cleanai_ray.modules import to_device
+from cleanai_ray.config.finetune import FineTuneSection
+from cleanai_ray.nn.modes import to_device
 from cleanai_ray.tasks.base import Task
 from cleanai_ray.tasks.classification import Classification
 from cleanai_ray.training.averaging import WeightAverage

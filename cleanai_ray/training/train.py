@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from cleanai_ray.finetune_section import FineTuneSection
-from cleanai_ray.sections import TrainSection
+from cleanai_ray.config.finetune import FineTuneSection
+from cleanai_ray.config.sections import TrainSection
 from cleanai_ray.training.context import TrainingContext
 from cleanai_ray.training.fine_tune import Batches, FineTuneResult, fine_tune
 

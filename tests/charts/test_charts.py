@@ -12,10 +12,10 @@ import polars as pl
 import pytest
 from report import synthetic
 
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.pareto import pareto_front
 from cleanai_ray.charts import style
-from cleanai_ray.charts.accuracy_macs import pareto_front
 from cleanai_ray.charts.coverage_heatmap import NUM_BINS, heatmap_cells
-from cleanai_ray.charts.frames import StudyFrames
 from cleanai_ray.registry import CHARTS
 
 NAMES = (

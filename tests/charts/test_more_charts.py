@@ -9,12 +9,12 @@ import pytest
 from report import synthetic
 from report.tables import frame, study_of
 
-from cleanai_ray import results as schemas
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.removed_channels import correlation, overlap, removed_channels
 from cleanai_ray.charts import style
 from cleanai_ray.charts.channel_overlap import overlap_of_methods
-from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.charts.removed import correlation, overlap, removed_channels
 from cleanai_ray.registry import CHARTS
+from cleanai_ray.storage import schemas
 
 NAMES = ("channel_overlap", "recovery", "time_by_stage")
 

@@ -11,12 +11,12 @@ import pytest
 from report import synthetic
 from report.tables import frame, study_of
 
-from cleanai_ray import results as schemas
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts import style
 from cleanai_ray.charts.accuracy_latency import MOST_INTERVALS, fastest_front
 from cleanai_ray.charts.class_change import MOST_CLASSES
-from cleanai_ray.charts.frames import StudyFrames
 from cleanai_ray.registry import CHARTS
+from cleanai_ray.storage import schemas
 
 
 def data_of(chart: Any, *fields: str) -> list[dict[str, Any]]:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import cleanai_ray as cleanai
+from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.errors import PruningError
-from cleanai_ray.evaluation.complexity import measure_complexity
+from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.models import build_model, example_input, ignored_layers
-from cleanai_ray.pruning.graph import ChannelGraph
+from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.repair import repair
-from cleanai_ray.sections import ModelSection
 
 SIZES = {
     "resnet18": 64,

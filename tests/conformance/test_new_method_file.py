@@ -14,15 +14,15 @@ from small_nets import batches, build, example
 import cleanai_ray.importance
 from cleanai_ray import api
 from cleanai_ray.charts.style import METHOD_COLOURS, label_colours, method_colours
+from cleanai_ray.config.study import parse_study
 from cleanai_ray.errors import StudyError
 from cleanai_ray.registry import METHODS
-from cleanai_ray.study import parse_study
 
 SOURCE = '''
 from torch import Tensor
 
 from cleanai_ray.importance.base import ImportanceMethod, ScoringContext, average_over_layers, readers, statistics_of
-from cleanai_ray.pruning.graph import ChannelGroup, Member
+from cleanai_ray.graph.graph import ChannelGroup, Member
 from cleanai_ray.registry import METHODS
 
 

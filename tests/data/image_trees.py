@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from cleanai_ray.config.sections import DataSection, ModelSection
 from cleanai_ray.data import open_source
 from cleanai_ray.data.source import ImageSource
-from cleanai_ray.sections import DataSection, ModelSection
 
 
 def opened(name: str, *, num_classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), **fields) -> ImageSource:

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from cleanai_ray.calibration_draw import CalibrationDraw
+from cleanai_ray.config.calibration_draw import CalibrationDraw
+from cleanai_ray.config.evaluation import EvaluationSection
+from cleanai_ray.config.sections import CalibrationSection, DataSection
 from cleanai_ray.data import ImageSource, SampleRoles, assign_roles
 from cleanai_ray.errors import DataError
-from cleanai_ray.evaluation_section import EvaluationSection
-from cleanai_ray.sections import CalibrationSection, DataSection
 
 
 class Sizes(ImageSource):

@@ -7,10 +7,10 @@ import pytest
 import torch
 from image_trees import opened
 
+from cleanai_ray.config.study import parse_study
 from cleanai_ray.data import batches
 from cleanai_ray.errors import DataError
-from cleanai_ray.study import parse_study
-from cleanai_ray.workspace import open_workspace
+from cleanai_ray.stages.workspace import open_workspace
 
 
 def augmented(name: str, root):

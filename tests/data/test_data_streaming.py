@@ -14,9 +14,9 @@ from image_trees import write_hub_parquet
 from PIL import Image
 from pyarrow import fs
 
-from cleanai_ray.dense_measures import moment_shards
-from cleanai_ray.study import parse_study
-from cleanai_ray.workspace import open_workspace
+from cleanai_ray.config.study import parse_study
+from cleanai_ray.stages.measures import moment_shards
+from cleanai_ray.stages.workspace import open_workspace
 
 ROWS = 8
 """Rows of a row group; of noise images, so that one is larger than what is read of a file's end to find its footer."""

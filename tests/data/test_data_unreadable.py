@@ -8,11 +8,11 @@ import pytest
 import torch
 from image_trees import encoded, opened, write_hub_parquet
 
+from cleanai_ray.config.study import parse_study
 from cleanai_ray.data import batches
 from cleanai_ray.data.unreadable import UnreadableSamples
 from cleanai_ray.errors import DataError, SampleError
-from cleanai_ray.study import parse_study
-from cleanai_ray.workspace import open_workspace
+from cleanai_ray.stages.workspace import open_workspace
 
 BROKEN = (1, 4, 5)
 """Of the 15 training samples; in batches of 3 the second loses two."""

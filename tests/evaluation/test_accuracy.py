@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.accuracy import evaluate
-from cleanai_ray.evaluation.hooks import count_hooks, require_no_hooks
+from cleanai_ray.nn.hooks import count_hooks, require_no_hooks
 
 
 def digits_classifier() -> tuple[nn.Module, Tensor, Tensor, LogisticRegression]:

@@ -13,10 +13,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.backends import prepare, require_backends
 from cleanai_ray.evaluation.latency import measure_latency
-from cleanai_ray.evaluation_section import LatencySection
 
 
 def small_net(width: int) -> nn.Module:
@@ -83,7 +83,7 @@ WITHOUT = """
 import sys
 sys.modules["onnxruntime"] = None  # what import finds where it is not installed
 from cleanai_ray.evaluation.backends import require_installed
-from cleanai_ray.evaluation_section import LatencySection
+from cleanai_ray.config.evaluation import LatencySection
 try:
     require_installed(LatencySection(backends=("onnxruntime",)))
 except Exception as error:
@@ -102,7 +102,7 @@ def test_a_missing_package_is_a_sentence_with_the_extra_to_install() -> None:
 
 NO_COMPILER = """
 from cleanai_ray.evaluation.backends import require_backends
-from cleanai_ray.evaluation_section import LatencySection
+from cleanai_ray.config.evaluation import LatencySection
 try:
     require_backends(LatencySection(backends=("compile",)), "cpu")
 except Exception as error:

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cleanai_ray import results
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.evaluation.comparison import Comparison, compare
 from cleanai_ray.evaluation.confidence import NUM_BINS
+from cleanai_ray.storage import schemas
 
 CLASSES = 4
 
@@ -179,7 +179,7 @@ def test_the_class_that_lost_most_comes_first_and_classes_without_samples_do_not
         {"label": 0, "num_evaluated": 2, "accuracy_dense": 1.0, "accuracy": 1.0, "change": 0.0},
         {"label": 3, "num_evaluated": 2, "accuracy_dense": 0.5, "accuracy": 0.5, "change": 0.0},
     ]
-    table = results.to_table([{"trial_id": "t", **row} for row in rows], results.CLASSES)
+    table = schemas.to_table([{"trial_id": "t", **row} for row in rows], schemas.CLASSES)
     assert table.schema.names == ["trial_id", *rows[0]]
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray import results
+from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation import latency
 from cleanai_ray.evaluation.latency import compare_latency, measure_latency
 from cleanai_ray.evaluation.machine import cpu_name
-from cleanai_ray.evaluation_section import LatencySection
+from cleanai_ray.storage import schemas
 
 
 class Noting(nn.Module):
@@ -45,7 +45,7 @@ def test_rows_are_those_of_the_latency_table() -> None:
         ("pruned", 4),
     ]
     for row in rows:
-        assert set(row) == set(results.LATENCY.names) - {"trial_id"}
+        assert set(row) == set(schemas.LATENCY.names) - {"trial_id"}
         assert 0 < row["latency_ms_p50"] <= row["latency_ms_p90"] <= row["latency_ms_p99"]
         # Images per second at the median: the latency itself is never divided by the batch.
         assert row["throughput"] == pytest.approx(row["batch_size"] / (row["latency_ms_p50"] / 1000))
@@ -53,7 +53,7 @@ def test_rows_are_those_of_the_latency_table() -> None:
         assert (row["backend"], row["device_name"]) == ("eager", cpu_name())
         ends = [row[name] for name in ("speedup_low", "speedup", "speedup_high")]
         assert ends == [None] * 3 if row["variant"] == "dense" else 0 < ends[0] <= ends[1] <= ends[2]
-    assert results.to_table([{"trial_id": "t", **row} for row in rows], results.LATENCY).num_rows == 4
+    assert schemas.to_table([{"trial_id": "t", **row} for row in rows], schemas.LATENCY).num_rows == 4
 
 
 def test_models_take_turns_in_an_order_that_turns_round() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.evaluation.latency import measure_latency
 from cleanai_ray.evaluation.memory import peak_memory
-from cleanai_ray.evaluation_section import LatencySection
 
 WEIGHTS = 4 * (64 * 256 + 256 + 256 * 10 + 10)
 

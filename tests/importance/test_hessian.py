@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from cleanai_ray import api
 from cleanai_ray.errors import PruningError
+from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.importance.base import ScoringContext, create_method, give_gradients
-from cleanai_ray.pruning.graph import ChannelGraph
 from cleanai_ray.statistics import calibrate
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from cleanai_ray import api
 from cleanai_ray.errors import CalibrationError, StudyError
+from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.importance.base import ImportanceMethod, ScoringContext, create_method, give_gradients
-from cleanai_ray.pruning.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.registry import METHODS
 from cleanai_ray.statistics import ActivationStatistics, calibrate
 

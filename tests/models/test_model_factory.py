@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
+from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.errors import ModelError
 from cleanai_ray.models import build_model, example_input, ignored_layers
-from cleanai_ray.sections import ModelSection
 
 SOURCE = """
 import torch

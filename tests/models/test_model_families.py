@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.errors import ModelError
 from cleanai_ray.models import build_model, example_input, ignored_layers
 from cleanai_ray.models.resnet20 import ResNetCifar
 from cleanai_ray.registry import MODELS
-from cleanai_ray.sections import ModelSection
 
 SMALL = ["alexnet", "squeezenet1_1", "mnasnet0_5", "shufflenet_v2_x0_5", "mobilenet_v3_small", "regnet_x_400mf"]
 

@@ -10,13 +10,13 @@ import torchvision
 from safetensors.torch import save_file
 from torchvision.models.vision_transformer import VisionTransformer
 
+from cleanai_ray.config.sections import DataSection, ModelSection
 from cleanai_ray.data import batches, open_source
 from cleanai_ray.errors import ModelError
 from cleanai_ray.models import build_model, load_weights
 from cleanai_ray.models.family import fit_positions
-from cleanai_ray.sections import DataSection, ModelSection
 
-REFERENCE = Path(__file__).parents[3] / "shared" / "reference" / "resnet20_fashion_mnist.safetensors"
+REFERENCE = Path(__file__).parents[1] / "fixtures" / "resnet20_fashion_mnist.safetensors"
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -29,7 +29,6 @@ def state() -> dict[str, torch.Tensor]:
     return build_model(resnet20(), seed=3).state_dict()
 
 
-@pytest.mark.skipif(not REFERENCE.is_file(), reason="the reference weights are not beside the checkout")
 @pytest.mark.skipif(not FASHION_MNIST.is_dir(), reason="Debian's Fashion-MNIST is not installed")
 def test_the_reference_network_scores_what_its_readme_says():
     spec = ModelSection(name="resnet20", input_shape=(1, 28, 28), weights=str(REFERENCE))

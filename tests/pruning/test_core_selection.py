@@ -15,13 +15,13 @@ from small_nets import batches, build, example
 from torch import Tensor, nn
 
 from cleanai_ray import api
+from cleanai_ray.config.sections import PruningSection
+from cleanai_ray.config.study import Trial
 from cleanai_ray.errors import PruningError
-from cleanai_ray.pruning.graph import ChannelGroup, Member
+from cleanai_ray.graph.graph import ChannelGroup, Member
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.pruning.selection import SelectionRequest, Selector
 from cleanai_ray.registry import MODELS
-from cleanai_ray.sections import PruningSection
-from cleanai_ray.study import Trial
 
 
 def group(name: str, channels: int, blocks: int = 1, *layers: str, kind: str = "Conv2d") -> ChannelGroup:

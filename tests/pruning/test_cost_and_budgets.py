@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from cleanai_ray import api
 from cleanai_ray.errors import PruningError
-from cleanai_ray.evaluation.complexity import measure_complexity
-from cleanai_ray.evaluation.weights import safetensors_bytes
+from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.nn.complexity import measure_complexity
+from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.pruning.cost import CostModel
-from cleanai_ray.pruning.graph import ChannelGraph
 from cleanai_ray.registry import MODELS
 
 

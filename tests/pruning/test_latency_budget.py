@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cleanai_ray import api
 from cleanai_ray.errors import PruningError
-from cleanai_ray.evaluation.complexity import measure_complexity
+from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.registry import MODELS
 

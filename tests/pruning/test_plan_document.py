@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from small_nets import NETS, batches, build, example, tiny_vit
 
 from cleanai_ray import api
+from cleanai_ray.config.study import digest
 from cleanai_ray.errors import ArtifactError, PruningError
 from cleanai_ray.pruning.plan import GroupPlan, PruningPlan
-from cleanai_ray.study import digest
 
 JSON = st.recursive(
     st.none()

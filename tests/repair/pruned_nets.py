@@ -11,7 +11,7 @@ import torch
 from small_nets import build, tiny_vit
 from torch import Tensor, nn
 
-from cleanai_ray.pruning.graph import ChannelGraph
+from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.prune_result import PruneResult
 

@@ -12,7 +12,7 @@ from small_nets import NETS, build
 from torch import Tensor, nn
 
 from cleanai_ray.errors import CalibrationError, PruningError
-from cleanai_ray.evaluation.hooks import count_hooks
+from cleanai_ray.nn.hooks import count_hooks
 from cleanai_ray.repair import recalibrate
 from cleanai_ray.repair.batch_norm import collect_norm_sums
 

@@ -12,8 +12,9 @@ from small_nets import build, tiny_vit
 from torch import Tensor, nn
 
 from cleanai_ray.errors import CalibrationError, PruningError
-from cleanai_ray.evaluation.hooks import count_hooks
-from cleanai_ray.repair import collect_moments, compensate_closed_form, compensate_sequential, consumers, repair
+from cleanai_ray.nn import consumers
+from cleanai_ray.nn.hooks import count_hooks
+from cleanai_ray.repair import collect_moments, compensate_closed_form, compensate_sequential, repair
 from cleanai_ray.repair.compensation import narrowed_consumers
 from cleanai_ray.repair.trace import trace_consumers
 

@@ -13,7 +13,7 @@ from small_nets import build, tiny_vit
 from torch import Tensor, nn
 
 from cleanai_ray.errors import ArtifactError, CalibrationError
-from cleanai_ray.evaluation.hooks import count_hooks
+from cleanai_ray.nn.hooks import count_hooks
 from cleanai_ray.repair import ConsumerMoments, collect_moments
 from cleanai_ray.repair.moments import CrossMoments, LayerMoments
 from cleanai_ray.repair.sampling import PositionSampler

@@ -13,14 +13,14 @@ from pruned_nets import Case, images_for, planted_case, random_case
 from torch import Tensor, nn
 
 import cleanai_ray
+from cleanai_ray.config.study import parse_study
 from cleanai_ray.data import batches, open_source
 from cleanai_ray.errors import CalibrationError, PruningError
 from cleanai_ray.evaluation.accuracy import evaluate
-from cleanai_ray.evaluation.hooks import count_hooks
 from cleanai_ray.models import build_model
+from cleanai_ray.nn.hooks import count_hooks
 from cleanai_ray.repair import repair
 from cleanai_ray.repair.auto import divergence, split_images
-from cleanai_ray.study import parse_study
 
 VARIANTS = [("none", None), *product(("closed_form", "sequential"), (1e-3, 1e-2))]
 

@@ -10,8 +10,8 @@ from pruned_nets import images_for
 from small_nets import NETS, build, tiny_vit
 from torch import Tensor, nn
 
-from cleanai_ray.evaluation.hooks import count_hooks
-from cleanai_ray.repair.consumers import add_biases, shift_output
+from cleanai_ray.nn.consumers import add_biases, shift_output
+from cleanai_ray.nn.hooks import count_hooks
 from cleanai_ray.repair.trace import trace_consumers
 
 IMAGES = images_for("plain", 6)

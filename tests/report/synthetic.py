@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from cleanai_ray import results as schemas
-from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.storage import schemas
+from cleanai_ray.storage.run_directory import RunDirectory
 
 METRICS = ("normalized_mean", "frequency", "mean_absolute", "combined")
 WITH_METRIC = ("coverage", "adaptive")

@@ -8,8 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from cleanai_ray import results as schemas
-from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.storage import schemas
 
 Accuracy = Callable[[str, float, str, int, int], float | None]
 """Method or method/metric, ratio, mode, steps and seed to an accuracy in per cent; None fails the trial."""

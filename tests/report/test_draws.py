@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 from report.tables import empty_tables, frame, study_of
 
-from cleanai_ray import results as schemas
-from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.report.answers import Answer
-from cleanai_ray.report.evidence_risks import CHECKS
-from cleanai_ray.report.questions import answer_questions
+from cleanai_ray.analysis.answers import Answer
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.questions import answer_questions
+from cleanai_ray.analysis.risks.evidence import CHECKS
+from cleanai_ray.storage import schemas
 
 Accuracy = Callable[[str, float, int, int], float | None]
 """Label, ratio, number of calibration samples and seed of their draw to an accuracy in per cent."""

@@ -9,10 +9,10 @@ import pytest
 from report import synthetic
 from report.tables import frame, study_of
 
-from cleanai_ray import results as schemas
-from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.report.risk import Risk
-from cleanai_ray.report.risks import find_risks
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.risks.all import find_risks
+from cleanai_ray.analysis.risks.base import Risk
+from cleanai_ray.storage import schemas
 
 
 def risks_of(study: StudyFrames, kind: str) -> list[Risk]:

@@ -10,11 +10,11 @@ import pytest
 from report import synthetic
 from report.synthetic import Tables
 
-from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.charts.numbers import percent
-from cleanai_ray.report.findings import Findings, find
-from cleanai_ray.report.measures import chance_limit, rank_methods, wilson
-from cleanai_ray.report.risk import OVERFIT_DROP
+from cleanai_ray.analysis.findings import Findings, find
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.intervals import chance_limit, rank_methods, wilson
+from cleanai_ray.analysis.numbers import percent
+from cleanai_ray.analysis.risks.base import OVERFIT_DROP
 
 Z95 = 1.959963984540054
 

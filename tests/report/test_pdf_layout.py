@@ -13,14 +13,14 @@ import pytest
 from numpy.typing import NDArray
 from report import synthetic
 
+from cleanai_ray.analysis.findings import find
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts import style
-from cleanai_ray.charts.frames import StudyFrames
 from cleanai_ray.registry import CHARTS
-from cleanai_ray.report import pdf_style as look
 from cleanai_ray.report.blocks import Column, Document, Figure, Section, Table
-from cleanai_ray.report.content import write_document
-from cleanai_ray.report.findings import find
-from cleanai_ray.report.pdf import to_pdf
+from cleanai_ray.report.pdf import style as look
+from cleanai_ray.report.pdf.document import to_pdf
+from cleanai_ray.report.sections.content import write_document
 
 SLACK = 1.0
 """Points by which a glyph may reach over the width that its font gives it."""

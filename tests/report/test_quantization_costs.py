@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from report import tables
 
-from cleanai_ray import results as schemas
-from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.analysis.cells import gather
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.report.blocks import Paragraph
-from cleanai_ray.report.cells import gather
-from cleanai_ray.report.quantization import quantization_blocks, quantization_costs
+from cleanai_ray.report.sections.quantization import quantization_blocks, quantization_costs
+from cleanai_ray.storage import schemas
 
 FLOAT = {"size_bytes_float": 1000, "size_bytes": 1000, "latency_backend": "eager", "accuracy": 0.90}
 INT8 = {"size_bytes_float": 1000, "size_bytes": 300, "latency_backend": "onnxruntime", "quantization": "int8"}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from report.tables import Accuracy, frame, study_of
 
-from cleanai_ray import results as schemas
-from cleanai_ray.charts.frames import StudyFrames
-from cleanai_ray.report.answers import Answer
-from cleanai_ray.report.questions import answer_questions
+from cleanai_ray.analysis.answers import Answer
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.questions import answer_questions
+from cleanai_ray.storage import schemas
 
 METRICS = ("coverage/apoz", "coverage/entropy", "coverage/frequency")
 LABELS = (*METRICS, "wanda", "magnitude", "taylor", "random")

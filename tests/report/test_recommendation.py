@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from report import synthetic
 
-from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.recommendation import recommend
+from cleanai_ray.config.study import parse_study
 from cleanai_ray.errors import StudyError
-from cleanai_ray.keys import trial_key
-from cleanai_ray.report.recommendation import recommend
-from cleanai_ray.study import parse_study
+from cleanai_ray.stages.fingerprints import trial_key
 
 TRIALS = [  # accuracy, MACs of 100, latency of 10 ms
     (0.93, 90, 9.0),

@@ -13,13 +13,13 @@ import pytest
 from pypdf import PdfReader
 from report import synthetic
 
-from cleanai_ray.artifacts import RunDirectory
-from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.analysis.findings import find
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.report import make_report
-from cleanai_ray.report.findings import find
-from cleanai_ray.report.html import embed_svg
-from cleanai_ray.report.vector import flat, wrap_code
+from cleanai_ray.report.html.page import embed_svg
+from cleanai_ray.report.pdf.vector import flat, wrap_code
+from cleanai_ray.storage.run_directory import RunDirectory
 
 CHARTS = (
     "accuracy_by_method",

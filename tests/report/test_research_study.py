@@ -16,11 +16,11 @@ import pytest
 from pypdf import PdfReader
 from scipy import stats
 
-from cleanai_ray.artifacts import RunDirectory
-from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.analysis.answers import Answer, signed, write_p
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.questions import answer_questions
 from cleanai_ray.report import make_report
-from cleanai_ray.report.answers import Answer, signed, write_p
-from cleanai_ray.report.questions import answer_questions
+from cleanai_ray.storage.run_directory import RunDirectory
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "artifacts" / "research_fashion_mnist"

@@ -10,10 +10,10 @@ import pytest
 from pypdf import PdfReader
 from report import synthetic
 
-from cleanai_ray.artifacts import RunDirectory
 from cleanai_ray.cli import main
-from cleanai_ray.report.side_by_side import compare_studies
-from cleanai_ray.results import COMPARISON, COMPARISON_FILE
+from cleanai_ray.report.sections.side_by_side import compare_studies
+from cleanai_ray.storage.run_directory import RunDirectory
+from cleanai_ray.storage.schemas import COMPARISON, COMPARISON_FILE
 
 
 @pytest.fixture(scope="module")

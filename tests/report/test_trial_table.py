@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from report import synthetic
 
-from cleanai_ray.charts.frames import StudyFrames
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.report import make_report
 from cleanai_ray.report.blocks import TrialTable
-from cleanai_ray.report.trial_table import MAX_TRIALS, trial_table
+from cleanai_ray.report.sections.trial_table import MAX_TRIALS, trial_table
 
 
 def column(table: TrialTable, title: str) -> list:

@@ -9,15 +9,15 @@ from small_nets import NETS, batches, build, example, tiny_vit
 from torch import Tensor, nn
 
 import cleanai_ray as cleanai
+from cleanai_ray.config.sections import PruningSection
+from cleanai_ray.config.study import Trial
 from cleanai_ray.errors import PruningError
-from cleanai_ray.pruning.graph import ChannelGraph
+from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.repair import repair
 from cleanai_ray.repair.auto import divergence, log_probabilities
 from cleanai_ray.repair.moments import collect_moments
-from cleanai_ray.sections import PruningSection
 from cleanai_ray.sensitivity import measure_curves, reading_features
-from cleanai_ray.study import Trial
 
 
 def images(sizes: tuple[int, ...] = (40, 40)) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import cleanai_ray as cleanai
 from cleanai_ray.errors import EvaluationError
-from cleanai_ray.pruning.graph import ChannelGraph
+from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.repair import repair
 from cleanai_ray.tasks import find_task
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import cleanai_ray as cleanai
 from cleanai_ray.errors import EvaluationError
-from cleanai_ray.evaluation.hooks import count_hooks
+from cleanai_ray.nn.hooks import count_hooks
 from cleanai_ray.repair import repair
 
 TASK = "segmentation"

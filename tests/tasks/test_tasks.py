@@ -10,9 +10,9 @@ from torch import nn
 import cleanai_ray as cleanai
 from cleanai_ray.errors import RegistryError
 from cleanai_ray.evaluation.accuracy import Accuracy
+from cleanai_ray.nn.view import as_model, as_network
 from cleanai_ray.registry import TASKS
 from cleanai_ray.tasks import Task, find_task
-from cleanai_ray.tasks.view import as_model, as_network
 from cleanai_ray.training.context import TrainingError
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.evaluation.accuracy import evaluate
-from cleanai_ray.finetune_section import FineTuneSection
 from cleanai_ray.training.context import LocalContext
 from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
 

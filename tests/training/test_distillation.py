@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cleanai_ray.finetune_section import FineTuneSection
+from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.training.context import TrainingError
 from cleanai_ray.training.distillation import Lesson, build_objective, distillation_loss
 

@@ -10,10 +10,10 @@ import torch
 from fine_tuning_cases import MakeNet, assert_same, run, scripted, validation_accuracy
 from torch import nn
 
-from cleanai_ray import results
+from cleanai_ray.config.finetune import FineTuneSection
+from cleanai_ray.config.sections import TrainSection
 from cleanai_ray.errors import CleanAIError, EvaluationError
-from cleanai_ray.finetune_section import FineTuneSection
-from cleanai_ray.sections import TrainSection
+from cleanai_ray.storage import schemas
 from cleanai_ray.training.context import LocalContext, TrainingError
 from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
 from cleanai_ray.training.train import train_dense
@@ -29,9 +29,9 @@ def test_learns_digits_and_keeps_the_best_epoch(digits: Any, make_net: MakeNet) 
     assert result.best_epoch == accuracies.index(max(accuracies)) + 1
     assert [row["is_best"] for row in result.history] == [epoch == result.best_epoch for epoch in range(1, 5)]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
-    table = results.to_table([{"trial_id": "t", **row} for row in result.history], results.HISTORY)
+    table = schemas.to_table([{"trial_id": "t", **row} for row in result.history], schemas.HISTORY)
     assert table.num_rows == 4
-    assert all(set(row) == set(results.HISTORY.names) - {"trial_id", "step"} for row in result.history)
+    assert all(set(row) == set(schemas.HISTORY.names) - {"trial_id", "step"} for row in result.history)
 
 
 @pytest.mark.parametrize("fields", [{"optimizer": "adamw", "learning_rate": 0.01}, {"label_smoothing": 0.1}])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cleanai_ray.finetune_section import FineTuneSection
+from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.training.averaging import WeightAverage
 from cleanai_ray.training.context import TrainingError
 from cleanai_ray.training.optimizer import build_optimizer, parameter_groups

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cleanai_ray.finetune_section import FineTuneSection
+from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.training.schedule import learning_rate_at
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from cleanai_ray.artifacts import RunDirectory
+from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.errors import ArtifactError
-from cleanai_ray.finetune_section import FineTuneSection
+from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.training.context import LocalContext
 from cleanai_ray.training.fine_tune import fine_tune
 

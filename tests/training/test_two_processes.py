@@ -13,8 +13,8 @@ import torch
 import torch.multiprocessing as mp
 from torch import distributed, nn
 
+from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.errors import SampleError
-from cleanai_ray.finetune_section import FineTuneSection
 from cleanai_ray.training.context import LocalContext, TrainingContext, TrainingError
 from cleanai_ray.training.fine_tune import fine_tune
 from cleanai_ray.training.part import ScoringPart, TrainingPart

@@ -12,11 +12,11 @@ from fine_tuning_cases import MakeNet, assert_same, run
 from torch import Tensor, nn
 
 import cleanai_ray as cleanai
-from cleanai_ray.recovery import fine_tune_trial
-from cleanai_ray.stages import prepare_dense
-from cleanai_ray.study import parse_study
+from cleanai_ray.config.study import parse_study
+from cleanai_ray.stages.recover import fine_tune_trial
+from cleanai_ray.stages.trial import prepare_dense
+from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.training.context import LocalContext, TrainingError
-from cleanai_ray.workspace import Workspace, open_workspace
 
 ALONE = {"distillation": {"temperature": 2.0, "weight": 1.0}}
 

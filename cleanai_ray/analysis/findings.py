@@ -1,0 +1,169 @@
+"""What the numbers of a study say, as values: the answer, the best of every cell, the ranking and the risks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import polars as pl
+
+from cleanai_ray.analysis.answers import Answer
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.intervals import Interval, MethodRank, interval_of, rank_methods
+from cleanai_ray.analysis.numbers import percent, plural, times
+from cleanai_ray.analysis.questions import answer_questions
+from cleanai_ray.analysis.recommendation import Recommendation, recommend
+from cleanai_ray.analysis.risks.all import find_risks
+from cleanai_ray.analysis.risks.base import LARGE_LOSS, Risk
+from cleanai_ray.analysis.wording import describe_trial
+
+Verdict = Literal["acceptable", "with reservations", "not acceptable"]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The answer to the study's question.
+
+    Attributes:
+        verdict: Not acceptable where a blocking risk was found; with reservations where the best trial has another.
+        sentence: The answer in one sentence.
+        reasons: Why the verdict is not a plain acceptable.
+        trial: The row of results.parquet of the best trial; None where every trial failed.
+        interval: The 95 % interval of its accuracy.
+        macs_reduction: Share of the dense model's MACs that was saved, in [0, 1]; likewise the two that follow.
+        params_reduction: Share of its parameters.
+        size_reduction: Share of the bytes of its weights.
+        speedup: Dense over pruned median latency at batch 1.
+    """
+
+    verdict: Verdict
+    sentence: str
+    reasons: tuple[str, ...]
+    trial: dict[str, Any] | None
+    interval: Interval | None
+    macs_reduction: float | None
+    params_reduction: float | None
+    size_reduction: float | None
+    speedup: float | None
+
+
+@dataclass(frozen=True)
+class CellBest:
+    """The best trial at one ratio or budget, and the runner-up of another method."""
+
+    amount: str
+    trial: dict[str, Any]
+    interval: Interval | None
+    runner_up: dict[str, Any] | None
+    is_separable: bool | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything a report says in words."""
+
+    headline: Headline
+    cells: tuple[CellBest, ...]
+    ranking: tuple[MethodRank, ...]
+    smallest_within_a_point: dict[str, Any] | None
+    risks: tuple[Risk, ...]
+    answers: tuple[Answer, ...]
+    recommendation: Recommendation
+
+
+def find(study: StudyFrames) -> Findings:
+    """Return what a study found."""
+    risks = find_risks(study)
+    return Findings(
+        headline=_headline(study, risks),
+        cells=_best_of_cells(study),
+        ranking=rank_methods(study),
+        smallest_within_a_point=_smallest_within(study, LARGE_LOSS),
+        risks=risks,
+        answers=answer_questions({study.name: study}),
+        recommendation=recommend(study),
+    )
+
+
+def reduction(value: float | None, dense: float | None) -> float | None:
+    """Return the share of the dense model that was saved; negative where it grew, None where it is not known."""
+    return None if value is None or not dense else 1 - value / dense
+
+
+def _headline(study: StudyFrames, risks: tuple[Risk, ...]) -> Headline:
+    best = study.best
+    blocking = [risk for risk in risks if risk.is_blocking]
+    reservations = [risk for risk in risks if risk.is_about_best and risk.severity != "info" and not risk.is_blocking]
+    verdict: Verdict = "not acceptable" if blocking else "with reservations" if reservations else "acceptable"
+    if best is None:
+        sentence = f"No trial is acceptable: {_all_failed(study)}."
+        errors = tuple(line for risk in blocking for line in risk.details)
+        return Headline(verdict, sentence, errors, None, None, None, None, None, None)
+    sentence = _describe_best(best)
+    if blocking:
+        sentence = f"No trial is acceptable. The most accurate, {sentence}"
+    return Headline(
+        verdict=verdict,
+        sentence=sentence,
+        reasons=tuple(risk.sentence for risk in [*blocking, *reservations]),
+        trial=best,
+        interval=interval_of(best),
+        macs_reduction=reduction(best["macs"], best["macs_dense"]),
+        params_reduction=reduction(best["params"], best["params_dense"]),
+        size_reduction=reduction(best["size_bytes"], best["size_bytes_dense"]),
+        speedup=best["speedup"],
+    )
+
+
+def _all_failed(study: StudyFrames) -> str:
+    count = len(study.results)
+    return "the only trial failed" if count == 1 else f"all {plural(count, 'trial')} failed"
+
+
+def _describe_best(best: dict[str, Any]) -> str:
+    interval = interval_of(best)
+    words = f"{describe_trial(best)} reaches {percent(best['accuracy'])} top-1"
+    words += "" if interval is None else f" (95 % interval {interval})"
+    if best["accuracy_dense"] is not None:
+        words += f", {_against_dense(best)}"
+    savings = _savings(best)
+    return f"{words}, with {savings}." if savings else f"{words}."
+
+
+def _against_dense(best: dict[str, Any]) -> str:
+    lost = round(best["loss_points"], 1)
+    dense = percent(best["accuracy_dense"])
+    if lost == 0:
+        return f"the same as the dense model's {dense}"
+    return f"{abs(lost):.1f} points {'below' if lost > 0 else 'above'} the dense model's {dense}"
+
+
+def _savings(best: dict[str, Any]) -> str:
+    found = []
+    for column, noun in (("macs", "MACs"), ("params", "parameters")):
+        saved = reduction(best[column], best[f"{column}_dense"])
+        if saved is not None:
+            found.append(f"{abs(saved) * 100:.0f} % {'fewer' if saved >= 0 else 'more'} {noun}")
+    if best["speedup"] is not None:
+        found.append(f"{times(best['speedup'])} the speed at batch 1")
+    return f"{', '.join(found[:-1])} and {found[-1]}" if len(found) > 1 else "".join(found)
+
+
+def _best_of_cells(study: StudyFrames) -> tuple[CellBest, ...]:
+    cells = []
+    for amount in study.ok.sort("amount_order")["amount"].unique(maintain_order=True):
+        ranked = study.ranked.filter(pl.col("amount") == amount)
+        best = ranked.row(0, named=True)
+        others = ranked.filter(pl.col("method") != best["method"])
+        runner_up = others.row(0, named=True) if len(others) else None
+        interval = interval_of(best)
+        second = interval_of(runner_up) if runner_up else None
+        separable = None if interval is None or second is None else not interval.overlaps(second)
+        cells.append(CellBest(amount, best, interval, runner_up, separable))
+    return tuple(cells)
+
+
+def _smallest_within(study: StudyFrames, points: float) -> dict[str, Any] | None:
+    near = study.ok.filter((pl.col("loss_points") <= points) & pl.col("macs").is_not_null())
+    near = near.sort(["macs", "accuracy", "trial_id"], descending=[False, True, False])
+    return near.row(0, named=True) if len(near) else None

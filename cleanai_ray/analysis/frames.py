@@ -1,0 +1,218 @@
+"""What charts and reports are made from: the tables of a run directory, as polars frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import yaml
+
+from cleanai_ray.analysis.numbers import amount_text
+from cleanai_ray.errors import ArtifactError
+from cleanai_ray.storage import schemas
+from cleanai_ray.storage.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class StudyFrames:
+    """Everything a run directory knows about a study.
+
+    Attributes:
+        results: A row per trial (`schemas.RESULTS`).
+        layers: A row per trial and layer (`schemas.LAYERS`).
+        coverage: A row per layer and channel (`schemas.coverage_schema`); empty without calibration.
+        history: A row per trial and epoch (`schemas.HISTORY`); empty without training.
+        latency: A row per trial, variant and batch size (`schemas.LATENCY`); empty where nothing was timed.
+        study: The resolved study file as nested dicts.
+        environment: `environment.json`; any key may be absent.
+        missing: Names of files that the run directory does not hold.
+        study_text: The study file as it was written.
+        sensitivity: A row per dependency group and removal (`schemas.SENSITIVITY`); empty where it was not measured.
+        classes: A row per trial and class (`schemas.CLASSES`); empty where it was not recorded.
+    """
+
+    results: pl.DataFrame
+    layers: pl.DataFrame
+    coverage: pl.DataFrame
+    history: pl.DataFrame
+    latency: pl.DataFrame
+    study: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    study_text: str = ""
+    sensitivity: pl.DataFrame = field(
+        default_factory=lambda: pl.DataFrame(pl.from_arrow(schemas.SENSITIVITY.empty_table()))
+    )
+    classes: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(pl.from_arrow(schemas.CLASSES.empty_table())))
+
+    @classmethod
+    def load(cls, run: RunDirectory) -> StudyFrames:
+        """Read a run directory.
+
+        Raises:
+            ArtifactError: When results.parquet is missing or holds no trial, or a file cannot be read.
+        """
+        if not run.exists(schemas.RESULTS_FILE):
+            raise ArtifactError(
+                f"run directory '{run.location}' holds no {schemas.RESULTS_FILE}; a report needs a study that ran there"
+            )
+        tables = (schemas.LAYERS_FILE, schemas.COVERAGE_FILE, schemas.HISTORY_FILE, schemas.LATENCY_FILE)
+        optional = (*tables, "study.yaml", "environment.json")
+        missing = tuple(name for name in optional if not run.exists(name))
+        results = _read(run, schemas.RESULTS_FILE, schemas.RESULTS)
+        if results.is_empty():
+            raise ArtifactError(f"{schemas.RESULTS_FILE} in run directory '{run.location}' holds no trial")
+        text = "" if "study.yaml" in missing else run.read_text("study.yaml")
+        return cls(
+            results=results,
+            layers=_read(run, schemas.LAYERS_FILE, schemas.LAYERS),
+            coverage=_read(run, schemas.COVERAGE_FILE, schemas.coverage_schema(())),
+            history=_read(run, schemas.HISTORY_FILE, schemas.HISTORY),
+            latency=_read(run, schemas.LATENCY_FILE, schemas.LATENCY),
+            study=_parse_study(text, run),
+            environment={} if "environment.json" in missing else as_mapping(run.read_json("environment.json")),
+            missing=missing,
+            study_text=text,
+            sensitivity=_read(run, schemas.SENSITIVITY_FILE, schemas.SENSITIVITY),
+            classes=_read(run, schemas.CLASSES_FILE, schemas.CLASSES),
+        )
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return str(self.study.get("name") or "study")
+
+    @property
+    def learns_without_labels(self) -> bool:
+        """Whether accuracy in fine-tuning is the agreement with the dense model, on calibration images."""
+        return (self.study.get("finetune") or {}).get("data") == "calibration"
+
+    @cached_property
+    def trials(self) -> pl.DataFrame:
+        """Every trial with a label and, in `amount`, what was asked for in words (sorted by `amount_order`).
+
+        That is its ratio or budget, and its quantisation where it has one.
+        """
+        return _describe(self.results)
+
+    @cached_property
+    def ok(self) -> pl.DataFrame:
+        """The trials that succeeded and have an accuracy; see `trials`.
+
+        `macs_share` and `params_share` are fractions of the dense model, `speedup` is `speedup_b1` or, where that was
+        not recorded, dense over pruned median latency at batch 1, `loss_points` the accuracy lost in percentage points.
+        """
+        good = self.trials.filter((pl.col("status") == schemas.OK) & pl.col("accuracy").is_not_null())
+        return good.with_columns(
+            (pl.col("macs") / pl.col("macs_dense")).alias("macs_share"),
+            (pl.col("params") / pl.col("params_dense")).alias("params_share"),
+            pl.coalesce("speedup_b1", pl.col("latency_ms_b1_p50_dense") / pl.col("latency_ms_b1_p50")).alias("speedup"),
+            (100 * (pl.col("accuracy_dense") - pl.col("accuracy"))).alias("loss_points"),
+        )
+
+    @cached_property
+    def failed(self) -> pl.DataFrame:
+        """The trials without a result, in the order of the study."""
+        return self.trials.filter((pl.col("status") != schemas.OK) | pl.col("accuracy").is_null())
+
+    @cached_property
+    def ranked(self) -> pl.DataFrame:
+        """The trials that succeeded, the most accurate first; of equals the one with fewer MACs."""
+        return self.ok.sort(
+            ["accuracy", "macs", "trial_id"], descending=[True, False, False], nulls_last=True, maintain_order=True
+        )
+
+    @cached_property
+    def best(self) -> dict[str, Any] | None:
+        """The first row of `ranked`; None where every trial failed."""
+        return self.ranked.row(0, named=True) if len(self.ranked) else None
+
+    @cached_property
+    def methods(self) -> tuple[str, ...]:
+        """Every method of the study, sorted, whether or not its trials succeeded."""
+        return tuple(sorted(set(self.trials["method"].drop_nulls())))
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Every method with its coverage metric, sorted."""
+        return tuple(sorted(set(self.trials["label"].drop_nulls())))
+
+    @cached_property
+    def dense(self) -> dict[str, Any]:
+        """What is known of the dense model: the `*_dense` columns of any trial that has them, without the suffix."""
+        columns = [name for name in self.results.columns if name.endswith("_dense")]
+        facts = {name.removesuffix("_dense"): self.results[name].drop_nulls() for name in columns}
+        return {name: values[0] if len(values) else None for name, values in facts.items()}
+
+    @cached_property
+    def base_quantization(self) -> str:
+        """The quantisation of the trials that methods are compared by: none where the study has such trials.
+
+        Quantised trials of the same pruned model are no further evidence on what chose its channels.
+        """
+        found = self.trials["quantization"]
+        return "none" if "none" in found else str(found[0])
+
+    @cached_property
+    def chance(self) -> float | None:
+        """Accuracy of guessing: 1 / number of classes."""
+        classes = self.results["num_classes"].drop_nulls()
+        return 1 / classes[0] if len(classes) and classes[0] > 0 else None
+
+    def layers_of(self, trial_id: str) -> pl.DataFrame:
+        """Return the layers of a trial in execution order."""
+        return self.layers.filter(pl.col("trial_id") == trial_id).sort("layer_index", maintain_order=True)
+
+
+def _read(run: RunDirectory, name: str, schema: pa.Schema) -> pl.DataFrame:
+    table = run.read_table(name) if run.exists(name) else schema.empty_table()
+    absent = [column for column in schema if column.name not in table.column_names]
+    for column in absent:
+        table = table.append_column(column, pa.nulls(table.num_rows, column.type))
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame.with_columns(pl.col(pl.Float64, pl.Float32).fill_nan(None))
+
+
+def _parse_study(text: str, run: RunDirectory) -> Mapping[str, Any]:
+    try:
+        return as_mapping(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ArtifactError(f"'study.yaml' in run directory '{run.location}' is not YAML: {error}") from error
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """Return what a file holds where it is a mapping, and an empty one for anything else."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _describe(results: pl.DataFrame) -> pl.DataFrame:
+    method = pl.col("method").fill_null("unknown")
+    label = pl.concat_str([method, pl.col("coverage_metric")], separator="/", ignore_nulls=True)
+    asked = results.select("ratio", "requested_budget", pl.col("quantization").fill_null("none")).rows()
+    words = [amount_text(ratio, budget) + ("" if bits == "none" else f", {bits}") for ratio, budget, bits in asked]
+    order = [
+        (*((0, "", ratio or 0.0) if budget is None else (1, *_budget_order(budget))), bits != "none", bits)
+        for ratio, budget, bits in asked
+    ]
+    rank = {key: position for position, key in enumerate(sorted(set(order)))}
+    return results.with_columns(
+        method,
+        pl.coalesce("label", label).alias("label"),
+        pl.col("mode").fill_null("local"),
+        pl.col("quantization").fill_null("none"),
+        pl.Series("amount", words, dtype=pl.String),
+        pl.Series("amount_order", [rank[key] for key in order], dtype=pl.Int64),
+    )
+
+
+def _budget_order(budget: str) -> tuple[str, float]:
+    resource, _, limit = budget.partition("=")
+    try:
+        return resource, -float(limit)
+    except ValueError:
+        return budget, 0.0

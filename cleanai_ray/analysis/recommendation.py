@@ -1,0 +1,188 @@
+"""Which trial to take: the one that meets the study's limits best, or the knee of accuracy against MACs, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from cleanai_ray.analysis.frames import StudyFrames, as_mapping
+from cleanai_ray.analysis.intervals import chance_limit, interval_of
+from cleanai_ray.analysis.numbers import NONE, milliseconds, p_text, percent, points, quantity, size, times
+from cleanai_ray.analysis.pareto import pareto_front
+from cleanai_ray.analysis.risks.base import BLOCKING_LOSS
+from cleanai_ray.analysis.wording import describe_trial
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The trial to take.
+
+    Attributes:
+        trial: Its row, as `StudyFrames.ok` has it; None where no trial qualifies.
+        sentence: What to take, or that there is nothing to take.
+        why: Why this one.
+        cost: What it costs against the dense model.
+        runner_up: The row of the next best, where there is one.
+        missing: What is missing, a line a limit, where no trial qualifies.
+    """
+
+    trial: dict[str, Any] | None
+    sentence: str
+    why: str = ""
+    cost: str = ""
+    runner_up: dict[str, Any] | None = None
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Limit:
+    column: str
+    factor: float
+    is_least: bool
+    name: str
+    write: Callable[[float], str]
+
+
+_LIMITS = {
+    "max_accuracy_loss": _Limit("loss_points", 1, False, "accuracy lost", lambda value: f"{value:.2g} points"),
+    "max_latency_ms": _Limit("latency_ms_b1_p50", 1, False, "latency at batch 1", milliseconds),
+    "min_speedup": _Limit("speedup", 1, True, "speed-up at batch 1", times),
+    "max_macs": _Limit("macs_share", 1, False, "share of the MACs", lambda value: percent(value, 0)),
+    "max_params": _Limit("params_share", 1, False, "share of the parameters", lambda value: percent(value, 0)),
+    "max_size_mb": _Limit("size_bytes", 1e6, False, "size of the weights file", lambda value: size(value)),
+}
+
+
+def recommend(study: StudyFrames) -> Recommendation:
+    """Return the trial to take under `recommend` of the study file; without it, the knee of accuracy against MACs."""
+    if study.ok.is_empty():
+        return Recommendation(None, "No trial can be recommended: none succeeded.")
+    section = study.study.get("recommend")
+    limits = {
+        name: float(value)
+        for name, value in (as_mapping(section).items())
+        if name in _LIMITS and isinstance(value, (int, float))
+    }
+    return _within_limits(study, limits) if limits else _knee(study)
+
+
+def _within_limits(study: StudyFrames, limits: dict[str, float]) -> Recommendation:
+    good = study.ok.filter(*(_meets(name, value) for name, value in limits.items()))
+    words = ", ".join(_limit_text(name, value) for name, value in limits.items())
+    if good.is_empty():
+        missing = tuple(_nearest(study, limits, name) for name in limits)
+        return Recommendation(None, f"No trial meets the limits of the study: {words}.", missing=missing)
+    is_cheapest = "max_accuracy_loss" in limits
+    columns, descending = (
+        (["macs", "accuracy"], [False, True]) if is_cheapest else (["accuracy", "macs"], [True, False])
+    )
+    order = good.sort([*columns, "trial_id"], descending=[*descending, False], nulls_last=True)
+    what = "the one with the least MACs" if is_cheapest else "the most accurate"
+    why = f"{len(good)} of {len(study.ok)} trials meet the limits ({words}); this is {what} of them."
+    return _take(study, order, why)
+
+
+def _meets(name: str, value: float) -> pl.Expr:
+    limit = _LIMITS[name]
+    column = pl.col(limit.column)
+    # A rounding error above the limit is none: 93 % - 92 % is 1.0000000000000009 points.
+    slack = 1e-9 * max(1.0, abs(value) * limit.factor)
+    return column >= value * limit.factor - slack if limit.is_least else column <= value * limit.factor + slack
+
+
+def _limit_text(name: str, value: float) -> str:
+    limit = _LIMITS[name]
+    return f"{limit.name} at {'least' if limit.is_least else 'most'} {limit.write(value * limit.factor)}"
+
+
+def _nearest(study: StudyFrames, limits: dict[str, float], name: str) -> str:
+    """Say how near to a limit the trials come that meet all the others."""
+    limit, text = _LIMITS[name], _limit_text(name, limits[name])
+    measured = study.ok.drop_nulls(limit.column)
+    if measured.is_empty():
+        return f"{text}: not measured in any trial"
+    others = measured.filter(*(_meets(other, value) for other, value in limits.items() if other != name))
+    pool, which = (others, "trials that meet the rest") if len(others) and len(limits) > 1 else (measured, "trials")
+    order = pool.sort([limit.column, "trial_id"], descending=[limit.is_least, False])
+    nearest = order.row(0, named=True)
+    met = len(pool.filter(_meets(name, limits[name])))
+    known = f"{met} of {len(pool)} {which} meet it" if met else "none meets it"
+    return f"{text}: {known}; the nearest has {limit.write(nearest[limit.column])} ({nearest['trial_id']})"
+
+
+def _knee(study: StudyFrames) -> Recommendation:
+    usable = _usable(study)
+    if usable.is_empty():
+        best = study.ranked.row(0, named=True)
+        lost = NONE if best["loss_points"] is None else f"{best['loss_points']:.1f} points below the dense model"
+        missing = (
+            f"accuracy: the best trial ({best['trial_id']}) reaches {percent(best['accuracy'])}, {lost}; without a "
+            f"limit of the study's own, at most {BLOCKING_LOSS:g} points may be lost, and guessing must be beaten",
+        )
+        return Recommendation(None, "No trial can be recommended: every one lost too much accuracy.", missing=missing)
+    known = usable.drop_nulls("macs_share")
+    if known.is_empty():
+        order = usable.sort(["accuracy", "trial_id"], descending=[True, False])
+        return _take(study, order, "MACs are not known; this is the most accurate trial.")
+    front = pareto_front(known)
+    order = front.with_columns(_height(front, study).alias("height")).sort(["height", "macs"], descending=[True, False])
+    why = (
+        "The study sets no limits, so the knee of the Pareto front of accuracy against MACs is taken: of its "
+        f"{len(front)} trials the one farthest above the line from the smallest model to the dense one."
+    )
+    if len(front) == 1:
+        why = "The study sets no limits, and no other trial is as accurate with as few MACs."
+    return _take(study, order, why)
+
+
+def _usable(study: StudyFrames) -> pl.DataFrame:
+    usable = study.ok.filter(pl.col("loss_points").is_null() | (pl.col("loss_points") <= BLOCKING_LOSS))
+    if study.chance is None:
+        return usable
+    counts = study.ok["num_evaluated"].drop_nulls()
+    limit = chance_limit(round(1 / study.chance), int(counts[0]) if len(counts) else None)
+    return usable.filter(pl.col("accuracy") > limit)
+
+
+def _height(front: pl.DataFrame, study: StudyFrames) -> pl.Expr:
+    """Return how far points lie above the chord of the front, both axes scaled to 1 (Satopaa et al. 2011, Kneedle)."""
+    dense = study.dense.get("accuracy")
+    macs = [*front["macs_share"], *([1.0] if dense is not None else [])]
+    accuracies = [*front["accuracy"], *([dense] if dense is not None else [])]
+    wide, high = max(macs) - min(macs), max(accuracies) - min(accuracies)
+    across = (pl.col("macs_share") - min(macs)) / wide if wide else pl.lit(0.0)
+    up = (pl.col("accuracy") - min(accuracies)) / high if high else pl.lit(0.0)
+    return up - across
+
+
+def _take(study: StudyFrames, order: pl.DataFrame, why: str) -> Recommendation:
+    chosen = _row(study, order, 0)
+    runner_up = _row(study, order, 1) if len(order) > 1 else None
+    interval = interval_of(chosen)
+    words = f"Take {describe_trial(chosen)}, trial {chosen['trial_id']}: {percent(chosen['accuracy'])} top-1"
+    words += f" (95 % interval {interval})" if interval else ""
+    return Recommendation(chosen, f"{words}.", why, _cost(chosen), runner_up)
+
+
+def _row(study: StudyFrames, order: pl.DataFrame, place: int) -> dict[str, Any]:
+    return study.ok.row(by_predicate=pl.col("trial_id") == order["trial_id"][place], named=True)
+
+
+def _cost(trial: dict[str, Any]) -> str:
+    parts = []
+    if trial["loss_points"] is not None:
+        test = "" if trial["mcnemar_p"] is None else f" (McNemar's test: {p_text(trial['mcnemar_p'])})"
+        parts.append(f"{points(-trial['loss_points'] / 100, 2)} of accuracy{test}")
+    if trial["macs_share"] is not None:
+        parts.append(f"{percent(trial['macs_share'], 0)} of the MACs ({quantity(trial['macs'])})")
+    if trial["params_share"] is not None:
+        parts.append(f"{percent(trial['params_share'], 0)} of the parameters")
+    if trial["speedup"] is not None:
+        low, high = trial["speedup_b1_low"], trial["speedup_b1_high"]
+        interval = "" if low is None or high is None else f" (95 % interval {low:.2f} to {times(high)})"
+        timed = f"{milliseconds(trial['latency_ms_b1_p50'])} at batch 1, {times(trial['speedup'])} the speed"
+        parts.append(timed + interval)
+    return f"Against dense: {'; '.join(parts)}." if parts else ""

@@ -1,0 +1,41 @@
+"""What a study measures of each model, and how."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from cleanai_ray.config.sections import Section
+
+Backend = Literal["eager", "compile", "onnxruntime"]
+
+
+class LatencySection(Section):
+    """How latency is measured: dense and pruned interleaved, warmed up, percentiles over runs."""
+
+    batch_sizes: tuple[PositiveInt, ...] = Field((1, 64), min_length=1, description="Batch sizes to time.")
+    warmup: PositiveInt = Field(10, description="Untimed runs first.")
+    runs: Annotated[int, Field(ge=5)] = Field(50, description="Timed runs.")
+    threads: PositiveInt = Field(1, description="CPU threads of torch while timing.")
+    backends: tuple[Backend, ...] = Field(
+        ("eager",),
+        min_length=1,
+        description="What runs the models: torch itself, torch.compile, or onnxruntime (extra: cleanai-ray[onnx]).",
+    )
+    budget_batch_size: PositiveInt = Field(1, description="Batch size at which a budget of latency is measured, eager.")
+
+    @model_validator(mode="after")
+    def _check(self) -> LatencySection:
+        repeated = next((name for name in self.backends if self.backends.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"evaluation.latency.backends holds {repeated} twice; allowed: each value once")
+        return self
+
+
+class EvaluationSection(Section):
+    """What is measured, and on which samples."""
+
+    split: str = Field("test", description="Split that is scored; never calibrated or trained on.")
+    samples: PositiveInt | None = Field(None, description="Score only the first images of the split; null: all.")
+    latency: LatencySection | None = Field(default_factory=lambda: LatencySection(), description="null: not timed.")

@@ -1,0 +1,105 @@
+"""Fine-tuning of the pruned models, as a study file asks for it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from cleanai_ray.config.sections import HELD_BACK, Section
+from cleanai_ray.config.sweep import SweepSection
+
+
+class EarlyStoppingSection(Section):
+    """Stop fine-tuning when the validation accuracy no longer rises."""
+
+    patience: PositiveInt = Field(3, description="Epochs without a better validation accuracy before stopping.")
+    min_delta: float = Field(0.0, ge=0, description="What counts as better, in accuracy (0.001 is 0.1 points).")
+
+
+class DistillationSection(Section):
+    """Learn from the dense model's outputs."""
+
+    temperature: float = Field(2.0, gt=0, description="Temperature of both softmaxes.")
+    weight: float = Field(0.5, gt=0, le=1, description="Share of the loss; 1: no labels are used.")
+
+
+class FineTuneSection(Section):
+    """Fine-tuning of the pruned model. The epoch with the best validation accuracy is kept.
+
+    The start competes with the epochs only where it has not seen the validation images, which would pass for accuracy:
+    where the study trained the dense model itself (`model.train`), for weights from elsewhere most likely have.
+
+    Of calibration images no label is read: the dense model's answers are in their place, accuracy is the agreement with
+    it, and those validate that repair, too, holds back, every fifth. There the start competes unless repair, which is
+    then told what to do, has read them all.
+    """
+
+    epochs: int = Field(0, ge=0, description="Epochs at the most after the last pruning step; 0: none.")
+    between_steps: int = Field(
+        0, ge=0, description="Epochs at the most after each other pruning step, in trials of several; 0: none."
+    )
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW.")
+    learning_rate: float = Field(0.01, gt=0, description="Peak learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay, not on norms and biases.")
+    scheduler: Literal["cosine", "step", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
+    warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up; fractions are allowed.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
+    gradient_clip: float | None = Field(None, gt=0, description="Largest gradient norm; null: no clipping.")
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="Decay of averaged weights; null: none are kept.")
+    batch_size: PositiveInt | None = Field(None, description="Images a step over all workers; data.batch_size if null.")
+    data: Literal["training", "calibration"] = Field(
+        "training", description="Images to learn from: training, or calibration, without labels by distillation alone."
+    )
+    distillation: DistillationSection | None = Field(None, description="Learn from the dense model, too.")
+    save_every_n_epochs: PositiveInt = Field(2, description="Epochs between checkpoints.")
+    early_stopping: EarlyStoppingSection | None = Field(default_factory=lambda: EarlyStoppingSection())
+    num_workers: PositiveInt = Field(
+        1, description="Workers a trial, each with the resources of one; each batch is shared out among them."
+    )
+
+    @model_validator(mode="after")
+    def _check_data(self) -> FineTuneSection:
+        weight = self.distillation and self.distillation.weight
+        if self.data == "calibration" and weight != 1.0:
+            found = "finetune.distillation is null" if weight is None else f"finetune.distillation.weight is {weight:g}"
+            raise ValueError(
+                f"finetune.data is 'calibration', of which no label is read, and {found}; "
+                "allowed: finetune.distillation.weight 1, or finetune.data 'training'"
+            )
+        return self
+
+    def check_images(self, num_calibration: int) -> None:
+        """Check that there are images enough.
+
+        Raises:
+            ValueError: When calibration images are to be learned from, and are too few.
+        """
+        least = HELD_BACK * self.num_workers
+        if self.data == "calibration" and num_calibration < least:
+            raise ValueError(
+                f"finetune.data is 'calibration' with {num_calibration} samples, and finetune.num_workers "
+                f"{self.num_workers}; allowed: at least {least} samples, of which every {HELD_BACK}th validates, one a "
+                "worker at the least"
+            )
+
+    def check_steps(self, sweep: SweepSection) -> None:
+        """Check that epochs between pruning steps have steps to be between.
+
+        Raises:
+            ValueError: When no trial has several steps, or a budget is met by a search over many pruned models.
+        """
+        if not self.between_steps:
+            return
+        if max(sweep.steps) == 1:
+            raise ValueError(
+                f"finetune.between_steps is {self.between_steps} and sweep.steps {list(sweep.steps)}; "
+                "allowed: 0, or an entry of sweep.steps above 1"
+            )
+        timed = next((budget for budget in sweep.budgets if budget.resource == "latency"), None)
+        if timed is not None:
+            raise ValueError(
+                f"finetune.between_steps is {self.between_steps} and sweep.budgets holds {timed}, which a search over "
+                "many pruned models meets; allowed: 0, or other budgets"
+            )

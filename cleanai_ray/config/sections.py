@@ -1,0 +1,205 @@
+"""The sections of a study file, typed: what each key means, its default and its bounds."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from cleanai_ray.config.calibration_draw import CalibrationDraw
+
+Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Seed = Annotated[int, Field(ge=0)]
+Mode = Literal["local", "global", "isomorphic"]
+Multiple = Literal["auto"] | PositiveInt
+
+HELD_BACK = 5
+"""Of so many calibration images one is held back to judge by, in repair and in fine-tuning."""
+
+
+class Section(BaseModel):
+    """A frozen section; a key it does not know is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class TrainSection(Section):
+    """Training of the dense model by the study itself, where no weights are given. Cached by digest."""
+
+    epochs: PositiveInt = Field(20, description="Passes over the training samples.")
+    batch_size: PositiveInt | None = Field(None, description="Images a step; data.batch_size where null.")
+    learning_rate: float = Field(0.1, gt=0, description="Peak learning rate of SGD with momentum.")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, not on norms and biases.")
+    seed: int = Field(0, ge=0, description="Seed of initial weights and sample order.")
+
+
+class ModelSection(Section):
+    """The dense model: a registered name or a factory, and where its weights come from."""
+
+    name: str | None = Field(
+        None, description="A name of `cleanai list models`, or any torchvision classification model."
+    )
+    factory: str | None = Field(None, description="`package.module:function`; called with num_classes and options.")
+    weights: str | None = Field(
+        None, description="A safetensors or state_dict file, `pretrained` (torchvision's), or null (see `train`)."
+    )
+    num_classes: PositiveInt = Field(10, description="Outputs of the classifier.")
+    input_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+        (3, 224, 224), description="Channels, height, width of one input."
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the builder or factory.")
+    train: TrainSection | None = Field(None, description="How to train the dense model where weights is null.")
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSection:
+        if self.name is None and self.factory is None:
+            raise ValueError("model.name and model.factory are both null; needed: exactly one of them")
+        if self.name is not None and self.factory is not None:
+            raise ValueError(f"model.name is '{self.name}' and model.factory is '{self.factory}'; allowed: one of them")
+        if self.factory is not None and not all(self.factory.partition(":")):
+            raise ValueError(f"model.factory is '{self.factory}'; allowed: package.module:function")
+        if self.weights is not None and self.train is not None:
+            raise ValueError(f"model.weights is '{self.weights}' and model.train is given; allowed: one of them")
+        return self
+
+
+def _as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value,) if isinstance(value, int) else value
+
+
+class CalibrationSection(Section):
+    """Which samples the activation statistics come from, and what is observed."""
+
+    samples: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
+        1024, description="Number of calibration images; of a list, each is a part of the sweep."
+    )
+    split: str = Field("train", description="Split they are drawn from.")
+    seed: Seed | Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
+        0, description="Seed of the draw; of a list, each is a part of the sweep."
+    )
+    shard_size: PositiveInt = Field(256, description="Images a shard: the unit of work, of retry and of resumption.")
+    second_moment_samples: PositiveInt = Field(
+        2048, description="Calibration images that second moments come from, at the most; every fifth is left out."
+    )
+    positions_per_sample: PositiveInt = Field(64, description="Pixels or tokens of an image that second moments read.")
+    observe: Literal["activation", "output"] = Field(
+        "activation", description="What the next layer receives, or the raw output of each Conv2d and Linear."
+    )
+    threshold: float = Field(0.0, description="A sample counts as active for `frequency` above this mean activation.")
+    top_k: PositiveInt = Field(10, description="Channels of a layer that are a sample's strongest for `top_k`.")
+    sections: Annotated[int, Field(ge=2)] = Field(
+        64,
+        description="Sections of a layer's range for `k_multisection` and `entropy`; 1024 samples put 16 in each.",
+    )
+    withhold_from_training: Literal["auto"] | bool = Field(
+        "auto",
+        description="Keep calibration images out of training; auto: where they are at most a fifth of the split.",
+    )
+    allow_overlap: bool = Field(False, description="Allow calibration on the split that is evaluated.")
+
+    @field_validator("samples", "seed", mode="after")
+    @classmethod
+    def _check_list(cls, value: int | tuple[int, ...], info: ValidationInfo) -> int | tuple[int, ...]:
+        if isinstance(value, int):
+            return value
+        repeated = next((entry for entry in value if value.count(entry) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"data.calibration.{info.field_name} holds {repeated} twice; allowed: each value once")
+        return value[0] if len(value) == 1 else value
+
+    def draws(self) -> tuple[CalibrationDraw, ...]:
+        """Return every draw that the study asks for, in its order; most studies ask for one."""
+        every = itertools.product(_as_tuple(self.samples), _as_tuple(self.seed))
+        return tuple(CalibrationDraw(samples, seed) for samples, seed in every)
+
+
+class DataSection(Section):
+    """The data set and its samples."""
+
+    name: str = Field(description="A name of `cleanai list datasets`.")
+    root: str | None = Field(None, description="Folder or URL of the data set; null: its usual place.")
+    batch_size: PositiveInt = Field(128, description="Images a batch in calibration, training and evaluation.")
+    num_workers: int = Field(0, ge=0, description="Processes that decode images, a trial or actor.")
+    skip_unreadable: int = Field(
+        0,
+        ge=0,
+        description="Images that a process may leave out because they cannot be decoded; 0: the first is an error.",
+    )
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=0.5, description="Share of the training split held out for early stopping."
+    )
+    calibration: CalibrationSection = Field(default_factory=lambda: CalibrationSection())
+    options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the data set.")
+
+
+class PruningSection(Section):
+    """Bounds on what may be removed, whatever the method says."""
+
+    layer_ratios: dict[str, Ratio] = Field(
+        default_factory=dict, description="Channel ratio of layers whose name starts with a prefix."
+    )
+    ignored_layers: tuple[str, ...] = Field((), description="Module names, with all below them, that keep their width.")
+    max_ratio: Ratio = Field(0.9, description="No group of layers loses more than this share of its channels.")
+    round_to: Multiple | None = Field(
+        None,
+        description="Kept widths are multiples of this where a layer is pruned; auto: 8, and 16 for int8, which vector "
+        "and matrix units like.",
+    )
+    min_channels: PositiveInt = Field(1, description="No group of layers keeps fewer channels than this.")
+
+    def resolved(self, quantization: str = "none") -> PruningSection:
+        """Return the bounds of a model that will be quantised in this way, with a number for `auto`."""
+        if self.round_to != "auto":
+            return self
+        return self.model_copy(update={"round_to": 16 if quantization == "int8" else 8})
+
+
+class RepairSection(Section):
+    """Training-free recovery after surgery, from unlabelled calibration images."""
+
+    compensation: Literal["none", "closed_form", "sequential", "auto"] = Field(
+        "auto",
+        description="Refit of layers that read a narrowed input; auto: what a fifth of the images judges best.",
+    )
+    batch_norm: Literal["none", "relative", "reset", "auto"] = Field(
+        "auto", description="Recalibration of running statistics; auto: relative or none, likewise."
+    )
+    ridge: float | None = Field(
+        None, gt=0, description="Ridge of the refit, relative; null: 0.001, auto tries several."
+    )
+    samples: PositiveInt = Field(
+        1024, description="Calibration images that sequential, batch-norm and auto read, at the most."
+    )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is to be repaired."""
+        return (self.compensation, self.batch_norm) != ("none", "none")
+
+
+class ResourcesSection(Section):
+    """What one piece of work takes from the cluster."""
+
+    calibration_actors: Literal["auto"] | PositiveInt = Field("auto", description="auto: one a GPU, or one a core.")
+    cpus_per_trial: Annotated[float, Field(gt=0)] = Field(1, description="CPU cores a trial.")
+    gpus_per_trial: Annotated[float, Field(ge=0)] = Field(0, description="GPUs a trial; fractions share one.")
+    max_concurrent_trials: Literal["auto"] | PositiveInt = Field("auto", description="auto: what the cluster holds.")
+
+
+class OutputSection(Section):
+    """Where results go."""
+
+    dir: str = Field(
+        "artifacts/study", min_length=1, description="Run directory: a folder or a pyarrow filesystem URL."
+    )
+    save_models: Literal["none", "best", "all"] = Field("best", description="Which pruned models are kept.")

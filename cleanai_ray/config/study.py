@@ -1,0 +1,297 @@
+"""A study: one typed YAML file, loaded, overridden, validated and expanded into trials."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
+
+from cleanai_ray.config.calibration_draw import CalibrationDraw
+from cleanai_ray.config.evaluation import EvaluationSection
+from cleanai_ray.config.finetune import FineTuneSection
+from cleanai_ray.config.messages import describe, name_among, show
+from cleanai_ray.config.recommend import RecommendSection
+from cleanai_ray.config.sections import (
+    DataSection,
+    Mode,
+    ModelSection,
+    OutputSection,
+    PruningSection,
+    Ratio,
+    RepairSection,
+    ResourcesSection,
+    Section,
+    Seed,
+)
+from cleanai_ray.config.sweep import Budget, Quantization, SweepSection
+from cleanai_ray.errors import StudyError
+from cleanai_ray.registry import DATASETS, METHODS, METRICS, load_plugins
+
+
+def digest(value: Any) -> str:
+    """Return 16 hexadecimal digits that depend on nothing but a JSON-like value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Trial(Section):
+    """One cell of the sweep."""
+
+    method: str
+    coverage_metric: str | None = None
+    ratio: Ratio | None = None
+    budget: Budget | None = None
+    mode: Mode = "local"
+    steps: PositiveInt = 1
+    seed: Seed = 0
+    options: dict[str, Any] = Field(default_factory=dict)
+    calibration_samples: PositiveInt | None = None
+    calibration_seed: Seed | None = None
+    quantization: Quantization = "none"
+
+    @model_validator(mode="after")
+    def _check_amount(self) -> Trial:
+        if self.ratio is None and self.budget is None:
+            raise ValueError("ratio and budget are both null; needed: exactly one of them")
+        if self.ratio is not None and self.budget is not None:
+            raise ValueError(f"ratio is {self.ratio:g} and budget is {self.budget}; allowed: one of them")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The method as tables and charts name it, with its coverage metric."""
+        return f"{self.method}/{self.coverage_metric}" if self.coverage_metric else self.method
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that defines the trial; its quantisation and the calibration's draw where a study sweeps them."""
+        swept = {"calibration_samples": None, "calibration_seed": None, "quantization": "none"}
+        return self.model_dump(exclude={name for name, unswept in swept.items() if getattr(self, name) == unswept})
+
+    @property
+    def scoring_seed(self) -> int:
+        """The seed of random scores: another one for each draw of the calibration samples, where seeds are swept."""
+        return self.seed if self.calibration_seed is None else int(digest([self.seed, self.calibration_seed])[:8], 16)
+
+    @property
+    def trial_id(self) -> str:
+        """A readable, stable identifier that ends in a digest of everything that defines the trial."""
+        amount = f"r{self.ratio:g}" if self.budget is None else f"{self.budget.resource}{self.budget.limit:g}"
+        samples = None if self.calibration_samples is None else f"n{self.calibration_samples}"
+        draw = None if self.calibration_seed is None else f"draw{self.calibration_seed}"
+        bits = None if self.quantization == "none" else self.quantization
+        words = [self.method, self.coverage_metric, self.mode, amount, samples, draw, bits, digest(self.identity)[:8]]
+        return "-".join(word for word in words if word)
+
+
+class Study(Section):
+    """The whole study file."""
+
+    name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name in reports and dashboards.")
+    question: str = Field("", description="What the study is to answer, in a sentence; printed on the report's cover.")
+    model: ModelSection
+    data: DataSection
+    sweep: SweepSection
+    pruning: PruningSection = Field(default_factory=lambda: PruningSection())
+    repair: RepairSection = Field(default_factory=lambda: RepairSection())
+    finetune: FineTuneSection = Field(default_factory=lambda: FineTuneSection())
+    evaluation: EvaluationSection = Field(default_factory=lambda: EvaluationSection())
+    resources: ResourcesSection = Field(default_factory=lambda: ResourcesSection())
+    output: OutputSection = Field(default_factory=lambda: OutputSection())
+    recommend: RecommendSection | None = Field(
+        None, description="Limits of the recommended trial; null: the knee of the front of accuracy against MACs."
+    )
+    plugins: tuple[str, ...] = Field((), description="Modules to import that register methods, models or data sets.")
+
+    @field_validator("sweep", mode="after")
+    @classmethod
+    def _check_names(cls, sweep: SweepSection) -> SweepSection:
+        for field, registry in (("methods", METHODS), ("coverage_metrics", METRICS)):
+            for name in getattr(sweep, field):
+                if name not in registry.names():
+                    choices = name_among(name, registry.names())
+                    raise ValueError(f"sweep.{field}: '{name}' is not a {registry.kind}; {choices}")
+        for name in sweep.method_options:
+            if name not in sweep.methods:
+                choices = name_among(name, sweep.methods)
+                raise ValueError(f"sweep.method_options: '{name}' is not among sweep.methods; {choices}")
+        readers = [name for name in sweep.methods if _uses_coverage_metric(sweep, name)]
+        if readers and not sweep.coverage_metrics:
+            raise ValueError(f"sweep.coverage_metrics is []; allowed: at least one entry, which {readers[0]} needs")
+        return sweep
+
+    @field_validator("data", mode="after")
+    @classmethod
+    def _check_dataset(cls, data: DataSection) -> DataSection:
+        if data.name not in DATASETS.names():
+            raise ValueError(f"data.name: '{data.name}' is not a data set; {name_among(data.name, DATASETS.names())}")
+        return data
+
+    @model_validator(mode="after")
+    def _check_sections_together(self) -> Study:
+        calibration = self.data.calibration
+        if calibration.split == self.evaluation.split and not calibration.allow_overlap:
+            raise ValueError(
+                f"data.calibration.split is '{calibration.split}', the split that evaluation scores; "
+                "allowed: another split, or this one with data.calibration.allow_overlap: true"
+            )
+        too_high = [ratio for ratio in self.sweep.ratios if ratio > self.pruning.max_ratio]
+        if too_high:
+            raise ValueError(
+                f"sweep.ratios holds {too_high[0]}; allowed: at most pruning.max_ratio, {self.pruning.max_ratio}"
+            )
+        timed = next((budget for budget in self.sweep.budgets if budget.resource == "latency"), None)
+        if timed is not None and self.evaluation.latency is None:
+            raise ValueError(f"evaluation.latency is null; needed: how to time, for sweep.budgets' {timed}")
+        self.finetune.check_steps(self.sweep)
+        self.finetune.check_images(min(draw.samples for draw in self.draws()))
+        return self
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> Study:
+        workers, gpus = self.workers_per_trial, self.resources.gpus_per_trial
+        if workers > 1 and gpus != int(gpus):
+            raise ValueError(
+                f"resources.gpus_per_trial is {gpus:g} and finetune.num_workers {workers}; allowed: a whole number of "
+                "GPUs a worker, since workers of one trial cannot share one"
+            )
+        batch_size = self.finetune.batch_size or self.data.batch_size
+        if workers > batch_size:
+            raise ValueError(
+                f"finetune.num_workers is {workers} and the batch has {batch_size} images; allowed: at most one worker "
+                "an image"
+            )
+        return self
+
+    @property
+    def workers_per_trial(self) -> int:
+        """Workers that a trial takes: those of its fine-tuning, or one."""
+        return self.finetune.num_workers if self.finetune.epochs or self.finetune.between_steps else 1
+
+    def draws(self) -> tuple[CalibrationDraw, ...]:
+        """Return every draw of the calibration samples; most studies have one."""
+        return self.data.calibration.draws()
+
+    def of_draw(self, draw: CalibrationDraw) -> Study:
+        """Return the study with one draw of the calibration samples alone: as if it had been the only one."""
+        one = {"samples": draw.samples, "seed": draw.seed}
+        calibration = self.data.calibration.model_copy(update=one)
+        return self.model_copy(update={"data": self.data.model_copy(update={"calibration": calibration})})
+
+    def draw_of(self, trial: Trial) -> CalibrationDraw:
+        """Return the draw that a trial reads."""
+        first = self.draws()[0]
+        samples, seed = trial.calibration_samples, trial.calibration_seed
+        return CalibrationDraw(first.samples if samples is None else samples, first.seed if seed is None else seed)
+
+    def trials(self) -> tuple[Trial, ...]:
+        """Expand the grid into trials, in the order of the study file; draws, then quantisations, come last."""
+        sweep, calibration = self.sweep, self.data.calibration
+        is_swept = {"samples": isinstance(calibration.samples, tuple), "seed": isinstance(calibration.seed, tuple)}
+        draws = [
+            {f"calibration_{name}": getattr(draw, name) for name in is_swept if is_swept[name]} for draw in self.draws()
+        ]
+        amounts: list[dict[str, Any]] = [{"ratio": ratio} for ratio in sweep.ratios]
+        amounts += [{"budget": budget} for budget in sweep.budgets]
+        trials = []
+        for method in sweep.methods:
+            metrics = sweep.coverage_metrics if _uses_coverage_metric(sweep, method) else (None,)
+            options = sweep.method_options.get(method, {})
+            for metric, amount, mode, steps, seed, draw, bits in itertools.product(
+                metrics, amounts, sweep.modes, sweep.steps, sweep.seeds, draws, sweep.quantization
+            ):
+                cell = {"mode": mode, "steps": steps, "seed": seed, "options": options, **amount, **draw}
+                cell["quantization"] = bits
+                trials.append(Trial(method=method, coverage_metric=metric, **cell))
+        return tuple(trials)
+
+    def to_yaml(self) -> str:
+        """Return the resolved study: every key, with its default where the file had none."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
+
+
+def _uses_coverage_metric(sweep: SweepSection, name: str) -> bool:
+    """Whether a method, with its options, is multiplied by the coverage metrics.
+
+    Raises:
+        ValueError: When an option does not fit the method.
+    """
+    method, options = METHODS.get(name), sweep.method_options.get(name, {})
+    try:
+        return bool(method(**options).uses_coverage_metric)
+    except TypeError as error:
+        known = ", ".join(inspect.signature(method).parameters) or "no options"
+        raise ValueError(f"sweep.method_options.{name}: {error}; allowed: {known}") from None
+    except ValueError as error:
+        raise ValueError(f"sweep.method_options.{name}: {error}") from None
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file and apply `a.b=c` overrides to it.
+
+    Raises:
+        StudyError: When the file cannot be read, is not YAML, or says something that is not allowed.
+    """
+    try:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"study file '{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except yaml.YAMLError as error:
+        raise StudyError(f"study file '{path}' is not YAML: {_yaml_problem(error)}") from error
+    if not isinstance(document, dict):
+        found = "empty" if document is None else show(document)
+        raise StudyError(f"study file '{path}' is {found}; needed: a mapping with at least model, data and sweep")
+    return parse_study(document, overrides)
+
+
+def parse_study(document: dict[str, Any], overrides: Sequence[str] = ()) -> Study:
+    """Validate a study given as nested dicts, with `a.b=c` overrides applied to a copy of them.
+
+    Raises:
+        StudyError: One sentence on the first thing that is wrong: field, value, what is allowed.
+    """
+    document = copy.deepcopy(document) if overrides else document
+    for override in overrides:
+        _apply_override(document, override)
+    plugins = document.get("plugins")
+    if isinstance(plugins, (list, tuple)):
+        load_plugins(module for module in plugins if isinstance(module, str))
+    try:
+        return Study.model_validate(document)
+    except ValidationError as error:
+        raise StudyError(" ".join(f"study: {describe(error, Study)}".split())) from None
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not all(part.strip() for part in path.split(".")):
+        raise StudyError(f"--set '{override}' is not of the form a.b=c")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise StudyError(f"--set {path}: '{text}' is not a YAML value: {_yaml_problem(error)}") from error
+    *parents, leaf = (part.strip() for part in path.split("."))
+    section = document
+    for depth, key in enumerate(parents):
+        child = section.setdefault(key, {})
+        if child is None:
+            child = section[key] = {}
+        if not isinstance(child, dict):
+            raise StudyError(f"--set {path}: '{'.'.join(parents[: depth + 1])}' is {show(child)}, which has no keys")
+        section = child
+    section[leaf] = value

@@ -1,0 +1,88 @@
+"""The grid of a study: every combination of its values becomes a trial."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from cleanai_ray.config.sections import Fraction, Mode, Ratio, Section
+
+Quantization = Literal["none", "int8", "bf16"]
+
+
+class Budget(Section):
+    """What the pruned model may cost: a fraction of the dense one, or megabytes. Exactly one key."""
+
+    macs: Fraction | None = None
+    params: Fraction | None = None
+    latency: Fraction | None = Field(None, description="Measured; evaluation.latency says at which batch size and how.")
+    size_mb: float | None = Field(None, gt=0, description="Weights file in megabytes of 10^6 bytes, not a fraction.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Budget:
+        if len(self.items()) != 1:
+            found = " and ".join(self.items()) or "nothing"
+            raise ValueError(f"the budget limits {found}; allowed: exactly one of {', '.join(type(self).model_fields)}")
+        return self
+
+    def items(self) -> dict[str, float]:
+        """Return the resource that is limited and its limit, as a dict of one entry."""
+        return {key: value for key, value in self.model_dump().items() if value is not None}
+
+    @property
+    def resource(self) -> str:
+        """The name of the limited resource."""
+        return next(iter(self.items()))
+
+    @property
+    def limit(self) -> float:
+        """The limit, as a fraction of the dense model; where `is_absolute`, in the resource's own unit."""
+        return next(iter(self.items().values()))
+
+    @property
+    def is_absolute(self) -> bool:
+        """Whether the limit is a size in megabytes rather than a fraction."""
+        return self.size_mb is not None
+
+    def __str__(self) -> str:
+        return f"{self.resource}={self.limit:g}"
+
+
+class SweepSection(Section):
+    """The grid: every combination becomes a trial."""
+
+    methods: tuple[str, ...] = Field(min_length=1, description="Names of `cleanai list methods`.")
+    coverage_metrics: tuple[str, ...] = Field(
+        ("normalized_mean",),
+        description="Names of `cleanai list metrics`; multiplies coverage, adaptive and hybrids of one.",
+    )
+    ratios: tuple[Ratio, ...] = Field((), description="Channel ratios: share of channels to remove, in (0, 1).")
+    budgets: tuple[Budget, ...] = Field((), description="Budgets instead of ratios, for instance {macs: 0.5}.")
+    modes: tuple[Mode, ...] = Field(("local",), min_length=1, description="How scores are compared.")
+    steps: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="Iterative pruning steps.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="Seeds of each trial.")
+    quantization: tuple[Quantization, ...] = Field(
+        ("none",),
+        min_length=1,
+        description="After the last stage: none, int8 (onnxruntime's; extra: cleanai-ray[onnx]) or bf16 (torch's).",
+    )
+    method_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Options of a method, by its name."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> SweepSection:
+        if not self.ratios and not self.budgets:
+            raise ValueError("sweep.ratios and sweep.budgets are both empty; needed: entries in exactly one of them")
+        if self.ratios and self.budgets:
+            raise ValueError(
+                f"sweep.ratios starts with {self.ratios[0]} and sweep.budgets with {self.budgets[0]}; "
+                "allowed: entries in one of them"
+            )
+        for name in ("methods", "coverage_metrics", "ratios", "budgets", "modes", "steps", "seeds", "quantization"):
+            values = getattr(self, name)
+            repeated = next((value for value in values if values.count(value) > 1), None)
+            if repeated is not None:
+                raise ValueError(f"sweep.{name} holds {repeated} twice; allowed: each value once")
+        return self

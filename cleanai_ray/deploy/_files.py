@@ -1,0 +1,109 @@
+"""What every export format needs: a private copy of the model, a check against torch, and a whole file."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.errors import ArtifactError
+from cleanai_ray.nn.hooks import require_no_hooks
+
+TOLERANCE = 1e-4
+"""Largest difference allowed between an exported model and torch, as a share of the largest output (or of 1)."""
+
+_CHECK_BATCH = 3
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def file_suffix(suffix: str, *, needs_images: bool = False) -> Callable[[F], F]:
+    """Return a decorator that notes an export format's usual file suffix as the function's `suffix`.
+
+    Args:
+        suffix: The suffix, with its dot.
+        needs_images: Whether the function takes calibration batches after the path; noted under the same name.
+    """
+
+    def decorate(function: F) -> F:
+        function.suffix = suffix  # type: ignore[attr-defined]
+        function.needs_images = needs_images  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model on the CPU in evaluation mode; the model itself is not touched.
+
+    Raises:
+        EvaluationError: When a hook is left on the model.
+    """
+    require_no_hooks(model)
+    return copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
+
+def check_batch(example_input: Tensor) -> Tensor:
+    """Return a random batch, of another size than any example was traced with."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(_CHECK_BATCH, *example_input.shape[1:], generator=generator, dtype=example_input.dtype)
+
+
+def require_same_output(expected: Tensor, found: Tensor, file_format: str) -> None:
+    """Compare an exported model's output with torch's.
+
+    Raises:
+        ArtifactError: When they differ by more than `TOLERANCE`, or are not finite.
+    """
+    if expected.shape != found.shape:
+        raise ArtifactError(
+            f"{file_format}: the exported model's output is {tuple(found.shape)}, torch's is {tuple(expected.shape)}"
+        )
+    difference = (expected - found).abs().max().item()
+    allowed = TOLERANCE * max(1.0, expected.abs().max().item())
+    if not difference <= allowed:
+        raise ArtifactError(
+            f"{file_format}: the exported model differs from torch by {difference:.3g}, allowed is {allowed:.3g}"
+        )
+
+
+@contextmanager
+def replaced_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path` on success and is deleted on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what exporters print, log and warn."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

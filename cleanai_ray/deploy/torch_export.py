@@ -1,0 +1,64 @@
+"""A whole model as a torch.export program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.deploy._files import check_batch, file_suffix, private_copy, quiet, replaced_whole, require_same_output
+from cleanai_ray.errors import ArtifactError
+from cleanai_ray.registry import FORMATS
+
+
+def trace(model: nn.Module, example_input: Tensor) -> torch.export.ExportedProgram:
+    """Capture a model's graph, with a batch of any size.
+
+    Args:
+        model: A model on the CPU in evaluation mode.
+        example_input: Images [N, ...].
+
+    Raises:
+        ArtifactError: When torch.export cannot capture it.
+    """
+    # A batch of 1 would be taken for a constant.
+    example = torch.cat([example_input[:1]] * 2).detach().cpu()
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ArtifactError(
+            f"{type(model).__name__} cannot be captured by torch.export with a batch of any size: {reason}"
+        ) from error
+
+
+@FORMATS.register("torch_export")
+@file_suffix(".pt2")
+def export_torch(model: nn.Module, example_input: Tensor, path: Path) -> Path:
+    """The whole model as a torch.export program (.pt2), with a batch of any size.
+
+    The file is loaded back and compared with torch on a random batch before it takes its name.
+
+    Args:
+        model: The model, which is not changed.
+        example_input: Images [N, ...].
+        path: Where to write.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        ArtifactError: When the model cannot be captured, or the program computes something else.
+        EvaluationError: When a hook is left on the model.
+    """
+    path = Path(path)
+    model = private_copy(model)
+    batch = check_batch(example_input)
+    with replaced_whole(path) as temporary, quiet():
+        torch.export.save(trace(model, example_input), temporary)
+        with torch.no_grad():
+            found = torch.export.load(temporary).module()(batch)
+            require_same_output(model(batch), found, "torch_export")
+    return path

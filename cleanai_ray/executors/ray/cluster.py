@@ -1,0 +1,193 @@
+"""Connecting to a Ray cluster, or starting one on this machine, and what it offers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from cleanai_ray.config.study import Study
+from cleanai_ray.errors import CleanAIError, ClusterError
+
+_PATIENCE = 2.0
+"""Seconds after which a node that does not answer is taken for lost."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What a connected cluster offers.
+
+    Attributes:
+        num_nodes: Nodes that are alive.
+        cpus: CPU cores of all nodes.
+        gpus: GPUs of all nodes.
+        node_cpus: CPU cores that are free on the node that has most of them; at least 1.
+        dashboard: Address of the Ray dashboard, or "" where it is off.
+        driver_node: Identifier of the node this process runs on.
+    """
+
+    num_nodes: int
+    cpus: float
+    gpus: float
+    node_cpus: float
+    dashboard: str
+    driver_node: str
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[Cluster]:
+    """Connect to a cluster (`auto`, `host:port`), or start one on this machine, and disconnect afterwards.
+
+    Raises:
+        ClusterError: When there is no cluster at the address.
+    """
+    _prepare_environment(local=address is None)
+    already = ray.is_initialized()
+    try:
+        if not already:
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=True if address is None else None,
+            )
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        raise ClusterError(f"no Ray cluster answers at '{address}': {' '.join(str(error).split())}") from error
+    try:
+        yield _inspect()
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def _prepare_environment(*, local: bool) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Tune's own answer to Ctrl-C is to end as if all trials had.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not local:
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if os.getcwd() not in path:
+        os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *filter(None, path)])
+
+
+def _inspect() -> Cluster:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    context: Any = ray.get_runtime_context()
+    dashboard = ray.worker._global_node.webui_url if ray.worker._global_node else ""
+    free_resources = ray._private.state.available_resources_per_node().values()
+    return Cluster(
+        num_nodes=len(nodes),
+        cpus=sum(node["Resources"].get("CPU", 0) for node in nodes),
+        gpus=sum(node["Resources"].get("GPU", 0) for node in nodes),
+        node_cpus=max(1.0, *(free.get("CPU", 0) for free in free_resources)),
+        dashboard=f"http://{dashboard}" if dashboard else "",
+        driver_node=context.get_node_id(),
+    )
+
+
+def require_room(study: Study, cluster: Cluster) -> None:
+    """Refuse a study whose trials could never be placed, on the nodes that are there or that an autoscaler may add.
+
+    Raises:
+        ClusterError: One sentence with the numbers that do not fit.
+    """
+    wanted, to_come = study.resources, _nodes_to_come()
+    for name, need, kind in (
+        ("cpus_per_trial", wanted.cpus_per_trial, "CPU"),
+        ("gpus_per_trial", wanted.gpus_per_trial, "GPU"),
+    ):
+        largest = max(resources.get(kind, 0) for resources in [*_nodes(), *to_come])
+        if need > largest:
+            raise ClusterError(
+                f"resources.{name} is {need:g}, and no node of the cluster has more than {largest:g} {kind}s; "
+                f"allowed: at most {largest:g}"
+            )
+    workers, places = study.workers_per_trial, places_for_workers(study)
+    if workers > places and not to_come:
+        gpus = f" and {wanted.gpus_per_trial:g} GPUs" if wanted.gpus_per_trial else ""
+        raise ClusterError(
+            f"finetune.num_workers is {workers}, each with {wanted.cpus_per_trial:g} CPUs{gpus}, and the cluster has "
+            f"room for {places} of them at a time; allowed: at most {places}"
+        )
+
+
+def concurrent_trials(study: Study, cluster: Cluster) -> int:
+    """Return how many trials run at a time: what the study says, or what the live cluster holds."""
+    wanted = study.resources.max_concurrent_trials
+    return max(1, places_for_workers(study) // study.workers_per_trial) if wanted == "auto" else int(wanted)
+
+
+def places_for_workers(study: Study, *, only_answering: bool = False) -> int:
+    """Return how many workers of trials the cluster holds at a time: all are alike, so that nodes fill up evenly.
+
+    Args:
+        study: The study.
+        only_answering: Leave out nodes that cannot be reached, whatever Ray knows of them.
+    """
+    wanted = study.resources
+    places = 0
+    for resources in _nodes(only_answering=only_answering):
+        room = resources.get("CPU", 0) / wanted.cpus_per_trial
+        if wanted.gpus_per_trial:
+            room = min(room, resources.get("GPU", 0) / wanted.gpus_per_trial)
+        places += int(room + 1e-9)
+    return places
+
+
+def workers_to_ask_for(study: Study, *, lost_some: bool = False) -> int:
+    """Return how many workers a trial asks for: those of the study, or what the nodes that are left hold.
+
+    Where an autoscaler may replace a node that was lost, all are asked for.
+
+    Args:
+        study: The study.
+        lost_some: Whether the trial has just lost workers. It may have been with their node, of which Ray hears later.
+    """
+    wanted = study.workers_per_trial
+    return wanted if _nodes_to_come() else max(1, min(wanted, places_for_workers(study, only_answering=lost_some)))
+
+
+def _nodes(*, only_answering: bool = False) -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and (not only_answering or _answers(node))]
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether the process that manages a node takes connections."""
+    try:
+        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_PATIENCE):
+            return True
+    except OSError:
+        return False
+
+
+def _nodes_to_come() -> list[dict[str, float]]:
+    """Return the resources of a node of each kind that an autoscaler, if there is one, may add."""
+    config = ray._private.state.state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return [dict(group.resources) for group in groups if group.max_count != 0]
+
+
+def assigned_device() -> str:
+    """Return the device that Ray assigned to this worker: its first GPU, or the CPU."""
+    return "cuda:0" if ray.get_gpu_ids() else "cpu"
+
+
+def result_of(reference: Any) -> Any:
+    """Return what a task made, or raise the error that it raised."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, CleanAIError):
+            raise error.cause from None
+        raise

@@ -1,0 +1,110 @@
+"""What the process that drives a job takes from the cluster, and whether the cluster has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray.util.state import list_nodes
+
+from cleanai_ray.config.study import Study
+from cleanai_ray.errors import ClusterError
+
+_GIGABYTE = 1e9
+_KINDS = (("cpus", "CPU", "CPUs"), ("gpus", "GPU", "GPUs"), ("memory", "memory", "GB of memory"))
+
+Amounts = dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryPoint:
+    """What a job's own process reserves, beside what its trials take.
+
+    Attributes:
+        cpus: CPU cores.
+        gpus: GPUs.
+        memory: Memory, in GB of 1e9 bytes.
+    """
+
+    cpus: float = 0.0
+    gpus: float = 0.0
+    memory: float = 0.0
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory in bytes."""
+        return int(self.memory * _GIGABYTE)
+
+
+def node_resources(address: str) -> list[Amounts]:
+    """Return what each live node of a cluster has in all, as Ray counts it: CPU, GPU, memory in bytes.
+
+    Args:
+        address: The dashboard's address.
+    """
+    return [node.resources_total for node in list_nodes(address=address) if node.state == "ALIVE"]
+
+
+def require_entry_point(entry_point: EntryPoint, study: Study, resources: list[Amounts]) -> None:
+    """Refuse an entry point that the cluster could never place, or that leaves no room for a trial.
+
+    Ray would keep such a job waiting for ever, without a word.
+
+    Args:
+        entry_point: What the job's own process reserves.
+        study: The study that it runs.
+        resources: What each node has, as `node_resources` returns it.
+
+    Raises:
+        ClusterError: One sentence with the numbers that do not fit.
+    """
+    wanted = {name: getattr(entry_point, name) for name, _, _ in _KINDS}
+    nodes = [
+        {name: total.get(kind, 0.0) / (_GIGABYTE if name == "memory" else 1) for name, kind, _ in _KINDS}
+        for total in resources
+    ]
+    _require_each(wanted, nodes)
+    hosts = [number for number, node in enumerate(nodes) if _fits(wanted, node)]
+    if not hosts:
+        raise ClusterError(f"no node of the cluster has {_told(wanted)} together; its nodes have {_listed(nodes)}")
+    trial = {"cpus": study.resources.cpus_per_trial, "gpus": study.resources.gpus_per_trial, "memory": 0.0}
+    if not any(_fits(trial, room) for host in hosts for room in _rooms(nodes, host, wanted)):
+        raise ClusterError(
+            f"the entry point's {_told(wanted)} leave no room for a trial's {_told(trial)}; "
+            f"the cluster's nodes have {_listed(nodes)}"
+        )
+
+
+def _require_each(wanted: Amounts, nodes: list[Amounts]) -> None:
+    lacking = [
+        f"--{name} is {wanted[name]:g}, and no node of the cluster has more than {largest:.4g} {unit}"
+        for name, _, unit in _KINDS
+        if wanted[name] > (largest := max((node[name] for node in nodes), default=0.0))
+    ]
+    if lacking:
+        raise ClusterError("; ".join(lacking) + "; a job that asks for more would wait for ever")
+
+
+def _rooms(nodes: list[Amounts], host: int, wanted: Amounts) -> list[Amounts]:
+    """What each node has left for trials when the entry point runs on the host."""
+    left = {name: nodes[host][name] - wanted[name] for name in wanted}
+    return [*nodes[:host], left, *nodes[host + 1 :]]
+
+
+def _fits(wanted: Amounts, room: Amounts) -> bool:
+    return all(wanted[name] <= room[name] + 1e-9 for name in wanted)
+
+
+def _told(amounts: Amounts) -> str:
+    return " and ".join(_amount(amounts[name], unit) for name, _, unit in _KINDS if amounts[name])
+
+
+def _amount(amount: float, unit: str) -> str:
+    return f"{amount:.4g} {unit.removesuffix('s') if amount == 1 else unit}"
+
+
+def _listed(nodes: list[Amounts]) -> str:
+    """The kinds of nodes, each once, the largest first."""
+    kinds = sorted({tuple(node[name] for name, _, _ in _KINDS) for node in nodes}, reverse=True)
+    return "; or ".join(
+        ", ".join(_amount(amount, unit) for amount, (_, _, unit) in zip(kind, _KINDS, strict=True)) for kind in kinds
+    )

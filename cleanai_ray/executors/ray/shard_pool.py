@@ -1,0 +1,250 @@
+"""Shards worked through by actors that may die, and their results added up by the same actors, in a fixed tree."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray import exceptions
+
+from cleanai_ray.errors import CleanAIError, ClusterError
+from cleanai_ray.executors.ray.progress import Narrator
+from cleanai_ray.statistics.merging import MergeTree, Node
+from cleanai_ray.storage.run_directory import RunDirectory
+
+_LOG = logging.getLogger(__name__)
+_FOLDER = "cache/shards"
+_MAX_ATTEMPTS = 3
+_MAX_STARTS = 10
+_LOOK_AT_CLUSTER_SECONDS = 5.0
+_LOST = (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.WorkerCrashedError, exceptions.NodeDiedError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardWork:
+    """One pass over shards.
+
+    Attributes:
+        call: What the actors are asked for.
+        title: What people are told.
+        num_shards: Number of shards.
+        inputs: Digest of what the results depend on.
+    """
+
+    call: str
+    title: str
+    num_shards: int
+    inputs: str
+
+    def file(self, shard: int) -> str:
+        """Return where the result of a shard is kept."""
+        return f"{_FOLDER}/{self.call}/{shard:06d}.safetensors"
+
+
+class ShardPool:
+    """Actors, started when they are first needed and stopped at the end.
+
+    An actor that dies is replaced, and what it was doing is given to another, up to three times. One that has not
+    started yet, since the cluster has no room for it, is waited for by nobody. Where the number of actors is
+    not fixed it is that of the cluster's GPUs, or cores, and follows the cluster when it grows.
+
+    Args:
+        start: Starts an actor and returns its handle; given a number that no other actor of the pool has. An actor has
+            the methods `ready()`, `compute(call, shard, name, inputs, *arguments)` and `add(call, *contents)`; the
+            last two return the number of samples read and the result.
+        num_actors: Number of actors; None: what the cluster holds.
+        run: The run directory, where the actors keep the results of shards.
+        narrator: Told of every shard that is done.
+    """
+
+    def __init__(
+        self, start: Callable[[int], Any], num_actors: int | None, run: RunDirectory, narrator: Narrator
+    ) -> None:
+        self._start = start
+        self._num_actors = num_actors
+        self._run = run
+        self._narrator = narrator
+        self._started = 0
+        self._starting: dict[Any, Any] = {}
+        self._idle: list[Any] = []
+
+    def __enter__(self) -> ShardPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for actor in [*self._idle, *self._starting.values()]:
+            ray.kill(actor)
+        self._idle, self._starting = [], {}
+
+    def work_through(self, work: ShardWork, *arguments: Any) -> bytes:
+        """Have every shard computed, and return the sum of the results.
+
+        Args:
+            work: The pass.
+            arguments: Further arguments of the actors' method; references to the object store stand for their values.
+
+        Raises:
+            CleanAIError: What a shard raised, or ClusterError when one was tried too often.
+        """
+        with self._narrator.shards(work.title, work.num_shards) as on_shard:
+            session = _Pass(self, work, arguments, on_shard)
+            try:
+                return session.run()
+            finally:
+                session.abandon()
+
+    def forget_shards(self) -> None:
+        """Delete the results of shards that were kept: their sum is kept now."""
+        self._run.delete(_FOLDER)
+
+    def fill_up(self, tasks: int, busy: int) -> None:
+        """Start as many actors as there is use and room for.
+
+        Args:
+            tasks: Tasks that wait or are being worked on.
+            busy: Actors that work.
+        """
+        wanted = self._num_actors or _room()
+        for _ in range(min(wanted, tasks) - len(self._idle) - len(self._starting) - busy):
+            if self._started >= _MAX_STARTS * wanted:
+                return
+            actor = self._start(self._started)
+            self._starting[actor.ready.remote()] = actor
+            self._started += 1
+
+    def take_idle(self) -> Any:
+        """Return an actor that has nothing to do, or None."""
+        return self._idle.pop() if self._idle else None
+
+    def give_back(self, actor: Any) -> None:
+        """Take back an actor that has nothing to do."""
+        self._idle.append(actor)
+
+    @property
+    def starting(self) -> list[Any]:
+        """References that are ready when an actor has started."""
+        return list(self._starting)
+
+    def has_started(self, reference: Any) -> None:
+        """Take in that an actor has started, or died before it did."""
+        actor = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except _LOST as error:
+            _LOG.warning("an actor died while it started: %s", error)
+            return
+        self._idle.append(actor)
+
+
+class _Pass:
+    """One pass under way: what is to be done, who does what, and what is there.
+
+    A task is a node of the tree: a shard to compute at level 0, a sum to make above.
+    """
+
+    def __init__(
+        self, pool: ShardPool, work: ShardWork, arguments: tuple[Any, ...], on_shard: Callable[..., None]
+    ) -> None:
+        self._pool = pool
+        self._work = work
+        self._arguments = arguments
+        self._on_shard = on_shard
+        self._tree = MergeTree(work.num_shards)
+        self._todo = deque((0, shard) for shard in range(work.num_shards))
+        self._attempts: Counter[Node] = Counter()
+        self._done: set[int] = set()
+        self._busy: dict[Any, tuple[Any, Node, Any]] = {}
+
+    def run(self) -> bytes:
+        while True:
+            if self._tree.is_complete:
+                try:
+                    return ray.get(self._tree.value(self._tree.root))
+                except _LOST as error:
+                    self._again(self._tree.root, error)
+            self._pool.fill_up(len(self._todo) + len(self._busy), len(self._busy))
+            self._assign()
+            waiting = [*self._busy, *self._pool.starting]
+            if not waiting:
+                raise ClusterError(f"no process for the {self._work.title} could be started; Ray's log says why")
+            ready, _ = ray.wait(waiting, num_returns=1, timeout=_LOOK_AT_CLUSTER_SECONDS, fetch_local=False)
+            for reference in ready:
+                if reference in self._busy:
+                    self._take_in(reference)
+                else:
+                    self._pool.has_started(reference)
+
+    def abandon(self) -> None:
+        """Stop what is still under way, after an error."""
+        for actor, _, _ in self._busy.values():
+            ray.kill(actor)
+        self._busy = {}
+
+    def _assign(self) -> None:
+        """Give idle actors something to do: sums first, so that few results are held."""
+        while True:
+            actor = self._pool.take_idle()
+            if actor is None:
+                return
+            node = self._tree.take_ready() or (self._todo.popleft() if self._todo else None)
+            if node is None:
+                self._pool.give_back(actor)
+                return
+            work = self._work
+            if node[0] == 0:
+                call = actor.compute.options(num_returns=2)
+                receipt, content = call.remote(work.call, node[1], work.file(node[1]), work.inputs, *self._arguments)
+            else:
+                call = actor.add.options(num_returns=2)
+                contents = [self._tree.value(child) for child in self._tree.children(node)]
+                receipt, content = call.remote(work.call, *contents)
+            self._busy[receipt] = actor, node, content
+
+    def _take_in(self, receipt: Any) -> None:
+        actor, node, content = self._busy.pop(receipt)
+        try:
+            num_samples = ray.get(receipt)
+        except exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            if isinstance(cause, CleanAIError):
+                self._pool.give_back(actor)
+                raise cause from None
+            if not isinstance(error, _LOST) and not isinstance(cause, _LOST):
+                raise
+            if not isinstance(error, exceptions.RayActorError):
+                self._pool.give_back(actor)
+            self._again(node, error)
+            return
+        self._pool.give_back(actor)
+        self._tree.put(node, content)
+        if node[0] == 0:
+            self._done.add(node[1])
+            self._on_shard(len(self._done), self._work.num_shards, num_samples)
+
+    def _again(self, node: Node, error: Exception) -> None:
+        """Have a task done again whose process, or whose input, was lost."""
+        self._attempts[node] += 1
+        if self._attempts[node] >= _MAX_ATTEMPTS:
+            what = f"shard {node[1]}" if node[0] == 0 else "a sum of shards"
+            reason = str(error).strip().splitlines()[-1]
+            raise ClusterError(
+                f"{what} of the {self._work.title} was tried {_MAX_ATTEMPTS} times, and its process ended each time, "
+                f"most often for want of memory; finished shards are kept, and the same command goes on; Ray says: "
+                f"{reason}"
+            )
+        lost = self._tree.forget(node)
+        self._done -= set(lost)
+        self._todo.extendleft((0, shard) for shard in reversed(lost))
+
+
+def _room() -> int:
+    """Return how many actors the live cluster holds: one a GPU, or one a core."""
+    resources = ray.cluster_resources()
+    return max(1, int(resources.get("GPU", 0) or resources.get("CPU", 0)))

@@ -1,0 +1,193 @@
+"""From a model to torch-pruning's dependency graph; what it cannot follow keeps its width, or is refused by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from cleanai_ray.errors import PruningError
+from cleanai_ray.graph.attention import Attention, find_attention
+
+_MAX_DIMS = 4
+"""Dimensions of a feature map. A tensor reshaped to more has its channels or its positions in blocks."""
+
+_SHUFFLES = ("channelshuffle", "pixelshuffle", "pixelunshuffle")
+"""Parts of the names of operations that shuffle channels at one go."""
+
+
+class _Graph(tp.DependencyGraph):
+    """A dependency graph that ends at blocks: no group reaches beyond them, and one that reaches them keeps its width.
+
+    A channel shuffle, windows of a feature map or heads are a reshape to more dimensions, a transposition and a reshape
+    back. Which channel is where in between is beyond torch-pruning's index mappings: they fail, or fill the memory.
+    """
+
+    def _build_dependency(self, module2node: dict[Any, Any]) -> None:
+        self.attention = [found for found in find_attention(self.model) if _bridge(found, module2node)]
+        super()._build_dependency(module2node)
+        nodes = list(module2node.values())
+        ended = dict.fromkeys(_in_blocks(nodes))
+        for node in _joining(nodes, ended):
+            ended[node] = None
+        for node in ended:
+            _end(node)
+            node.dependencies = []
+
+
+def _joining(nodes: Sequence[Any], ended: Mapping[Any, None]) -> list[Any]:
+    """Return the concatenations of what has ended already, whose other parts would be counted wrongly."""
+    return [
+        node
+        for node in nodes
+        if node.type == tp.ops.OPTYPE.CONCAT and node not in ended and any(part in ended for part in node.inputs)
+    ]
+
+
+def _end(node: Any) -> None:
+    node.type = tp.ops.OPTYPE.OUTPUT
+    node.inputs, node.outputs = [], []
+
+
+def _bridge(attention: Attention, module2node: dict[Any, Any]) -> bool:
+    """Let an attention's output layer read queries, keys and values, channel by channel, in place of what is between.
+
+    Returns:
+        Whether it was done: where heads reach another layer than that, or do not run, it is not.
+    """
+    if any(layer not in module2node for layer in (*attention.inputs, attention.output)):
+        return False
+    sources, target = [module2node[layer] for layer in attention.inputs], module2node[attention.output]
+    between: dict[Any, None] = {}
+    waiting = [node for source in sources for node in source.outputs if node is not target]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node.module, (nn.Linear, nn.Conv2d)) or node.type == tp.ops.OPTYPE.OUTPUT or node in sources:
+            return False
+        if node not in between:
+            between[node] = None
+            waiting += [later for later in node.outputs if later is not target]
+    for node in between:
+        for before in node.inputs:
+            before.outputs = [later for later in before.outputs if later is not node]
+        _end(node)
+    for source in sources:
+        source.outputs = [target]
+    target.inputs = list(sources)
+    return True
+
+
+def _in_blocks(nodes: Sequence[Any]) -> Iterator[Any]:
+    """Yield what shuffles channels: single operations, and all from a reshape into blocks to what leads out of them."""
+    for node in nodes:
+        if node.type == tp.ops.OPTYPE.RESHAPE:
+            yield from _from_opening(node)
+        elif node.type == tp.ops.OPTYPE.ELEMENTWISE and any(name in _op_name(node).lower() for name in _SHUFFLES):
+            yield node
+
+
+def _from_opening(opening: Any) -> Iterator[Any]:
+    """Yield a reshape that makes blocks, and what follows up to the first operation that has none; else nothing."""
+    before, after = tuple(getattr(opening.grad_fn, "_saved_self_sym_sizes", ())), _shape(opening)
+    heads = _opens_heads(opening, before, after)
+    most = len(before) if heads else max(_MAX_DIMS, len(before))
+    flat = len(before) == len(after) == _MAX_DIMS and before[1] == after[1] * after[2] != after[1]
+    if not before or (len(after) <= most and not flat):
+        return
+    seen, waiting = {opening}, [opening]
+    while waiting:
+        node = waiting.pop()
+        in_blocks = node.type != tp.ops.OPTYPE.RESHAPE if flat else len(_shape(node)) > most
+        if node is opening or in_blocks:
+            waiting += [later for later in node.outputs if later not in seen]
+            seen.update(node.outputs)
+    yield from seen
+
+
+def _opens_heads(opening: Any, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Whether tokens [N, T, C] become [N, T, heads, C of a head], and not positions a map that a convolution reads."""
+    if len(before) != 3 or len(after) != 4 or before[:2] != after[:2] or before[2] != after[2] * after[3]:
+        return False
+    if any("unsqueeze" in _op_name(later).lower() for later in opening.outputs):
+        return False  # The packed projections of nn.MultiheadAttention, which torch-pruning knows.
+    return not any(isinstance(later.module, (nn.Conv2d, nn.BatchNorm2d)) for later in opening.outputs)
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    """Return the shape of an operation's (first) output."""
+    return tuple(node.grad_fn._input_metadata[0].shape)
+
+
+def _op_name(node: Any) -> str:
+    return str(node.grad_fn.name())
+
+
+def trace(model: nn.Module, example_inputs: Tensor) -> tp.DependencyGraph:
+    """Return the dependency graph of a model, with the `attention` whose heads can be pruned.
+
+    An operation of type OUTPUT is where a group must keep its width: the model's output, and channels in blocks.
+
+    Raises:
+        PruningError: When the model does not run, or holds something that cannot be traced; the message names it.
+    """
+    try:
+        with torch.enable_grad(), _quiet():
+            return _Graph().build_dependency(model, example_inputs=example_inputs)
+    except Exception as error:
+        raise PruningError(f"the model cannot be traced with the example inputs: {explain(error, model)}") from error
+
+
+def explain(error: BaseException, model: nn.Module) -> str:
+    """Return an error's message in one line, with the layer or operation of the model in which it arose."""
+    names = {module: name for name, module in model.named_modules()}
+    place = ""
+    step = error.__traceback__
+    while step is not None:
+        nodes = [value for value in step.tb_frame.f_locals.values() if isinstance(value, tp.dependency.Node)]
+        if nodes:  # Arguments come first.
+            place = f"at {_describe(nodes[0], names)}: "
+        owner = step.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and names.get(owner):
+            place = f"in layer '{names[owner]}' ({type(owner).__name__}): "
+        step = step.tb_next
+    return f"{place}{' '.join(str(error).split()) or type(error).__name__}"
+
+
+def _describe(node: Any, names: dict[nn.Module, str]) -> str:
+    """Return what an operation is called, and the layers whose outputs it reads."""
+    if node.module in names:
+        return f"layer '{names[node.module]}'"
+    seen, waiting, layers = {node}, [node], []
+    while waiting:
+        for before in waiting.pop().inputs:
+            if before.module in names:
+                layers.append(f"'{names[before.module]}'")
+            elif before not in seen:
+                seen.add(before)
+                waiting.append(before)
+    behind = f" behind layer {', '.join(sorted(set(layers)))}" if layers else ""
+    return f"operation {_op_name(node)}{behind}"
+
+
+def single_input(example_inputs: Any) -> Tensor:
+    """Return the one tensor that a model is called with.
+
+    Raises:
+        PruningError: When there are several, or it is something else.
+    """
+    inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+        raise PruningError(f"example_inputs holds {len(inputs)} values; allowed: one tensor, or a tuple of one")
+    return inputs[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

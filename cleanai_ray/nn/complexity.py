@@ -1,0 +1,172 @@
+"""Parameters, multiply-accumulates and file size of a model, as a whole and of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from cleanai_ray.nn.hooks import require_no_hooks
+from cleanai_ray.nn.modes import evaluation_mode
+from cleanai_ray.nn.weights import safetensors_bytes
+
+_COUNTED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+
+
+@dataclass(frozen=True)
+class LayerComplexity:
+    """What one Conv2d, Linear or MultiheadAttention costs, batch 1.
+
+    Attributes:
+        name: Name of the module in the model.
+        index: Position in execution order, from 0 (of its first call).
+        kind: Class of the module.
+        in_channels: Input channels or features (embedding size of attention).
+        out_channels: Output channels or features.
+        params: Parameters, those of submodules included.
+        macs: Multiply-accumulates, summed over all its calls in one forward pass.
+    """
+
+    name: str
+    index: int
+    kind: str
+    in_channels: int
+    out_channels: int
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What a model costs.
+
+    Attributes:
+        params: Parameters; shared ones count once.
+        macs: Multiply-accumulates of convolutions, matrix products and attention in one forward pass, batch 1.
+            FLOPs are twice that. Norms, activations, pooling and additions are not counted.
+        size_bytes: Size of the model's safetensors file, buffers included.
+        layers: The layers that ran, in execution order. Products outside of layers count in `macs` only.
+    """
+
+    params: int
+    macs: int
+    size_bytes: int
+    layers: tuple[LayerComplexity, ...]
+
+
+@dataclass
+class _LayerMeter:
+    """Adds up the operations that happen between a layer's pre-hook and its hook."""
+
+    counter: FlopCounterMode
+    module: nn.Module
+    name: str
+    index: int | None = None
+    flops: int = 0
+    _starts: list[int] = field(default_factory=list)
+
+    def start(self) -> None:
+        self._starts.append(self.counter.get_total_flops())
+
+    def stop(self) -> None:
+        self.flops += self.counter.get_total_flops() - self._starts.pop()
+
+    def result(self) -> LayerComplexity:
+        inputs, outputs = _channels(self.module)
+        params = sum(parameter.numel() for parameter in self.module.parameters())
+        assert self.index is not None
+        kind = type(self.module).__name__
+        return LayerComplexity(self.name, self.index, kind, inputs, outputs, params, self.flops // 2)
+
+
+def _channels(module: nn.Module) -> tuple[int, int]:
+    if isinstance(module, nn.Conv2d):
+        return module.weight.shape[1] * module.groups, module.weight.shape[0]
+    if isinstance(module, nn.Linear):
+        return module.weight.shape[1], module.weight.shape[0]
+    assert isinstance(module, nn.MultiheadAttention)
+    return module.embed_dim, module.out_proj.weight.shape[0]
+
+
+@contextmanager
+def _countable_attention() -> Iterator[None]:
+    """Make attention run as matrix products.
+
+    FlopCounterMode knows neither the fused kernels of nn.MultiheadAttention's fast path nor the CPU's fused
+    scaled-dot-product attention, and would count nothing for them.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def _metered(model: nn.Module, counter: FlopCounterMode) -> Iterator[list[_LayerMeter]]:
+    """Hook every counted layer; yield the meters of those that run, in the order in which they are first called."""
+    ran: list[_LayerMeter] = []
+    handles = []
+
+    def before(meter: _LayerMeter) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            if meter.index is None:
+                meter.index = len(ran)
+                ran.append(meter)
+            meter.start()
+
+        return hook
+
+    def after(meter: _LayerMeter) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            meter.stop()
+
+        return hook
+
+    try:
+        for name, module in model.named_modules():
+            if isinstance(module, _COUNTED):
+                meter = _LayerMeter(counter, module, name)
+                handles.append(module.register_forward_pre_hook(before(meter)))
+                handles.append(module.register_forward_hook(after(meter)))
+        yield ran
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def measure_complexity(model: nn.Module, example_input: Tensor) -> Complexity:
+    """Count a model's parameters, multiply-accumulates and bytes.
+
+    Operations are counted by `torch.utils.flop_counter.FlopCounterMode`, which sees what is dispatched: subclasses of
+    Conv2d, functional calls and attention included. The model is left as it was, with no hook on it.
+
+    Args:
+        model: Any module that takes one tensor.
+        example_input: Images [N, ...]; the first is used. It is moved to where the model is.
+
+    Raises:
+        EvaluationError: When a hook is left on the model.
+    """
+    require_no_hooks(model)
+    parameter = next(model.parameters(), None)
+    example = example_input[:1] if parameter is None else example_input[:1].to(parameter.device)
+    counter = FlopCounterMode(display=False)
+    with evaluation_mode(model), torch.no_grad(), _countable_attention(), _metered(model, counter) as meters:
+        with counter:
+            model(example)
+        layers = tuple(meter.result() for meter in meters)
+    return Complexity(
+        params=sum(parameter.numel() for parameter in model.parameters()),
+        macs=counter.get_total_flops() // 2,
+        size_bytes=len(safetensors_bytes(model)),
+        layers=layers,
+    )

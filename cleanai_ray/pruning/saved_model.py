@@ -1,0 +1,86 @@
+"""Pruned models on disk: a plan as JSON and weights as safetensors. Nothing is pickled."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from cleanai_ray.errors import ArtifactError
+from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.nn.consumers import add_biases
+from cleanai_ray.nn.weights import safetensors_bytes
+from cleanai_ray.pruning.plan import PruningPlan
+from cleanai_ray.pruning.pruner import PruneResult, identify
+from cleanai_ray.storage.run_directory import PLAN_FILE, WEIGHTS_FILE, RunDirectory
+from cleanai_ray.tasks.base import find_task
+
+
+def save(result: PruneResult, location: str | os.PathLike[str]) -> None:
+    """Write a pruned model as plan.json and weights.safetensors into a folder or URL. Nothing is pickled."""
+    save_model(result.model, result.plan, RunDirectory(location))
+
+
+def save_model(model: nn.Module, plan: PruningPlan, run: RunDirectory, folder: str = "") -> None:
+    """Write a pruned model below a folder of a run directory: weights first, the plan that names them last."""
+    content = safetensors_bytes(model)
+    prefix = f"{folder}/" if folder else ""
+    run.write_bytes(prefix + WEIGHTS_FILE, content)
+    run.write_text(prefix + PLAN_FILE, plan.with_weights(content).to_json())
+
+
+def load(location: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.Module:
+    """Read a pruned model.
+
+    Args:
+        location: Folder or URL that `save` wrote to.
+        factory: Builds the dense architecture (its weights do not matter).
+
+    Raises:
+        ArtifactError: When files are missing, corrupted, cut off, or belong to another architecture.
+    """
+    return load_model(factory(), RunDirectory(location))
+
+
+def load_model(dense: nn.Module, run: RunDirectory, folder: str = "") -> nn.Module:
+    """Read what `save_model` wrote, into the architecture of a dense model."""
+    prefix = f"{folder}/" if folder else ""
+    plan = PruningPlan.from_json(run.read_text(prefix + PLAN_FILE))
+    content = run.read_bytes(prefix + WEIGHTS_FILE)
+    if hashlib.sha256(content).hexdigest() != plan.model.get("weights_sha256"):
+        raise ArtifactError(f"'{prefix}{WEIGHTS_FILE}' in '{run.location}' is corrupted, cut off, or not of this plan")
+    model = apply_plan(dense, plan)
+    try:
+        state = safetensors.torch.load(content)
+        add_biases(model, sorted(state))
+        model.load_state_dict(state, strict=True)
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        raise ArtifactError(f"the weights do not fit the pruned model: {' '.join(str(error).split())}") from error
+    return model
+
+
+def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Return a pruned copy of a dense model.
+
+    Raises:
+        ArtifactError: When the plan was made for another architecture.
+    """
+    device = next((value.device for value in dense.parameters()), torch.device("cpu"))
+    task = find_task(plan.model.get("task", "classification"))
+    inputs = tuple(task.example_input(shape).to(device) for shape in plan.model["example_inputs"])
+    found = identify(dense, inputs)
+    if found["shapes"] != plan.model["shapes"]:
+        raise ArtifactError(
+            f"the plan was made for another architecture ({plan.model['class']}) than the one given "
+            f"({found['class']}): their tensors differ in name or shape"
+        )
+    graph = ChannelGraph(task.network(dense), inputs if len(inputs) > 1 else inputs[0])
+    graph.remove(plan.removed)
+    for parameter in graph.model.parameters():
+        parameter.grad = None
+    return task.restored(graph.model)

@@ -1,0 +1,267 @@
+"""The report as a PDF: reportlab sets the text, and every chart is laid over it as the vector page that it is."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from functools import partial
+from itertools import dropwhile
+from typing import Any
+from xml.sax.saxutils import escape
+
+from pypdf import PageObject
+from reportlab.lib.enums import TA_RIGHT
+from reportlab.lib.styles import ParagraphStyle
+from reportlab.pdfbase import pdfmetrics
+from reportlab.platypus import (
+    BaseDocTemplate,
+    CondPageBreak,
+    Flowable,
+    Frame,
+    KeepTogether,
+    NextPageTemplate,
+    PageBreak,
+    PageTemplate,
+    Spacer,
+)
+from reportlab.platypus import Paragraph as Text
+from reportlab.platypus import Table as Grid
+
+from cleanai_ray.report import blocks
+from cleanai_ray.report.pdf import style as look
+from cleanai_ray.report.pdf.contents import Entry, contents_table
+from cleanai_ray.report.pdf.fonts import Fonts
+from cleanai_ray.report.pdf.pages import draw_cover, draw_footer, draw_header
+from cleanai_ray.report.pdf.vector import Placement, lay_over, to_page, wrap_code
+
+
+class _Chart(Flowable):
+    """Room for a chart, somewhat smaller where it then fits on the page; notes where the chart is to be laid."""
+
+    def __init__(
+        self, figure: blocks.Figure, page: PageObject, placements: list[Placement], least_share: float
+    ) -> None:
+        super().__init__()
+        self.title = figure.title
+        self._name, self._placements, self._least_share = figure.name, placements, least_share
+        self._size = float(page.mediabox.width), float(page.mediabox.height)
+        self._largest = min(look.CHART_FACTOR, look.WIDTH / self._size[0], look.CHART_HEIGHT / self._size[1])
+        self._factor = self._largest
+
+    def wrap(self, _: float, height: float) -> tuple[float, float]:
+        fitting = (height - look.GAP) / self._size[1]
+        self._factor = min(self._largest, fitting) if fitting >= self._least_share * self._largest else self._largest
+        self.width, self.height = self._size[0] * self._factor, self._size[1] * self._factor
+        return self.width, self.height
+
+    def draw(self) -> None:
+        x, y = self.canv.absolutePosition(0, 0)
+        self._placements.append(Placement(self._name, self.canv.getPageNumber() - 1, self._factor, x, y))
+
+
+class _Template(BaseDocTemplate):
+    """Adds every heading to the outline, and notes headings and charts for the table of contents."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.entries: list[Entry] = []
+
+    def afterFlowable(self, flowable: Flowable) -> None:
+        level, key = getattr(flowable, "outline_level", None), f"place-{len(self.entries)}"
+        if level is not None:
+            self._note(Entry(level, flowable.getPlainText(), self.page, key))
+            self.canv.addOutlineEntry(flowable.getPlainText(), key, level=level, closed=False)
+        elif isinstance(flowable, _Chart) and flowable.title:
+            self._note(Entry(1, flowable.title, self.page, key))
+
+    def _note(self, entry: Entry) -> None:
+        self.canv.bookmarkPage(entry.key)
+        self.entries.append(entry)
+
+
+def to_pdf(document: blocks.Document) -> bytes:
+    """Return a report as a PDF file, with all fonts of charts and text that the machine has embedded."""
+    fonts = Fonts()
+    charts = {figure.name: to_page(figure.svg) for figure in _figures(document)}
+    # Numbers of pages are known after a first time; the contents have a page of their own, so that they move nothing.
+    _, _, first = _build(document, fonts, charts)
+    content, placements, _ = _build(document, fonts, charts, first.page, first.entries)
+    return lay_over(content, charts, placements)
+
+
+def _figures(document: blocks.Document) -> list[blocks.Figure]:
+    everything = [*document.cover, *(block for section in document.sections for block in section.blocks)]
+    return [block for block in everything if isinstance(block, blocks.Figure)]
+
+
+def _build(
+    document: blocks.Document,
+    fonts: Fonts,
+    charts: dict[str, PageObject],
+    total: int = 0,
+    entries: Sequence[Entry] = (),
+) -> tuple[bytes, list[Placement], _Template]:
+    buffer, placements = io.BytesIO(), list[Placement]()
+    template = _Template(
+        buffer,
+        pagesize=(look.PAGE_WIDTH, look.PAGE_HEIGHT),
+        title=document.heading,
+        author="CleanAI-Ray",
+        initialFontName=fonts.regular,
+        subject=document.question or "Structured pruning of a neural network",
+        creator=f"CleanAI-Ray {document.version}".strip(),
+    )
+    cover = Frame(look.MARGIN, look.BOTTOM, look.WIDTH, look.PAGE_HEIGHT - look.BOTTOM - look.COVER_TOP, 0, 0, 0, 0)
+    body = Frame(look.MARGIN, look.BOTTOM, look.WIDTH, look.PAGE_HEIGHT - look.BOTTOM - look.TOP, 0, 0, 0, 0)
+    footer = partial(draw_footer, document=document, fonts=fonts, total=total)
+    template.addPageTemplates(
+        [
+            PageTemplate("cover", [cover], onPage=partial(draw_cover, fonts=fonts, footer=footer)),
+            PageTemplate("body", [body], onPage=partial(draw_header, document=document, fonts=fonts, footer=footer)),
+        ]
+    )
+    template.build(_Setter(fonts, charts, placements).story(document, entries))
+    return buffer.getvalue(), placements, template
+
+
+class _Setter:
+    """Turns blocks into reportlab's flowables."""
+
+    def __init__(self, fonts: Fonts, charts: dict[str, PageObject], placements: list[Placement]) -> None:
+        self._fonts, self._charts, self._placements = fonts, charts, placements
+
+    def story(self, document: blocks.Document, entries: Sequence[Entry]) -> list[Flowable]:
+        """Return the whole report, with the contents that an earlier time found."""
+        story: list[Flowable] = [self._text(document.title, 25, bold=True, colour=look.ACCENT)]
+        story[0].outline_level = 0
+        if document.question:
+            story += [Spacer(0, 7), self._text(document.question, 11.5, colour=look.MUTED)]
+        story.append(Spacer(0, 13))
+        for block in document.cover:
+            story += self.flowables(block, least_share=0.3)
+        contents = self._text("Contents", 16, bold=True, colour=look.ACCENT, space_after=3)
+        after_cover = list(dropwhile(lambda entry: entry.level > 0, entries[1:]))
+        story += [NextPageTemplate("body"), PageBreak(), contents, *contents_table(after_cover, self._fonts)]
+        for section in document.sections:
+            starts_page = section.starts_page or section is document.sections[0]
+            story.append(PageBreak() if starts_page else CondPageBreak(look.ROOM_FOR_SECTION))
+            title = self._text(section.title, 16, bold=True, colour=look.ACCENT, space_before=18, space_after=9)
+            title.outline_level = 0
+            story += [title]
+            for block in section.blocks:
+                story += self.flowables(block)
+        return story
+
+    def flowables(self, block: blocks.Block, *, least_share: float = 0.82) -> list[Flowable]:
+        """Return one block; a chart may shrink to `least_share` of its size to fit where it stands."""
+        if isinstance(block, blocks.Heading):
+            text = self._text(block.text, 11, bold=True, space_before=10, space_after=4)
+            text.outline_level = 1
+            return [CondPageBreak(look.ROOM_AFTER_HEADING), text]
+        if isinstance(block, blocks.Paragraph):
+            size, colour = (7.8, look.MUTED) if block.is_small else (9.2, look.INK)
+            return [self._text(block.text, size, colour=colour, space_after=6)]
+        if isinstance(block, blocks.Callout):
+            return [self._callout(block), Spacer(0, 9)]
+        if isinstance(block, blocks.KeyNumbers):
+            return [self._numbers(block), Spacer(0, 10)]
+        if isinstance(block, blocks.Table):
+            return [self._table(block), Spacer(0, 8)]
+        if isinstance(block, blocks.TrialTable):
+            return self.flowables(block.printed)
+        if isinstance(block, blocks.Figure):
+            return [
+                _Chart(block, self._charts[block.name], self._placements, least_share),
+                Spacer(0, look.GAP - 1),
+            ]
+        if isinstance(block, blocks.Code):
+            return [self._code(block), Spacer(0, 6)]
+        return self._risk(block)
+
+    def _text(
+        self,
+        text: str,
+        size: float,
+        *,
+        bold: bool = False,
+        colour: str = look.INK,
+        right: bool = False,
+        indent: float = 0,
+        space_before: float = 0,
+        space_after: float = 0,
+    ) -> Text:
+        style = ParagraphStyle(
+            "text",
+            fontName=self._fonts.bold if bold else self._fonts.regular,
+            fontSize=size,
+            leading=1.34 * size,
+            textColor=colour,
+            spaceBefore=space_before,
+            spaceAfter=space_after,
+            leftIndent=indent,
+            alignment=TA_RIGHT if right else 0,
+            splitLongWords=1,
+        )
+        return Text(escape(self._fonts.printable(text)), style)
+
+    def _callout(self, block: blocks.Callout) -> Grid:
+        colour = look.TONES[block.tone]
+        content = [self._text(block.title, 11.5, bold=True, colour=colour, space_after=3), self._text(block.text, 10.3)]
+        return Grid([[content]], colWidths=[look.WIDTH], style=self._with_font(look.callout_commands(colour)))
+
+    def _numbers(self, block: blocks.KeyNumbers) -> Grid:
+        cells = [
+            [
+                self._text(number.label, 7.6, colour=look.MUTED),
+                self._text(number.value, 15, bold=True),
+                self._text(number.note, 7, colour=look.MUTED),
+            ]
+            for number in block.numbers
+        ]
+        return Grid([cells], colWidths=look.spread([1.0] * len(cells)), style=self._with_font(look.NUMBERS))
+
+    def _table(self, block: blocks.Table) -> Grid:
+        size, widths = self._fit(block) if block.is_dense else (look.TABLE_SIZE, look.column_widths(block))
+        rows = [[self._cell(*pair, size) for pair in zip(row, block.columns, strict=True)] for row in block.rows]
+        if block.has_header:
+            rows.insert(0, [self._cell(column.title, column, size, bold=True) for column in block.columns])
+        commands = self._with_font(look.table_commands(block))
+        return Grid(rows, colWidths=widths, repeatRows=int(block.has_header), style=commands)
+
+    def _with_font(self, commands: look.Commands) -> look.Commands:
+        """Add a font of our own, for reportlab would name one of its own that is not embedded."""
+        return [("FONTNAME", (0, 0), (-1, -1), self._fonts.regular), *commands]
+
+    def _cell(self, text: str, column: blocks.Column, size: float, *, bold: bool = False) -> Text:
+        return self._text(text, size, bold=bold, right=column.is_number)
+
+    def _fit(self, block: blocks.Table) -> tuple[float, list[float]]:
+        """Return the largest font size at which no cell breaks, and the widths of the columns at that size."""
+        at_one = []
+        for column, texts in zip(block.columns, zip(*block.rows, strict=True), strict=True):
+            title = pdfmetrics.stringWidth(column.title, self._fonts.bold, 1)
+            at_one.append(max(title, *(pdfmetrics.stringWidth(text, self._fonts.regular, 1) for text in texts)))
+        padding = 9.0
+        largest = (look.WIDTH - padding * len(at_one)) / sum(at_one)
+        if largest < look.SMALLEST_DENSE:
+            return look.SMALLEST_DENSE, look.column_widths(block)
+        size = min(look.LARGEST_DENSE, largest)
+        spare = (look.WIDTH - size * sum(at_one)) / len(at_one)
+        return size, [size * width + spare for width in at_one]
+
+    def _code(self, block: blocks.Code) -> Grid:
+        lines = [self._fonts.printable(line) or " " for line in wrap_code(block.text, look.CODE_COLUMNS)]
+        heights, commands = [look.CODE_LEADING] * len(lines), look.code_commands(self._fonts.mono)
+        return Grid([[line] for line in lines], colWidths=[look.WIDTH], rowHeights=heights, style=commands)
+
+    def _risk(self, block: blocks.RiskNote) -> list[Flowable]:
+        colour, indent = look.SEVERITIES[block.severity], 20 * look.MM
+        tag = self._text(block.severity.upper(), 7.6, bold=True, colour=colour)
+        title = self._text(block.title.capitalize(), 8, bold=True, colour=look.MUTED)
+        row = [tag, [title, self._text(block.text, 9.2)]]
+        head = Grid([row], colWidths=[indent, look.WIDTH - indent], style=self._with_font(look.risk_commands(colour)))
+        lines = [
+            self._text(f"\N{BULLET} {line}", 7.6, colour=look.MUTED, indent=indent + 6, space_before=2)
+            for line in block.details
+        ]
+        return [KeepTogether([head, *lines[:3]]), *lines[3:], Spacer(0, 9)]

@@ -1,0 +1,129 @@
+"""What one needs to run a study again: command, versions, hardware, seeds, digests, samples and the study file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import yaml
+
+from cleanai_ray.analysis.frames import StudyFrames, as_mapping
+from cleanai_ray.analysis.numbers import duration, plural
+from cleanai_ray.report.blocks import Block, Code, Column, Heading, Paragraph, Section, Table
+from cleanai_ray.storage.schemas import OK
+
+_FACT_COLUMNS = (Column("", 0.22), Column("", 0.78))
+
+
+def run_facts(study: StudyFrames) -> Table:
+    """Return the few facts of the run that stand on the cover."""
+    environment = study.environment
+    model, data = as_mapping(study.study.get("model")), as_mapping(study.study.get("data"))
+    succeeded = int((study.results["status"] == OK).sum())
+    rows = [
+        ("model", str(model.get("name") or model.get("factory") or "")),
+        ("data", str(data.get("name") or "")),
+        ("trials", f"{plural(len(study.results), 'trial')}, {succeeded} succeeded"),
+        ("run", ", ".join(filter(None, [_date(environment.get("started")), _lasted(environment)]))),
+        ("versions", _versions(environment)),
+    ]
+    return Table(_FACT_COLUMNS, tuple(row for row in rows if row[1]), has_header=False)
+
+
+def reproduction_section(study: StudyFrames) -> Section:
+    """Return the section that says how to run the study again."""
+    environment = study.environment
+    blocks: list[Block] = []
+    command = environment.get("command")
+    if command:
+        blocks += [Heading("Command"), Code(str(command))]
+    rows = [row for row in _facts(study) if row[1]]
+    if rows:
+        blocks += [Heading("Where and with what"), Table(_FACT_COLUMNS, tuple(rows), has_header=False)]
+    text = study.study_text.rstrip() or (yaml.safe_dump(dict(study.study), sort_keys=False) if study.study else "")
+    if text:
+        blocks += [Heading("Study file"), Code(text)]
+    else:
+        blocks.append(Paragraph("The run directory holds no study.yaml: the run cannot be repeated from it."))
+    return Section("How to reproduce", tuple(blocks))
+
+
+def _facts(study: StudyFrames) -> list[tuple[str, str]]:
+    environment = study.environment
+    hardware, cluster = as_mapping(environment.get("hardware")), as_mapping(environment.get("cluster"))
+    samples, digests = as_mapping(environment.get("samples")), as_mapping(environment.get("digests"))
+    sweep = as_mapping(study.study.get("sweep"))
+    calibration = as_mapping(as_mapping(study.study.get("data")).get("calibration"))
+    devices = sorted(set(study.results["device"].drop_nulls()))
+    hosts = sorted(set(study.results["node"].drop_nulls()))
+    cores, nodes = _count(hardware.get("cores"), "core"), _count(cluster.get("nodes"), "node")
+    gpus = ", ".join(str(gpu) for gpu in hardware.get("gpus") or [])
+    return [
+        ("started", _date(environment.get("started"))),
+        ("took", _lasted(environment)),
+        ("versions", _versions(environment, all_packages=True)),
+        ("platform", str(environment.get("platform") or "")),
+        ("processor", _join(hardware.get("cpu"), cores, _unit(hardware.get("memory_gib"), "GiB"))),
+        ("GPUs", gpus or ("none" if "gpus" in hardware else "")),
+        ("cluster", _join(nodes, _unit(cluster.get("cpus"), "CPUs"), _unit(cluster.get("gpus"), "GPUs"))),
+        ("trials ran on", _join(", ".join(hosts), ", ".join(devices))),
+        ("calibration samples", _swept(calibration.get("samples"))),
+        ("seeds", _join(_seed("trials", sweep.get("seeds")), _seed("calibration draw", calibration.get("seed")))),
+        ("samples", ", ".join(f"{name} {count}" for name, count in samples.items() if type(count) is int)),
+        ("calibration images", _withheld(samples.get("calibration_withheld_from_training"))),
+        ("digests", ", ".join(f"{name} {value}" for name, value in digests.items() if value)),
+    ]
+
+
+def _swept(samples: Any) -> str:
+    return ", ".join(map(str, samples)) if isinstance(samples, list) else ""
+
+
+def _withheld(flag: Any) -> str:
+    if not isinstance(flag, bool):
+        return ""
+    return "kept out of training" if flag else "also used for training"
+
+
+def _versions(environment: Mapping[str, Any], *, all_packages: bool = False) -> str:
+    packages = as_mapping(environment.get("packages"))
+    chosen = packages if all_packages else {name: packages[name] for name in ("torch", "ray") if name in packages}
+    own = environment.get("version")
+    python = environment.get("python")
+    words = [f"CleanAI-Ray {own}" if own else "", f"Python {str(python).split()[0]}" if python else ""]
+    return ", ".join(filter(None, [*words, *(f"{name} {version}" for name, version in chosen.items())]))
+
+
+def _date(value: Any) -> str:
+    try:
+        return datetime.fromisoformat(str(value)).strftime("%Y-%m-%d %H:%M %Z").strip()
+    except ValueError:
+        return "" if value is None else str(value)
+
+
+def _lasted(environment: Mapping[str, Any]) -> str:
+    """Return how long the run took, and how many trials it found complete: their time is not in it."""
+    seconds, complete = environment.get("seconds"), environment.get("trials_complete_before")
+    if not isinstance(seconds, (int, float)):
+        return ""
+    before = f" ({plural(complete, 'trial')} complete before)" if isinstance(complete, int) and complete else ""
+    return f"{duration(seconds)}{before}"
+
+
+def _seed(name: str, value: Any) -> str:
+    if value is None or value == []:
+        return ""
+    return f"{name}: {', '.join(str(seed) for seed in value) if isinstance(value, list) else value}"
+
+
+def _count(value: Any, noun: str) -> str:
+    return plural(value, noun) if isinstance(value, int) else ""
+
+
+def _unit(value: Any, unit: str) -> str:
+    return f"{value:g} {unit}" if isinstance(value, (int, float)) else ""
+
+
+def _join(*words: Any) -> str:
+    return "; ".join(str(word) for word in words if word)

@@ -1,0 +1,238 @@
+"""The tables of a report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from cleanai_ray.analysis.findings import Findings
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.intervals import interval_of, speedup_of
+from cleanai_ray.analysis.numbers import (
+    NONE,
+    change,
+    milliseconds,
+    p_text,
+    percent,
+    points,
+    quantity,
+    significant,
+    size,
+    times_between,
+)
+from cleanai_ray.report.blocks import Column, Table
+
+
+def dense_against_best(study: StudyFrames) -> Table:
+    """Return the best trial beside the dense model, a row per quantity that was measured."""
+    best = study.best
+    assert best is not None
+    interval, dense = interval_of(best), interval_of(best, "accuracy_dense")
+    lost = None if best["loss_points"] is None else -best["loss_points"] / 100
+    rows = [
+        ("top-1 accuracy", percent(best["accuracy_dense"], 2), percent(best["accuracy"], 2), points(lost, 2)),
+        ("95 % interval (Wilson)", str(dense or NONE), str(interval or NONE), ""),
+        ("top-5 accuracy", percent(best["top5_dense"], 2), percent(best["top5"], 2), points(_minus(best, "top5"), 2)),
+        (
+            "cross-entropy (nats)",
+            _real(best["loss_dense"]),
+            _real(best["loss"]),
+            change(best["loss"], best["loss_dense"]),
+        ),
+    ]
+    writers = (
+        ("MACs", "macs", quantity),
+        (
+            "FLOPs (2 \N{MULTIPLICATION SIGN} MACs)",
+            "macs",
+            lambda value: NONE if value is None else quantity(2 * value),
+        ),
+        ("parameters", "params", quantity),
+        ("size of the weights file", "size_bytes", size),
+        ("latency, batch 1, median", "latency_ms_b1_p50", milliseconds),
+        ("throughput (images/s)", "throughput", quantity),
+    )
+    for name, column, write in writers:
+        value, reference = best[column], best[f"{column}_dense"]
+        rows.append((name, write(reference), write(value), change(value, reference)))
+    rows += _against_dense(best)
+    kept = tuple(row for row in rows if row[2] != NONE)
+    columns = (Column("", 0.34), Column("dense", 0.22, True), Column("best", 0.22, True), Column("change", 0.22, True))
+    return Table(columns, kept)
+
+
+def _against_dense(best: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return what was measured of both models together: speed round by round, answers image by image."""
+    rows = []
+    if best["speedup"] is not None:
+        rows.append(("speed-up, batch 1 (95 % interval)", "", speedup_of(best), ""))
+    if best["mcnemar_p"] is not None and best["lost"] is not None and best["gained"] is not None:
+        counts = f"{best['lost']}, {best['gained']}"
+        rows.append(("images lost, images gained (McNemar)", "", counts, p_text(best["mcnemar_p"])))
+    return rows
+
+
+def cells(findings: Findings) -> Table:
+    """Return the best trial of every ratio and budget."""
+    columns = (
+        Column("asked for", 0.14),
+        Column("best", 0.23),
+        Column("mode", 0.09),
+        Column("top-1 (95 % interval)", 0.24, True),
+        Column("MACs", 0.08, True),
+        Column("next method", 0.24),
+        Column("apart", 0.08),
+    )
+    words = {True: "yes", False: "no", None: NONE}
+    rows = []
+    for cell in findings.cells:
+        interval = f" ({100 * cell.interval.low:.1f}\N{EN DASH}{100 * cell.interval.high:.1f})" if cell.interval else ""
+        other = cell.runner_up
+        second = f"{other['label']} {percent(other['accuracy'])}" if other else NONE
+        accuracy = f"{percent(cell.trial['accuracy'])}{interval}"
+        best = cell.trial
+        rows.append(
+            (
+                cell.amount,
+                best["label"],
+                best["mode"],
+                accuracy,
+                percent(best["macs_share"], 0),
+                second,
+                words[cell.is_separable],
+            )
+        )
+    return Table(columns, tuple(rows))
+
+
+def ranking(findings: Findings) -> Table:
+    """Return the methods, the best mean first."""
+    columns = (
+        Column("", 0.06, True),
+        Column("method", 0.34),
+        Column("mean top-1", 0.16, True),
+        Column("against random", 0.2, True),
+        Column("wins", 0.1, True),
+        Column("trials", 0.14, True),
+    )
+    rows = [
+        (
+            str(place),
+            rank.label,
+            percent(rank.mean_accuracy, 2),
+            points(rank.gain_over_random, 2),
+            str(rank.wins),
+            str(rank.num_trials),
+        )
+        for place, rank in enumerate(findings.ranking, start=1)
+    ]
+    return Table(columns, tuple(rows))
+
+
+def stages(best: dict[str, Any]) -> Table:
+    """Return the accuracy of a trial after each of its stages."""
+    steps = (
+        ("dense", "accuracy_dense", None),
+        ("after surgery", "accuracy_pruned", "seconds_prune"),
+        ("after repair", "accuracy_repaired", "seconds_repair"),
+        ("after fine-tuning", "accuracy_finetuned", "seconds_finetune"),
+        ("after quantisation", "accuracy_quantized", "seconds_quantize"),
+    )
+    rows = []
+    for name, column, seconds in steps:
+        if best[column] is not None:
+            spent = best[seconds] if seconds else None
+            epochs = (
+                f"{best['best_epoch']} of {best['epochs_run']}"
+                if column == "accuracy_finetuned" and best["best_epoch"]
+                else ""
+            )
+            rows.append(
+                (
+                    name,
+                    percent(best[column], 2),
+                    str(interval_of(best, column) or NONE),
+                    f"{spent:.1f}" if spent else "",
+                    epochs,
+                )
+            )
+    columns = (
+        Column("stage", 0.26),
+        Column("top-1", 0.16, True),
+        Column("95 % interval", 0.24, True),
+        Column("seconds", 0.14, True),
+        Column("epoch kept", 0.2, True),
+    )
+    return Table(columns, tuple(rows))
+
+
+def latency(study: StudyFrames, trial_id: str) -> Table | None:
+    """Return what was timed of a trial, dense and pruned; None where nothing was."""
+    frame = study.latency.filter(pl.col("trial_id") == trial_id).sort("backend", "batch_size", "variant")
+    if frame.is_empty():
+        return None
+    several = frame["backend"].n_unique() > 1
+    rows = [
+        (
+            (row["variant"] or NONE) + (f", {row['backend']}" if several else ""),
+            str(row["batch_size"]),
+            milliseconds(row["latency_ms_p50"]),
+            milliseconds(row["latency_ms_p90"]),
+            times_between(row["speedup"], row["speedup_low"], row["speedup_high"]),
+            quantity(row["throughput"] and float(significant(row["throughput"]))),
+            f"{row['num_runs']} after {row['num_warmup']}",
+            f"{row['device'] or NONE}, {row['num_threads']} thread{'' if row['num_threads'] == 1 else 's'}",
+        )
+        for row in frame.iter_rows(named=True)
+    ]
+    columns = (
+        Column("model", 0.2 if several else 0.1),
+        Column("batch", 0.08, True),
+        Column("p50", 0.12, True),
+        Column("p90", 0.12, True),
+        Column("speed-up", 0.22, True),
+        Column("images/s", 0.12, True),
+        Column("runs", 0.17, True),
+        Column("device", 0.19),
+    )
+    return Table(columns, tuple(rows))
+
+
+def layers(study: StudyFrames, trial_id: str) -> Table | None:
+    """Return the layers of a trial; None where they are not recorded."""
+    frame = study.layers_of(trial_id)
+    if frame.is_empty():
+        return None
+    rows = []
+    for position, row in enumerate(frame.iter_rows(named=True)):
+        kept, dense = row["out_channels"], row["out_channels_dense"]
+        share = percent(kept / dense, 0) if kept is not None and dense else NONE
+        parts = (f"{_of(row, 'in_channels')}", f"{_of(row, 'out_channels')}", share)
+        costs = (change(row["params"], row["params_dense"]), change(row["macs"], row["macs_dense"]))
+        rows.append((str(position), row["layer"] or NONE, row["kind"] or NONE, *parts, *costs))
+    columns = (
+        Column("", 0.05, True),
+        Column("layer", 0.33),
+        Column("kind", 0.11),
+        Column("inputs", 0.13, True),
+        Column("outputs", 0.13, True),
+        Column("kept", 0.08, True),
+        Column("params", 0.09, True),
+        Column("MACs", 0.09, True),
+    )
+    return Table(columns, tuple(rows))
+
+
+def _of(row: dict[str, Any], column: str) -> str:
+    kept, dense = row[column], row[f"{column}_dense"]
+    return NONE if kept is None else f"{kept} / {NONE if dense is None else dense}"
+
+
+def _real(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"
+
+
+def _minus(best: dict[str, Any], column: str) -> float | None:
+    value, dense = best[column], best[f"{column}_dense"]
+    return None if value is None or dense is None else value - dense

@@ -1,0 +1,119 @@
+"""The columns of results.parquet that a trial's measurements give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor, nn
+
+from cleanai_ray.config.study import Study, Trial
+from cleanai_ray.deploy import Quantized
+from cleanai_ray.evaluation.accuracy import Accuracy
+from cleanai_ray.evaluation.comparison import Comparison
+from cleanai_ray.evaluation.significance import is_near_chance, mcnemar_p, wilson_interval
+from cleanai_ray.nn.complexity import measure_complexity
+
+
+def describe_trial(study: Study, trial: Trial) -> dict[str, Any]:
+    """Return the columns of results.parquet that say what a trial of a study is."""
+    draw = study.draw_of(trial)
+    return {
+        "trial_id": trial.trial_id,
+        "method": trial.method,
+        "coverage_metric": trial.coverage_metric,
+        "label": trial.label,
+        "ratio": trial.ratio,
+        "requested_budget": None if trial.budget is None else str(trial.budget),
+        "mode": trial.mode,
+        "steps": trial.steps,
+        "seed": trial.seed,
+        "calibration_samples": draw.samples,
+        "calibration_seed": draw.seed,
+        "quantization": trial.quantization,
+    }
+
+
+def describe_repair(chosen: Mapping[str, Any]) -> str:
+    """Return the repair that was applied in a few words."""
+    parts = [name for name in (chosen["compensation"], chosen["batch_norm"]) if name != "none"]
+    if not parts:
+        return "none"
+    ridge = f", ridge {chosen['ridge']:g}" if chosen["compensation"] != "none" else ""
+    return " + ".join(parts) + ridge
+
+
+def skipped_by_repair(layers: Sequence[str]) -> list[str]:
+    """Return a warning where compensation left layers out."""
+    return [f"weight compensation leaves out {', '.join(layers)}"] if layers else []
+
+
+def latency_columns(latency: list[dict[str, Any]], backend: str = "eager") -> dict[str, Any]:
+    """Return the columns of results.parquet that latency.parquet's rows of one trial give: those of one back end."""
+    rows = [entry for entry in latency if entry["backend"] == backend]
+    if not rows:
+        return {}
+    largest = max(entry["batch_size"] for entry in rows)
+    columns: dict[str, Any] = {"num_threads": rows[0]["num_threads"], "latency_backend": backend}
+    for entry in rows:
+        suffix = "_dense" if entry["variant"] == "dense" else ""
+        if entry["batch_size"] == 1:
+            columns[f"latency_ms_b1_p50{suffix}"] = entry["latency_ms_p50"]
+            if not suffix:
+                columns["latency_ms_b1_p90"] = entry["latency_ms_p90"]
+                columns |= {f"speedup_b1{end}": entry[f"speedup{end}"] for end in ("", "_low", "_high")}
+        if entry["batch_size"] == largest:
+            columns[f"throughput{suffix}"] = entry["throughput"]
+    return columns
+
+
+def cost_columns(
+    dense: nn.Module, pruned: nn.Module, example_input: Tensor, quantized: Quantized | None = None
+) -> dict[str, int]:
+    """Return parameters, MACs and file size of both models, and of the quantised one's file where there is one."""
+    columns: dict[str, int] = {}
+    for suffix, model in (("_dense", dense), ("", pruned)):
+        complexity = asdict(measure_complexity(model, example_input))
+        columns |= {f"{name}{suffix}": complexity[name] for name in ("params", "macs", "size_bytes")}
+    columns["size_bytes_float"] = columns["size_bytes"]
+    if quantized is not None:
+        columns["size_bytes"] = len(quantized.content)
+    return columns
+
+
+def accuracy_columns(dense: Accuracy, scores: Mapping[str, Accuracy]) -> dict[str, Any]:
+    """Return what the dense model scores, and the pruned one after each stage that ran, in their order."""
+    stages = {
+        f"accuracy_{stage}": scores[stage].accuracy if stage in scores else None
+        for stage in ("pruned", "repaired", "finetuned", "quantized")
+    }
+    last = list(scores.values())[-1]
+    return {
+        "accuracy_dense": dense.accuracy,
+        **stages,
+        "accuracy": last.accuracy,
+        "top5_dense": dense.top5,
+        "top5": last.top5,
+        "loss_dense": dense.loss,
+        "loss": last.loss,
+        "num_evaluated": last.num_samples,
+    }
+
+
+def comparison_columns(comparison: Comparison, num_classes: int) -> dict[str, Any]:
+    """Return what the comparison with the dense model after the last stage says, and how far it can be trusted."""
+    low, high = wilson_interval(sum(comparison.class_correct), comparison.num_samples)
+    accuracy_dense = sum(comparison.class_correct_dense) / comparison.num_samples
+    return {
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "is_broken": is_near_chance(high, accuracy_dense, num_classes),
+        "lost": comparison.lost,
+        "gained": comparison.gained,
+        "mcnemar_p": mcnemar_p(comparison.lost, comparison.gained),
+        "agreement": comparison.agreement,
+        "kl_to_dense": comparison.mean_divergence,
+        "ece_dense": comparison.confidence_dense.expected_error,
+        "ece": comparison.confidence.expected_error,
+    }

@@ -1,0 +1,40 @@
+"""What a run was made with: versions, hardware, digests. Written as environment.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import torch
+
+from cleanai_ray.evaluation.machine import cpu_name
+from cleanai_ray.stages.workspace import Workspace
+
+_PACKAGES = ("ray", "torch", "torchvision", "torch-pruning", "numpy", "pyarrow", "polars", "altair", "reportlab")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return versions and hardware of this process's machine."""
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "version": importlib.metadata.version("cleanai-ray"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+        "hardware": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count() or 1,
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            "gpus": gpus,
+        },
+    }
+
+
+def describe_samples(workspace: Workspace) -> dict[str, Any]:
+    """Return how many samples each role has."""
+    roles = workspace.roles
+    counts = {name: len(getattr(roles, name)) for name in ("calibration", "training", "validation", "evaluation")}
+    return {**counts, "calibration_withheld_from_training": roles.calibration_withheld}

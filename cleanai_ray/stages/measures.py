@@ -1,0 +1,112 @@
+"""What is measured once on the dense model and shared by all trials: statistics, second moments, sensitivity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from cleanai_ray.config.calibration_draw import CalibrationDraw
+from cleanai_ray.config.study import Study
+from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.repair.auto import is_held_back
+from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
+from cleanai_ray.sensitivity import measure_curves, probe_images, reading_features
+from cleanai_ray.stages.workspace import Workspace, methods_need
+from cleanai_ray.statistics import ActivationStatistics
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DenseMeasures:
+    """Measurements of the dense model on the calibration samples; None where no trial of the study reads one.
+
+    Attributes:
+        statistics: Activation statistics.
+        moments: Second moments of what the readers of prunable layers read.
+        curves: Sensitivity curves of the dependency groups.
+    """
+
+    statistics: ActivationStatistics | None = None
+    moments: ConsumerMoments | None = None
+    curves: SensitivityCurves | None = None
+
+
+def measures_folder(study: Study, draw: CalibrationDraw) -> str:
+    """Return where a run directory keeps the measures of one draw."""
+    return "cache" if len(study.draws()) == 1 else f"cache/{draw.name}"
+
+
+def needs_statistics(study: Study) -> bool:
+    """Whether some method of a study reads activations or gradients."""
+    return methods_need(study, "needs_statistics")
+
+
+def needs_moments(study: Study) -> bool:
+    """Whether some trial of a study reads second moments."""
+    return needs_curves(study) or study.repair.compensation in ("closed_form", "auto")
+
+
+def needs_curves(study: Study) -> bool:
+    """Whether some method of a study reads sensitivity curves."""
+    return methods_need(study, "needs_curves")
+
+
+def moment_shards(workspace: Workspace) -> list[np.ndarray]:
+    """Return the positions, among the calibration samples, of each shard of the second moments.
+
+    Every fifth image is left out: what repair and sensitivity judge by is not what they were made from, and moments do
+    not depend on which trials read them.
+    """
+    calibration = workspace.study.data.calibration
+    positions = np.arange(min(calibration.second_moment_samples, len(workspace.roles.calibration)))
+    positions = workspace.in_reading_order(positions[~is_held_back(positions)])
+    size = calibration.shard_size
+    return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+
+class MomentCollector:
+    """Collects the second moments of shards; the graph of the model is traced once.
+
+    For ResNet-50 a shard's moments are 96 MB as they travel: the upper triangles, float64.
+
+    Args:
+        workspace: The opened study.
+        model: The dense model on the workspace's device; it is not changed.
+    """
+
+    def __init__(self, workspace: Workspace, model: nn.Module) -> None:
+        self._workspace = workspace
+        self._model = model
+        self._features = reading_features(_graph(workspace, model))
+        self._shards = moment_shards(workspace)
+
+    def num_samples(self, number: int) -> int:
+        """Return how many images one shard has."""
+        return len(self._shards[number])
+
+    def shard(self, number: int) -> ConsumerMoments:
+        """Return the moments of one shard."""
+        return collect_moments(
+            self._model,
+            self._workspace.batches("calibration", positions=self._shards[number]),
+            layers=list(self._features),
+            features=self._features,
+            positions_per_sample=self._workspace.study.data.calibration.positions_per_sample,
+            first_sample_id=sum(len(shard) for shard in self._shards[:number]),
+        )
+
+
+def measure_study_curves(workspace: Workspace, model: nn.Module, moments: ConsumerMoments) -> SensitivityCurves:
+    """Return the sensitivity curves of a study's dense model, with what its errors do measured on images held back."""
+    limit = workspace.study.data.calibration.second_moment_samples
+    positions = np.arange(min(limit, len(workspace.roles.calibration)))
+    held = positions[is_held_back(positions)]
+    images = [images for images, _ in workspace.batches("calibration", positions=held if len(held) else positions)]
+    return measure_curves(_graph(workspace, model), moments, probe_images(images))
+
+
+def _graph(workspace: Workspace, model: nn.Module) -> ChannelGraph:
+    ignored = [*workspace.study.pruning.ignored_layers, *workspace.ignored_layers()]
+    return ChannelGraph(model, workspace.example_input(), ignored)

@@ -1,0 +1,170 @@
+"""Before a study runs: is everything there, what would run, and what is cached already?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from cleanai_ray.config.sections import HELD_BACK
+from cleanai_ray.config.study import Study
+from cleanai_ray.deploy import require_quantization
+from cleanai_ray.errors import ArtifactError, DataError
+from cleanai_ray.evaluation.backends import require_installed
+from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.importance.base import create_method
+from cleanai_ray.models import build_model
+from cleanai_ray.stages.fingerprints import calibration_key, dense_key, trial_key
+from cleanai_ray.stages.measures import measures_folder
+from cleanai_ray.stages.workspace import Workspace, open_workspace
+from cleanai_ray.storage.run_directory import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStudy:
+    """A study as a table.
+
+    Attributes:
+        columns: Headings.
+        rows: A row per trial.
+        summary: Sentences about the whole.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    summary: tuple[str, ...]
+
+
+def check_study(study: Study) -> Workspace:
+    """Open a study in this process, and check what can be checked without computing.
+
+    Raises:
+        CleanAIError: When data are missing, the model does not fit its weights or cannot be pruned, or an option of a
+            method is wrong, or a package is missing that its timing needs.
+    """
+    for name in study.sweep.methods:
+        create_method(name, dict(study.sweep.method_options.get(name, {})))
+    if study.evaluation.latency is not None:
+        require_installed(study.evaluation.latency)
+    require_quantization(study.sweep.quantization)
+    workspace = open_workspace(study.model_dump_json(), "cpu")
+    _require_unscored_training(study, workspace)
+    section = study.model
+    if section.weights == "pretrained":
+        section = section.model_copy(update={"weights": None})
+    ignored = [*study.pruning.ignored_layers, *workspace.ignored_layers()]
+    ChannelGraph(build_model(section), workspace.example_input(), ignored)
+    return workspace
+
+
+def _require_unscored_training(study: Study, workspace: Workspace) -> None:
+    """Check that no image is learned from that is scored: a split may have two names."""
+    roles = workspace.roles
+    if study.finetune.data == "calibration" and roles.calibration_split == roles.evaluation_split:
+        raise DataError(
+            f"finetune.data is 'calibration', and data.calibration.split '{study.data.calibration.split}' is the split "
+            "that evaluation scores; allowed: finetune.data 'training', or another split"
+        )
+
+
+def missing_inputs(study: Study) -> list[str]:
+    """Return, in sentences, what the study names and this machine does not have: it may still run elsewhere."""
+    found = []
+    root, weights = study.data.root, study.model.weights
+    if root is not None and "://" not in root and not Path(root).expanduser().exists():
+        found.append(f"data.root '{root}' does not exist")
+    if (
+        weights not in (None, "pretrained")
+        and "://" not in str(weights)
+        and not Path(str(weights)).expanduser().exists()
+    ):
+        found.append(f"model.weights '{weights}' does not exist")
+    return found
+
+
+def describe_plan(study: Study, workspace: Workspace | None, run: RunDirectory) -> PlannedStudy:
+    """Return every trial, its resources, and whether the run directory already holds its result.
+
+    Args:
+        study: The study.
+        workspace: The study, opened here; None where this machine lacks its data or weights.
+        run: The run directory.
+    """
+    dense_digest = None if workspace is None else _cached_dense(study, run)
+    resources = f"{study.resources.cpus_per_trial:g} CPU"
+    if study.resources.gpus_per_trial:
+        resources += f" + {study.resources.gpus_per_trial:g} GPU"
+    rows = []
+    for trial in study.trials():
+        cached = dense_digest is not None and run.is_complete(
+            f"trials/{trial.trial_id}.json", trial_key(study, trial, dense_digest)
+        )
+        amount = f"ratio {trial.ratio:g}" if trial.budget is None else str(trial.budget)
+        draw = study.draw_of(trial)
+        cell = (trial.trial_id, trial.label, amount, trial.mode, str(trial.steps), str(trial.seed))
+        draws = (str(draw.samples), str(draw.seed)) if len(study.draws()) > 1 else ()
+        rows.append((*cell, *draws, resources, "cached" if cached else "to run"))
+    swept = ("calibration samples", "draw") if len(study.draws()) > 1 else ()
+    return PlannedStudy(
+        columns=("trial", "method", "amount", "mode", "steps", "seed", *swept, "resources", "state"),
+        rows=tuple(rows),
+        summary=_summary(study, workspace, run, dense_digest, sum(row[-1] == "cached" for row in rows)),
+    )
+
+
+def _cached_dense(study: Study, run: RunDirectory) -> str | None:
+    """Return the digest of the dense weights that the run directory holds for this study, or None."""
+    if not run.is_complete("cache/dense.json", dense_key(study)):
+        return None
+    return str(run.read_json("cache/dense.json")["digest"])
+
+
+def _summary(
+    study: Study, workspace: Workspace | None, run: RunDirectory, dense_digest: str | None, cached: int
+) -> tuple[str, ...]:
+    first = f"{len(study.trials())} trials, {cached} of them cached, in run directory {run.location}"
+    if workspace is None:
+        return (first, *(f"cannot start on this machine: {sentence}" for sentence in missing_inputs(study)))
+    roles = workspace.roles
+    calibrated = " or ".join(dict.fromkeys(str(draw.samples) for draw in study.draws()))
+    withheld = "withheld from" if roles.calibration_withheld else "shared with"
+    dense = "cached" if dense_digest else "to be trained" if study.model.train else "to be loaded and scored"
+    trains = study.finetune.data == "calibration"
+    other = warn_of_another_study(study, run)
+    return (
+        first,
+        *([other] if other else []),
+        f"dense model: {dense}; calibration: {_calibration(study, run, dense_digest)}",
+        f"samples: {calibrated} calibration ({withheld} training), {len(roles.training)} training, "
+        f"{len(roles.validation)} validation, {len(roles.evaluation)} evaluation",
+        *([f"fine-tuning: on calibration samples, without labels; every {HELD_BACK}th validates"] if trains else []),
+    )
+
+
+def warn_of_another_study(study: Study, run: RunDirectory) -> str:
+    """Return a warning where the run directory holds a study of another name; "" otherwise."""
+    try:
+        held = yaml.safe_load(run.read_text("study.yaml"))
+    except (ArtifactError, yaml.YAMLError):  # there is none, or none that can be read
+        return ""
+    name = held.get("name") if isinstance(held, dict) else None
+    if name in (None, study.name):
+        return ""
+    return (
+        f"warning: run directory {run.location} holds the study '{name}', whose tables, report and saved models make "
+        f"way for those of '{study.name}'; --out takes another one"
+    )
+
+
+def _calibration(study: Study, run: RunDirectory, dense_digest: str | None) -> str:
+    """Return whether the calibration is cached, and in how many shards each draw of its samples is computed."""
+    size, parts = study.data.calibration.shard_size, []
+    for draw in study.draws():
+        name = f"{measures_folder(study, draw)}/calibration.safetensors"
+        is_cached = dense_digest is not None and run.is_complete(
+            name, calibration_key(study.of_draw(draw), dense_digest)
+        )
+        state = f"{'cached' if is_cached else 'to be computed'}, {-(-draw.samples // size)} shards"
+        parts.append(f"{draw.samples} samples of draw {draw.seed}: {state}" if len(study.draws()) > 1 else state)
+    return "; ".join(parts)

@@ -1,0 +1,61 @@
+"""From the records of trials to the Parquet files of a run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cleanai_ray.coverage.base import computable_metrics
+from cleanai_ray.registry import METRICS
+from cleanai_ray.sensitivity.table import curve_rows
+from cleanai_ray.stages.measures import DenseMeasures
+from cleanai_ray.statistics import ActivationStatistics
+from cleanai_ray.storage import schemas
+from cleanai_ray.storage.run_directory import RunDirectory
+
+
+def write_tables(
+    run: RunDirectory,
+    records: Sequence[Mapping[str, Any]],
+    dense_history: Iterable[Mapping[str, Any]],
+    measures: DenseMeasures,
+) -> None:
+    """Write results, layers, classes, history, latency and coverage, rows or none, and what is sensitive.
+
+    Args:
+        run: The run directory.
+        records: What is known of each trial.
+        dense_history: A row per epoch of the dense model's training.
+        measures: What was measured on the dense model: with the first draw of the calibration samples, where several
+            are compared.
+    """
+
+    def rows(name: str) -> list[Mapping[str, Any]]:
+        return [row for record in records for row in record.get(name, ())]
+
+    run.write_table(schemas.LAYERS_FILE, schemas.to_table(rows("layers"), schemas.LAYERS))
+    run.write_table(schemas.CLASSES_FILE, schemas.to_table(rows("classes"), schemas.CLASSES))
+    run.write_table(schemas.HISTORY_FILE, schemas.to_table([*dense_history, *rows("history")], schemas.HISTORY))
+    run.write_table(schemas.LATENCY_FILE, schemas.to_table(rows("latency"), schemas.LATENCY))
+    schema = schemas.coverage_schema(METRICS.names())
+    run.write_table(schemas.COVERAGE_FILE, schemas.to_table(coverage_rows(measures.statistics), schema))
+    if measures.curves is not None:
+        run.write_table(schemas.SENSITIVITY_FILE, schemas.to_table(curve_rows(measures.curves), schemas.SENSITIVITY))
+    run.write_table(schemas.RESULTS_FILE, schemas.to_table([record["row"] for record in records], schemas.RESULTS))
+
+
+def coverage_rows(statistics: ActivationStatistics | None) -> list[dict[str, Any]]:
+    """Return a row per observed layer x channel, with a column per coverage metric that the statistics suffice for."""
+    rows = []
+    for side in ("inputs", "outputs") if statistics else ():
+        for index, (layer, value) in enumerate(getattr(statistics, side).items()):
+            columns = {name: metric(value).tolist() for name, metric in computable_metrics(value).items()}
+            columns["mean"] = value.mean.tolist()
+            columns["standard_deviation"] = value.standard_deviation.tolist()
+            columns["minimum"] = value.minimum.tolist()
+            columns["maximum"] = value.maximum.tolist()
+            for channel in range(value.num_channels):
+                row = {name: entries[channel] for name, entries in columns.items()}
+                place = {"layer": layer, "layer_index": index, "side": side.removesuffix("s"), "channel": channel}
+                rows.append({**place, "num_samples": int(value.num_samples), **row})
+    return rows

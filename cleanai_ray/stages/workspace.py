@@ -1,0 +1,179 @@
+"""A study opened in one process: its data, the roles of the samples, the dense architecture, the device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.config.calibration_draw import CalibrationDraw
+from cleanai_ray.config.study import Study, digest, parse_study
+from cleanai_ray.data import (
+    ImageSource,
+    SampleRoles,
+    Share,
+    UnreadableSamples,
+    assign_roles,
+    batches,
+    open_source,
+)
+from cleanai_ray.errors import DataError
+from cleanai_ray.importance.base import create_method
+from cleanai_ray.models import build_model, example_input, ignored_layers
+
+_ROLES = ("calibration", "training", "validation", "evaluation")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Workspace:
+    """What every stage needs.
+
+    Attributes:
+        study: The study, with one draw of the calibration samples.
+        source: Its data set.
+        roles: Which sample is used for what.
+        device: Where this process computes.
+    """
+
+    study: Study
+    source: ImageSource
+    roles: SampleRoles
+    device: torch.device
+
+    @cached_property
+    def unreadable(self) -> UnreadableSamples:
+        """The samples that could not be read through this workspace."""
+        return UnreadableSamples(self.study.data.skip_unreadable)
+
+    def batches(
+        self,
+        role: str,
+        *,
+        positions: np.ndarray | None = None,
+        batch_size: int | None = None,
+        shuffle_seed: int | None = None,
+        share: Share = (0, 1),
+        trains: bool = False,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Iterate over the samples of a role: `calibration`, `training`, `validation` or `evaluation`.
+
+        Samples that cannot be read are left out, as far as `data.skip_unreadable` allows. Where it `trains`, they are
+        replaced, images are augmented, and the last batch is dropped where it is smaller.
+        """
+        assert role in _ROLES
+        indices = getattr(self.roles, role)
+        dataset = self.source.dataset(getattr(self.roles, f"{role}_split"), augment=trains)
+        data = self.study.data
+        return batches(
+            dataset,
+            indices if positions is None else indices[positions],
+            batch_size or data.batch_size,
+            num_workers=data.num_workers,
+            device=self.device,
+            shuffle_seed=shuffle_seed,
+            drop_last=trains,
+            share=share,
+            unreadable=self.unreadable,
+            fill=trains,
+        )
+
+    def training_batches(
+        self,
+        seed: int,
+        batch_size: int | None,
+        share: Share = (0, 1),
+        *,
+        role: str = "training",
+        positions: np.ndarray | None = None,
+    ) -> tuple[Callable[[int], Iterator], int]:
+        """Return what makes the batches of an epoch, and how many there are.
+
+        Args:
+            seed: Decides order and augmentation, with the epoch.
+            batch_size: Images a step over all processes; `data.batch_size` where null.
+            share: Rank of this process and how many processes train; each gets its share of every batch.
+            role: The samples to train on.
+            positions: Those of them that are taken; all by default.
+
+        Raises:
+            DataError: When a batch has fewer images than there are processes.
+        """
+        available = len(getattr(self.roles, role) if positions is None else positions)
+        size = min(batch_size or self.study.data.batch_size, available)
+        if size < share[1]:
+            raise DataError(
+                f"{share[1]} workers share a batch of {size} {role} images; allowed: at most {size} workers"
+            )
+        steps = available // size
+
+        def epoch_batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            order = int(digest([seed, epoch])[:8], 16)
+            return self.batches(
+                role, positions=positions, batch_size=size, shuffle_seed=order, share=share, trains=True
+            )
+
+        return epoch_batches, steps
+
+    def shards(self) -> list[np.ndarray]:
+        """Return the positions of each calibration shard among the calibration samples."""
+        positions = self.in_reading_order(np.arange(len(self.roles.calibration)))
+        size = self.study.data.calibration.shard_size
+        return [positions[start : start + size] for start in range(0, len(positions), size)]
+
+    def in_reading_order(self, positions: np.ndarray) -> np.ndarray:
+        """Return positions among the calibration samples such that those stored together follow each other."""
+        indices = self.roles.calibration[positions]
+        return positions[self.source.reading_order(self.roles.calibration_split, indices)]
+
+    def example_input(self) -> Tensor:
+        """Return one input [1, C, H, W] on the device."""
+        return example_input(self.study.model).to(self.device)
+
+    def ignored_layers(self) -> tuple[str, ...]:
+        """Return the module names that keep their width whatever the study says."""
+        return ignored_layers(self.study.model)
+
+    def dense_model(self, weights: bytes) -> nn.Module:
+        """Return the dense model with the given weights (a safetensors file's content), on the device."""
+        section = self.study.model.model_copy(update={"weights": None, "train": None})
+        model = build_model(section)
+        model.load_state_dict(safetensors.torch.load(weights), strict=True)
+        return model.to(self.device).eval()
+
+
+def open_workspace(study_json: str, device: str, draw: CalibrationDraw | None = None) -> Workspace:
+    """Open a study; a process that is asked again for the same one keeps it, with one data set for all draws.
+
+    Args:
+        study_json: The study, as `Study.model_dump_json` writes it.
+        device: Where this process computes, for instance `cuda:0`.
+        draw: The draw of the calibration samples, of those that the study asks for; the first by default.
+
+    Raises:
+        DataError: When the data set is missing or does not fit the study.
+    """
+    study, source, opened = _open(study_json)
+    draw = draw or study.draws()[0]
+    if (draw, device) not in opened:
+        roles = assign_roles(study.data, study.evaluation, source, draw)
+        own = study.of_draw(draw)
+        opened[draw, device] = Workspace(study=own, source=source, roles=roles, device=torch.device(device))
+    return opened[draw, device]
+
+
+@lru_cache(maxsize=1)
+def _open(study_json: str) -> tuple[Study, ImageSource, dict[tuple[CalibrationDraw, str], Workspace]]:
+    study = parse_study(json.loads(study_json))
+    return study, open_source(study.data, study.model), {}
+
+
+def methods_need(study: Study, attribute: str) -> bool:
+    """Whether some method of the study, with its options, has an attribute set, for instance `needs_gradients`."""
+    options = study.sweep.method_options
+    return any(getattr(create_method(name, options.get(name)), attribute) for name in study.sweep.methods)

@@ -1,0 +1,101 @@
+"""The study files that ship: they load, say what they ask and cost, and expand to the grids that they promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cleanai_ray.config.study import load_study
+from cleanai_ray.data import assign_roles, open_source
+from cleanai_ray.models import build_model
+from cleanai_ray.registry import METHODS, METRICS
+
+STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
+
+# Methods that a coverage metric multiplies, metrics, other methods, ratios, modes, steps.
+GRIDS = {
+    "quickstart": (2, 4, 5, 2, 2, 1),
+    "fashion_mnist": (2, 2, 4, 2, 2, 1),
+    "research_fashion_mnist": (2, 8, 10, 3, 2, 1),
+    "ts1_resnet18_cifar10": (1, 4, 3, 1, 2, 1),
+    "ts2_resnet50_imagenet": (1, 1, 3, 1, 1, 1),
+    "ts3_resnet50_imagenet_local": (1, 1, 3, 1, 1, 1),
+    "ts4_resnet50_imagenet_global": (1, 1, 3, 1, 1, 1),
+    "ts5_efficientnet_b4_food101_local": (1, 1, 3, 1, 1, 1),
+    "ts6_efficientnet_b4_food101_global": (1, 1, 3, 1, 1, 1),
+}
+# Numbers of calibration samples, and seeds of their draw.
+DRAWS = {"research_fashion_mnist": 2 * 3}
+# Ratio, mode and epochs of fine-tuning, as CleanAI v5 ran them.
+SCENARIOS = {
+    "ts2_resnet50_imagenet": (0.2, "local", 5),
+    "ts3_resnet50_imagenet_local": (0.1, "local", 10),
+    "ts4_resnet50_imagenet_global": (0.1, "global", 10),
+    "ts5_efficientnet_b4_food101_local": (0.1, "local", 10),
+    "ts6_efficientnet_b4_food101_global": (0.1, "global", 10),
+}
+
+
+def test_every_study_file_is_known_here():
+    assert {path.stem for path in STUDIES.iterdir()} == set(GRIDS)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_study_loads_and_expands_to_its_grid(name):
+    study = load_study(STUDIES / f"{name}.yaml")
+    with_metric, metrics, without, ratios, modes, steps = GRIDS[name]
+    trials = study.trials()
+    assert len(trials) == (with_metric * metrics + without) * ratios * modes * steps * DRAWS.get(name, 1)
+    assert len({trial.trial_id for trial in trials}) == len(trials)
+    assert study.name == name
+    assert study.question.endswith("?")
+    assert study.output.dir == f"artifacts/{name}"
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_study_says_first_what_it_costs(name):
+    text = (STUDIES / f"{name}.yaml").read_text()
+    assert text.startswith("# Cost: an estimate of ")
+    assert max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_published_scenarios_are_asked_as_they_were(name):
+    study = load_study(STUDIES / f"{name}.yaml")
+    ratio, mode, epochs = SCENARIOS[name]
+    assert {(trial.ratio, trial.mode) for trial in study.trials()} == {(ratio, mode)}
+    assert [trial.method for trial in study.trials()] == ["coverage", "wanda", "magnitude", "taylor"]
+    assert study.finetune.epochs == epochs
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_network_of_a_study_can_be_built(name):
+    """With random weights, at the study's own input shape."""
+    study = load_study(STUDIES / f"{name}.yaml", overrides=["model.weights=null"])
+    build_model(study.model)
+
+
+def test_the_quickstart_has_the_samples_that_it_asks_for():
+    study = load_study(STUDIES / "quickstart.yaml")
+    roles = assign_roles(study.data, study.evaluation, open_source(study.data, study.model))
+    assert len(roles.calibration) == 512
+    assert not roles.calibration_withheld  # 512 is more than a fifth of the 1,438 training images
+    assert len(roles.training) == 1438 - 144
+
+
+def test_the_research_study_asks_for_every_method_and_metric():
+    study = load_study(STUDIES / "research_fashion_mnist.yaml")
+    for names, registry in ((study.sweep.methods, METHODS), (study.sweep.coverage_metrics, METRICS)):
+        own = [name for name in registry.names() if registry.get(name).__module__.startswith("cleanai_ray.")]
+        assert sorted(names) == sorted(own)
+    # Without fine-tuning, seeds of the trials would repeat every method but random: the draws are the replicates.
+    assert study.finetune.epochs == 0
+    assert study.sweep.seeds == (0,)
+    assert len(study.data.calibration.seed) >= 3
+
+
+def test_weights_of_the_users_own_replace_training():
+    study = load_study(STUDIES / "fashion_mnist.yaml", overrides=["model.weights=own.safetensors", "model.train=null"])
+    assert study.model.train is None
+    assert study.model.weights == "own.safetensors"

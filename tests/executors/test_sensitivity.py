@@ -1,0 +1,144 @@
+"""Second moments on actors, and the sensitivity analysis: the same bits however sharded, and of use in a study."""
+
+from __future__ import annotations
+
+import io
+
+import distributed.conftest as small
+import polars as pl
+import pytest
+import ray
+import yaml
+from rich.console import Console
+
+from cleanai_ray import cli
+from cleanai_ray.config.study import parse_study
+from cleanai_ray.executors.ray.calibration import calibration_pool, moments_on_actors
+from cleanai_ray.executors.ray.cluster import connected
+from cleanai_ray.executors.ray.progress import Narrator
+from cleanai_ray.executors.ray.sensitivity import RATIOS_FILE, analyse, describe
+from cleanai_ray.executors.ray.writer import run_files
+from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.models import build_model
+from cleanai_ray.nn.weights import safetensors_bytes
+from cleanai_ray.stages.measures import MomentCollector, moment_shards
+from cleanai_ray.stages.planning import check_study
+from cleanai_ray.storage import schemas
+from cleanai_ray.storage.run_directory import RunDirectory
+
+pytestmark = pytest.mark.ray
+
+
+def study_of(**sections):
+    sweep = {"methods": ["reconstruction", "magnitude"], "budgets": [{"macs": 0.5}], "modes": ["global"]}
+    return parse_study({**small.SMALL, "sweep": sweep, "finetune": {"epochs": 0}, **sections})
+
+
+def test_second_moments_do_not_depend_on_the_number_of_actors(ray_session, tmp_path):
+    study = study_of()
+    workspace = check_study(study)
+    weights = safetensors_bytes(build_model(study.model))
+    # Of 200 calibration samples every fifth is held back: 160 in shards of 64.
+    assert [len(shard) for shard in moment_shards(workspace)] == [64, 64, 32]
+    found = []
+    for number in (1, 2):
+        resources = study.resources.model_copy(update={"calibration_actors": number})
+        changed = study.model_copy(update={"resources": resources})
+        run, narrator = RunDirectory(tmp_path / str(number)), Narrator(Console(file=io.StringIO()))
+        with (
+            connected(None) as cluster,
+            run_files(changed, run, cluster) as (files, _),
+            calibration_pool(changed, cluster, run, files, narrator) as pool,
+        ):
+            moments = moments_on_actors(changed, 3, ray.put(weights), "digest", run, pool)
+            again = moments_on_actors(changed, 3, None, "digest", run, pool)
+        assert again.to_bytes() == moments.to_bytes()
+        found.append(moments.to_bytes())
+    collector = MomentCollector(workspace, workspace.dense_model(weights))
+    alone = collector.shard(0) + collector.shard(1) + collector.shard(2)
+    assert found == [alone.to_bytes()] * 2
+
+
+@pytest.fixture(scope="module")
+def analysed(ray_session, tmp_path_factory):
+    """The small study, run with reconstruction, and its sensitivity analysis in the same run directory."""
+    folder = tmp_path_factory.mktemp("sensitivity")
+    study = study_of()
+    failed, said = small.run(study, folder)
+    assert failed == 0, said
+    heard = io.StringIO()
+    narrator = Narrator(Console(file=heard, width=200, highlight=False))
+    sweep = study.sweep.model_copy(update={"methods": ("magnitude",)})
+    found = analyse(
+        study.model_copy(update={"sweep": sweep}),
+        check_study(study),
+        RunDirectory(folder),
+        address=None,
+        narrator=narrator,
+    )
+    return study, folder, found
+
+
+def test_a_study_with_reconstruction_keeps_curves_and_writes_their_table(analysed):
+    _, folder, found = analysed
+    curves = SensitivityCurves.from_json((folder / "cache" / "curves.json").read_text())
+    table = pl.read_parquet(folder / schemas.SENSITIVITY_FILE)
+    assert table.columns == schemas.SENSITIVITY.names
+    assert table.equals(found.table)
+    for name, curve in curves.groups.items():
+        rows = table.filter(pl.col("group") == name)
+        assert rows["channel"].to_list() == list(curve.order)
+        assert rows["removed"].to_list() == list(range(1, curve.num_channels))
+        assert rows.filter(pl.col("divergence_measured").is_not_null())["removed"].to_list() == [
+            n for n, _ in curve.probes
+        ]
+    for name in ("charts/sensitivity.svg", "report.pdf"):
+        assert (folder / name).stat().st_size > 1000
+
+
+def test_the_ratios_suggested_give_another_method_the_same_widths(analysed, tmp_path):
+    study, folder, found = analysed
+    keys = yaml.safe_load((folder / RATIOS_FILE).read_text())["macs=0.5"]
+    assert keys == found.suggestions["macs=0.5"]
+    sweep = {"methods": ["magnitude"], "ratios": [0.5]}
+    narrowed = study_of(sweep=sweep, pruning=keys, model=study.model.model_dump(), repair={"compensation": "none"})
+    failed, said = small.run(narrowed, tmp_path)
+    assert failed == 0, said
+    widths = []
+    for place, method in ((folder, "reconstruction"), (tmp_path, "magnitude")):
+        layers = pl.read_parquet(place / schemas.LAYERS_FILE).filter(pl.col("trial_id").str.starts_with(method))
+        widths.append(dict(zip(layers["layer"], layers["out_channels"], strict=True)))
+    assert widths[0] == widths[1]
+
+
+def test_the_table_has_a_row_per_group_and_names_the_files(analysed):
+    _, folder, found = analysed
+    headings, rows, lines = describe(found, RunDirectory(folder))
+    assert headings[:3] == ["group", "channels", "KL at 10%"]
+    assert [row[0] for row in rows] == found.table["group"].unique(maintain_order=True).to_list()
+    assert "sensitivity.parquet, layer_ratios.yaml, charts/sensitivity.svg" in lines[-1]
+
+
+def test_an_amount_that_cannot_be_shared_out_is_named_and_the_others_are(ray_session, analysed):
+    study, folder, _ = analysed
+    budgets = parse_study(
+        study.model_dump(mode="json")
+        | {"sweep": {"methods": ["magnitude"], "budgets": [{"latency": 0.5}, {"macs": 0.001}, {"params": 0.5}]}}
+    )
+    narrator = Narrator(Console(file=io.StringIO()))
+    found = analyse(budgets, check_study(budgets), RunDirectory(folder), address=None, narrator=narrator)
+    assert list(found.suggestions) == ["params=0.5"]
+    assert "latency is met by a search over measurements" in found.refused["latency=0.5"]
+    assert "the budget cannot be met" in found.refused["macs=0.001"]
+    lines = describe(found, RunDirectory(folder))[2]
+    assert any(line.startswith("# macs=0.001: the budget cannot be met") for line in lines)
+
+
+def test_the_command_prints_the_table_and_the_ratios(ray_session, analysed, tmp_path, capsys):
+    study, folder, _ = analysed
+    path = tmp_path / "study.yaml"
+    path.write_text(study.to_yaml())
+    assert cli.main(["sensitivity", str(path), "--out", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "# macs=0.5, shared out by sensitivity:" in printed
+    assert "layer_ratios:" in printed

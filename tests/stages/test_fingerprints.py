@@ -1,0 +1,112 @@
+"""Digests of inputs: what changes an output changes its key, and what does not, does not."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from cleanai_ray.config.finetune import FineTuneSection
+from cleanai_ray.config.study import parse_study
+from cleanai_ray.stages.fingerprints import calibration_key, dense_key, moments_key, trial_key
+
+STUDY = {
+    "model": {"name": "resnet20", "input_shape": [1, 8, 8]},
+    "data": {"name": "digits"},
+    "sweep": {"methods": ["coverage"], "ratios": [0.3]},
+}
+
+
+def keys(path: str | None = None, value: object = None) -> dict[str, str]:
+    """The keys of the study, with one key of it changed."""
+    document = copy.deepcopy(STUDY)
+    if path is not None:
+        *parents, leaf = path.split(".")
+        section = document
+        for name in parents:
+            section = section.setdefault(name, {})
+        section[leaf] = value
+    study = parse_study(document)
+    return {
+        "dense": dense_key(study),
+        "calibration": calibration_key(study, "weights"),
+        "trial": trial_key(study, study.trials()[0], "weights"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "changed"),
+    [
+        ("model.input_shape", [1, 16, 16], {"dense", "calibration", "trial"}),
+        ("data.batch_size", 64, {"dense", "calibration", "trial"}),
+        ("data.calibration.threshold", 0.1, {"dense", "calibration", "trial"}),
+        ("sweep.coverage_metrics", ["entropy"], {"calibration", "trial"}),
+        ("sweep.coverage_metrics", ["apoz"], {"trial"}),
+        ("evaluation.samples", 100, {"dense", "trial"}),
+        ("sweep.methods", ["taylor"], {"calibration", "trial"}),
+        ("sweep.methods", ["hessian"], {"calibration", "trial"}),
+        ("sweep.methods", ["hybrid"], {"trial"}),
+        ("repair.compensation", "none", {"trial"}),
+        ("finetune.epochs", 1, {"trial"}),
+        ("pruning.round_to", 8, {"trial"}),
+        ("output.dir", "elsewhere", set()),
+        ("resources.max_concurrent_trials", 1, set()),
+    ],
+)
+def test_a_key_follows_its_inputs(path, value, changed):
+    before, after = keys(), keys(path, value)
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_epochs_between_steps_count_in_the_trials_that_have_them():
+    found = []
+    for epochs in (0, 1, 2):
+        document = {**STUDY, "sweep": {**STUDY["sweep"], "steps": [1, 3]}, "finetune": {"between_steps": epochs}}
+        study = parse_study(document)
+        found.append([trial_key(study, trial, "weights") for trial in study.trials()])
+    single, several = zip(*found, strict=True)
+    assert len(set(single)) == 1
+    assert len(set(several)) == 3
+
+
+def test_what_is_learned_from_counts():
+    found = set()
+    for data in ("training", "calibration"):
+        finetune = {"epochs": 1, "data": data, "distillation": {"weight": 1.0}}
+        study = parse_study({**STUDY, "finetune": finetune})
+        found.add(trial_key(study, study.trials()[0], "weights"))
+    assert len(found) == 2
+
+
+def test_a_weights_file_counts_by_its_content(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    found = []
+    for content in (b"one", b"two", b"one"):
+        file.write_bytes(content)
+        found.append(keys("model.weights", str(file))["dense"])
+        assert keys("model.weights", f"file://{file}")["dense"] != keys("model.weights", None)["dense"]
+    assert found[0] == found[2] != found[1]
+
+
+def test_a_draw_among_several_has_the_keys_of_a_study_of_its_own():
+    swept = copy.deepcopy(STUDY) | {"data": {"name": "digits", "calibration": {"samples": [64, 256], "seed": [0, 1]}}}
+    study = parse_study(swept)
+    assert len({trial_key(study, trial, "weights") for trial in study.trials()}) == 4
+    for draw in study.draws():
+        own = keys("data.calibration", {"samples": draw.samples, "seed": draw.seed})
+        assert calibration_key(study.of_draw(draw), "weights") == own["calibration"]
+        assert moments_key(study.of_draw(draw), "weights") == moments_key(parse_study(study_with(draw)), "weights")
+    # Another draw beside it changes nothing for a trial, unless images of all draws are kept out of its fine-tuning.
+    fewer = parse_study(swept | {"data": {"name": "digits", "calibration": {"samples": [64, 256], "seed": [0, 1, 2]}}})
+    trial = study.trials()[0]
+    assert trial in fewer.trials()
+    assert trial_key(fewer, trial, "weights") == trial_key(study, trial, "weights")
+    tuned = [one.model_copy(update={"finetune": FineTuneSection(epochs=1)}) for one in (study, fewer)]
+    assert trial_key(tuned[0], trial, "weights") != trial_key(tuned[1], trial, "weights")
+
+
+def study_with(draw):
+    """The study of one draw, as a document."""
+    return copy.deepcopy(STUDY) | {
+        "data": {"name": "digits", "calibration": {"samples": draw.samples, "seed": draw.seed}}
+    }
