@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -19,9 +19,11 @@ from cleanai_ray.evaluation.latency import compare_latency
 from cleanai_ray.importance.base import ImportanceMethod, create_method
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.pruning.latency_budget import prune_to_budget
+from cleanai_ray.pruning.measurements import Measurements, Remeasure
 from cleanai_ray.pruning.prune_result import PruneResult
-from cleanai_ray.pruning.pruner import Pruner, Remeasure
+from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.pruning.saved_model import apply_plan, load, save
+from cleanai_ray.repair import RepairOptions
 from cleanai_ray.repair import repair as repair_model
 from cleanai_ray.sensitivity import measure_sensitivity
 from cleanai_ray.statistics import ActivationStatistics
@@ -116,42 +118,65 @@ def prune(
         CleanAIError: When a name is unknown, an argument not allowed, or the model cannot be pruned as asked.
     """
     compensation, task = _compensation(repair, batches), find_task(task)
-    trial = _trial(method, coverage_metric, ratio, budget, mode, steps, seed, method_options)
+    options = dict(method_options or {})
+    chosen = create_method(method, options)
+    if coverage_metric is None and chosen.uses_coverage_metric:
+        coverage_metric = "normalized_mean"
+    trial = _checked(
+        Trial,
+        method=method,
+        coverage_metric=coverage_metric,
+        ratio=ratio,
+        budget=None if budget is None else dict(budget),
+        mode=mode,
+        steps=steps,
+        seed=seed,
+        options=options,
+    )
     bounds = _bounds(layer_ratios, [*ignored_layers, *task.ignored_layers(model)], max_ratio, round_to, min_channels)
-    batches = _readable_again(batches, create_method(method, trial.options), compensation)
-    result = _pruned(model, example_inputs, batches, trial, bounds, stats, curves, loss, latency, task)
-    return _repaired(model, result, batches, compensation, task)
+    batches = _readable_again(batches, chosen, compensation)
+    job = _Job(model=model, example_inputs=example_inputs, trial=trial, bounds=bounds, task=task)
+    measured = job.measure(Measurements(statistics=stats, curves=curves), batches, loss)
+    return _repaired(model, job.prune(measured, latency), batches, compensation, task)
 
 
-def _pruned(
-    model: nn.Module,
-    example_inputs: Tensor | tuple[Tensor, ...],
-    batches: Iterable[Batch] | None,
-    trial: Trial,
-    bounds: PruningSection,
-    stats: ActivationStatistics | None,
-    curves: SensitivityCurves | None,
-    loss: Loss | None,
-    latency: Mapping[str, Any] | CompareModels | None,
-    task: Task,
-) -> PruneResult:
-    """Measure what the method reads and was not given, and prune."""
-    network = task.network(model)
-    measure = None if batches is None else _measurement(trial, batches, loss, task)
-    method = create_method(trial.method, trial.options)
-    if stats is None and measure is not None and method.needs_statistics:
-        stats = measure(network)
-    if curves is None and batches is not None and method.needs_curves:
-        curves = measure_sensitivity(network, example_inputs, batches, ignored_layers=bounds.ignored_layers)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Job:
+    """One call of `prune`, checked: the model, and what is to become of it."""
 
-    def prune_as(part: Trial) -> PruneResult:
-        result = Pruner(
-            network, example_inputs, part, bounds=bounds, statistics=stats, remeasure=measure, curves=curves
-        ).run()
-        identity = result.plan.model if task.name == "classification" else {**result.plan.model, "task": task.name}
-        return replace(result, model=task.restored(result.model), plan=replace(result.plan, model=identity))
+    model: nn.Module
+    example_inputs: Tensor | tuple[Tensor, ...]
+    trial: Trial
+    bounds: PruningSection
+    task: Task
 
-    return prune_to_budget(prune_as, trial, bounds, lambda small: _compare(model, small, example_inputs, latency))
+    def measure(self, given: Measurements, batches: Iterable[Batch] | None, loss: Loss | None) -> Measurements:
+        """Measure on the batches what the method reads and was not given."""
+        if batches is None:
+            return given
+        method = create_method(self.trial.method, self.trial.options)
+        network, calibrate = self.task.network(self.model), _measurement(self.trial, batches, loss, self.task)
+        statistics, curves = given.statistics, given.curves
+        if statistics is None and method.needs_statistics:
+            statistics = calibrate(network)
+        if curves is None and method.needs_curves:
+            ignored = self.bounds.ignored_layers
+            curves = measure_sensitivity(network, self.example_inputs, batches, ignored_layers=ignored)
+        return Measurements(statistics=statistics, curves=curves, remeasure=calibrate)
+
+    def prune(self, measured: Measurements, latency: Mapping[str, Any] | CompareModels | None) -> PruneResult:
+        """Prune, for a budget in latency as often as it takes to meet it."""
+        network, task = self.task.network(self.model), self.task
+
+        def prune_as(trial: Trial) -> PruneResult:
+            result = Pruner(network, self.example_inputs, trial, bounds=self.bounds, measured=measured).run()
+            identity = result.plan.model if task.name == "classification" else {**result.plan.model, "task": task.name}
+            return replace(result, model=task.restored(result.model), plan=replace(result.plan, model=identity))
+
+        def compare(small: nn.Module) -> dict[str, Any]:
+            return _compare(self.model, small, self.example_inputs, latency)
+
+        return prune_to_budget(prune_as, self.trial, self.bounds, compare)
 
 
 def _readable_again(
@@ -168,7 +193,8 @@ def _repaired(
     if compensation is None or batches is None:
         return result
     norms = "auto" if compensation == "auto" else "relative"
-    outcome = repair_model(model, result, batches, compensation=compensation, batch_norm=norms, task=task)
+    options = RepairOptions(compensation=compensation, batch_norm=norms)
+    outcome = repair_model(model, result, batches, options, task=task)
     return replace(result, model=outcome.model)
 
 
@@ -193,31 +219,6 @@ def _compensation(repair: bool | str, batches: Iterable[Batch] | None) -> str | 
     if compensation is not None and batches is None:
         raise PruningError(f"repair is {repair!r} and reads calibration images, but batches is None; pass batches")
     return compensation
-
-
-def _trial(
-    method: str,
-    coverage_metric: str | None,
-    ratio: float | None,
-    budget: Mapping[str, float] | None,
-    mode: str,
-    steps: int,
-    seed: int,
-    options: Mapping[str, Any] | None,
-) -> Trial:
-    if create_method(method, dict(options or {})).uses_coverage_metric:
-        coverage_metric = coverage_metric or "normalized_mean"
-    return _checked(
-        Trial,
-        method=method,
-        coverage_metric=coverage_metric,
-        ratio=ratio,
-        budget=None if budget is None else dict(budget),
-        mode=mode,
-        steps=steps,
-        seed=seed,
-        options=dict(options or {}),
-    )
 
 
 def _bounds(

@@ -27,7 +27,7 @@ from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.models import build_model
 from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.nn.weights import safetensors_bytes
-from cleanai_ray.repair import repair
+from cleanai_ray.repair import RepairOptions, repair
 from cleanai_ray.stages.calibration import calibrate_locally
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 
@@ -133,7 +133,9 @@ def rows(options: argparse.Namespace, workspace: Workspace) -> Iterator[list[str
             columns = [score(result.model)]
             chosen: dict[str, Any] = {}
             for compensation, batch_norm in REPAIRS.values():
-                outcome = repair(dense, result, batches, compensation=compensation, batch_norm=batch_norm)
+                outcome = repair(
+                    dense, result, batches, RepairOptions(compensation=compensation, batch_norm=batch_norm)
+                )
                 columns.append(score(outcome.model))
                 chosen = outcome.chosen
             label = f"{method}/{metric}" if metric else method

@@ -27,7 +27,7 @@ from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model
 from cleanai_ray.registry import METHODS
-from cleanai_ray.repair import repair
+from cleanai_ray.repair import RepairOptions, repair
 from cleanai_ray.stages.calibration import calibrate_locally
 from cleanai_ray.stages.recover import fine_tune_trial
 from cleanai_ray.stages.workspace import Workspace, open_workspace
@@ -127,7 +127,7 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
             curves=curves,
             ignored_layers=ignored,
         )
-        repaired = repair(dense, result, batches, compensation="auto", batch_norm="auto").model
+        repaired = repair(dense, result, batches, RepairOptions(compensation="auto", batch_norm="auto")).model
         columns = [fine_tuned(opened, trial, repaired) for opened in workspaces.values()]
         yield [trial.method, score(result.model), score(repaired), *columns, f"{time.monotonic() - started:.0f} s"]
 

@@ -264,7 +264,7 @@ def test_taylor_asks_for_statistics_with_gradients() -> None:
 def test_adaptive_asks_for_batches_between_steps_before_it_starts() -> None:
     stats = cleanai.calibrate(build("plain"), batches())
     cleanai.prune(build("plain"), example(), method="adaptive", ratio=0.5, stats=stats)
-    with pytest.raises(PruningError, match="method 'adaptive' measures anew between steps, and needs batches"):
+    with pytest.raises(PruningError, match=r"'adaptive' measures again between steps.*pass batches"):
         cleanai.prune(build("plain"), example(), method="adaptive", ratio=0.5, steps=2, stats=stats)
 
 

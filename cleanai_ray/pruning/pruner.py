@@ -15,25 +15,16 @@ from cleanai_ray.config.sections import PruningSection
 from cleanai_ray.config.study import Trial, digest
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
-from cleanai_ray.importance.base import (
-    ImportanceMethod,
-    ScoringContext,
-    create_method,
-    give_gradients,
-    price_groups,
-    score_groups,
-)
-from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.importance.base import ScoringContext, create_method, give_gradients, price_groups, score_groups
 from cleanai_ray.nn.complexity import Complexity, measure_complexity
 from cleanai_ray.nn.consumers import add_biases
 from cleanai_ray.pruning.cost import CostModel, budget_limit, missed_budget
 from cleanai_ray.pruning.layer_rows import layer_rows
+from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.plan import GroupPlan, PruningPlan
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.selection import SelectionRequest, Selector
 from cleanai_ray.statistics import ActivationStatistics
-
-Remeasure = Callable[[nn.Module], ActivationStatistics]
 
 
 class Pruner:
@@ -45,10 +36,11 @@ class Pruner:
         trial: Method, mode, ratio or budget, steps and seed.
         bounds: Bounds on what may be removed.
         ignored_layers: Further module names that keep their width.
-        statistics: Statistics of the dense model, for methods that read activations or gradients.
-        remeasure: Calibrates a smaller model, for methods that measure anew between steps.
-        observe: `activation` or `output`.
-        curves: Sensitivity curves of the dense model, for methods that read them.
+        measured: What was measured on the dense model; by default nothing, which is enough for methods that read
+            weights alone.
+
+    Raises:
+        PruningError: When a measurement is missing, the ratio is too large, or the model has nothing to prune.
     """
 
     def __init__(
@@ -59,26 +51,16 @@ class Pruner:
         *,
         bounds: PruningSection | None = None,
         ignored_layers: Sequence[str] = (),
-        statistics: ActivationStatistics | None = None,
-        remeasure: Remeasure | None = None,
-        observe: str = "activation",
-        curves: SensitivityCurves | None = None,
+        measured: Measurements | None = None,
     ) -> None:
         self._dense = model
         self._trial = trial
         self._bounds = (bounds or PruningSection()).resolved(trial.quantization)
         self._method = create_method(trial.method, dict(trial.options))
-        self._statistics = statistics
-        self._remeasure = remeasure
-        self._observe = observe
-        self._curves = curves
+        self._measured = measured or Measurements()
         self._warnings: list[str] = []
         self._by_price = False
-        _require(self._method, trial, statistics, remeasure)
-        if self._method.needs_curves and curves is None:
-            raise PruningError(
-                f"method '{trial.method}' reads sensitivity curves, and none were given; pass batches or curves"
-            )
+        self._measured.require(self._method, trial)
         if trial.ratio is not None and trial.ratio > self._bounds.max_ratio:
             raise PruningError(f"ratio is {trial.ratio:g}; allowed: at most max_ratio, {self._bounds.max_ratio:g}")
         self._ignored_layers = tuple(dict.fromkeys([*self._bounds.ignored_layers, *ignored_layers]))
@@ -86,8 +68,8 @@ class Pruner:
         self._dense_groups = {group.name: group for group in self._graph.groups}
         if not self._dense_groups:
             raise PruningError("the model has no prunable group of layers: all of them reach the output or are ignored")
-        if statistics is not None:
-            give_gradients(self._graph, self._method, statistics)
+        if self._measured.statistics is not None:
+            give_gradients(self._graph, self._method, self._measured.statistics)
         self._dense_cost = measure_complexity(self._graph.model, self._graph.example_inputs)
 
     def run(self) -> PruneResult:
@@ -146,9 +128,9 @@ class Pruner:
             graph=graph,
             statistics=self._present_statistics(step),
             coverage_metric=self._trial.coverage_metric,
-            observe=self._observe,
+            observe=self._measured.observe,
             seed=self._trial.scoring_seed,
-            curves=self._curves,
+            curves=self._measured.curves,
         )
         scores = score_groups(self._method, context)
         prices = price_groups(self._method, context)
@@ -183,12 +165,13 @@ class Pruner:
         )
 
     def _present_statistics(self, step: int) -> ActivationStatistics | None:
-        if self._statistics is None or step == 1:
-            return self._statistics
+        measured = self._measured
+        if measured.statistics is None or step == 1:
+            return measured.statistics
         if self._method.remeasures:
-            assert self._remeasure is not None
-            return self._remeasure(self._graph.model)
-        return self._statistics.select(self._graph.kept("in"), self._graph.kept("out"))
+            assert measured.remeasure is not None
+            return measured.remeasure(self._graph.model)
+        return measured.statistics.select(self._graph.kept("in"), self._graph.kept("out"))
 
     def _request(self, step: int, dense: Complexity) -> SelectionRequest:
         """Return what must be gone after a step: what is kept shrinks geometrically over the steps."""
@@ -251,21 +234,6 @@ def identify(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
         "shapes": digest(shapes),
         "example_inputs": [list(value.shape) for value in inputs],
     }
-
-
-def _require(
-    method: ImportanceMethod, trial: Trial, statistics: ActivationStatistics | None, remeasure: Remeasure | None
-) -> None:
-    if method.needs_statistics and statistics is None:
-        raise PruningError(f"method '{trial.method}' reads calibration data, and none was given; pass batches or stats")
-    for kind in ("gradients", "squared_gradients"):
-        if getattr(method, f"needs_{kind}") and not getattr(statistics, kind):
-            words = kind.replace("_", " ")
-            raise PruningError(
-                f"method '{trial.method}' reads {words}, and the statistics hold none; calibrate with {kind}=True"
-            )
-    if method.remeasures and trial.steps > 1 and remeasure is None:
-        raise PruningError(f"method '{trial.method}' measures anew between steps, and needs batches to do so")
 
 
 def _amount(trial: Trial) -> str:

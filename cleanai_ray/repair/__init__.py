@@ -1,15 +1,19 @@
 """Training-free repair of a pruned model: weight compensation, then batch-norm recalibration."""
 
-from cleanai_ray.repair.auto import RIDGES, auto_repair
+from cleanai_ray.repair.auto import auto_repair
 from cleanai_ray.repair.batch_norm import recalibrate
 from cleanai_ray.repair.compensation import compensate_closed_form
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
+from cleanai_ray.repair.options import RIDGES, RepairOptions
 from cleanai_ray.repair.outcome import RepairOutcome, repair
+from cleanai_ray.repair.pair import ModelPair
 from cleanai_ray.repair.sequential import compensate_sequential
 
 __all__ = [
     "RIDGES",
     "ConsumerMoments",
+    "ModelPair",
+    "RepairOptions",
     "RepairOutcome",
     "auto_repair",
     "collect_moments",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,16 +17,13 @@ from cleanai_ray.config.sections import HELD_BACK
 from cleanai_ray.nn.consumers import Consumer
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.repair.batch_norm import NormSums, apply_relative, apply_reset, collect_norm_sums
-from cleanai_ray.repair.compensation import Kept, compensate_closed_form, narrowed_consumers
+from cleanai_ray.repair.compensation import compensate_closed_form, narrowed_consumers
 from cleanai_ray.repair.images import device_of, run, walk
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
+from cleanai_ray.repair.options import RepairOptions
+from cleanai_ray.repair.pair import ModelPair
 from cleanai_ray.repair.sequential import compensate_sequential
 from cleanai_ray.repair.trace import trace_consumers
-
-COMPENSATIONS = ("none", "closed_form", "sequential")
-BATCH_NORMS = ("none", "relative", "reset")
-AUTO_BATCH_NORMS = ("none", "relative")
-RIDGES = (1e-3, 1e-2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,50 +46,45 @@ class Workshop:
     """A pruned model, the images to repair it with, and what variants of repair share: it is measured once.
 
     Attributes:
-        dense: The dense model.
-        pruned: Its pruned copy; neither is changed.
-        kept_inputs: Dense indices of the input channels each narrowed layer kept.
-        kept_outputs: Dense indices of the output channels each narrowed layer kept.
+        models: The dense model and its pruned copy; neither is changed.
         images: Batches of calibration images.
         given: Moments of the dense model's consumers that were measured before; None: from the images.
     """
 
-    dense: nn.Module
-    pruned: nn.Module
-    kept_inputs: Kept
-    kept_outputs: Kept
+    models: ModelPair
     images: Sequence[Tensor]
     given: ConsumerMoments | None = None
 
     @cached_property
     def consumers(self) -> list[Consumer]:
         """The consumers of the pruned model."""
-        return trace_consumers(self.pruned, self.images[0][:1].to(device_of(self.pruned)))
+        pruned = self.models.pruned
+        return trace_consumers(pruned, self.images[0][:1].to(device_of(pruned)))
 
     @cached_property
     def moments(self) -> ConsumerMoments:
         """Moments of what the dense model's narrowed consumers read."""
         if self.given is not None:
             return self.given
-        features = narrowed_consumers(self.dense, self.kept_inputs)
-        return collect_moments(self.dense, self.images, layers=list(features), features=features)
+        dense = self.models.dense
+        features = narrowed_consumers(dense, self.models.kept_inputs)
+        return collect_moments(dense, self.images, layers=list(features), features=features)
 
     @cached_property
     def norm_sums(self) -> dict[str, NormSums]:
         """What the dense model's batch-norms read."""
-        return collect_norm_sums(self.dense, self.images)
+        return collect_norm_sums(self.models.dense, self.images)
 
     def compensate(self, compensation: str, ridge: float | None) -> nn.Module:
         """Return a compensated copy of the pruned model."""
-        model = copy.deepcopy(self.pruned)
-        kept = self.kept_inputs, self.kept_outputs
+        copied = replace(self.models, pruned=copy.deepcopy(self.models.pruned))
         if compensation == "closed_form":
             assert ridge is not None
-            compensate_closed_form(self.dense, model, *kept, self.moments, self.consumers, ridge=ridge)
+            compensate_closed_form(copied, self.moments, self.consumers, ridge=ridge)
         elif compensation == "sequential":
             assert ridge is not None
-            compensate_sequential(self.dense, model, *kept, self.images, ridge=ridge)
-        return model
+            compensate_sequential(copied, self.images, ridge=ridge)
+        return copied.pruned
 
     def recalibrate(self, model: nn.Module, batch_norm: str) -> nn.Module:
         """Return a model whose batch-norms are recalibrated: a copy, or the model itself for `none`."""
@@ -101,7 +93,7 @@ class Workshop:
         model = copy.deepcopy(model)
         found = collect_norm_sums(model, self.images)
         if batch_norm == "relative":
-            apply_relative(self.dense, model, self.norm_sums, found, self.kept_outputs)
+            apply_relative(self.models.dense, model, self.norm_sums, found, self.models.kept_outputs)
         else:
             apply_reset(model, found)
         return model
@@ -145,16 +137,7 @@ def divergence(reference: Tensor, other: Tensor) -> float:
 
 
 def auto_repair(
-    dense: nn.Module,
-    pruned: nn.Module,
-    kept_inputs: Kept,
-    kept_outputs: Kept,
-    images: Sequence[Tensor],
-    *,
-    compensations: Sequence[str] = COMPENSATIONS,
-    batch_norms: Sequence[str] = AUTO_BATCH_NORMS,
-    ridges: Sequence[float] = RIDGES,
-    moments: ConsumerMoments | None = None,
+    models: ModelPair, images: Sequence[Tensor], options: RepairOptions, moments: ConsumerMoments | None = None
 ) -> tuple[nn.Module, dict[str, Any], tuple[dict[str, Any], ...]]:
     """Try variants of repair, and keep the one whose outputs are nearest to the dense model's.
 
@@ -163,14 +146,9 @@ def auto_repair(
     model farther from the dense one (on these images) than it found it.
 
     Args:
-        dense: The dense model; it is left as it was.
-        pruned: Its pruned copy; it is left as it was, too.
-        kept_inputs: Dense indices of the input channels each narrowed layer kept.
-        kept_outputs: Dense indices of the output channels each narrowed layer kept.
+        models: The dense model and its pruned copy; neither is changed.
         images: Batches of calibration images.
-        compensations: Compensations to try.
-        batch_norms: Recalibrations to try, each with every compensation.
-        ridges: Regularisations to try, each with every compensation but `none`.
+        options: Compensations, recalibrations and regularisations to try, each with every other.
         moments: Moments of the dense model's consumers on other images than those held back; None: from the images.
 
     Returns:
@@ -179,12 +157,14 @@ def auto_repair(
     working, held = split_images(images)
     if not held:
         working = held = list(images)
-    shop = Workshop(dense, pruned, kept_inputs, kept_outputs, working, moments)
-    reference = log_probabilities(dense, held)
-    pairs = [(name, ridge) for name in compensations for ridge in (ridges if name != "none" else (None,))]
+    shop = Workshop(models, working, moments)
+    reference = log_probabilities(models.dense, held)
+    pairs = [
+        (name, ridge) for name in options.compensations for ridge in (options.ridges if name != "none" else (None,))
+    ]
     tried: list[dict[str, Any]] = []
     best: tuple[nn.Module, dict[str, Any]] | None = None
-    for variant, model in shop.make(pairs, batch_norms):
+    for variant, model in shop.make(pairs, options.batch_norms):
         entry = {**vars(variant), "kl": divergence(reference, log_probabilities(model, held))}
         tried.append(entry)
         if best is None or entry["kl"] < best[1]["kl"]:

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cleanai_ray.errors import CalibrationError, PruningError
 from cleanai_ray.nn.modes import evaluation_mode
-from cleanai_ray.repair.compensation import Kept
 from cleanai_ray.repair.images import Batch, Batches, read_images, run, walk
+from cleanai_ray.repair.pair import Kept
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

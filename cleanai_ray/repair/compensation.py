@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,8 +17,7 @@ from cleanai_ray.nn.consumers import (
     write_weight,
 )
 from cleanai_ray.repair.moments import ConsumerMoments
-
-Kept = Mapping[str, np.ndarray]
+from cleanai_ray.repair.pair import Kept, ModelPair
 
 
 def narrowed_consumers(dense: nn.Module, kept_inputs: Kept) -> dict[str, int]:
@@ -58,14 +55,7 @@ def solve_ridge(cross: Tensor, covariance: Tensor, ridge: float, target: Tensor 
 
 
 def compensate_closed_form(
-    dense: nn.Module,
-    pruned: nn.Module,
-    kept_inputs: Kept,
-    kept_outputs: Kept,
-    moments: ConsumerMoments,
-    consumers: list[Consumer],
-    *,
-    ridge: float = 1e-3,
+    models: ModelPair, moments: ConsumerMoments, consumers: list[Consumer], *, ridge: float = 1e-3
 ) -> tuple[str, ...]:
     """Fold the removed inputs R of each narrowed consumer into the kept ones K, in place, and return their names.
 
@@ -73,30 +63,27 @@ def compensate_closed_form(
     the output is shifted by W[:, R] (mu[R] - A mu[K]).
 
     Args:
-        dense: The dense model; it is left as it was.
-        pruned: Its pruned copy, which is changed.
-        kept_inputs: Dense indices of the input channels each narrowed layer kept.
-        kept_outputs: Dense indices of the output channels each narrowed layer kept.
+        models: The dense model and its pruned copy, which is changed.
         moments: Moments of what the dense model's consumers read, from `collect_moments` of `narrowed_consumers`.
         consumers: The pruned model's consumers, from `trace_consumers`.
         ridge: Regularisation, as a share of the mean variance of the kept inputs.
     """
-    narrowed = narrowed_consumers(dense, kept_inputs)
+    narrowed = narrowed_consumers(models.dense, models.kept_inputs)
     changed = []
     for consumer in consumers:
         name = consumer.name
         if name not in narrowed or name not in moments:
             continue
-        module = dense.get_submodule(name)
+        module = models.dense.get_submodule(name)
         covariance, mean = moments[name].covariance, moments[name].mean
         features = module.in_features // len(mean) if isinstance(module, nn.Linear) else 1
-        kept = channels_of(kept_inputs[name], features)
+        kept = channels_of(models.kept_inputs[name], features)
         removed = torch.as_tensor(np.setdiff1d(np.arange(len(mean)), kept.numpy()))
         mapping = solve_ridge(covariance[removed][:, kept], covariance[kept][:, kept], ridge)
-        lost = read_weight(module, features)[kept_rows(module, kept_outputs.get(name))][:, removed]
-        target = pruned.get_submodule(name)
+        lost = read_weight(module, features)[kept_rows(module, models.kept_outputs.get(name))][:, removed]
+        target = models.pruned.get_submodule(name)
         write_weight(target, read_weight(target, features) + torch.einsum("orp,rk->okp", lost, mapping))
-        shift_output(pruned, consumer, lost.sum(dim=2) @ (mean[removed] - mapping @ mean[kept]))
+        shift_output(models.pruned, consumer, lost.sum(dim=2) @ (mean[removed] - mapping @ mean[kept]))
         changed.append(name)
     return tuple(changed)
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from cleanai_ray.errors import PruningError
-from cleanai_ray.repair.auto import AUTO_BATCH_NORMS, BATCH_NORMS, COMPENSATIONS, RIDGES, Workshop, auto_repair
+from cleanai_ray.repair.auto import Workshop, auto_repair
 from cleanai_ray.repair.compensation import narrowed_consumers
 from cleanai_ray.repair.images import Batches, read_images
 from cleanai_ray.repair.moments import ConsumerMoments
+from cleanai_ray.repair.options import RepairOptions
+from cleanai_ray.repair.pair import ModelPair
 from cleanai_ray.tasks.base import Task, find_task
 
 if TYPE_CHECKING:
@@ -40,11 +40,8 @@ def repair(
     dense: nn.Module,
     result: PruneResult,
     batches: Batches,
+    options: RepairOptions | None = None,
     *,
-    compensation: str = "auto",
-    batch_norm: str = "auto",
-    ridge: float = 1e-3,
-    ridges: Sequence[float] = RIDGES,
     moments: ConsumerMoments | None = None,
     task: str | Task = "classification",
 ) -> RepairOutcome:
@@ -52,51 +49,36 @@ def repair(
 
     Args:
         dense: The dense model.
-        result: What pruning it gave.
-        batches: Calibration inputs [N, ...] or (inputs, targets), or a function that opens them; read once and held.
-        compensation: `auto`, `none`, `closed_form` or `sequential`.
-        batch_norm: `auto`, `none`, `relative` or `reset`; auto tries none and relative.
-        ridge: Regularisation of a compensation that was asked for by name, as a share of the mean variance.
-        ridges: Regularisations that compensation `auto` tries.
-        moments: Moments of the dense model's consumers that were measured before, for the closed form; where something
-            is `auto`, without every fifth image, which it judges by. None: from the images.
+        result: The result of pruning it.
+        batches: Calibration inputs [N, ...] or (inputs, targets), or a function that opens them; they are read once
+            and held in memory.
+        options: How to repair; by default everything is chosen automatically.
+        moments: Moments of what the dense model's consumers read, measured before, for the closed form. Where something
+            is `auto`, they must not hold every fifth image, which judges the variants. None: measured on the batches.
         task: What the models are for: a name of `cleanai_ray.registry.TASKS`, or a task.
 
     Raises:
         PruningError: When an option is unknown.
         CalibrationError: When there are no images, or a batch cannot be run.
     """
-    _require("compensation", compensation, COMPENSATIONS)
-    _require("batch_norm", batch_norm, BATCH_NORMS)
+    options = options or RepairOptions()
     images = read_images(batches)
     task = find_task(task)
-    network, narrowed = task.network(dense), task.network(result.model)
-    kept = result.kept_inputs, result.kept_outputs
-    compensations = COMPENSATIONS if compensation == "auto" else (compensation,)
-    norms = AUTO_BATCH_NORMS if batch_norm == "auto" else (batch_norm,)
-    skipped = _skipped(dense, result) if compensation != "none" else ()
-    if "auto" not in (compensation, batch_norm):
-        shop = Workshop(network, narrowed, *kept, images, moments)
-        pair = (compensation, None if compensation == "none" else ridge)
-        variant, model = next(shop.make([pair], norms))
+    models = ModelPair(
+        dense=task.network(dense),
+        pruned=task.network(result.model),
+        kept_inputs=result.kept_inputs,
+        kept_outputs=result.kept_outputs,
+    )
+    skipped = _skipped(dense, result) if options.compensation != "none" else ()
+    if not options.is_auto:
+        shop = Workshop(models, images, moments)
+        pair = (options.compensation, None if options.compensation == "none" else options.ridges[0])
+        variant, model = next(shop.make([pair], (options.batch_norm,)))
         model = task.restored(model)
         return RepairOutcome(model=model, chosen={**vars(variant), "kl": None}, skipped=skipped)
-    model, chosen, tried = auto_repair(
-        network,
-        narrowed,
-        *kept,
-        images,
-        compensations=compensations,
-        batch_norms=norms,
-        ridges=ridges if compensation == "auto" else (ridge,),
-        moments=moments,
-    )
+    model, chosen, tried = auto_repair(models, images, options, moments)
     return RepairOutcome(model=task.restored(model), chosen=chosen, tried=tried, skipped=skipped)
-
-
-def _require(field: str, value: str, allowed: Sequence[str]) -> None:
-    if value != "auto" and value not in allowed:
-        raise PruningError(f"{field} is '{value}'; allowed: auto, {', '.join(allowed)}")
 
 
 def _skipped(dense: nn.Module, result: PruneResult) -> tuple[str, ...]:

@@ -20,9 +20,10 @@ from cleanai_ray.nn.consumers import (
     write_weight,
 )
 from cleanai_ray.nn.modes import evaluation_mode
-from cleanai_ray.repair.compensation import Kept, channels_of, solve_ridge
+from cleanai_ray.repair.compensation import channels_of, solve_ridge
 from cleanai_ray.repair.images import Batches, Reached, device_of, read_images, run, walk
 from cleanai_ray.repair.moments import CrossMoments
+from cleanai_ray.repair.pair import ModelPair
 from cleanai_ray.repair.sampling import POSITIONS_PER_SAMPLE, PositionSampler
 from cleanai_ray.repair.trace import trace_consumers
 
@@ -34,10 +35,7 @@ _LIVE_TENSORS = 4
 class _Refit:
     """Everything that one refitting of a model needs to know."""
 
-    dense: nn.Module
-    pruned: nn.Module
-    kept_inputs: Kept
-    kept_outputs: Kept
+    models: ModelPair
     consumers: dict[str, Consumer]
     features: dict[str, int]
     sampler: PositionSampler
@@ -45,24 +43,22 @@ class _Refit:
 
     def refit(self, name: str, moments: CrossMoments) -> None:
         """A = (C_xz + l E) (C_zz + l I)^-1; W' = W A; the output is shifted by W (mu_x - A mu_z)."""
+        models = self.models
         cross, covariance = moments.covariances
         chosen = torch.eye(len(cross), dtype=cross.dtype)
-        if name in self.kept_inputs:
-            chosen = chosen[:, channels_of(self.kept_inputs[name], self.features[name])]
+        if name in models.kept_inputs:
+            chosen = chosen[:, channels_of(models.kept_inputs[name], self.features[name])]
         mapping = solve_ridge(cross, covariance, self.ridge, chosen)
-        module = self.dense.get_submodule(name)
-        weight = read_weight(module, self.features[name])[kept_rows(module, self.kept_outputs.get(name))]
-        write_weight(self.pruned.get_submodule(name), torch.einsum("ocp,ck->okp", weight, mapping))
+        module = models.dense.get_submodule(name)
+        weight = read_weight(module, self.features[name])[kept_rows(module, models.kept_outputs.get(name))]
+        write_weight(models.pruned.get_submodule(name), torch.einsum("ocp,ck->okp", weight, mapping))
         mean_x, mean_z = moments.means
-        shift_output(self.pruned, self.consumers[name], weight.sum(dim=2) @ (mean_x - mapping @ mean_z))
+        shift_output(models.pruned, self.consumers[name], weight.sum(dim=2) @ (mean_x - mapping @ mean_z))
 
 
 @torch.no_grad()
 def compensate_sequential(
-    dense: nn.Module,
-    pruned: nn.Module,
-    kept_inputs: Kept,
-    kept_outputs: Kept,
+    models: ModelPair,
     batches: Batches,
     *,
     ridge: float = 1e-3,
@@ -80,10 +76,7 @@ def compensate_sequential(
     half as many whole passes as there are consumers (26 for ResNet-50), batch by batch.
 
     Args:
-        dense: The dense model; it is left as it was.
-        pruned: Its pruned copy, which is changed.
-        kept_inputs: Dense indices of the input channels each narrowed layer kept.
-        kept_outputs: Dense indices of the output channels each narrowed layer kept.
+        models: The dense model and its pruned copy, which is changed.
         batches: Calibration images, as batches that can be read again or a function that opens them.
         ridge: Regularisation, as a share of the mean variance of the inputs.
         positions_per_sample: Most positions (pixels, tokens) of a sample that count.
@@ -93,34 +86,23 @@ def compensate_sequential(
         CalibrationError: When a batch cannot be run.
     """
     images = read_images(batches)
-    first = images[0][:1].to(device_of(pruned))
-    plan = _plan(dense, pruned, kept_inputs, kept_outputs, first, ridge, positions_per_sample)
+    first = images[0][:1].to(device_of(models.pruned))
+    plan = _plan(models, first, ridge, positions_per_sample)
     number = sum(len(batch) for batch in images)
-    with evaluation_mode(dense), evaluation_mode(pruned):
+    with evaluation_mode(models.dense), evaluation_mode(models.pruned):
         small = number * _bytes_per_sample(plan, first) <= memory_limit
         return _in_one_pass(plan, images) if small else _consumer_by_consumer(plan, images)
 
 
-def _plan(
-    dense: nn.Module,
-    pruned: nn.Module,
-    kept_inputs: Kept,
-    kept_outputs: Kept,
-    first: Tensor,
-    ridge: float,
-    positions_per_sample: int,
-) -> _Refit:
+def _plan(models: ModelPair, first: Tensor, ridge: float, positions_per_sample: int) -> _Refit:
     consumers, features = {}, {}
-    for consumer in trace_consumers(pruned, first):
-        module = dense.get_submodule(consumer.name)
-        size = features_per_channel(module, kept_inputs.get(consumer.name)) if is_consumer(module) else None
+    for consumer in trace_consumers(models.pruned, first):
+        module = models.dense.get_submodule(consumer.name)
+        size = features_per_channel(module, models.kept_inputs.get(consumer.name)) if is_consumer(module) else None
         if size is not None and consumer.num_calls == 1:
             consumers[consumer.name], features[consumer.name] = consumer, size
     return _Refit(
-        dense=dense,
-        pruned=pruned,
-        kept_inputs=kept_inputs,
-        kept_outputs=kept_outputs,
+        models=models,
         consumers=consumers,
         features=features,
         sampler=PositionSampler(positions_per_sample, features),
@@ -142,10 +124,10 @@ def _bytes_per_sample(plan: _Refit, first: Tensor) -> int:
         rows = plan.sampler.rows(name, module, value, range(1))
         kept += rows.numel() * rows.element_size()
 
-    handles = [module.register_forward_hook(after) for module in plan.dense.modules()]
+    handles = [module.register_forward_hook(after) for module in plan.models.dense.modules()]
     try:
-        with observing(plan.dense, list(plan.consumers), before):
-            plan.dense(first)
+        with observing(plan.models.dense, list(plan.consumers), before):
+            plan.models.dense(first)
     finally:
         for handle in handles:
             handle.remove()
@@ -167,12 +149,12 @@ def _in_one_pass(plan: _Refit, images: Sequence[Tensor]) -> tuple[str, ...]:
             plan.refit(name, CrossMoments.of(x, z))
             changed.append(name)
 
-    with observing(plan.dense, names, keep):
-        for samples, batch in walk(images, plan.dense):
-            run(plan.dense, batch, samples)
-    with observing(plan.pruned, names, refit):
-        for samples, batch in walk([torch.cat(list(images))], plan.pruned):
-            run(plan.pruned, batch, samples)
+    with observing(plan.models.dense, names, keep):
+        for samples, batch in walk(images, plan.models.dense):
+            run(plan.models.dense, batch, samples)
+    with observing(plan.models.pruned, names, refit):
+        for samples, batch in walk([torch.cat(list(images))], plan.models.pruned):
+            run(plan.models.pruned, batch, samples)
     return tuple(changed)
 
 
@@ -181,8 +163,8 @@ def _consumer_by_consumer(plan: _Refit, images: Sequence[Tensor]) -> tuple[str, 
     for name in plan.consumers:
         total: CrossMoments | None = None
         same = True
-        for samples, batch in walk(images, plan.dense):
-            x, z = (_read(plan, model, name, batch, samples) for model in (plan.dense, plan.pruned))
+        for samples, batch in walk(images, plan.models.dense):
+            x, z = (_read(plan, model, name, batch, samples) for model in (plan.models.dense, plan.models.pruned))
             same = same and _same(x, z)
             moments = CrossMoments.of(x, z)
             total = moments if total is None else total + moments

@@ -12,6 +12,7 @@ from cleanai_ray.config.study import Trial
 from cleanai_ray.evaluation.latency import compare_latency
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.pruning.latency_budget import prune_to_budget
+from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.repair import RepairOutcome
@@ -103,10 +104,12 @@ def _prune(
             part,
             bounds=study.pruning,
             ignored_layers=workspace.ignored_layers(),
-            statistics=measures.statistics if method.needs_statistics else None,
-            remeasure=lambda smaller: calibrate_locally(workspace, smaller, trial),
-            observe=study.data.calibration.observe,
-            curves=measures.curves,
+            measured=Measurements(
+                statistics=measures.statistics if method.needs_statistics else None,
+                curves=measures.curves,
+                remeasure=lambda smaller: calibrate_locally(workspace, smaller, trial),
+                observe=study.data.calibration.observe,
+            ),
         )
 
     def compare(small: nn.Module) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.data import Share
 from cleanai_ray.pruning.prune_result import PruneResult
-from cleanai_ray.repair import RIDGES, ConsumerMoments, RepairOutcome, repair
+from cleanai_ray.repair import ConsumerMoments, RepairOptions, RepairOutcome, repair
 from cleanai_ray.repair.auto import is_held_back
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.training.context import TrainingContext
@@ -36,10 +36,7 @@ def repair_trial(
         reference,
         pruned,
         list(workspace.batches("calibration", positions=positions)),
-        compensation=section.compensation,
-        batch_norm=section.batch_norm,
-        ridge=section.ridge or RIDGES[0],
-        ridges=RIDGES if section.ridge is None else (section.ridge,),
+        RepairOptions(compensation=section.compensation, batch_norm=section.batch_norm, ridge=section.ridge),
         moments=moments,
     )
 

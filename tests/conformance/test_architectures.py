@@ -17,7 +17,7 @@ from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.models import build_model, example_input, ignored_layers
 from cleanai_ray.nn.complexity import measure_complexity
-from cleanai_ray.repair import repair
+from cleanai_ray.repair import RepairOptions, repair
 
 SIZES = {
     "resnet18": 64,
@@ -85,7 +85,7 @@ def test_local_ratio_runs_trains_saves_and_is_compensated(made: tuple[str, Any],
     blocks = {group.name: group.num_blocks for group in result.plan.groups}
     for group in result.plan.groups:  # Of 10 channels 7 are kept, of 16 int(11.2) = 11: less than one unit more goes.
         assert 0.3 - 1e-9 <= shares[group.name] < 0.3 + blocks[group.name] / group.num_channels, group.name
-    outcome = repair(model, result, [images], compensation="closed_form", batch_norm="none")
+    outcome = repair(model, result, [images], RepairOptions(compensation="closed_form", batch_norm="none"))
     assert all(GROUPED.get(name, "no other layer") in layer for layer in outcome.skipped), outcome.skipped
     repaired = outcome.model
     with torch.no_grad():

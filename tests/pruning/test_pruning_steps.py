@@ -10,6 +10,7 @@ from torch import nn
 from cleanai_ray import api
 from cleanai_ray.config.sections import PruningSection
 from cleanai_ray.config.study import Trial
+from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.registry import MODELS
 from cleanai_ray.statistics import ActivationStatistics, calibrate
@@ -54,7 +55,7 @@ def test_what_is_kept_shrinks_geometrically() -> None:
     model = build("plain")
     trial = Trial(method="adaptive", coverage_metric="apoz", ratio=0.75, steps=2)
     statistics = calibrate(model, batches())
-    result = Pruner(model, example(), trial, statistics=statistics, remeasure=recorder).run()
+    result = Pruner(model, example(), trial, measured=Measurements(statistics=statistics, remeasure=recorder)).run()
     assert recorder.seen == [{"conv1": 3, "conv2": 4}]
     assert widths(result.model) == {"conv1": 1, "conv2": 2}
 
@@ -72,8 +73,7 @@ def test_three_steps_by_hand() -> None:
         example(),
         trial,
         bounds=PruningSection(max_ratio=0.9),
-        statistics=calibrate(model, batches()),
-        remeasure=recorder,
+        measured=Measurements(statistics=calibrate(model, batches()), remeasure=recorder),
     ).run()
     assert [seen["0"] for seen in recorder.seen] == [30, 18]
     assert widths(result.model)["0"] == 10
@@ -99,8 +99,9 @@ def test_taking_over_the_present_weights_between_steps_changes_nothing(method: s
     model = build("residual")
     trial = Trial(method=method, coverage_metric="apoz" if method == "coverage" else None, ratio=0.6, steps=3)
     statistics = calibrate(model, batches(), gradients=True)
-    expected = Pruner(model, example(), trial, statistics=statistics).run()
-    pruner = Pruner(model, example(), trial, statistics=statistics)
+    measured = Measurements(statistics=statistics)
+    expected = Pruner(model, example(), trial, measured=measured).run()
+    pruner = Pruner(model, example(), trial, measured=measured)
     for step in (1, 2, 3):
         assert pruner.take_step(step)
         present = pruner.present()
@@ -155,7 +156,6 @@ def test_layer_ratios_follow_the_same_schedule() -> None:
         example(),
         Trial(method="adaptive", coverage_metric="apoz", ratio=0.75, steps=2),
         bounds=PruningSection(layer_ratios={"conv1": 0.36}),
-        statistics=calibrate(model, batches()),
-        remeasure=recorder,
+        measured=Measurements(statistics=calibrate(model, batches()), remeasure=recorder),
     ).run()
     assert recorder.seen == [{"conv1": 4, "conv2": 4}]

@@ -6,7 +6,6 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from small_nets import build, tiny_vit
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.prune_result import PruneResult
+from cleanai_ray.repair import ModelPair
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,10 @@ class Case:
     dense: nn.Module
     result: PruneResult
 
-    @property
-    def kept(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        return dict(self.result.kept_inputs), dict(self.result.kept_outputs)
+    def pair(self, model: nn.Module) -> ModelPair:
+        """The dense network and a copy of the pruned one that may be changed."""
+        kept_inputs, kept_outputs = self.result.kept_inputs, self.result.kept_outputs
+        return ModelPair(dense=self.dense, pruned=model, kept_inputs=kept_inputs, kept_outputs=kept_outputs)
 
     @staticmethod
     def untouched(dense: nn.Module) -> Case:

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from cleanai_ray.errors import CalibrationError, PruningError
 from cleanai_ray.nn import consumers
 from cleanai_ray.nn.hooks import count_hooks
-from cleanai_ray.repair import collect_moments, compensate_closed_form, compensate_sequential, repair
+from cleanai_ray.repair import (
+    ModelPair,
+    RepairOptions,
+    collect_moments,
+    compensate_closed_form,
+    compensate_sequential,
+    repair,
+)
 from cleanai_ray.repair.compensation import narrowed_consumers
 from cleanai_ray.repair.trace import trace_consumers
 
@@ -27,13 +34,13 @@ def closed_form(case: Case, images: Tensor, *, ridge: float, positions: int = 10
     moments = collect_moments(
         case.dense, [images], layers=list(features), positions_per_sample=positions, features=features
     )
-    compensate_closed_form(case.dense, model, *case.kept, moments, trace_consumers(model, images[:1]), ridge=ridge)
+    compensate_closed_form(case.pair(model), moments, trace_consumers(model, images[:1]), ridge=ridge)
     return model
 
 
 def sequential(case: Case, images: Tensor, *, ridge: float, **options: int) -> nn.Module:
     model = copy.deepcopy(case.result.model)
-    compensate_sequential(case.dense, model, *case.kept, images.split(16), ridge=ridge, **options)
+    compensate_sequential(case.pair(model), images.split(16), ridge=ridge, **options)
     return model
 
 
@@ -139,14 +146,15 @@ def test_sequential_leaves_a_model_that_reads_what_the_dense_one_reads(name: str
     dense = random_case(name).dense
     same = copy.deepcopy(dense)
     images = images_for(name, 10, dtype=torch.float64)
-    assert compensate_sequential(dense, same, {}, {}, [images], memory_limit=memory_limit) == ()
+    untouched = ModelPair(dense=dense, pruned=same, kept_inputs={}, kept_outputs={})
+    assert compensate_sequential(untouched, [images], memory_limit=memory_limit) == ()
     assert all(torch.equal(value, same.state_dict()[key]) for key, value in dense.state_dict().items())
 
 
 def test_layers_before_the_first_cut_stay_and_layers_behind_it_are_refitted() -> None:
     case = random_case("residual")
     model = copy.deepcopy(case.result.model)
-    changed = compensate_sequential(case.dense, model, *case.kept, [images_for("residual", 10, dtype=torch.float64)])
+    changed = compensate_sequential(case.pair(model), [images_for("residual", 10, dtype=torch.float64)])
     assert changed == ("conv1", "conv2", "head", "fc")
     assert torch.equal(model.stem.weight, case.result.model.stem.weight)
 
@@ -194,7 +202,9 @@ def test_a_wide_flattened_input_of_unknown_channels_is_named() -> None:
 
 def test_a_grouped_convolution_is_skipped_by_name() -> None:
     case = cut(build("grouped"), {"conv1": [0, 4]})
-    outcome = repair(case.dense, case.result, [images_for("plain")], compensation="closed_form", batch_norm="none")
+    outcome = repair(
+        case.dense, case.result, [images_for("plain")], RepairOptions(compensation="closed_form", batch_norm="none")
+    )
     assert outcome.skipped == ("grouped",)
     assert torch.equal(outcome.model.grouped.weight, case.result.model.grouped.weight)
 
@@ -214,7 +224,7 @@ def test_a_batch_that_cannot_be_run_stops_repair_and_no_hook_is_left() -> None:
     case = random_case("plain", torch.float32)
     good, bad = images_for("plain", 4), torch.zeros(3, 5, 8, 8)
     with pytest.raises(CalibrationError, match="samples 4 to 6"):
-        compensate_sequential(case.dense, case.result.model, *case.kept, [good, bad])
+        compensate_sequential(case.pair(case.result.model), [good, bad])
     with pytest.raises(CalibrationError, match="samples 4 to 6"):
         collect_moments(case.dense, [good, bad], layers=["conv2"])
     assert count_hooks(case.dense) == count_hooks(case.result.model) == 0

@@ -6,6 +6,7 @@ import copy
 import math
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from cleanai_ray.errors import CalibrationError, PruningError
 from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.models import build_model
 from cleanai_ray.nn.hooks import count_hooks
-from cleanai_ray.repair import repair
+from cleanai_ray.repair import RepairOptions, repair
 from cleanai_ray.repair.auto import divergence, split_images
 
 VARIANTS = [("none", None), *product(("closed_form", "sequential"), (1e-3, 1e-2))]
@@ -65,13 +66,21 @@ def test_auto_takes_none_where_nothing_is_nearer() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"compensation": "sequential"}, [("sequential", "none", 0.1), ("sequential", "relative", 0.1)]),
+        ({"compensation": "sequential"}, [("sequential", "none", 1e-3), ("sequential", "relative", 1e-3)]),
+        (
+            {"compensation": "sequential", "ridge": 0.1},
+            [("sequential", "none", 0.1), ("sequential", "relative", 0.1)],
+        ),
         ({"batch_norm": "reset"}, [(name, "reset", ridge) for name, ridge in VARIANTS]),
+        (
+            {"batch_norm": "reset", "ridge": 0.1},
+            [("none", "reset", None), ("closed_form", "reset", 0.1), ("sequential", "reset", 0.1)],
+        ),
     ],
 )
-def test_auto_keeps_to_what_was_asked_for_by_name(options: dict[str, str], expected: list) -> None:
+def test_auto_keeps_to_what_was_asked_for_by_name(options: dict[str, Any], expected: list) -> None:
     case = random_case("residual", torch.float32)
-    outcome = repair(case.dense, case.result, [images_for("residual", 30)], ridge=0.1, **options)
+    outcome = repair(case.dense, case.result, [images_for("residual", 30)], RepairOptions(**options))
     assert [(e["compensation"], e["batch_norm"], e["ridge"]) for e in outcome.tried] == expected
 
 
@@ -83,8 +92,12 @@ def test_a_repair_by_name_uses_labelled_batches_too_and_changes_nothing_it_is_gi
     case, images = random_case("residual", torch.float32), images_for("residual", 20)
     before = copy.deepcopy(case.dense.state_dict()), copy.deepcopy(case.result.model.state_dict())
     pairs = [(batch, torch.zeros(len(batch), dtype=torch.long)) for batch in images.split(7)]
-    outcome = repair(case.dense, case.result, lambda: iter(pairs), compensation=compensation, batch_norm=batch_norm)
-    plain = repair(case.dense, case.result, images.split(7), compensation=compensation, batch_norm=batch_norm)
+    outcome = repair(
+        case.dense, case.result, lambda: iter(pairs), RepairOptions(compensation=compensation, batch_norm=batch_norm)
+    )
+    plain = repair(
+        case.dense, case.result, images.split(7), RepairOptions(compensation=compensation, batch_norm=batch_norm)
+    )
     for model, state in zip((case.dense, case.result.model), before, strict=True):
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
         assert count_hooks(model) == 0
@@ -115,9 +128,9 @@ def test_wrong_options_and_missing_images_are_refused() -> None:
     case = random_case("plain", torch.float32)
     images = [images_for("plain", 4)]
     with pytest.raises(PruningError, match="compensation is 'magic'; allowed: auto, none, closed_form, sequential"):
-        repair(case.dense, case.result, images, compensation="magic")
+        repair(case.dense, case.result, images, RepairOptions(compensation="magic"))
     with pytest.raises(PruningError, match="batch_norm is 'x'; allowed: auto, none, relative, reset"):
-        repair(case.dense, case.result, images, batch_norm="x")
+        repair(case.dense, case.result, images, RepairOptions(batch_norm="x"))
     with pytest.raises(CalibrationError, match="hold none"):
         repair(case.dense, case.result, [])
 

@@ -13,8 +13,9 @@ from cleanai_ray.config.sections import PruningSection
 from cleanai_ray.config.study import Trial
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.pruner import Pruner
-from cleanai_ray.repair import repair
+from cleanai_ray.repair import RepairOptions, repair
 from cleanai_ray.repair.auto import divergence, log_probabilities
 from cleanai_ray.repair.moments import collect_moments
 from cleanai_ray.sensitivity import measure_curves, reading_features
@@ -64,11 +65,12 @@ def test_the_probe_measures_what_surgery_and_closed_form_do(net: str) -> None:
         count, measured = curve.probes[-1]
         others = tuple(other.name for other in graph.groups if other.name != group.name)
         trial = Trial(method="reconstruction", ratio=(count - 0.5) / group.num_channels)
-        result = Pruner(
-            model, example(), trial, bounds=PruningSection(max_ratio=0.95), ignored_layers=others, curves=curves
-        ).run()
+        bounds, given = PruningSection(max_ratio=0.95), Measurements(curves=curves)
+        result = Pruner(model, example(), trial, bounds=bounds, ignored_layers=others, measured=given).run()
         assert result.plan.removed[group.name] == tuple(sorted(curve.order[:count]))
-        repaired = repair(model, result, data, compensation="closed_form", batch_norm="none", moments=moments)
+        repaired = repair(
+            model, result, data, RepairOptions(compensation="closed_form", batch_norm="none"), moments=moments
+        )
         assert divergence(reference, log_probabilities(repaired.model, data)) == pytest.approx(measured, rel=1e-3)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cleanai_ray import api
 from cleanai_ray.config.study import Trial, parse_study
 from cleanai_ray.pruning.saved_model import load_model, save_model
-from cleanai_ray.repair import repair
+from cleanai_ray.repair import RepairOptions, repair
 from cleanai_ray.stages.calibration import calibrate_locally
 from cleanai_ray.stages.measures import DenseMeasures
 from cleanai_ray.stages.steps import renumber
@@ -133,7 +133,9 @@ def test_the_second_step_scores_and_cuts_the_model_that_was_fine_tuned(method: s
     first = pruned(opened.model, ratio=FIRST_RATIO)
     model = first.model
     if repaired:
-        model = repair(opened.model, first, opened.images(), compensation="closed_form", batch_norm="relative").model
+        model = repair(
+            opened.model, first, opened.images(), RepairOptions(compensation="closed_form", batch_norm="relative")
+        ).model
     untuned = copy.deepcopy(model)
     opened.tune(model, 2, 0)
     second = pruned(model, ratio=FIRST_RATIO, layer_ratios=SECOND_RATIOS)
@@ -141,7 +143,9 @@ def test_the_second_step_scores_and_cuts_the_model_that_was_fine_tuned(method: s
     assert second.plan.removed != without_tuning.plan.removed, "the case does not tell tuned weights from others"
     small = second.model
     if repaired:
-        small = repair(model, second, opened.images(), compensation="closed_form", batch_norm="relative").model
+        small = repair(
+            model, second, opened.images(), RepairOptions(compensation="closed_form", batch_norm="relative")
+        ).model
     opened.tune(small, 1, 2)
 
     assert outcome.model is not None

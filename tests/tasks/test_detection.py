@@ -14,7 +14,7 @@ from torch import nn
 
 import cleanai_ray as cleanai
 from cleanai_ray.errors import EvaluationError, TaskError
-from cleanai_ray.repair import repair
+from cleanai_ray.repair import RepairOptions, repair
 from cleanai_ray.training.context import LocalContext, TrainingError
 
 pytest.importorskip("torchmetrics")
@@ -63,7 +63,9 @@ def test_a_detector_is_pruned_repaired_and_fine_tuned(trained: nn.Module, data: 
         assert result.model.get_submodule(name).out_channels == trained.get_submodule(name).out_channels
         assert result.model.get_submodule(name).in_channels < trained.get_submodule(name).in_channels
     pruned = cleanai.evaluate(result.model, judging, task=TASK)
-    repaired = repair(trained, result, training[:4], compensation="closed_form", batch_norm="relative", task=TASK)
+    repaired = repair(
+        trained, result, training[:4], RepairOptions(compensation="closed_form", batch_norm="relative"), task=TASK
+    )
     found = cleanai.evaluate(repaired.model, judging, task=TASK)
     assert found.loss < pruned.loss
     tuned = cleanai.fine_tune(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import cleanai_ray as cleanai
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.nn.hooks import count_hooks
-from cleanai_ray.repair import repair
+from cleanai_ray.repair import RepairOptions, repair
 
 TASK = "segmentation"
 
@@ -101,7 +101,9 @@ def test_lraspp_is_pruned_repaired_and_fine_tuned(trained: nn.Module, data: Any)
     assert result.model.backbone["1"].block[0][0].out_channels < trained.backbone["1"].block[0][0].out_channels
     assert result.model.classifier.high_classifier.out_channels == CLASSES
     pruned = cleanai.evaluate(result.model, judging, task=TASK)
-    repaired = repair(trained, result, training[:4], compensation="closed_form", batch_norm="relative", task=TASK)
+    repaired = repair(
+        trained, result, training[:4], RepairOptions(compensation="closed_form", batch_norm="relative"), task=TASK
+    )
     assert type(repaired.model) is type(trained)
     found = cleanai.evaluate(repaired.model, judging, task=TASK)
     assert found.loss < pruned.loss

@@ -20,6 +20,7 @@ from cleanai_ray.executors.ray.measures import measure_dense
 from cleanai_ray.executors.ray.progress import Narrator
 from cleanai_ray.executors.ray.writer import run_files
 from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.sensitivity.table import curve_rows, layer_ratios
 from cleanai_ray.stages.measures import measures_folder
@@ -96,7 +97,7 @@ def _share_out(
             trial,
             bounds=study.pruning.model_copy(update={"layer_ratios": {}}),
             ignored_layers=workspace.ignored_layers(),
-            curves=curves,
+            measured=Measurements(curves=curves),
         )
         try:
             suggestions[name] = dict(layer_ratios(pruner.run().plan))

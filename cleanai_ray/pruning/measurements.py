@@ -1,0 +1,53 @@
+"""What a pruner reads besides the weights: measurements of the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from cleanai_ray.config.study import Trial
+from cleanai_ray.errors import PruningError
+from cleanai_ray.importance.base import ImportanceMethod
+from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.statistics import ActivationStatistics
+
+Remeasure = Callable[[nn.Module], ActivationStatistics]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measurements:
+    """What was measured on the dense model, and how to measure a smaller one.
+
+    Attributes:
+        statistics: Statistics of the dense model, for methods that read activations or gradients.
+        curves: Sensitivity curves of the dense model, for methods that read them.
+        remeasure: Calibrates a smaller model, for methods that measure again between steps.
+        observe: Where activations are observed: `activation` or `output`.
+    """
+
+    statistics: ActivationStatistics | None = None
+    curves: SensitivityCurves | None = None
+    remeasure: Remeasure | None = None
+    observe: str = "activation"
+
+    def require(self, method: ImportanceMethod, trial: Trial) -> None:
+        """Check that everything is there that a trial's method reads.
+
+        Raises:
+            PruningError: When something is missing; the message says what to pass.
+        """
+        name, statistics = trial.method, self.statistics
+        if method.needs_statistics and statistics is None:
+            raise PruningError(f"method '{name}' reads calibration data, and none was given; pass batches or stats")
+        for kind in ("gradients", "squared_gradients"):
+            if getattr(method, f"needs_{kind}") and not getattr(statistics, kind):
+                words = kind.replace("_", " ")
+                raise PruningError(
+                    f"method '{name}' reads {words}, and the statistics hold none; calibrate with {kind}=True"
+                )
+        if method.remeasures and trial.steps > 1 and self.remeasure is None:
+            raise PruningError(f"method '{name}' measures again between steps, which takes batches; pass batches")
+        if method.needs_curves and self.curves is None:
+            raise PruningError(f"method '{name}' reads sensitivity curves, and none were given; pass batches or curves")
