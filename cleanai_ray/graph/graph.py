@@ -34,6 +34,8 @@ class ChannelGraph:
     def __init__(self, model: nn.Module, example_inputs: Any, ignored_layers: Sequence[str] = ()) -> None:
         self.model = copy.deepcopy(model)
         self.example_inputs = single_input(example_inputs)
+        self._ignored_layers = tuple(ignored_layers)
+        self._removals: list[dict[str, np.ndarray]] = []
         modules = dict(self.model.named_modules())
         unknown = [name for name in ignored_layers if name not in modules]
         if unknown:
@@ -183,9 +185,24 @@ class ChannelGraph:
                 self._track(dep, idxs)
             subgroup.prune(record_history=False)
             self.kept_channels[name] = np.delete(self.kept_channels[name], np.asarray(channels, dtype=np.int64))
+        self._removals.append({name: np.array(channels, dtype=np.int64) for name, channels in removed.items()})
         _finish_surgery(self.model)
         self.groups = tuple(self._find_groups())
         self._check_runs()
+
+    def rebuild(self, dense: nn.Module) -> ChannelGraph:
+        """Return an independent graph of the dense model with the same channels removed, in the same steps.
+
+        Its model has the dense weights and no gradients. (The graph refers to the modules of its own model and to what
+        autograd recorded of them, so a copy of it would have to be traced anyway.)
+
+        Args:
+            dense: The model that this graph was made of; it is left as it is.
+        """
+        other = ChannelGraph(dense, self.example_inputs, self._ignored_layers)
+        for removed in self._removals:
+            other.remove(removed)
+        return other
 
     def _track(self, dep: Any, idxs: Sequence[int]) -> None:
         node = dep.target

@@ -100,6 +100,20 @@ class Pruner:
             )
         return self._result(graph.model)
 
+    def branch(self) -> Pruner:
+        """Return an independent pruner that has taken the same steps, and can go on with others.
+
+        Both read the dense model and what was measured on it, which neither changes. Each has its own smaller model,
+        with its weights and gradients, and its own dependency graph and warnings.
+        """
+        other = copy.copy(self)
+        other._warnings = list(self._warnings)
+        other._graph = self._graph.rebuild(self._dense)
+        other.adopt(self._graph.model)
+        for own, copied in zip(self._graph.model.parameters(), other._graph.model.parameters(), strict=True):
+            copied.grad = None if own.grad is None else own.grad.clone()
+        return other
+
     def adopt(self, model: nn.Module) -> None:
         """Take over the weights of a model that was made from that of `present`, by repair or by training.
 

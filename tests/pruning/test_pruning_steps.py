@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from small_nets import NETS, batches, build, example
@@ -10,7 +12,9 @@ from torch import nn
 from cleanai_ray import api
 from cleanai_ray.config.sections import PruningSection
 from cleanai_ray.config.study import Trial
+from cleanai_ray.nn.consumers import add_biases
 from cleanai_ray.pruning.measurements import Measurements
+from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.registry import MODELS
 from cleanai_ray.statistics import ActivationStatistics, calibrate
@@ -128,6 +132,82 @@ def test_weights_that_are_taken_over_decide_the_next_step() -> None:
         pruner.adopt(first.model)
         pruner.take_step(2)
         assert first.kept_outputs["conv1"][weakest] not in pruner.finish().kept_outputs["conv1"]
+
+
+def retrained(model: nn.Module, seed: int) -> nn.Module:
+    """Other weights, and a bias for every convolution, as repair gives it."""
+    generator = torch.Generator().manual_seed(seed)
+    model = copy.deepcopy(model)
+    add_biases(model, [f"{name}.bias" for name, module in model.named_modules() if isinstance(module, nn.Conv2d)])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def assert_same(found: PruneResult, expected: PruneResult) -> None:
+    assert found.plan == expected.plan
+    assert found.layers == expected.layers
+    weights = expected.model.state_dict()
+    assert found.model.state_dict().keys() == weights.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in found.model.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["magnitude", "coverage", "taylor", "hessian", "wanda", "random"])
+@pytest.mark.parametrize("net", NETS)
+def test_a_branch_goes_on_as_a_pruner_that_ran_alone(net: str, method: str) -> None:
+    """Two branches after the first step take over different weights, and two more steps in turn."""
+    model = build(net)
+    trial = Trial(method=method, coverage_metric="apoz" if method == "coverage" else None, ratio=0.7, steps=3)
+    measured = Measurements(statistics=calibrate(model, batches(), gradients=True, squared_gradients=True))
+
+    def finish(pruner: Pruner, seed: int) -> PruneResult:
+        pruner.adopt(retrained(pruner.present().model, seed))
+        pruner.take_step(2)
+        pruner.adopt(retrained(pruner.present().model, seed + 10))
+        pruner.take_step(3)
+        return pruner.finish()
+
+    def started() -> Pruner:
+        pruner = Pruner(model, example(), trial, measured=measured)
+        pruner.take_step(1)
+        return pruner
+
+    alone = [finish(started(), seed) for seed in (0, 3)]
+    if method == "magnitude":
+        assert alone[0].plan.removed != alone[1].plan.removed, "the case does not tell one branch from the other"
+    trunk = started()
+    before = trunk.present()
+    branch = trunk.branch()
+    branched = finish(branch, 3)
+    assert_same(trunk.present(), before)
+    assert_same(finish(trunk, 0), alone[0])
+    assert_same(branched, alone[1])
+
+
+def test_a_branch_of_a_branch_keeps_the_weights_that_were_taken_over() -> None:
+    model = build("residual")
+    trunk = Pruner(model, example(), Trial(method="magnitude", ratio=0.7, steps=3))
+    trunk.take_step(1)
+    trunk.adopt(retrained(trunk.present().model, 3))
+    first = trunk.branch()
+    first.take_step(2)
+    second = first.branch()
+    assert_same(second.present(), first.present())
+    trunk.take_step(2)
+    assert_same(trunk.present(), first.present())
+    for pruner in (trunk, first, second):
+        pruner.take_step(3)
+    assert_same(second.finish(), trunk.finish())
+
+
+def test_a_branch_has_warnings_of_its_own() -> None:
+    """Of 6 and 8 channels one each goes in the first of eight steps to ratio 0.1, and none in the next ones."""
+    trunk = Pruner(build("plain"), example(), Trial(method="magnitude", ratio=0.1, steps=8))
+    trunk.take_step(1)
+    branch = trunk.branch()
+    assert not branch.take_step(2)
+    assert [len(pruner.present().plan.warnings) for pruner in (trunk, branch)] == [0, 1]
 
 
 def test_a_step_that_removes_nothing_is_warned_of() -> None:
