@@ -1,8 +1,9 @@
-"""Registries: what a study file can name, found by looking into a package.
+"""Registries: the names that a study file can use, found by looking into a package.
 
-Every module below a registry's package is imported when the registry is first asked, and registers what it offers. A
-new method, metric, model family, data set, chart or export format is therefore one new file. Modules of other
-distributions join through `load_plugins`.
+When a registry is first asked, it imports every module of its package, and each module registers what it offers. So a
+new method, metric, model family, data set, chart or export format is one new file. Modules of other distributions join
+through entry points of the group `cleanai_ray.plugins`, which are loaded when any registry is first asked, or through
+`load_plugins`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from typing import Generic, TypeVar
 
 from cleanai_ray.errors import RegistryError, StudyError
 
 T = TypeVar("T")
 
+ENTRY_POINT_GROUP = "cleanai_ray.plugins"
+"""Installed distributions name their plug-in modules in this group of entry points."""
+
 
 class Registry(Generic[T]):
     """Named values of one kind.
 
     Args:
-        kind: What the values are, in the singular, as error messages call them ("coverage metric").
+        kind: The name of one value in error messages, for instance "coverage metric".
         package: The package whose modules register values when they are imported.
     """
 
@@ -57,7 +62,7 @@ class Registry(Generic[T]):
         """Return the value registered under a name.
 
         Raises:
-            RegistryError: When there is none; the message lists the known names.
+            RegistryError: When the name is unknown; the message lists those that are known.
         """
         self._load()
         if name not in self._values:
@@ -84,6 +89,42 @@ class Registry(Generic[T]):
                 except BaseException:
                     self._loaded.discard(info.name)
                     raise
+        _installed.load()
+
+
+class _InstalledPlugins:
+    """The plug-ins of installed distributions, each of which is loaded once."""
+
+    def __init__(self) -> None:
+        self._waiting: list[metadata.EntryPoint] | None = None
+
+    def load(self) -> None:
+        """Load the plug-ins that have not been loaded yet.
+
+        Raises:
+            RegistryError: When one cannot be loaded, or registers a name that is taken.
+        """
+        if self._waiting is None:
+            self._waiting = list(metadata.entry_points(group=ENTRY_POINT_GROUP))
+        while self._waiting:
+            # Taken out first: a plug-in may ask a registry while it is loaded.
+            entry_point = self._waiting.pop(0)
+            try:
+                entry_point.load()
+            except Exception as error:
+                self._waiting.insert(0, entry_point)
+                owner = entry_point.dist.name if entry_point.dist else "unknown"
+                raise RegistryError(
+                    f"plug-in '{entry_point.name}' ({entry_point.value}) of the installed distribution '{owner}' "
+                    f"cannot be loaded: {_reason(error)}; repair or uninstall the distribution"
+                ) from error
+
+
+_installed = _InstalledPlugins()
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _where(value: object) -> str:
@@ -91,7 +132,7 @@ def _where(value: object) -> str:
 
 
 def _is_same_definition(first: object, second: object) -> bool:
-    """Whether two classes or functions are one, seen twice because its module was imported again."""
+    """Return whether two classes or functions are the same one, from a module that was imported twice."""
     return first is second or (hasattr(first, "__qualname__") and _where(first) == _where(second))
 
 
@@ -99,14 +140,13 @@ def load_plugins(modules: Iterable[str]) -> None:
     """Import modules that register methods, metrics, models or data sets of their own.
 
     Raises:
-        StudyError: When a module cannot be imported, or registers what is registered already.
+        StudyError: When a module cannot be imported, or registers a name that is taken.
     """
     for module in modules:
         try:
             importlib.import_module(module)
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise StudyError(f"plugins: module '{module}' cannot be imported: {reason}") from error
+            raise StudyError(f"plugins: module '{module}' cannot be imported: {_reason(error)}") from error
 
 
 METHODS: Registry = Registry("method", "cleanai_ray.importance")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -141,6 +143,79 @@ def test_a_plugin_registers_what_its_module_holds(
     monkeypatch.delitem(sys.modules, "plugin_of_shapes", raising=False)
     load_plugins(["plugin_of_shapes"])
     assert shapes.names() == ("circle", "star")
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Installs a distribution whose one module has a given source, and which names it as a plug-in."""
+    module = "stars_for_cleanai"
+
+    def installed(source: str) -> None:
+        folder = tmp_path / "site"
+        information = folder / "stars-1.0.dist-info"
+        information.mkdir(parents=True, exist_ok=True)
+        (information / "METADATA").write_text("Metadata-Version: 2.1\nName: stars\nVersion: 1.0\n")
+        (information / "entry_points.txt").write_text(f"[cleanai_ray.plugins]\nshining = {module}\n")
+        (folder / f"{module}.py").write_text(source)
+        monkeypatch.syspath_prepend(folder)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.setattr(registries, "_installed", registries._InstalledPlugins())
+
+    return installed
+
+
+def test_a_plugin_of_an_installed_distribution_is_loaded_once_when_a_registry_is_asked(
+    shapes: Registry, install: Callable[[str], None]
+) -> None:
+    install("import builtins\n\nbuiltins.shapes.register('star')(dict)\nbuiltins.shapes.register('sun')({})\n")
+    assert "stars_for_cleanai" not in sys.modules
+    assert shapes.names() == ("circle", "star", "sun")
+    del sys.modules["stars_for_cleanai"]  # Imported again, it would register another {} as `sun`: an error.
+    assert shapes.get("star") is dict
+    assert "stars_for_cleanai" not in sys.modules
+
+
+def test_an_installed_plugin_may_ask_a_registry(shapes: Registry, install: Callable[[str], None]) -> None:
+    install("import builtins\n\nround = builtins.shapes.get('circle')\nbuiltins.shapes.register('disc')(round)\n")
+    assert shapes.get("disc") is shapes.get("circle")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_module_anywhere", "no_such_module_anywhere"),
+        ("import builtins\n\nbuiltins.shapes.register('circle')(dict)", "shape 'circle' is registered twice"),
+    ],
+)
+def test_an_installed_plugin_that_fails_is_named_in_one_line_every_time(
+    source: str, reason: str, shapes: Registry, install: Callable[[str], None]
+) -> None:
+    install(f"{source}\n")
+    for _ in range(2):
+        with pytest.raises(RegistryError) as caught:
+            shapes.names()
+        message = str(caught.value)
+        assert all(word in message for word in ("'shining'", "stars_for_cleanai", "'stars'", reason))
+        assert "\n" not in message
+
+
+def test_in_a_new_process_importing_the_package_loads_no_plugin_and_asking_a_registry_does(
+    install: Callable[[str], None], tmp_path: Path
+) -> None:
+    install("print('loaded')\n")
+    code = (
+        "import cleanai_ray, cleanai_ray.config.study\nprint('imported')\n"
+        "from cleanai_ray.registry import METHODS, METRICS\nMETHODS.names(), METRICS.names()\n"
+    )
+    paths = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert finished.stdout.split() == ["imported", "loaded"]
 
 
 @pytest.mark.parametrize(
