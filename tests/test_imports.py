@@ -1,3 +1,39 @@
 """What importing a module drags along; who may import whom is checked by import-linter (`make lint`)."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def loaded_after(statement: str) -> set[str]:
+    """The top-level modules that a fresh process has loaded after a statement."""
+    program = f"import sys\n{statement}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd="/")
+    return set(done.stdout.split())
+
+
+TORCH = {"torch", "torchvision", "torch_pruning"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import cleanai_ray.report", {*TORCH, "ray"}),
+        ("import cleanai_ray.report.html.page, cleanai_ray.report.pdf.document", {*TORCH, "ray"}),
+        ("from cleanai_ray.registry import CHARTS; CHARTS.names()", {*TORCH, "ray"}),
+        ("import cleanai_ray.config.study", {"torch", "ray", "reportlab"}),
+        ("import cleanai_ray.storage.schemas, cleanai_ray.storage.status", {"torch", "ray", "reportlab"}),
+        ("import cleanai_ray.cli", {"torch", "ray", "reportlab"}),
+        ("import cleanai_ray.stages.trial", {"ray", "reportlab"}),
+        ("import cleanai_ray; cleanai_ray.prune", {"ray", "reportlab"}),
+        ("import cleanai_ray.executors.ray.writer", {*TORCH, "scipy"}),
+        ("import cleanai_ray.executors.ray.trial_work", {"torchvision", "pandas", "altair"}),
+    ],
+)
+def test_an_import_does_not_drag_along_what_it_does_not_need(statement: str, unwanted: set[str]) -> None:
+    loaded = loaded_after(statement)
+    assert "cleanai_ray" in loaded
+    assert not loaded & unwanted

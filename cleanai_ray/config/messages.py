@@ -8,12 +8,11 @@ from __future__ import annotations
 import difflib
 import json
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from cleanai_ray.config.sections import Section
 
@@ -157,7 +156,7 @@ def _container(annotation: Any) -> Any:
     return annotation if is_section or get_origin(annotation) in (tuple, dict) else None
 
 
-def _describe_unknown_key(error: ErrorDetails, root: type[Section]) -> str:
+def _describe_unknown_key(error: Mapping[str, Any], root: type[Section]) -> str:
     *parents, key = error["loc"]
     section = _container(_resolve(parents, root)[1])
     return f"unknown key '{_join(error['loc'])}'; {name_among(str(key), section.model_fields)}"
