@@ -14,6 +14,11 @@ from cleanai_ray.evaluation.accuracy import Accuracy
 from cleanai_ray.evaluation.comparison import Comparison
 from cleanai_ray.evaluation.significance import is_near_chance, mcnemar_p, wilson_interval
 from cleanai_ray.nn.complexity import measure_complexity
+from cleanai_ray.stages.scores import StageScore
+from cleanai_ray.tasks.classification import Classification
+
+_SCORED_STAGES = ("pruned", "repaired", "finetuned", "quantized")
+"""The stages whose score has a column of its own."""
 
 
 def describe_trial(study: Study, trial: Trial) -> dict[str, Any]:
@@ -82,22 +87,30 @@ def cost_columns(
     return columns
 
 
-def accuracy_columns(dense: Accuracy, scores: Mapping[str, Accuracy]) -> dict[str, Any]:
-    """Return what the dense model scores, and the pruned one after each stage that ran, in their order."""
-    stages = {
-        f"accuracy_{stage}": scores[stage].accuracy if stage in scores else None
-        for stage in ("pruned", "repaired", "finetuned", "quantized")
-    }
+def score_columns(dense: Accuracy, scores: Mapping[str, StageScore], num_classes: int) -> dict[str, Any]:
+    """Return the columns of results.parquet about scores.
+
+    Args:
+        dense: The dense model's score.
+        scores: The scores of the trial's model by stage, in the order in which they were taken.
+        num_classes: Number of classes.
+    """
     last = list(scores.values())[-1]
+    assert last.comparison is not None, "the last score is compared with the dense model's"
+    stages = {
+        f"accuracy_{stage}": scores[stage].accuracy.accuracy if stage in scores else None for stage in _SCORED_STAGES
+    }
     return {
+        "metric": Classification.metric_name,
         "accuracy_dense": dense.accuracy,
         **stages,
-        "accuracy": last.accuracy,
+        "accuracy": last.accuracy.accuracy,
         "top5_dense": dense.top5,
-        "top5": last.top5,
+        "top5": last.accuracy.top5,
         "loss_dense": dense.loss,
-        "loss": last.loss,
-        "num_evaluated": last.num_samples,
+        "loss": last.accuracy.loss,
+        "num_evaluated": last.accuracy.num_samples,
+        **comparison_columns(last.comparison, num_classes),
     }
 
 

@@ -45,6 +45,7 @@ RESULTS = _schema(
     ("calibration_samples", _COUNT, "Calibration images that the trial read, or might have read."),
     ("calibration_seed", _COUNT, "Seed of their draw."),
     ("quantization", _TEXT, "What was done to the model after the last stage: none, int8 or bf16."),
+    ("metric", _TEXT, "Name of the score in the `accuracy` columns: accuracy, that is top-1 accuracy."),
     ("accuracy_dense", _REAL, "Top-1 accuracy of the dense model, in [0, 1]."),
     ("accuracy_pruned", _REAL, "Top-1 after surgery, that of the last pruning step, and before the repair after it."),
     ("accuracy_repaired", _REAL, "Top-1 after repair; null without repair."),

@@ -12,8 +12,9 @@ from cleanai_ray.config.study import parse_study
 from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.evaluation.significance import mcnemar_p, wilson_interval
 from cleanai_ray.stages.columns import latency_columns
-from cleanai_ray.stages.measures import DenseMeasures
-from cleanai_ray.stages.trial import TrialOutcome, prepare_dense, run_trial
+from cleanai_ray.stages.dense import prepare_dense
+from cleanai_ray.stages.dense_measures import DenseMeasures
+from cleanai_ray.stages.outcome import TrialOutcome, run_trial
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.storage import schemas
 

@@ -1,4 +1,4 @@
-"""What a study tells while it runs: a live line in a terminal, plain lines elsewhere, and whoever watches it."""
+"""Progress of a study: a live line in a terminal, plain lines elsewhere, and a watcher that is told the same."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from cleanai_ray.evaluation.accuracy import Accuracy
-from cleanai_ray.executors.ray.counts import ShardState, SweepState
+from cleanai_ray.executors.counts import ShardState, SweepState
 from cleanai_ray.storage.status import format_seconds
 
-__all__ = ["Narrator", "ShardState", "SweepState", "Watcher", "format_seconds"]
+__all__ = ["ProgressReporter", "ShardState", "SweepState", "Watcher", "format_seconds"]
 
 _PLAIN_INTERVAL = 10.0
 OnShard = Callable[..., None]
 
 
 class Watcher(Protocol):
-    """Is told what a narrator is told, at every change, in the thread that runs the study."""
+    """Hears of every change in a study's progress, in the thread that runs the study."""
 
     def stage(self, name: str) -> None:
         """A stage begins."""
@@ -37,11 +37,11 @@ class Watcher(Protocol):
         """Trials began or ended."""
 
     def complete(self, state: SweepState) -> None:
-        """Trials were complete before: as many as the state has done."""
+        """Trials were complete before this run: the state counts them as done."""
 
 
-class Narrator:
-    """Prints the course of a study, and tells it to a watcher.
+class ProgressReporter:
+    """Prints the progress of a study, and passes it on to a watcher.
 
     Args:
         console: Where to print; live where it is a terminal.
@@ -55,7 +55,7 @@ class Narrator:
         self._before: list[dict[str, Any]] = []
 
     def watch(self, watcher: Watcher | None) -> None:
-        """Tell everything to a watcher, too, from now on; to none with None."""
+        """Pass everything on to a watcher from now on; to none with None."""
         self._watcher = watcher
 
     def say(self, text: str) -> None:
@@ -64,7 +64,7 @@ class Narrator:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Print that a stage begins, and how long it took."""
+        """Print that a stage begins, and at its end how long it took."""
         self.say(f"{name} ...")
         self._begin(name)
         started = time.monotonic()
@@ -72,13 +72,13 @@ class Narrator:
         self.say(f"{name}: {format_seconds(time.monotonic() - started)}")
 
     def dense(self, accuracy: Accuracy) -> None:
-        """Print what the dense model scores."""
+        """Print the score of the dense model."""
         self.say(f"dense accuracy: {accuracy.accuracy:.2%} of {accuracy.num_samples} images")
         if self._watcher is not None:
             self._watcher.dense(accuracy.accuracy)
 
     def complete(self, rows: Iterable[dict[str, Any]], total: int) -> None:
-        """Print how many trials were complete before; the best of them is the best so far.
+        """Print how many trials were complete before this run; the best of them is the best so far.
 
         Args:
             rows: Their rows of results.parquet.
@@ -97,10 +97,11 @@ class Narrator:
     def shards(self, name: str, num_shards: int) -> Iterator[OnShard]:
         """Yield `on_shard(done, total, samples=0)`, to call whenever a shard is done.
 
-        It gets the number of shards done so far, of all, and of samples that were read for this one.
+        Its arguments are the number of shards done so far, the number of all shards, and the number of samples that
+        were read for this one.
 
         Args:
-            name: What is done with the shards, in a word or two.
+            name: The name of the pass, in a word or two.
             num_shards: Shards of the pass.
         """
         state = ShardState(total=num_shards)

@@ -1,79 +1,28 @@
-"""Where the course of a study can be watched from outside: `status.json` in its run directory, and Ray's metrics port.
+"""The status of a running study, written to `status.json` in its run directory.
 
-The driver tells both at every stage that begins, and in between from a thread of its own, so that a stage that takes
-long does not look dead. Ray shows each gauge as `ray_<name>` on the metrics port of the driver's node.
+It is written at every stage that begins, and in between from a thread of its own, so that a long stage does not look
+dead. An executor may publish it elsewhere, too: on Ray's metrics port, for instance.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
-
-import ray
-from ray.util.metrics import Gauge
 
 from cleanai_ray.config.study import Study
 from cleanai_ray.errors import ArtifactError
-from cleanai_ray.executors.ray.counts import ShardState, SweepState
-from cleanai_ray.executors.ray.progress import Narrator
+from cleanai_ray.executors.counts import ShardState, SweepState
+from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.status import HEARTBEAT, STATUS_FILE, StudyStatus, utc_now
 
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """A gauge of a study.
-
-    Attributes:
-        description: What it counts, and in which unit.
-        tags: Tags beside `study`.
-    """
-
-    description: str
-    tags: tuple[str, ...] = ()
-
-
-METRICS: Mapping[str, Metric] = {
-    "cleanai_shards_done": Metric(description="Shards of the stage that are done."),
-    "cleanai_shards": Metric(description="Shards of the stage."),
-    "cleanai_samples_per_second": Metric(description="Samples a second that the stage gets through."),
-    "cleanai_trials": Metric(description="Trials by state: done, running, failed, waiting.", tags=("state",)),
-    "cleanai_best_accuracy": Metric(description="Accuracy of the best trial so far, from 0 to 1."),
-    "cleanai_dense_accuracy": Metric(description="Accuracy of the dense model, from 0 to 1."),
-    "cleanai_seconds_left": Metric(description="Estimated seconds that the stage still takes."),
-}
-
-
-def readings(status: StudyStatus) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Yield name, tags and value of every gauge; not a number, which Ray leaves out, where it is not known."""
-    waiting = status.trials_total - status.trials_done - status.trials_running - status.trials_failed
-    trials = {
-        "done": status.trials_done,
-        "running": status.trials_running,
-        "failed": status.trials_failed,
-        "waiting": waiting,
-    }
-    values: list[tuple[str, dict[str, str], float | None]] = [
-        ("cleanai_shards_done", {}, status.shards_done),
-        ("cleanai_shards", {}, status.shards_total),
-        ("cleanai_samples_per_second", {}, status.samples_per_second),
-        *(("cleanai_trials", {"state": state}, count) for state, count in trials.items()),
-        ("cleanai_best_accuracy", {}, status.best_accuracy),
-        ("cleanai_dense_accuracy", {}, status.accuracy_dense),
-        ("cleanai_seconds_left", {}, status.seconds_left),
-    ]
-    for name, tags, value in values:
-        yield name, {"study": status.study, **tags}, math.nan if value is None else float(value)
-
-
-class StudyWatcher:
+class StatusWriter:
     """Keeps a study's status, and writes it down.
 
     Every change is kept at once, and written at every stage that begins, at the end, and every few seconds in between.
@@ -81,11 +30,20 @@ class StudyWatcher:
     Args:
         study: The study.
         run: Its run directory.
+        publish: Given every status that is written.
         interval: Seconds between two writings.
     """
 
-    def __init__(self, study: Study, run: RunDirectory, *, interval: float = HEARTBEAT) -> None:
+    def __init__(
+        self,
+        study: Study,
+        run: RunDirectory,
+        *,
+        publish: Callable[[StudyStatus], None] = lambda status: None,
+        interval: float = HEARTBEAT,
+    ) -> None:
         self._run = run
+        self._publish = publish
         self._interval = interval
         self._status = StudyStatus(
             study=study.name,
@@ -95,10 +53,6 @@ class StudyWatcher:
             started=utc_now(),
             updated=utc_now(),
         )
-        self._gauges = {
-            name: Gauge(name, description=metric.description, tag_keys=("study", *metric.tags))
-            for name, metric in METRICS.items()
-        }
         self._changing, self._writing = threading.Lock(), threading.Lock()
         self._ended = threading.Event()
         self._unwritten = False
@@ -169,9 +123,7 @@ class StudyWatcher:
                 if not self._unwritten:
                     _LOG.warning("%s", error)
                 self._unwritten = True
-            if ray.is_initialized():
-                for name, tags, value in readings(status):
-                    self._gauges[name].set(value, tags=tags)
+            self._publish(status)
 
 
 def _best(state: SweepState) -> dict[str, Any]:
@@ -179,19 +131,23 @@ def _best(state: SweepState) -> dict[str, Any]:
 
 
 @contextmanager
-def watching(study: Study, run: RunDirectory, narrator: Narrator) -> Iterator[StudyWatcher]:
-    """Let a study be watched: what the narrator is told in here is written down, and how it ended.
-
-    To be entered once Ray is connected, for the metrics.
+def status_written(
+    study: Study,
+    run: RunDirectory,
+    progress: ProgressReporter,
+    publish: Callable[[StudyStatus], None] = lambda status: None,
+) -> Iterator[StatusWriter]:
+    """Write the status of a study while the context lasts: everything the progress reporter hears, and how it ended.
 
     Args:
         study: The study.
         run: Its run directory.
-        narrator: Who is told of the course of the study.
+        progress: Hears of the course of the study.
+        publish: Given every status that is written.
     """
-    watcher = StudyWatcher(study, run)
+    watcher = StatusWriter(study, run, publish=publish)
     watcher.start()
-    narrator.watch(watcher)
+    progress.watch(watcher)
     try:
         yield watcher
     except BaseException as error:
@@ -200,7 +156,7 @@ def watching(study: Study, run: RunDirectory, narrator: Narrator) -> Iterator[St
     else:
         watcher.end("finished")
     finally:
-        narrator.watch(None)
+        progress.watch(None)
 
 
 def _sentence(error: BaseException) -> str:

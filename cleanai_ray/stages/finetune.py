@@ -1,47 +1,76 @@
-"""What brings a trial's model back after surgery: repair, and fine-tuning in one process or in several."""
+"""The stage `finetune`: training of the smaller model, in one process or in several."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from cleanai_ray.config.study import Study, Trial
+from cleanai_ray.config.study import Study, Trial, digest
 from cleanai_ray.data import Share
-from cleanai_ray.pruning.prune_result import PruneResult
-from cleanai_ray.repair import ConsumerMoments, RepairOptions, RepairOutcome, repair
+from cleanai_ray.registry import STAGES
 from cleanai_ray.repair.auto import is_held_back
+from cleanai_ray.stages.base import Stage
+from cleanai_ray.stages.state import TrialState
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.training.context import TrainingContext
 from cleanai_ray.training.fine_tune import Batches, FineTuneResult, fine_tune
 from cleanai_ray.training.part import TrainingPart
 
 
-def repair_trial(
-    workspace: Workspace, reference: nn.Module, pruned: PruneResult, moments: ConsumerMoments | None
-) -> RepairOutcome:
-    """Repair a trial's model with calibration images, as the study says.
+@STAGES.register("finetune")
+class FineTune(Stage):
+    """Fine-tune the model: at the end, and between pruning steps where `finetune.between_steps` says so.
 
-    Args:
-        workspace: The opened study.
-        reference: The model before surgery, whose outputs repair goes by; it is not changed.
-        pruned: What surgery made of it, with the kept channels in the reference's numbering.
-        moments: Moments of the reference's consumers that were measured before; None: from the images.
+    Each fine-tuning is a training of its own, with its own schedule, early stopping and best epoch.
     """
-    section = workspace.study.repair
-    positions = np.arange(min(section.samples, len(workspace.roles.calibration)))
-    return repair(
-        reference,
-        pruned,
-        list(workspace.batches("calibration", positions=positions)),
-        RepairOptions(compensation=section.compensation, batch_norm=section.batch_norm, ridge=section.ridge),
-        moments=moments,
-    )
+
+    position = 300
+    repeats = True
+    scored_as = "finetuned"
+    timed_as = "finetune"
+
+    @classmethod
+    def applies(cls, study: Study, trial: Trial, step: int) -> bool:
+        """Return whether the study fine-tunes after this step."""
+        epochs = study.finetune.epochs if step == trial.steps else study.finetune.between_steps
+        return epochs > 0
+
+    @classmethod
+    def key(cls, study: Study, trial: Trial) -> Any:
+        """Return the recipe, the batch size it falls back on, and the seed."""
+        return [study.finetune.model_dump(mode="json"), study.data.batch_size, trial.seed]
+
+    def run(self, state: TrialState) -> TrialState:
+        """Return the state with the fine-tuned model; unchanged where the last pruning step removed nothing."""
+        if not state.removed_some:
+            return state
+        setting, part, model = self.setting, self._part(state), copy.deepcopy(state.model)
+        with setting.context.together(model, part):
+            tuned = fine_tune_part(setting.workspace, self.trial, model, setting.dense_model, setting.context, part)
+        best_epoch = tuned.best_epoch if self.is_last_step else state.best_epoch
+        return replace(state, model=model, best_epoch=best_epoch, history=(*state.history, *tuned.history))
+
+    def _part(self, state: TrialState) -> TrainingPart:
+        """Return which of the trial's trainings this is.
+
+        Its name has a digest of the removed channels, so that a checkpoint never gives one choice of channels the
+        weights of another.
+        """
+        assert state.pruned is not None
+        is_only = not state.history and self.is_last_step
+        return TrainingPart(
+            name="" if is_only else f"step{self.step}-{digest(state.pruned.result.plan.removed)}",
+            step=self.step,
+            epochs_before=len(state.history),
+        )
 
 
-def fine_tune_trial(
+def fine_tune_part(
     workspace: Workspace,
     trial: Trial,
     model: nn.Module,
@@ -57,10 +86,10 @@ def fine_tune_trial(
         model: The pruned model.
         teacher: The dense model.
         context: This process among those that train.
-        part: Which of the trial's fine-tunings this is; by default the one after its last pruning step.
+        part: Which of the trial's trainings this is; by default the one after its last pruning step.
 
     Returns:
-        What the training did; its history has the column `step`.
+        The outcome of the training; its history has the column `step`.
     """
     section, share = workspace.study.finetune, (context.rank, context.world_size)
     part = part or TrainingPart(step=trial.steps)
@@ -84,16 +113,16 @@ def fine_tune_trial(
 
 
 def _is_start_impartial(study: Study) -> bool:
-    """Whether a trial's model has not been made with the images that validate."""
+    """Return whether the model at the start was made without the validation images."""
     if study.finetune.data == "training":
-        # Weights that came from elsewhere have most likely seen them.
+        # Weights from elsewhere have most likely seen them.
         return study.model.train is not None
-    # Repair that tries several ways holds back the same images; one that is told what to do reads all.
+    # Repair that compares variants holds back the same images; repair with fixed settings reads all of them.
     return not study.repair.is_on or "auto" in (study.repair.compensation, study.repair.batch_norm)
 
 
 _Images = tuple[Callable[[int], Batches], int, Callable[[], Batches]]
-"""What makes the training batches of an epoch, how many they are, and what makes the validation batches."""
+"""A function from an epoch to its training batches, their number, and a function that returns validation batches."""
 
 
 def _labelled(workspace: Workspace, seed: int, batch_size: int | None, share: Share) -> _Images:
@@ -102,7 +131,7 @@ def _labelled(workspace: Workspace, seed: int, batch_size: int | None, share: Sh
 
 
 def _unlabelled(workspace: Workspace, seed: int, batch_size: int | None, share: Share) -> _Images:
-    """Take the calibration images: those validate that repair holds back, the others train."""
+    """Return the calibration images: those that repair holds back validate, the others train."""
     positions = np.arange(len(workspace.roles.calibration))
     validates = is_held_back(positions)
     epoch_batches, steps = workspace.training_batches(

@@ -8,16 +8,17 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import distributed.conftest as small
 import pytest
+import small_study as small
 import torch
 import torch.multiprocessing as mp
 from torch import distributed
 
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.errors import CleanAIError, SampleError
-from cleanai_ray.stages.followers import follow_trial
-from cleanai_ray.stages.trial import prepare_dense, run_trial
+from cleanai_ray.stages.dense import prepare_dense
+from cleanai_ray.stages.outcome import run_trial
+from cleanai_ray.stages.secondary_workers import assist_trial
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.training.context import LocalContext, TrainingContext
 from cleanai_ray.training.processes import ProcessGroupContext
@@ -67,7 +68,7 @@ def carry_out(name: str, folder: Path, context: TrainingContext) -> dict[str, An
     model, trial = workspace.dense_model(dense.weights), study.trials()[0]
     if context.rank:
         assert isinstance(context, ProcessGroupContext)
-        follow_trial(workspace, trial, model, context)
+        assist_trial(workspace, trial, model, context)
         return {"asked": workspace.asked}
     try:
         outcome = run_trial(workspace, trial, dense, model, measures, context)

@@ -1,4 +1,4 @@
-"""What the other processes of a trial do, while the first one runs it."""
+"""The work of all processes of a trial but the first, which runs the trial and shares out its training and scoring."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import partial
 from torch import nn
 
 from cleanai_ray.config.study import Trial
-from cleanai_ray.stages.recover import fine_tune_trial
+from cleanai_ray.stages.finetune import fine_tune_part
 from cleanai_ray.stages.scores import StageScore, score_share
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.training.context import TrainingError
@@ -17,7 +17,7 @@ from cleanai_ray.training.part import ScoringPart
 from cleanai_ray.training.processes import ProcessGroupContext
 
 
-def follow_trial(
+def assist_trial(
     workspace: Workspace,
     trial: Trial,
     dense: nn.Module,
@@ -47,4 +47,4 @@ def follow_trial(
             context.contribute(partial(score, model, part))
         else:
             with contextlib.suppress(TrainingError):  # The first process has it, too, and tells of it.
-                fine_tune_trial(workspace, trial, model, dense, context, part)
+                fine_tune_part(workspace, trial, model, dense, context, part)

@@ -1,12 +1,11 @@
-"""The sensitivity analysis of a study's dense model, on the cluster."""
+"""The sensitivity analysis of a study's dense model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
-import ray
 import yaml
 from torch import nn
 
@@ -14,16 +13,17 @@ from cleanai_ray.charts.sensitivity import draw
 from cleanai_ray.charts.style import to_svg
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.errors import PruningError
-from cleanai_ray.executors.ray.cluster import connected
-from cleanai_ray.executors.ray.dense import obtain_dense
-from cleanai_ray.executors.ray.measures import measure_dense
-from cleanai_ray.executors.ray.progress import Narrator
-from cleanai_ray.executors.ray.writer import run_files
+from cleanai_ray.executors.context import DenseWeights, RunContext
+from cleanai_ray.executors.dense import obtain_dense
+from cleanai_ray.executors.measures import measure_dense
+from cleanai_ray.executors.progress import ProgressReporter
+from cleanai_ray.executors.run_study import RunOptions
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.pruner import Pruner
+from cleanai_ray.registry import EXECUTORS
 from cleanai_ray.sensitivity.table import curve_rows, layer_ratios
-from cleanai_ray.stages.measures import measures_folder
+from cleanai_ray.stages.dense_measures import measures_folder
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.locking import locked
@@ -48,7 +48,7 @@ class Sensitivity:
 
 
 def analyse(
-    study: Study, workspace: Workspace, run: RunDirectory, *, address: str | None, narrator: Narrator
+    study: Study, workspace: Workspace, run: RunDirectory, options: RunOptions, progress: ProgressReporter
 ) -> Sensitivity:
     """Measure, or read from the run directory, and write sensitivity.parquet, layer_ratios.yaml and the chart.
 
@@ -56,18 +56,25 @@ def analyse(
         study: The study; of its sweep only the amounts count, and the first draw of the calibration samples.
         workspace: The study, opened in this process.
         run: The run directory.
-        address: Address of a Ray cluster, or None to start one on this machine.
-        narrator: Told of the stages.
+        options: What runs it, and how.
+        progress: Hears of the stages.
     """
     study = study.model_copy(update={"sweep": study.sweep.model_copy(update={"methods": ("reconstruction",)})})
     first = study.draws()[0]
-    own, folder = study.of_draw(first), measures_folder(study, first)
-    workspace = Workspace(study=own, source=workspace.source, roles=workspace.roles, device=workspace.device)
-    with locked(run), connected(address) as cluster, run_files(study, run, cluster) as (files, _):
-        with narrator.stage("dense model"):
-            dense = obtain_dense(study, run, files, cluster)
-        weights = ray.put(dense.weights)
-        measures = measure_dense(own, workspace, weights, dense.digest, run, files, cluster, narrator, folder)
+    open_executor = EXECUTORS.get(options.executor)
+    with locked(run), open_executor(study, run, options.address) as executor:
+        context = RunContext(
+            study=study.of_draw(first),
+            workspace=replace(workspace, study=study.of_draw(first)),
+            run=run,
+            executor=executor,
+            progress=progress,
+            folder=measures_folder(study, first),
+        )
+        with progress.stage("dense model"):
+            dense = obtain_dense(replace(context, study=study))
+        weights = DenseWeights(content=executor.share(dense.weights), digest=dense.digest)
+        measures = measure_dense(context, weights)
     curves = measures.curves
     assert curves is not None
     table = schemas.to_table(curve_rows(curves), schemas.SENSITIVITY)
@@ -76,7 +83,7 @@ def analyse(
     chart = draw(frame)
     if chart is not None:
         run.write_bytes(CHART_FILE, to_svg(chart).encode())
-    suggestions, refused = _share_out(study, workspace, workspace.dense_model(dense.weights), curves)
+    suggestions, refused = _share_out(study, context.workspace, workspace.dense_model(dense.weights), curves)
     run.write_text(RATIOS_FILE, yaml.safe_dump(suggestions, sort_keys=False))
     return Sensitivity(table=frame, suggestions=suggestions, refused=refused)
 

@@ -9,16 +9,17 @@ import time
 import urllib.request
 from pathlib import Path
 
-import distributed.conftest as small
 import pytest
+import small_study as small
 from rich.console import Console
 
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.errors import PruningError
 from cleanai_ray.evaluation.accuracy import Accuracy
-from cleanai_ray.executors.ray.counts import SweepState
-from cleanai_ray.executors.ray.progress import Narrator
-from cleanai_ray.executors.ray.watching import METRICS, StudyWatcher, watching
+from cleanai_ray.executors.counts import SweepState
+from cleanai_ray.executors.progress import ProgressReporter
+from cleanai_ray.executors.ray.metrics import METRICS, StatusGauges
+from cleanai_ray.executors.status_writer import StatusWriter, status_written
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.status import STATUS_FILE, read_status
 
@@ -27,8 +28,8 @@ DENSE = Accuracy(accuracy=0.75, top5=1.0, loss=1.0, num_samples=4, class_correct
 SAMPLE = re.compile(r"^ray_(cleanai_\w+)\{(.*)\} (\S+)$", re.MULTILINE)
 
 
-def quiet() -> Narrator:
-    return Narrator(Console(file=io.StringIO()))
+def quiet() -> ProgressReporter:
+    return ProgressReporter(Console(file=io.StringIO()))
 
 
 def test_the_dashboard_shows_every_metric_and_no_other():
@@ -44,26 +45,26 @@ def test_the_dashboard_shows_every_metric_and_no_other():
             assert grouped == {"study", *METRICS[name].tags}
 
 
-def test_what_the_narrator_is_told_is_written_down(tmp_path):
+def test_what_the_progress_is_told_is_written_down(tmp_path):
     run = RunDirectory(tmp_path)
-    narrator = quiet()
+    progress = quiet()
     study = parse_study(small.SMALL)  # Three trials.
-    with watching(study, run, narrator):
+    with status_written(study, run, progress):
         first = read_status(run)
         assert (first.study, first.state, first.trials_total, first.trials_done) == ("small", "running", 3, 0)
-        with narrator.stage("dense model"):
+        with progress.stage("dense model"):
             assert read_status(run).stage == "dense model"
-        narrator.dense(DENSE)
-        with narrator.stage("calibration"), narrator.shards("calibration", 2) as on_shard:
+        progress.dense(DENSE)
+        with progress.stage("calibration"), progress.shards("calibration", 2) as on_shard:
             on_shard(1, 2, 10)
-        with narrator.stage("second moments"):
+        with progress.stage("second moments"):
             found = read_status(run)
         assert found.stage == "second moments"
         assert found.accuracy_dense == 0.75
         assert found.shards_done is None
-        narrator.complete([{"trial_id": "a", "accuracy": 0.5, "macs": 9, "status": "ok"}], 3)
+        progress.complete([{"trial_id": "a", "accuracy": 0.5, "macs": 9, "status": "ok"}], 3)
         state = SweepState(total=2, workers=1)
-        with narrator.sweep(state) as refresh:
+        with progress.sweep(state) as refresh:
             state.running = 1
             state.finish({"status": "failed"})
             refresh()
@@ -83,18 +84,18 @@ def test_what_the_narrator_is_told_is_written_down(tmp_path):
     ],
 )
 def test_a_study_that_raises_is_marked_as_failed_and_raises(tmp_path, error, sentence):
-    run, narrator = RunDirectory(tmp_path), quiet()
-    with pytest.raises(type(error)), watching(parse_study(small.SMALL), run, narrator):
+    run, progress = RunDirectory(tmp_path), quiet()
+    with pytest.raises(type(error)), status_written(parse_study(small.SMALL), run, progress):
         raise error
     found = read_status(run)
     assert (found.state, found.error) == ("failed", sentence)
-    with narrator.stage("afterwards"):
+    with progress.stage("afterwards"):
         assert read_status(run) == found
 
 
 def test_a_long_stage_is_heard_of_and_nothing_is_written_after_the_end(tmp_path):
     run = RunDirectory(tmp_path)
-    watcher = StudyWatcher(parse_study(small.SMALL), run, interval=0.02)
+    watcher = StatusWriter(parse_study(small.SMALL), run, interval=0.02)
     watcher.start()
     watcher.stage("dense model")
     before = read_status(run)
@@ -109,11 +110,11 @@ def test_a_long_stage_is_heard_of_and_nothing_is_written_after_the_end(tmp_path)
 
 def test_a_disk_that_takes_no_status_does_not_stop_the_study(tmp_path, caplog):
     (tmp_path / "file").write_text("where the folder should be")
-    narrator = quiet()
-    with watching(parse_study(small.SMALL), RunDirectory(tmp_path / "file"), narrator):
-        with narrator.stage("dense model"):
+    progress = quiet()
+    with status_written(parse_study(small.SMALL), RunDirectory(tmp_path / "file"), progress):
+        with progress.stage("dense model"):
             pass
-        with narrator.stage("calibration"):
+        with progress.stage("calibration"):
             pass
     (message,) = [record.getMessage() for record in caplog.records]
     assert f"'{STATUS_FILE}' in run directory '{tmp_path / 'file'}' cannot be written" in message
@@ -138,7 +139,7 @@ def scrape(study: str) -> dict[tuple[str, str], float]:
 @pytest.mark.ray
 def test_every_metric_is_on_the_port_that_ray_exports(ray_session, tmp_path):
     study = parse_study({**small.SMALL, "name": "scraped"})
-    narrator = quiet()
+    progress = quiet()
     expected = {
         ("cleanai_shards_done", ""): 2,
         ("cleanai_shards", ""): 3,
@@ -149,10 +150,10 @@ def test_every_metric_is_on_the_port_that_ray_exports(ray_session, tmp_path):
         ("cleanai_best_accuracy", ""): 0.5,
         ("cleanai_dense_accuracy", ""): 0.75,
     }
-    with watching(study, RunDirectory(tmp_path), narrator):
-        narrator.dense(DENSE)
-        narrator.complete([{"trial_id": "a", "accuracy": 0.5, "macs": 9, "status": "ok"}], 3)
-        with narrator.shards("calibration", 3) as on_shard:
+    with status_written(study, RunDirectory(tmp_path), progress, StatusGauges().publish):
+        progress.dense(DENSE)
+        progress.complete([{"trial_id": "a", "accuracy": 0.5, "macs": 9, "status": "ok"}], 3)
+        with progress.shards("calibration", 3) as on_shard:
             on_shard(1, 3, 64)
             on_shard(2, 3, 64)
             found: dict[tuple[str, str], float] = {}

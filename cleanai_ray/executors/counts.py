@@ -1,4 +1,4 @@
-"""Counts of what a study has done and what is left: trials of a sweep, shards of a pass over the samples."""
+"""Counts of the work that is done and left: trials of a sweep, shards of a pass over the samples."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cleanai_ray.storage import schemas
+from cleanai_ray.storage.ranking import rank
 from cleanai_ray.storage.status import format_pace, format_seconds
 
 
@@ -17,7 +18,11 @@ class SweepState:
 
     Attributes:
         total: Trials to run, without those that were complete before.
-        workers: Trials that run at a time, at the most.
+        workers: Trials that run at a time, at most.
+        running: Trials that run now.
+        done: Trials that succeeded.
+        failed: Trials that failed.
+        best_row: Row of the best trial so far; None before one has ended.
     """
 
     total: int
@@ -25,9 +30,7 @@ class SweepState:
     running: int = 0
     done: int = 0
     failed: int = 0
-    best: str = ""
-    best_accuracy: float = -1.0
-    best_macs: float = float("inf")
+    best_row: dict[str, Any] | None = None
     started: float = field(default_factory=time.monotonic)
 
     def finish(self, row: dict[str, Any]) -> None:
@@ -39,10 +42,20 @@ class SweepState:
         self.consider(row)
 
     def consider(self, row: dict[str, Any]) -> None:
-        """Take a trial as the best one if it is: the most accurate, then the one with fewer MACs, then by name."""
-        macs = row.get("macs") or float("inf")
-        if (-row["accuracy"], macs, row["trial_id"]) < (-self.best_accuracy, self.best_macs, self.best):
-            self.best_accuracy, self.best_macs, self.best = row["accuracy"], macs, row["trial_id"]
+        """Take a trial as the best one if it is, by `storage.ranking.rank`."""
+        candidate = {"macs": float("inf"), **{key: value for key, value in row.items() if value is not None}}
+        if self.best_row is None or rank(candidate) < rank(self.best_row):
+            self.best_row = candidate
+
+    @property
+    def best(self) -> str:
+        """Identifier of the best trial so far; "" before one has ended."""
+        return "" if self.best_row is None else self.best_row["trial_id"]
+
+    @property
+    def best_accuracy(self) -> float:
+        """Its accuracy; -1 before one has ended."""
+        return -1.0 if self.best_row is None else self.best_row["accuracy"]
 
     @property
     def seconds_left(self) -> float | None:

@@ -1,40 +1,55 @@
-"""The one process that writes a study into a folder: an actor on the driver's node.
+"""Writing a study into its run directory: files, the records of trials, and the models to keep.
 
-Workers send it what they made, so that a run directory on the head's own disk works on any cluster. A trial's model
-comes before its record, and the record's completion marker last. Everything it knows it can read back, so that it
-goes on where it was when its process was killed.
+A trial's model is written before its record, and the record's completion marker last. Everything the writer knows it
+can read back, so it carries on where it was when its process was killed.
 """
 
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
-
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from typing import Any, Protocol
 
 from cleanai_ray.config.study import Study
 from cleanai_ray.errors import DataError
-from cleanai_ray.executors.ray.cluster import Cluster
-from cleanai_ray.executors.ray.files import (
-    CHECKPOINTS,
-    RunFiles,
-    checkpoint_folder,
-    read_file,
-    record_name,
-    write_file,
-)
+from cleanai_ray.executors.checkpoints import CHECKPOINTS, checkpoint_folder, record_name
 from cleanai_ray.stages.fingerprints import data_key
 from cleanai_ray.storage import schemas
+from cleanai_ray.storage.ranking import rank
 from cleanai_ray.storage.run_directory import PLAN_FILE, WEIGHTS_FILE, RunDirectory
 
 Record = dict[str, Any]
 UNREADABLE_FILE = "cache/unreadable.json"
-_CONCURRENT_CALLS = 4
+
+
+class RunStore(Protocol):
+    """A run directory as the driver and every worker reach it; `RunWriter` documents the methods."""
+
+    def read(self, name: str, inputs: str | None = None) -> bytes | None: ...  # noqa: D102
+    def write(self, name: str, content: bytes, inputs: str | None = None) -> None: ...  # noqa: D102
+    def note_unreadable(self, found: dict[str, str]) -> None: ...  # noqa: D102
+    def begin_sweep(self, completed: list[str]) -> None: ...  # noqa: D102
+    def wants_model(self, row: dict[str, Any]) -> bool: ...  # noqa: D102
+    def write_trial(self, record: Record, inputs: str, model: SavedTrialModel | None = None) -> None: ...  # noqa: D102
+    def recorded(self, trials: list[tuple[str, str]]) -> dict[str, str]: ...  # noqa: D102
+    def forget_checkpoints(self, names: list[str]) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedTrialModel:
+    """The files of a trial's model.
+
+    Attributes:
+        plan: Its plan, as JSON.
+        weights: Content of its safetensors file, in float.
+        quantized: Name and content of the quantised model's file, where there is one.
+    """
+
+    plan: str
+    weights: bytes
+    quantized: tuple[str, bytes] | None = None
 
 
 def model_folder(trial_id: str) -> str:
@@ -42,19 +57,14 @@ def model_folder(trial_id: str) -> str:
     return f"models/{trial_id}"
 
 
-def rank(row: dict[str, Any]) -> tuple[float, float, str]:
-    """Return the sort key of trials, best first: accuracy, then fewer MACs, then the name."""
-    return (-row["accuracy"], row["macs"], row["trial_id"])
-
-
 def lacks_model(rows: list[dict[str, Any]], save_models: str, run: RunDirectory) -> set[str]:
-    """Return the trials among complete ones whose model is to be kept and is not there."""
+    """Return the complete trials whose model should be in the run directory and is not."""
     wanted = {"none": [], "best": sorted(rows, key=rank)[:1], "all": rows}[save_models]
     return {row["trial_id"] for row in wanted if not run.exists(f"{model_folder(row['trial_id'])}/{PLAN_FILE}")}
 
 
 def unreadable_samples(study: Study, run: RunDirectory) -> dict[str, str]:
-    """Return the samples of a study that could not be decoded and were left out, with the reasons."""
+    """Return the samples of a study that were left out because they could not be decoded, with the reasons."""
     key = data_key(study)
     return run.read_json(UNREADABLE_FILE) if run.is_complete(UNREADABLE_FILE, key) else {}
 
@@ -78,12 +88,12 @@ class RunWriter:
         self._unreadable = unreadable_samples(study, self._run)
         self._saved = {row["trial_id"]: row for row in self._rows_with_model()}
 
-    def read_file(self, name: str, inputs: str | None) -> bytes | None:
-        """Return a file's content; see `RunFiles.read`."""
+    def read(self, name: str, inputs: str | None = None) -> bytes | None:
+        """Return a file's content; None where there is none, or none that was completed from inputs of this digest."""
         return read_file(self._run, name, inputs)
 
-    def write_file(self, name: str, content: bytes, inputs: str | None) -> None:
-        """Write a file; see `RunFiles.write`."""
+    def write(self, name: str, content: bytes, inputs: str | None = None) -> None:
+        """Write a file, and then its marker where the digest of its inputs is given."""
         write_file(self._run, name, content, inputs)
 
     def note_unreadable(self, found: dict[str, str]) -> None:
@@ -106,7 +116,7 @@ class RunWriter:
                 )
 
     def begin_sweep(self, completed: list[str]) -> None:
-        """Delete models that are not those of complete trials: they are not what the tables will say."""
+        """Delete the models of trials that are not complete: the tables will not describe them."""
         with self._lock:
             self._statuses = {}
             self._saved = {name: row for name, row in self._saved.items() if name in completed}
@@ -115,37 +125,28 @@ class RunWriter:
                     self._run.delete(model_folder(trial_id))
 
     def wants_model(self, row: dict[str, Any]) -> bool:
-        """Whether the model of a trial is to be sent."""
+        """Return whether the model of a trial is to be kept."""
         if self._save_models == "best":
             return all(rank(row) < rank(other) for other in list(self._saved.values()))
         return self._save_models == "all"
 
-    def write(
-        self,
-        record: Record,
-        inputs: str,
-        plan: str | None,
-        weights: bytes | None,
-        quantized: tuple[str, bytes] | None = None,
-    ) -> None:
+    def write_trial(self, record: Record, inputs: str, model: SavedTrialModel | None = None) -> None:
         """Write a trial: its model if it comes with one, its record, and the marker of a trial that succeeded.
 
         Args:
-            record: What the tables will say of it.
+            record: Its rows of the tables.
             inputs: The digest of its inputs.
-            plan: The plan of its model.
-            weights: Its weights, in float.
-            quantized: Name and content of the quantised model's file.
+            model: Its model.
         """
         row = record["row"]
         trial_id = row["trial_id"]
         with self._lock:
-            if plan is not None and weights is not None and self.wants_model(row):
+            if model is not None and self.wants_model(row):
                 folder = model_folder(trial_id)
-                if quantized is not None:
-                    self._run.write_bytes(f"{folder}/{quantized[0]}", quantized[1])
-                self._run.write_bytes(f"{folder}/{WEIGHTS_FILE}", weights)
-                self._run.write_text(f"{folder}/{PLAN_FILE}", plan)
+                if model.quantized is not None:
+                    self._run.write_bytes(f"{folder}/{model.quantized[0]}", model.quantized[1])
+                self._run.write_bytes(f"{folder}/{WEIGHTS_FILE}", model.weights)
+                self._run.write_text(f"{folder}/{PLAN_FILE}", model.plan)
                 self._saved[trial_id] = row
             self._run.write_json(record_name(trial_id), record)
             if row["status"] == schemas.OK:
@@ -170,7 +171,7 @@ class RunWriter:
         }
 
     def forget_checkpoints(self, names: list[str]) -> None:
-        """Delete the checkpoints of trainings that are done, as far as there are any."""
+        """Delete the checkpoints of trainings that are done; names without a checkpoint are ignored."""
         done = {PurePosixPath(file).name for name in names for file in (name, checkpoint_folder(name))}
         for name in done.intersection(self._run.list(CHECKPOINTS)):
             self._run.delete(f"{CHECKPOINTS}/{name}")
@@ -188,20 +189,15 @@ class RunWriter:
                     yield row
 
 
-@contextmanager
-def run_files(study: Study, run: RunDirectory, cluster: Cluster) -> Iterator[tuple[RunFiles, Any]]:
-    """Start the writer on the driver's node; yield the run directory as workers reach it, and the writer's handle."""
-    placement = NodeAffinitySchedulingStrategy(node_id=cluster.driver_node, soft=False)
-    actor = ray.remote(RunWriter).options(
-        name=f"writer-{study.name}-{uuid.uuid4().hex[:6]}",
-        num_cpus=0,
-        scheduling_strategy=placement,
-        max_restarts=-1,
-        max_task_retries=-1,
-        max_concurrency=_CONCURRENT_CALLS,
-    )
-    writer: Any = actor.remote(run.location, study)
-    try:
-        yield RunFiles(run, writer), writer
-    finally:
-        ray.kill(writer)
+def read_file(run: RunDirectory, name: str, inputs: str | None) -> bytes | None:
+    """Return a file's content; None where there is none, or none that was completed from inputs of this digest."""
+    if not (run.exists(name) and (inputs is None or run.is_complete(name, inputs))):
+        return None
+    return run.read_bytes(name)
+
+
+def write_file(run: RunDirectory, name: str, content: bytes, inputs: str | None) -> None:
+    """Write a file, and then its marker where the digest of its inputs is given."""
+    run.write_bytes(name, content)
+    if inputs is not None:
+        run.mark(name, inputs)

@@ -1,4 +1,4 @@
-"""A whole study on a real Ray: what it leaves behind, how it resumes, and what a failing trial does."""
+"""A whole study: its tables and files, how it resumes, and what a failing trial does, in this process and on Ray."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import shutil
 import sys
 
-import distributed.conftest as small
 import pyarrow.parquet as pq
 import pytest
+import small_study as small
 from pypdf import PdfReader
 
 import cleanai_ray
@@ -20,8 +20,6 @@ from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.status import read_status
-
-pytestmark = pytest.mark.ray
 
 STAGES = ("prune", "repair", "finetune", "evaluate")
 
@@ -93,8 +91,9 @@ def test_the_best_model_is_kept_and_scores_what_the_table_says(small_run):
     assert sum(value.numel() for value in model.parameters()) == best["params"]
 
 
-def test_every_trial_leaves_tensorboard_files(small_run):
-    study, folder, _ = small_run
+@pytest.mark.ray
+def test_every_trial_on_ray_leaves_tensorboard_files(small_run_on_ray):
+    study, folder, _ = small_run_on_ray
     for trial in study.trials():
         assert list((folder / "tune").glob(f"**/{trial.trial_id}*/events.out.tfevents*")), trial.trial_id
 
@@ -142,6 +141,15 @@ def test_a_changed_study_reuses_only_what_it_may(small_run, tmp_path):
     assert row["accuracy_finetuned"] is None
 
 
+@pytest.mark.ray
+def test_both_executors_give_the_same_tables(small_run, small_run_on_ray):
+    (_, local, _), (_, on_ray, said) = small_run, small_run_on_ray
+    for name in small.TABLES:
+        assert small.timeless_table(on_ray, name) == small.timeless_table(local, name), name
+    assert "trials: 3 done, 0 running, 0 failed, of 3" in said
+
+
+@pytest.mark.ray
 def test_a_raylet_killed_in_mid_study_changes_no_table(small_run, tmp_path):
     _, quiet, _ = small_run
     said = small.run_on_two_nodes({**small.SMALL, "resources": {}}, tmp_path, "trials/*.done")
@@ -157,10 +165,11 @@ def plugin(monkeypatch):
     """The name of the plugin module, whose methods are forgotten after the test."""
     monkeypatch.setattr(METHODS, "_values", dict(METHODS._values))
     monkeypatch.setattr(METHODS, "_summaries", dict(METHODS._summaries))
-    yield "distributed.plugin_methods"
-    sys.modules.pop("distributed.plugin_methods", None)
+    yield "executors.plugin_methods"
+    sys.modules.pop("executors.plugin_methods", None)
 
 
+@pytest.mark.ray
 def test_a_failing_and_a_dying_trial_are_rows_and_the_others_go_on(ray_session, plugin, tmp_path):
     study = parse_study(
         {
@@ -170,7 +179,7 @@ def test_a_failing_and_a_dying_trial_are_rows_and_the_others_go_on(ray_session, 
             "sweep": {"methods": ["refusing", "dying", "magnitude"], "ratios": [0.3]},
         }
     )
-    failed, said = small.run(study, tmp_path)
+    failed, said = small.run(study, tmp_path, "ray")
     assert failed == 2
     found = {row["method"]: row for row in rows(tmp_path)}
     assert found["magnitude"]["status"] == "ok"
@@ -184,7 +193,7 @@ def test_a_failing_and_a_dying_trial_are_rows_and_the_others_go_on(ray_session, 
     assert "no score for" in text.replace("\n", " ")
 
 
-def test_models_of_other_inputs_go_and_a_model_that_is_wanted_later_is_made(ray_session, tmp_path):
+def test_models_of_other_inputs_go_and_a_model_that_is_wanted_later_is_made(tmp_path):
     settings = {**small.SMALL, "finetune": {"epochs": 0}, "repair": {"compensation": "none", "batch_norm": "none"}}
     settings["sweep"] = {"methods": ["magnitude", "random"], "ratios": [0.3]}
     study = parse_study({**settings, "output": {"dir": "unused", "save_models": "none"}})
