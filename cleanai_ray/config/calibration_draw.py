@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True)
 class CalibrationDraw:
-    """How many calibration samples are drawn, and with which seed. Of one seed, the fewer are the first of the more.
+    """A number of calibration samples, and the seed they are drawn with.
+
+    A smaller draw with the same seed holds the first samples of a larger one.
 
     Attributes:
         samples: Number of images.
@@ -19,5 +21,5 @@ class CalibrationDraw:
 
     @property
     def name(self) -> str:
-        """The draw in a file's name: `n128-draw0`."""
+        """The draw as it appears in the names of files: `n128-draw0`."""
         return f"n{self.samples}-draw{self.seed}"

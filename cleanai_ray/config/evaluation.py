@@ -1,4 +1,4 @@
-"""What a study measures of each model, and how."""
+"""The measurements that a study makes of each model."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Backend = Literal["eager", "compile", "onnxruntime"]
 
 
 class LatencySection(Section):
-    """How latency is measured: dense and pruned interleaved, warmed up, percentiles over runs."""
+    """The measurement of latency: dense and pruned interleaved, after a warm-up, as percentiles over runs."""
 
     batch_sizes: tuple[PositiveInt, ...] = Field((1, 64), min_length=1, description="Batch sizes to time.")
-    warmup: PositiveInt = Field(10, description="Untimed runs first.")
+    warmup: PositiveInt = Field(10, description="Untimed runs before the timed ones.")
     runs: Annotated[int, Field(ge=5)] = Field(50, description="Timed runs.")
-    threads: PositiveInt = Field(1, description="CPU threads of torch while timing.")
+    threads: PositiveInt = Field(1, description="CPU threads that torch uses while timing.")
     backends: tuple[Backend, ...] = Field(
         ("eager",),
         min_length=1,
         description="What runs the models: torch itself, torch.compile, or onnxruntime (extra: cleanai-ray[onnx]).",
     )
-    budget_batch_size: PositiveInt = Field(1, description="Batch size at which a budget of latency is measured, eager.")
+    budget_batch_size: PositiveInt = Field(1, description="Batch size at which a latency budget is measured, by eager.")
 
     @model_validator(mode="after")
     def _check(self) -> LatencySection:
@@ -34,8 +34,10 @@ class LatencySection(Section):
 
 
 class EvaluationSection(Section):
-    """What is measured, and on which samples."""
+    """The samples that models are scored on, and how they are timed."""
 
-    split: str = Field("test", description="Split that is scored; never calibrated or trained on.")
+    split: str = Field("test", description="Split to score, which is never trained on.")
     samples: PositiveInt | None = Field(None, description="Score only the first images of the split; null: all.")
-    latency: LatencySection | None = Field(default_factory=lambda: LatencySection(), description="null: not timed.")
+    latency: LatencySection | None = Field(
+        default_factory=lambda: LatencySection(), description="How to measure latency; null: not at all."
+    )

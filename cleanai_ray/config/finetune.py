@@ -11,52 +11,63 @@ from cleanai_ray.config.sweep import SweepSection
 
 
 class EarlyStoppingSection(Section):
-    """Stop fine-tuning when the validation accuracy no longer rises."""
+    """An end to fine-tuning when the validation accuracy no longer rises."""
 
     patience: PositiveInt = Field(3, description="Epochs without a better validation accuracy before stopping.")
-    min_delta: float = Field(0.0, ge=0, description="What counts as better, in accuracy (0.001 is 0.1 points).")
+    min_delta: float = Field(
+        0.0, ge=0, description="Least gain in accuracy that counts as better (0.001 is 0.1 points)."
+    )
 
 
 class DistillationSection(Section):
-    """Learn from the dense model's outputs."""
+    """Learning from the dense model's outputs."""
 
     temperature: float = Field(2.0, gt=0, description="Temperature of both softmaxes.")
-    weight: float = Field(0.5, gt=0, le=1, description="Share of the loss; 1: no labels are used.")
+    weight: float = Field(0.5, gt=0, le=1, description="Share of distillation in the loss; 1: no labels are used.")
 
 
 class FineTuneSection(Section):
     """Fine-tuning of the pruned model. The epoch with the best validation accuracy is kept.
 
-    The start competes with the epochs only where it has not seen the validation images, which would pass for accuracy:
-    where the study trained the dense model itself (`model.train`), for weights from elsewhere most likely have.
+    The model that fine-tuning starts from competes with the epochs only if it has never seen the validation images;
+    otherwise it would look more accurate than it is. So it competes if the study trained the dense model itself
+    (`model.train`), since weights from elsewhere have most likely seen them.
 
-    Of calibration images no label is read: the dense model's answers are in their place, accuracy is the agreement with
-    it, and those validate that repair, too, holds back, every fifth. There the start competes unless repair, which is
-    then told what to do, has read them all.
+    Fine-tuning on calibration images reads no labels: the dense model's answers replace them, and accuracy is the
+    agreement with the dense model. Every fifth image validates, the same ones that repair holds back. The start then
+    competes unless repair has read all images, which it does when neither of its choices is `auto`.
     """
 
-    epochs: int = Field(0, ge=0, description="Epochs at the most after the last pruning step; 0: none.")
+    epochs: int = Field(0, ge=0, description="Most epochs after the last pruning step; 0: none.")
     between_steps: int = Field(
-        0, ge=0, description="Epochs at the most after each other pruning step, in trials of several; 0: none."
+        0, ge=0, description="Most epochs after each earlier pruning step, in trials of several steps; 0: none."
     )
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="SGD with Nesterov momentum, or AdamW.")
     learning_rate: float = Field(0.01, gt=0, description="Peak learning rate.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
-    weight_decay: float = Field(1e-4, ge=0, description="Weight decay, not on norms and biases.")
-    scheduler: Literal["cosine", "step", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
+    weight_decay: float = Field(1e-4, ge=0, description="Weight decay, which leaves out norms and biases.")
+    scheduler: Literal["cosine", "step", "constant"] = Field(
+        "cosine", description="Course of the learning rate after the warm-up."
+    )
     warmup_epochs: float = Field(0.0, ge=0, description="Epochs of linear warm-up; fractions are allowed.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the cross-entropy.")
-    gradient_clip: float | None = Field(None, gt=0, description="Largest gradient norm; null: no clipping.")
-    ema_decay: float | None = Field(None, gt=0, lt=1, description="Decay of averaged weights; null: none are kept.")
-    batch_size: PositiveInt | None = Field(None, description="Images a step over all workers; data.batch_size if null.")
-    data: Literal["training", "calibration"] = Field(
-        "training", description="Images to learn from: training, or calibration, without labels by distillation alone."
+    gradient_clip: float | None = Field(None, gt=0, description="Largest norm of the gradient; null: no clipping.")
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="Decay of the moving average of the weights; null: no average."
     )
-    distillation: DistillationSection | None = Field(None, description="Learn from the dense model, too.")
+    batch_size: PositiveInt | None = Field(
+        None, description="Images per step, over all workers; null: data.batch_size."
+    )
+    data: Literal["training", "calibration"] = Field(
+        "training",
+        description="Images to learn from: training, or calibration (by distillation alone, without labels).",
+    )
+    distillation: DistillationSection | None = Field(None, description="Learn from the dense model as well.")
     save_every_n_epochs: PositiveInt = Field(2, description="Epochs between checkpoints.")
     early_stopping: EarlyStoppingSection | None = Field(default_factory=lambda: EarlyStoppingSection())
     num_workers: PositiveInt = Field(
-        1, description="Workers a trial, each with the resources of one; each batch is shared out among them."
+        1,
+        description="Workers per trial, each with the resources of a trial; they divide every batch among themselves.",
     )
 
     @model_validator(mode="after")
@@ -65,27 +76,27 @@ class FineTuneSection(Section):
         if self.data == "calibration" and weight != 1.0:
             found = "finetune.distillation is null" if weight is None else f"finetune.distillation.weight is {weight:g}"
             raise ValueError(
-                f"finetune.data is 'calibration', of which no label is read, and {found}; "
+                f"finetune.data is 'calibration', which is learned from without labels, and {found}; "
                 "allowed: finetune.distillation.weight 1, or finetune.data 'training'"
             )
         return self
 
     def check_images(self, num_calibration: int) -> None:
-        """Check that there are images enough.
+        """Check that there are enough images.
 
         Raises:
-            ValueError: When calibration images are to be learned from, and are too few.
+            ValueError: When fine-tuning learns from calibration images, and there are too few of them.
         """
         least = HELD_BACK * self.num_workers
         if self.data == "calibration" and num_calibration < least:
             raise ValueError(
                 f"finetune.data is 'calibration' with {num_calibration} samples, and finetune.num_workers "
-                f"{self.num_workers}; allowed: at least {least} samples, of which every {HELD_BACK}th validates, one a "
-                "worker at the least"
+                f"{self.num_workers}; allowed: at least {least} samples, since every {HELD_BACK}th validates, and "
+                "each worker needs one"
             )
 
     def check_steps(self, sweep: SweepSection) -> None:
-        """Check that epochs between pruning steps have steps to be between.
+        """Check that there are pruning steps for epochs to come between.
 
         Raises:
             ValueError: When no trial has several steps, or a budget is met by a search over many pruned models.
@@ -100,6 +111,6 @@ class FineTuneSection(Section):
         timed = next((budget for budget in sweep.budgets if budget.resource == "latency"), None)
         if timed is not None:
             raise ValueError(
-                f"finetune.between_steps is {self.between_steps} and sweep.budgets holds {timed}, which a search over "
-                "many pruned models meets; allowed: 0, or other budgets"
+                f"finetune.between_steps is {self.between_steps} and sweep.budgets holds {timed}, which takes a "
+                "search over many pruned models; allowed: 0, or other budgets"
             )

@@ -1,6 +1,6 @@
-"""One sentence on what is wrong with a study: the field, the value found and what is allowed there.
+"""Error messages on study files: one sentence with the field, the value found and what is allowed.
 
-What is allowed is read from the types of the sections, so that a new field explains itself.
+What is allowed is read from the types of the sections, so that a new field needs no message of its own.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _MAX_VALUE_LENGTH = 200
 
 
 def describe(error: ValidationError, root: type[Section]) -> str:
-    """Return the sentence on the first thing that is wrong; a misspelt key comes before what it leaves missing.
+    """Return a sentence on the first error. A misspelt key comes before the key that is missing because of it.
 
     Args:
-        error: What pydantic found.
+        error: The errors that pydantic found.
         root: The section that was validated.
     """
     errors = error.errors(include_url=False)
@@ -49,13 +49,13 @@ def describe(error: ValidationError, root: type[Section]) -> str:
 
 
 def show(value: Any) -> str:
-    """Return a value as YAML's flow style writes it, cut where it is very long."""
+    """Return a value in YAML's flow style, cut off if it is very long."""
     text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= _MAX_VALUE_LENGTH else text[:_MAX_VALUE_LENGTH] + "..."
 
 
 def name_among(name: str, known: Iterable[str]) -> str:
-    """Return "did you mean 'x'? allowed: x, y" for a name that is not among the known ones."""
+    """Return "did you mean 'x'? allowed: x, y" for a name that is unknown."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
@@ -63,11 +63,11 @@ def name_among(name: str, known: Iterable[str]) -> str:
 
 
 def allowed(annotation: Any, constraints: Sequence[Any] = ()) -> str:
-    """Return in words what a type lets pass, for instance "a number above 0 and below 1".
+    """Return in words which values a type allows, for instance "a number above 0 and below 1".
 
     Args:
         annotation: A type as the sections use them: scalars, literals, lists, mappings, sections and unions.
-        constraints: Bounds of annotated_types that hold for it besides its own.
+        constraints: Further bounds from annotated_types.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -119,12 +119,12 @@ def _allowed_text(constraints: Sequence[Any]) -> str:
 
 
 def _constraints(metadata: Iterable[Any]) -> list[Any]:
-    """Return bounds, with those that a pydantic FieldInfo holds unpacked."""
+    """Return bounds, with those inside a pydantic FieldInfo unpacked."""
     return [item for entry in metadata for item in (getattr(entry, "metadata", None) or [entry])]
 
 
 def _resolve(location: Sequence[int | str], root: type[Section]) -> tuple[list[int | str], Any]:
-    """Return the keys of a location, and the type there; what pydantic appends to tell a union's branches goes."""
+    """Return the keys of a location and the type there, without the parts that name a branch of a union."""
     annotation: Any = root
     path: list[int | str] = []
     for part in location:
@@ -146,7 +146,7 @@ def _resolve(location: Sequence[int | str], root: type[Section]) -> tuple[list[i
 
 
 def _container(annotation: Any) -> Any:
-    """Return the section, list or mapping type that an annotation holds, whether or not null is allowed too."""
+    """Return the section, list or mapping type of an annotation, whether or not it also allows null."""
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
@@ -163,5 +163,5 @@ def _describe_unknown_key(error: Mapping[str, Any], root: type[Section]) -> str:
 
 
 def _join(path: Iterable[int | str]) -> str:
-    """Return keys as `sweep.budgets[0].macs`."""
+    """Join keys into one, like `sweep.budgets[0].macs`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")

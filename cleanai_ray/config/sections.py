@@ -24,23 +24,23 @@ Mode = Literal["local", "global", "isomorphic"]
 Multiple = Literal["auto"] | PositiveInt
 
 HELD_BACK = 5
-"""Of so many calibration images one is held back to judge by, in repair and in fine-tuning."""
+"""Repair and fine-tuning hold back one calibration image in this many, to judge by."""
 
 
 class Section(BaseModel):
-    """A frozen section; a key it does not know is refused."""
+    """A frozen section of a study file, which refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class TrainSection(Section):
-    """Training of the dense model by the study itself, where no weights are given. Cached by digest."""
+    """Training of the dense model by the study itself, if no weights are given. The result is cached by digest."""
 
     epochs: PositiveInt = Field(20, description="Passes over the training samples.")
-    batch_size: PositiveInt | None = Field(None, description="Images a step; data.batch_size where null.")
+    batch_size: PositiveInt | None = Field(None, description="Images per step; null: data.batch_size.")
     learning_rate: float = Field(0.1, gt=0, description="Peak learning rate of SGD with momentum.")
     weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, not on norms and biases.")
-    seed: int = Field(0, ge=0, description="Seed of initial weights and sample order.")
+    seed: int = Field(0, ge=0, description="Seed of the initial weights and of the sample order.")
 
 
 class ModelSection(Section):
@@ -49,7 +49,9 @@ class ModelSection(Section):
     name: str | None = Field(
         None, description="A name of `cleanai list models`, or any torchvision classification model."
     )
-    factory: str | None = Field(None, description="`package.module:function`; called with num_classes and options.")
+    factory: str | None = Field(
+        None, description="`package.module:function`, which is called with num_classes and options."
+    )
     weights: str | None = Field(
         None, description="A safetensors or state_dict file, `pretrained` (torchvision's), or null (see `train`)."
     )
@@ -58,7 +60,7 @@ class ModelSection(Section):
         (3, 224, 224), description="Channels, height, width of one input."
     )
     options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the builder or factory.")
-    train: TrainSection | None = Field(None, description="How to train the dense model where weights is null.")
+    train: TrainSection | None = Field(None, description="How to train the dense model if weights is null.")
 
     @model_validator(mode="after")
     def _check(self) -> ModelSection:
@@ -78,34 +80,38 @@ def _as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 class CalibrationSection(Section):
-    """Which samples the activation statistics come from, and what is observed."""
+    """The samples that activation statistics come from, and what is observed."""
 
     samples: PositiveInt | Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
-        1024, description="Number of calibration images; of a list, each is a part of the sweep."
+        1024, description="Number of calibration images; a list makes it part of the sweep."
     )
-    split: str = Field("train", description="Split they are drawn from.")
+    split: str = Field("train", description="Split that calibration images are drawn from.")
     seed: Seed | Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
-        0, description="Seed of the draw; of a list, each is a part of the sweep."
+        0, description="Seed of the draw; a list makes it part of the sweep."
     )
-    shard_size: PositiveInt = Field(256, description="Images a shard: the unit of work, of retry and of resumption.")
+    shard_size: PositiveInt = Field(256, description="Images per shard, the unit of work, of retry and of resumption.")
     second_moment_samples: PositiveInt = Field(
-        2048, description="Calibration images that second moments come from, at the most; every fifth is left out."
+        2048, description="At most this many calibration images give second moments; every fifth of them is left out."
     )
-    positions_per_sample: PositiveInt = Field(64, description="Pixels or tokens of an image that second moments read.")
+    positions_per_sample: PositiveInt = Field(64, description="Pixels or tokens per image that second moments read.")
     observe: Literal["activation", "output"] = Field(
         "activation", description="What the next layer receives, or the raw output of each Conv2d and Linear."
     )
-    threshold: float = Field(0.0, description="A sample counts as active for `frequency` above this mean activation.")
-    top_k: PositiveInt = Field(10, description="Channels of a layer that are a sample's strongest for `top_k`.")
+    threshold: float = Field(
+        0.0, description="For `frequency`, a channel is active on a sample if its mean activation is above this."
+    )
+    top_k: PositiveInt = Field(
+        10, description="For `top_k`, how many channels of a layer count as a sample's strongest."
+    )
     sections: Annotated[int, Field(ge=2)] = Field(
         64,
-        description="Sections of a layer's range for `k_multisection` and `entropy`; 1024 samples put 16 in each.",
+        description="Bins of a layer's range for `k_multisection` and `entropy`; 64 bins of 1024 samples hold 16 each.",
     )
     withhold_from_training: Literal["auto"] | bool = Field(
         "auto",
-        description="Keep calibration images out of training; auto: where they are at most a fifth of the split.",
+        description="Keep calibration images out of training; auto: if they are at most a fifth of the split.",
     )
-    allow_overlap: bool = Field(False, description="Allow calibration on the split that is evaluated.")
+    allow_overlap: bool = Field(False, description="Allow calibration on the split that evaluation scores.")
 
     @field_validator("samples", "seed", mode="after")
     @classmethod
@@ -118,7 +124,7 @@ class CalibrationSection(Section):
         return value[0] if len(value) == 1 else value
 
     def draws(self) -> tuple[CalibrationDraw, ...]:
-        """Return every draw that the study asks for, in its order; most studies ask for one."""
+        """Return every draw that the study asks for, in the order of the file; most studies ask for one."""
         every = itertools.product(_as_tuple(self.samples), _as_tuple(self.seed))
         return tuple(CalibrationDraw(samples, seed) for samples, seed in every)
 
@@ -127,13 +133,13 @@ class DataSection(Section):
     """The data set and its samples."""
 
     name: str = Field(description="A name of `cleanai list datasets`.")
-    root: str | None = Field(None, description="Folder or URL of the data set; null: its usual place.")
-    batch_size: PositiveInt = Field(128, description="Images a batch in calibration, training and evaluation.")
-    num_workers: int = Field(0, ge=0, description="Processes that decode images, a trial or actor.")
+    root: str | None = Field(None, description="Folder or URL of the data set; null: where it usually is.")
+    batch_size: PositiveInt = Field(128, description="Images per batch in calibration, training and evaluation.")
+    num_workers: int = Field(0, ge=0, description="Processes per trial or actor that decode images.")
     skip_unreadable: int = Field(
         0,
         ge=0,
-        description="Images that a process may leave out because they cannot be decoded; 0: the first is an error.",
+        description="Images that a process may skip because they cannot be decoded; 0: the first is an error.",
     )
     validation_fraction: float = Field(
         0.1, gt=0, lt=0.5, description="Share of the training split held out for early stopping."
@@ -143,61 +149,70 @@ class DataSection(Section):
 
 
 class PruningSection(Section):
-    """Bounds on what may be removed, whatever the method says."""
+    """Bounds on what any method may remove."""
 
     layer_ratios: dict[str, Ratio] = Field(
-        default_factory=dict, description="Channel ratio of layers whose name starts with a prefix."
+        default_factory=dict,
+        description="Channel ratio by module-name prefix, for the layers whose names start with it.",
     )
-    ignored_layers: tuple[str, ...] = Field((), description="Module names, with all below them, that keep their width.")
+    ignored_layers: tuple[str, ...] = Field((), description="Module names that keep their width, with all below them.")
     max_ratio: Ratio = Field(0.9, description="No group of layers loses more than this share of its channels.")
     round_to: Multiple | None = Field(
         None,
-        description="Kept widths are multiples of this where a layer is pruned; auto: 8, and 16 for int8, which vector "
-        "and matrix units like.",
+        description="Widths of pruned layers are multiples of this; auto: 8, or 16 for int8, which suits vector and "
+        "matrix units.",
     )
     min_channels: PositiveInt = Field(1, description="No group of layers keeps fewer channels than this.")
 
     def resolved(self, quantization: str = "none") -> PruningSection:
-        """Return the bounds of a model that will be quantised in this way, with a number for `auto`."""
+        """Return the bounds for a model that will be quantised in this way, with a number in place of `auto`."""
         if self.round_to != "auto":
             return self
         return self.model_copy(update={"round_to": 16 if quantization == "int8" else 8})
 
 
 class RepairSection(Section):
-    """Training-free recovery after surgery, from unlabelled calibration images."""
+    """Recovery after surgery without training, from unlabelled calibration images."""
 
     compensation: Literal["none", "closed_form", "sequential", "auto"] = Field(
         "auto",
-        description="Refit of layers that read a narrowed input; auto: what a fifth of the images judges best.",
+        description="Refit of layers that read a narrowed input; auto: the one that a fifth of the images judges best.",
     )
     batch_norm: Literal["none", "relative", "reset", "auto"] = Field(
-        "auto", description="Recalibration of running statistics; auto: relative or none, likewise."
+        "auto", description="Recalibration of running statistics; auto: relative or none, judged likewise."
     )
     ridge: float | None = Field(
-        None, gt=0, description="Ridge of the refit, relative; null: 0.001, auto tries several."
+        None,
+        gt=0,
+        description="Regularisation of the refit, as a share of the mean variance; null: 0.001, or several for auto.",
     )
     samples: PositiveInt = Field(
-        1024, description="Calibration images that sequential, batch-norm and auto read, at the most."
+        1024, description="At most this many calibration images are read by sequential, batch-norm and auto."
     )
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is to be repaired."""
+        """True if anything is repaired."""
         return (self.compensation, self.batch_norm) != ("none", "none")
 
 
 class ResourcesSection(Section):
-    """What one piece of work takes from the cluster."""
+    """Resources of the cluster that one piece of work takes."""
 
-    calibration_actors: Literal["auto"] | PositiveInt = Field("auto", description="auto: one a GPU, or one a core.")
-    cpus_per_trial: Annotated[float, Field(gt=0)] = Field(1, description="CPU cores a trial.")
-    gpus_per_trial: Annotated[float, Field(ge=0)] = Field(0, description="GPUs a trial; fractions share one.")
-    max_concurrent_trials: Literal["auto"] | PositiveInt = Field("auto", description="auto: what the cluster holds.")
+    calibration_actors: Literal["auto"] | PositiveInt = Field(
+        "auto", description="Actors that calibrate; auto: one per GPU, or one per core."
+    )
+    cpus_per_trial: Annotated[float, Field(gt=0)] = Field(1, description="CPU cores per trial.")
+    gpus_per_trial: Annotated[float, Field(ge=0)] = Field(
+        0, description="GPUs per trial; with a fraction, trials share one."
+    )
+    max_concurrent_trials: Literal["auto"] | PositiveInt = Field(
+        "auto", description="Trials at once; auto: as many as the cluster holds."
+    )
 
 
 class OutputSection(Section):
-    """Where results go."""
+    """The place of the results."""
 
     dir: str = Field(
         "artifacts/study", min_length=1, description="Run directory: a folder or a pyarrow filesystem URL."

@@ -37,7 +37,7 @@ from cleanai_ray.registry import DATASETS, METHODS, METRICS, load_plugins
 
 
 def digest(value: Any) -> str:
-    """Return 16 hexadecimal digits that depend on nothing but a JSON-like value."""
+    """Return 16 hexadecimal digits that depend only on a JSON-like value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -72,13 +72,13 @@ class Trial(Section):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that defines the trial; its quantisation and the calibration's draw where a study sweeps them."""
+        """Everything that defines the trial; quantisation and calibration draw only if a study sweeps them."""
         swept = {"calibration_samples": None, "calibration_seed": None, "quantization": "none"}
         return self.model_dump(exclude={name for name, unswept in swept.items() if getattr(self, name) == unswept})
 
     @property
     def scoring_seed(self) -> int:
-        """The seed of random scores: another one for each draw of the calibration samples, where seeds are swept."""
+        """The seed of random scores; if calibration seeds are swept, every draw has its own."""
         return self.seed if self.calibration_seed is None else int(digest([self.seed, self.calibration_seed])[:8], 16)
 
     @property
@@ -96,7 +96,7 @@ class Study(Section):
     """The whole study file."""
 
     name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name in reports and dashboards.")
-    question: str = Field("", description="What the study is to answer, in a sentence; printed on the report's cover.")
+    question: str = Field("", description="The question that the study asks; printed on the report's cover.")
     model: ModelSection
     data: DataSection
     sweep: SweepSection
@@ -107,7 +107,7 @@ class Study(Section):
     resources: ResourcesSection = Field(default_factory=lambda: ResourcesSection())
     output: OutputSection = Field(default_factory=lambda: OutputSection())
     recommend: RecommendSection | None = Field(
-        None, description="Limits of the recommended trial; null: the knee of the front of accuracy against MACs."
+        None, description="Limits of the recommended trial; null: the knee of accuracy against MACs."
     )
     plugins: tuple[str, ...] = Field((), description="Modules to import that register methods, models or data sets.")
 
@@ -150,7 +150,7 @@ class Study(Section):
             )
         timed = next((budget for budget in self.sweep.budgets if budget.resource == "latency"), None)
         if timed is not None and self.evaluation.latency is None:
-            raise ValueError(f"evaluation.latency is null; needed: how to time, for sweep.budgets' {timed}")
+            raise ValueError(f"evaluation.latency is null, but sweep.budgets holds {timed}; needed: how to time")
         self.finetune.check_steps(self.sweep)
         self.finetune.check_images(min(draw.samples for draw in self.draws()))
         return self
@@ -161,19 +161,19 @@ class Study(Section):
         if workers > 1 and gpus != int(gpus):
             raise ValueError(
                 f"resources.gpus_per_trial is {gpus:g} and finetune.num_workers {workers}; allowed: a whole number of "
-                "GPUs a worker, since workers of one trial cannot share one"
+                "GPUs per worker, since the workers of a trial cannot share one"
             )
         batch_size = self.finetune.batch_size or self.data.batch_size
         if workers > batch_size:
             raise ValueError(
                 f"finetune.num_workers is {workers} and the batch has {batch_size} images; allowed: at most one worker "
-                "an image"
+                "per image"
             )
         return self
 
     @property
     def workers_per_trial(self) -> int:
-        """Workers that a trial takes: those of its fine-tuning, or one."""
+        """Workers that a trial takes: as many as its fine-tuning, or one."""
         return self.finetune.num_workers if self.finetune.epochs or self.finetune.between_steps else 1
 
     def draws(self) -> tuple[CalibrationDraw, ...]:
@@ -181,7 +181,7 @@ class Study(Section):
         return self.data.calibration.draws()
 
     def of_draw(self, draw: CalibrationDraw) -> Study:
-        """Return the study with one draw of the calibration samples alone: as if it had been the only one."""
+        """Return the study as if one draw of the calibration samples were its only one."""
         one = {"samples": draw.samples, "seed": draw.seed}
         calibration = self.data.calibration.model_copy(update=one)
         return self.model_copy(update={"data": self.data.model_copy(update={"calibration": calibration})})
@@ -193,7 +193,7 @@ class Study(Section):
         return CalibrationDraw(first.samples if samples is None else samples, first.seed if seed is None else seed)
 
     def trials(self) -> tuple[Trial, ...]:
-        """Expand the grid into trials, in the order of the study file; draws, then quantisations, come last."""
+        """Expand the grid into trials, in the order of the study file; draws and then quantisations vary fastest."""
         sweep, calibration = self.sweep, self.data.calibration
         is_swept = {"samples": isinstance(calibration.samples, tuple), "seed": isinstance(calibration.seed, tuple)}
         draws = [
@@ -214,12 +214,12 @@ class Study(Section):
         return tuple(trials)
 
     def to_yaml(self) -> str:
-        """Return the resolved study: every key, with its default where the file had none."""
+        """Return the resolved study: every key, with its default if the file left it out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
 
 
 def _uses_coverage_metric(sweep: SweepSection, name: str) -> bool:
-    """Whether a method, with its options, is multiplied by the coverage metrics.
+    """Return whether a method, with its options, runs once for each coverage metric.
 
     Raises:
         ValueError: When an option does not fit the method.
@@ -235,7 +235,7 @@ def _uses_coverage_metric(sweep: SweepSection, name: str) -> bool:
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
-    """Read a study file and apply `a.b=c` overrides to it.
+    """Read a study file, apply `a.b=c` overrides to it, and validate it.
 
     Raises:
         StudyError: When the file cannot be read, is not YAML, or says something that is not allowed.

@@ -1,4 +1,4 @@
-"""The grid of a study: every combination of its values becomes a trial."""
+"""The grid of a study: every combination of its values is a trial."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ Quantization = Literal["none", "int8", "bf16"]
 
 
 class Budget(Section):
-    """What the pruned model may cost: a fraction of the dense one, or megabytes. Exactly one key."""
+    """The most that the pruned model may cost: a fraction of the dense one, or megabytes. Exactly one key."""
 
     macs: Fraction | None = None
     params: Fraction | None = None
     latency: Fraction | None = Field(None, description="Measured; evaluation.latency says at which batch size and how.")
-    size_mb: float | None = Field(None, gt=0, description="Weights file in megabytes of 10^6 bytes, not a fraction.")
+    size_mb: float | None = Field(
+        None, gt=0, description="Size of the weights file in megabytes of 10^6 bytes, not a fraction."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Budget:
@@ -37,12 +39,12 @@ class Budget(Section):
 
     @property
     def limit(self) -> float:
-        """The limit, as a fraction of the dense model; where `is_absolute`, in the resource's own unit."""
+        """The limit, as a fraction of the dense model, or in megabytes if `is_absolute`."""
         return next(iter(self.items().values()))
 
     @property
     def is_absolute(self) -> bool:
-        """Whether the limit is a size in megabytes rather than a fraction."""
+        """True if the limit is a size in megabytes rather than a fraction."""
         return self.size_mb is not None
 
     def __str__(self) -> str:
@@ -50,25 +52,29 @@ class Budget(Section):
 
 
 class SweepSection(Section):
-    """The grid: every combination becomes a trial."""
+    """The grid: every combination is a trial."""
 
     methods: tuple[str, ...] = Field(min_length=1, description="Names of `cleanai list methods`.")
     coverage_metrics: tuple[str, ...] = Field(
         ("normalized_mean",),
-        description="Names of `cleanai list metrics`; multiplies coverage, adaptive and hybrids of one.",
+        description="Names of `cleanai list metrics`; coverage, adaptive and hybrids of them run once for each.",
     )
-    ratios: tuple[Ratio, ...] = Field((), description="Channel ratios: share of channels to remove, in (0, 1).")
+    ratios: tuple[Ratio, ...] = Field((), description="Shares of channels to remove, in (0, 1).")
     budgets: tuple[Budget, ...] = Field((), description="Budgets instead of ratios, for instance {macs: 0.5}.")
-    modes: tuple[Mode, ...] = Field(("local",), min_length=1, description="How scores are compared.")
+    modes: tuple[Mode, ...] = Field(
+        ("local",),
+        min_length=1,
+        description="Groups ranked together: none (local), all (global) or those of one structure (isomorphic).",
+    )
     steps: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="Iterative pruning steps.")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="Seeds of each trial.")
     quantization: tuple[Quantization, ...] = Field(
         ("none",),
         min_length=1,
-        description="After the last stage: none, int8 (onnxruntime's; extra: cleanai-ray[onnx]) or bf16 (torch's).",
+        description="What follows the last stage: none, int8 (onnxruntime; extra: cleanai-ray[onnx]) or bf16 (torch).",
     )
     method_options: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Options of a method, by its name."
+        default_factory=dict, description="Options of methods, by method name."
     )
 
     @model_validator(mode="after")

@@ -1,8 +1,8 @@
-"""One driver a run directory: the second is refused, and a driver that was killed leaves no lock behind.
+"""At most one driver per run directory: a second one is refused, and a driver that is killed leaves no lock behind.
 
-A local folder is locked by the operating system, which frees it when the process ends, however it ends. On an object
-store there are no locks: a lease is a file that its holder renews, and that counts for nothing once it was not renewed
-for `LEASE_SECONDS`. Two drivers that begin within the same second are told apart by reading the lease back.
+The operating system locks a local folder, and frees it when the process ends, however it ends. Object stores have no
+locks. There, a lease is a file that its holder keeps renewing, and that expires `LEASE_SECONDS` after the last renewal.
+If two drivers begin within the same second, each reads the lease back, and only the one that wrote it last goes on.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _SETTLE_SECONDS = 1.0
 
 @contextmanager
 def locked(run: RunDirectory) -> Iterator[None]:
-    """Hold a run directory, alone.
+    """Hold a run directory, so that no other process can.
 
     Raises:
-        ArtifactError: When another process holds it; the message says which.
+        ArtifactError: When another process holds it; the message names the process.
     """
     with _locked_folder(run) if run.is_local else _leased(run):
         yield
@@ -67,7 +67,7 @@ def _leased(run: RunDirectory) -> Iterator[None]:
     held = _read_holder(run)
     if held is not None and time.time() - held["renewed"] < LEASE_SECONDS:
         raise ArtifactError(
-            f"{_refusal(run)}; a driver that was killed frees it {LEASE_SECONDS:.0f} seconds after its last renewal"
+            f"{_refusal(run)}; if it was killed, its lease expires {LEASE_SECONDS:.0f} seconds after the last renewal"
         )
     run.write_json(_HOLDER, mine)
     time.sleep(_SETTLE_SECONDS)
@@ -78,9 +78,11 @@ def _leased(run: RunDirectory) -> Iterator[None]:
     def renew() -> None:
         while not stopped.wait(LEASE_SECONDS / _RENEWALS):
             if (_read_holder(run) or mine)["token"] != mine["token"]:
-                _log.warning("%s; this one was not heard of for too long, and both run now", _refusal(run))
+                _log.warning(
+                    "%s; this process could not renew its lease in time, and both are running now", _refusal(run)
+                )
                 return
-            with contextlib.suppress(ArtifactError):  # A store that is away for a moment: the next time will do.
+            with contextlib.suppress(ArtifactError):  # If the store is away for a moment, the next renewal will do.
                 run.write_json(_HOLDER, {**mine, "renewed": time.time()})
 
     thread = threading.Thread(target=renew, name="cleanai-lease", daemon=True)

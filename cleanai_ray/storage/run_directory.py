@@ -1,4 +1,4 @@
-"""A run directory on any pyarrow filesystem. A file is written whole or not at all; a marker comes last."""
+"""A run directory on any pyarrow filesystem. Files are written whole or not at all, and completion markers last."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def resolve_filesystem(location: str | os.PathLike[str]) -> tuple[fs.FileSystem,
 
     Args:
         location: A folder, or a URL of any pyarrow filesystem: `s3://bucket/prefix`, `gs://`, `file://`. An S3 URL may
-            say `?region=...&endpoint_override=host:port&scheme=http`; credentials come from the environment.
+            add `?region=...&endpoint_override=host:port&scheme=http`; credentials come from the environment.
 
     Raises:
         ArtifactError: When the URL's scheme is not one that pyarrow knows.
@@ -49,11 +49,11 @@ class RunDirectory:
     """The files of one study.
 
     Args:
-        location: What `resolve_filesystem` takes. A copy in another process opens a URL again, with the credentials of
-            that process's environment.
+        location: A folder or URL, as for `resolve_filesystem`. A copy in another process opens a URL again, with the
+            credentials in that process's environment.
 
     Raises:
-        ArtifactError: When the location is none; so does every method where the filesystem fails.
+        ArtifactError: When the location is not a folder or URL. Every method raises it when the filesystem fails.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
@@ -66,7 +66,7 @@ class RunDirectory:
 
     @property
     def is_local(self) -> bool:
-        """Whether the directory lies on this machine's own filesystem."""
+        """True if the directory is on this machine's own filesystem."""
         return isinstance(self._filesystem, fs.LocalFileSystem)
 
     def local_path(self, name: str = "") -> Path:
@@ -80,7 +80,7 @@ class RunDirectory:
         return Path(self._path(name))
 
     def storage(self, name: str = "") -> tuple[str, fs.FileSystem | None]:
-        """Return the path of a folder, and the filesystem that it is on, or None for this machine's own."""
+        """Return the path of a folder and its filesystem, or None for this machine's own filesystem."""
         return self._path(name), None if self.is_local else self._filesystem
 
     def _path(self, name: str) -> str:
@@ -101,13 +101,13 @@ class RunDirectory:
             return self._filesystem.get_file_info(self._path(name))
 
     def exists(self, name: str = "") -> bool:
-        """Whether a file or folder of this name exists."""
+        """Return whether a file or folder of this name exists."""
         return self._info(name).type != fs.FileType.NotFound
 
     def list(self, folder: str) -> list[str]:
-        """Return the names of what lies directly in a folder, sorted; empty where there is none.
+        """Return the sorted names of the files and folders directly in a folder; none if it does not exist.
 
-        What an interrupted write left behind under a temporary name is not among them.
+        Temporary files that an interrupted write left behind are not among them.
         """
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
         with self._reaching(folder, "listed"):
@@ -124,11 +124,11 @@ class RunDirectory:
                 self._filesystem.delete_file(info.path)
 
     def write_bytes(self, name: str, content: bytes) -> None:
-        """Write a file: under a temporary name and renamed, or in one put on an object store.
+        """Write a file whole: under a temporary name that is then changed, or on an object store in one put.
 
-        The file's marker, if it has one, is deleted first: it spoke of the old content.
+        The file's completion marker, if it has one, is deleted first, since it vouches for the old content.
         """
-        buffer = pa.py_buffer(content)  # what is no content fails here, before anything is touched
+        buffer = pa.py_buffer(content)  # fails on anything but bytes, before a file is touched
         if not name.endswith(_MARKER):
             self.delete(f"{name}{_MARKER}")
         with self._reaching(name, "written"):
@@ -169,8 +169,8 @@ class RunDirectory:
     def read_json(self, name: str) -> Any:
         """Read a JSON file.
 
-        Where it is replaced meanwhile, an object store may answer with the length of one version and the content of
-        another: what makes no sense there is read again.
+        If the file is replaced meanwhile, an object store may return the length of one version and the content of
+        another, so content that is not JSON is read again there.
 
         Raises:
             ArtifactError: When there is none, or it is not JSON.
@@ -202,11 +202,11 @@ class RunDirectory:
             raise ArtifactError(f"'{name}' in run directory '{self.location}' is not Parquet: {error}") from error
 
     def mark(self, name: str, inputs: str) -> None:
-        """Declare an output complete, for the inputs that have this digest. Called last."""
+        """Mark an output as complete, for inputs with this digest. Called last."""
         self.write_json(f"{name}{_MARKER}", {"inputs": inputs})
 
     def is_complete(self, name: str, inputs: str) -> bool:
-        """Whether an output was completed from inputs with this digest."""
+        """Return whether an output was completed from inputs with this digest."""
         marker = f"{name}{_MARKER}"
         return self.exists(marker) and self.read_json(marker).get("inputs") == inputs
 

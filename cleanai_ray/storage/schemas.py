@@ -1,4 +1,4 @@
-"""Every column of every Parquet file of a run directory. Columns exist here and nowhere else."""
+"""Every column of every Parquet file of a run directory, defined here and nowhere else."""
 
 from __future__ import annotations
 
@@ -30,36 +30,36 @@ def _schema(*columns: tuple[str, pa.DataType, str]) -> pa.Schema:
 _TEXT, _REAL, _COUNT, _FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
 
 RESULTS = _schema(
-    ("trial_id", _TEXT, "Stable identifier: what defines the trial, with a digest of it."),
+    ("trial_id", _TEXT, "Stable identifier: what defines the trial, in short, and a digest of it."),
     ("status", _TEXT, "ok or failed."),
     ("error", _TEXT, "Why the trial failed, in one sentence."),
-    ("warnings", pa.list_(_TEXT), "What the trial's user should know: collapsed layers, a missed budget."),
+    ("warnings", pa.list_(_TEXT), "What the user should know: collapsed layers, a missed budget."),
     ("method", _TEXT, "Importance method."),
     ("coverage_metric", _TEXT, "Coverage metric, for methods that use one."),
     ("label", _TEXT, "Method and coverage metric as charts name them."),
-    ("ratio", _REAL, "Requested share of channels to remove; null where a budget was requested."),
-    ("requested_budget", _TEXT, "Requested budget, for instance macs=0.5; null where a ratio was requested."),
+    ("ratio", _REAL, "Requested share of channels to remove; null if a budget was requested."),
+    ("requested_budget", _TEXT, "Requested budget, for instance macs=0.5; null if a ratio was requested."),
     ("mode", _TEXT, "local, global or isomorphic."),
     ("steps", _COUNT, "Iterative pruning steps."),
     ("seed", _COUNT, "Seed of the trial."),
-    ("calibration_samples", _COUNT, "Calibration images that the trial read, or might have read."),
-    ("calibration_seed", _COUNT, "Seed of their draw."),
-    ("quantization", _TEXT, "What was done to the model after the last stage: none, int8 or bf16."),
+    ("calibration_samples", _COUNT, "Calibration images in the trial's draw, whether its method reads them or not."),
+    ("calibration_seed", _COUNT, "Seed that those images were drawn with."),
+    ("quantization", _TEXT, "Quantisation of the model after the last other stage: none, int8 or bf16."),
     ("metric", _TEXT, "Name of the score in the `accuracy` columns: accuracy, that is top-1 accuracy."),
     ("accuracy_dense", _REAL, "Top-1 accuracy of the dense model, in [0, 1]."),
-    ("accuracy_pruned", _REAL, "Top-1 after surgery, that of the last pruning step, and before the repair after it."),
+    ("accuracy_pruned", _REAL, "Top-1 after the last pruning step, before any repair that follows it."),
     ("accuracy_repaired", _REAL, "Top-1 after repair; null without repair."),
-    ("accuracy_finetuned", _REAL, "Top-1 after fine-tuning at the end; null without it."),
+    ("accuracy_finetuned", _REAL, "Top-1 after the fine-tuning at the end; null without it."),
     ("accuracy_quantized", _REAL, "Top-1 of the quantised model; null without quantisation."),
-    ("accuracy", _REAL, "Top-1 after the last stage that ran; quantisation is the last of all."),
-    ("accuracy_low", _REAL, "Lower end of the 95 % interval of `accuracy`, by Wilson."),
-    ("accuracy_high", _REAL, "Upper end of the 95 % interval of `accuracy`, by Wilson."),
-    ("is_broken", _FLAG, "Whether accuracy_high is at most chance plus a tenth of the dense model's lead over it."),
-    ("lost", _COUNT, "Images that the dense model gets right and the pruned one, after the last stage, does not."),
-    ("gained", _COUNT, "Images that the pruned model, after the last stage, gets right and the dense one does not."),
+    ("accuracy", _REAL, "Top-1 after the last stage that ran, quantisation included."),
+    ("accuracy_low", _REAL, "Lower end of the 95 % Wilson interval of `accuracy`."),
+    ("accuracy_high", _REAL, "Upper end of the 95 % Wilson interval of `accuracy`."),
+    ("is_broken", _FLAG, "True if accuracy_high is at most chance plus a tenth of the dense model's lead over chance."),
+    ("lost", _COUNT, "Images that the dense model gets right and the pruned one gets wrong after the last stage."),
+    ("gained", _COUNT, "Images that the dense model gets wrong and the pruned one gets right after the last stage."),
     ("mcnemar_p", _REAL, "Two-sided p-value of McNemar's exact test of equal accuracy, from `lost` and `gained`."),
-    ("agreement", _REAL, "Share of images that both models give the same answer, right or wrong."),
-    ("kl_to_dense", _REAL, "Mean KL(dense || pruned) of the outputs on the images scored, in nats; needs no labels."),
+    ("agreement", _REAL, "Share of images on which both models give the same answer, right or wrong."),
+    ("kl_to_dense", _REAL, "Mean KL(dense || pruned) of the outputs on the scored images, in nats; needs no labels."),
     ("ece_dense", _REAL, "Expected calibration error of the dense model, 15 bins of equal width, in [0, 1]."),
     ("ece", _REAL, "Expected calibration error after the last stage that ran, likewise."),
     ("top5_dense", _REAL, "Top-5 accuracy of the dense model."),
@@ -74,17 +74,17 @@ RESULTS = _schema(
     ("macs", _COUNT, "Multiply-accumulates of one forward pass of the pruned model, batch 1."),
     ("size_bytes_dense", _COUNT, "Bytes of the dense model's weights file."),
     ("size_bytes_float", _COUNT, "Bytes of the pruned model's weights file before quantisation."),
-    ("size_bytes", _COUNT, "Bytes of the pruned model's weights file; of int8, those of the ONNX file."),
+    ("size_bytes", _COUNT, "Bytes of the pruned model's weights file; for int8, of its ONNX file."),
     ("latency_ms_b1_p50_dense", _REAL, "Median milliseconds of one dense forward pass, batch 1."),
     ("latency_ms_b1_p50", _REAL, "Median milliseconds of one pruned forward pass, batch 1."),
     ("latency_ms_b1_p90", _REAL, "90th percentile, likewise."),
-    ("speedup_b1", _REAL, "Median over the rounds of dense over pruned time in the same round, batch 1."),
+    ("speedup_b1", _REAL, "Ratio of dense to pruned time within a round, the median over rounds, batch 1."),
     ("speedup_b1_low", _REAL, "Lower end of its 95 % interval, by the bootstrap."),
     ("speedup_b1_high", _REAL, "Upper end of its 95 % interval, by the bootstrap."),
     ("throughput_dense", _REAL, "Images per second of the dense model at the largest batch timed."),
     ("throughput", _REAL, "Images per second of the pruned model at the largest batch timed."),
-    ("num_threads", _COUNT, "CPU threads of torch while timing."),
-    ("latency_backend", _TEXT, "What ran both models for the columns above: eager; onnxruntime for int8."),
+    ("num_threads", _COUNT, "CPU threads that torch used while timing."),
+    ("latency_backend", _TEXT, "What ran both models for the columns above: eager, or onnxruntime for int8."),
     (
         "repair",
         _TEXT,
@@ -94,17 +94,17 @@ RESULTS = _schema(
     (
         "seconds_total",
         _REAL,
-        "Seconds the trial took; what trials share counts in the first of them.",
+        "Seconds the trial took; work that trials share counts in the first of them.",
     ),
-    ("seconds_prune", _REAL, "Of these, scoring, selection and surgery."),
-    ("seconds_repair", _REAL, "Of these, repair, after every pruning step that had one."),
-    ("seconds_finetune", _REAL, "Of these, fine-tuning, between pruning steps and at the end."),
-    ("seconds_quantize", _REAL, "Of these, quantisation."),
-    ("seconds_evaluate", _REAL, "Of these, evaluation after each stage, latency included."),
+    ("seconds_prune", _REAL, "Of these, seconds of scoring, selection and cutting."),
+    ("seconds_repair", _REAL, "Of these, seconds of repair, after every pruning step that had one."),
+    ("seconds_finetune", _REAL, "Of these, seconds of fine-tuning, between pruning steps and at the end."),
+    ("seconds_quantize", _REAL, "Of these, seconds of quantisation."),
+    ("seconds_evaluate", _REAL, "Of these, seconds of evaluation after each stage, latency included."),
     ("epochs_run", _COUNT, "Fine-tuning epochs that ran, between pruning steps and at the end."),
-    ("best_epoch", _COUNT, "The epoch kept of those at the end, from 1; 0: their start, where it competes."),
-    ("node", _TEXT, "Host name the trial ran on."),
-    ("device", _TEXT, "Device it ran on."),
+    ("best_epoch", _COUNT, "The epoch at the end whose weights were kept, from 1; 0: the weights before the first."),
+    ("node", _TEXT, "Host name of the machine that the trial ran on."),
+    ("device", _TEXT, "Device that it ran on."),
 )
 
 LAYERS = _schema(
@@ -112,7 +112,7 @@ LAYERS = _schema(
     ("layer", _TEXT, "Module name of a Conv2d or Linear (or attention) layer."),
     ("layer_index", _COUNT, "Position in execution order, from 0."),
     ("kind", _TEXT, "Class of the module."),
-    ("group", _TEXT, "Dependency group its output channels belong to; null where they are not prunable."),
+    ("group", _TEXT, "Dependency group of its output channels; null if they cannot be pruned."),
     ("out_channels_dense", _COUNT, "Output channels of the dense layer."),
     ("out_channels", _COUNT, "Output channels that were kept."),
     ("in_channels_dense", _COUNT, "Input channels of the dense layer."),
@@ -125,16 +125,16 @@ LAYERS = _schema(
 )
 
 CLASSES = _schema(
-    ("trial_id", _TEXT, "The trial; its classes follow each other, the one that lost most first."),
-    ("label", _COUNT, "Class, from 0. Classes without an image have no row."),
+    ("trial_id", _TEXT, "The trial; its rows are in order of change, the class that lost most first."),
+    ("label", _COUNT, "Class, from 0; a class without images has no row."),
     ("num_evaluated", _COUNT, "Images of the class that were scored."),
     ("accuracy_dense", _REAL, "Share of them that the dense model gets right."),
     ("accuracy", _REAL, "Share of them that the pruned model gets right after the last stage."),
-    ("change", _REAL, "The difference; negative: worse than dense."),
+    ("change", _REAL, "The difference; negative if the pruned model is worse."),
 )
 
 _COVERAGE_BASE = (
-    ("layer", _TEXT, "Module name of the observed Conv2d or Linear."),
+    ("layer", _TEXT, "Module name of the Conv2d or Linear that was observed."),
     ("layer_index", _COUNT, "Position in execution order, from 0."),
     ("side", _TEXT, "input (what the layer receives) or output (what it computes)."),
     ("channel", _COUNT, "Channel, from 0."),
@@ -147,47 +147,55 @@ _COVERAGE_BASE = (
 
 HISTORY = _schema(
     ("trial_id", _TEXT, "The trial, or 'dense' for the training of the dense model."),
-    ("epoch", _COUNT, "Epoch, from 1, counted on through the pruning steps of a trial."),
-    ("step", _COUNT, "Pruning steps that came before it; null for the dense model."),
+    ("epoch", _COUNT, "Epoch, from 1, numbered through all pruning steps of a trial."),
+    ("step", _COUNT, "Number of pruning steps before the epoch; null for the dense model."),
     ("train_loss", _REAL, "Mean training loss."),
-    ("train_accuracy", _REAL, "Top-1 on the training batches of the epoch; without labels, the agreement with dense."),
+    (
+        "train_accuracy",
+        _REAL,
+        "Top-1 on the training batches of the epoch; without labels, agreement with the dense model.",
+    ),
     ("validation_loss", _REAL, "Mean cross-entropy on the validation samples, in nats."),
-    ("validation_accuracy", _REAL, "Top-1 on the validation samples; without labels, the agreement with dense."),
+    ("validation_accuracy", _REAL, "Top-1 on the validation samples; without labels, agreement with the dense model."),
     ("learning_rate", _REAL, "Learning rate at the end of the epoch."),
     ("images_per_second", _REAL, "Training images per second."),
-    ("is_best", _FLAG, "Whether this epoch's weights were kept; at most one epoch of a step."),
+    ("is_best", _FLAG, "True if this epoch's weights were kept; at most one epoch per pruning step."),
 )
 
 SENSITIVITY = _schema(
-    ("group", _TEXT, "Dependency group: the layer whose output channels number it."),
+    ("group", _TEXT, "Dependency group, named after the layer whose output channels number it."),
     ("group_index", _COUNT, "Position of the group, from 0."),
     ("num_channels", _COUNT, "Channels of the group in the dense model."),
-    ("removed", _COUNT, "Channels removed from this group alone, the least important first."),
-    ("channel_ratio", _REAL, "Share of the group's channels that is removed."),
+    ("removed", _COUNT, "Number of channels removed, from this group alone, least important first."),
+    ("channel_ratio", _REAL, "Share of the group's channels that were removed."),
     ("channel", _COUNT, "The last channel that was removed, in dense numbering (of the first block)."),
-    ("error", _REAL, "Relative squared error of what the group's readers compute, refitted; the sum over them."),
-    ("divergence", _REAL, "Mean KL(dense || narrowed) in nats, interpolated between what was measured."),
-    ("divergence_measured", _REAL, "The same where it was measured."),
+    ("error", _REAL, "Relative squared error of the layers that read the group, after a refit; summed over them."),
+    ("divergence", _REAL, "Mean KL(dense || narrowed) in nats, interpolated between measurements."),
+    ("divergence_measured", _REAL, "Mean KL(dense || narrowed) in nats, if it was measured at this width."),
 )
 
 LATENCY = _schema(
     ("trial_id", _TEXT, "The trial."),
-    ("variant", _TEXT, "dense or pruned (and quantised); both timed interleaved, in one process."),
-    ("backend", _TEXT, "eager, compile or onnxruntime; results.parquet has what eager took (onnxruntime for int8)."),
-    ("batch_size", _COUNT, "Images a forward pass."),
+    ("variant", _TEXT, "dense or pruned (and quantised); the two are timed in turns, in one process."),
+    (
+        "backend",
+        _TEXT,
+        "eager, compile or onnxruntime; results.parquet has the times of eager (of onnxruntime for int8).",
+    ),
+    ("batch_size", _COUNT, "Images per forward pass."),
     ("latency_ms_p50", _REAL, "Median milliseconds of a forward pass."),
-    ("latency_ms_p90", _REAL, "90th percentile."),
-    ("latency_ms_p99", _REAL, "99th percentile; of few runs it is close to the slowest."),
-    ("speedup", _REAL, "Median over the rounds of dense over pruned time in the same round; null for dense."),
+    ("latency_ms_p90", _REAL, "90th percentile, in milliseconds."),
+    ("latency_ms_p99", _REAL, "99th percentile, in milliseconds; with few runs it is close to the slowest."),
+    ("speedup", _REAL, "Ratio of dense to pruned time within a round, the median over rounds; null for dense."),
     ("speedup_low", _REAL, "Lower end of its 95 % interval, by the bootstrap."),
     ("speedup_high", _REAL, "Upper end of its 95 % interval, by the bootstrap."),
     ("throughput", _REAL, "Images per second at the median."),
     ("num_runs", _COUNT, "Timed runs."),
-    ("num_warmup", _COUNT, "Untimed runs before."),
-    ("num_threads", _COUNT, "CPU threads of torch."),
-    ("device", _TEXT, "Device that was timed."),
-    ("device_name", _TEXT, "Its model name, or the processor's."),
-    ("peak_memory_bytes", _COUNT, "Memory of one pass at its peak, weights included; null for onnxruntime."),
+    ("num_warmup", _COUNT, "Untimed runs before the timed ones."),
+    ("num_threads", _COUNT, "CPU threads that torch used."),
+    ("device", _TEXT, "Device that the models ran on."),
+    ("device_name", _TEXT, "Model name of the device, or of the processor."),
+    ("peak_memory_bytes", _COUNT, "Peak memory of one forward pass, weights included; null for onnxruntime."),
 )
 
 
@@ -196,13 +204,13 @@ COMPARISON = _schema(
     ("question", _TEXT, "The question."),
     ("verdict", _TEXT, "yes, no or cannot tell."),
     ("sentence", _TEXT, "The answer in words, or why there is none."),
-    ("effect", _REAL, "Mean difference, correlation or overlap, in `unit`; null where nothing can be compared."),
+    ("effect", _REAL, "Mean difference, correlation or overlap, in `unit`; null if nothing can be compared."),
     ("low", _REAL, "Lower end of its 95 % interval, by the bootstrap."),
     ("high", _REAL, "Upper end, likewise."),
     ("unit", _TEXT, "points (of top-1 accuracy), rank correlation, correlation or overlap."),
-    ("num_pairs", _COUNT, "Pairs of trials it rests on."),
-    ("num_dropped", _COUNT, "Pairs left out because a trial failed."),
-    ("p_value", _REAL, "After Holm's correction over all questions."),
+    ("num_pairs", _COUNT, "Pairs of trials that the answer rests on."),
+    ("num_dropped", _COUNT, "Pairs that were left out because a trial failed."),
+    ("p_value", _REAL, "P-value after Holm's correction over all questions."),
     ("studies", pa.list_(_TEXT), "The studies that were pooled."),
 )
 
@@ -214,10 +222,10 @@ def coverage_schema(metrics: Sequence[str]) -> pa.Schema:
 
 
 def to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Turn rows into a table with exactly the columns of a schema; keys a row lacks become null.
+    """Make a table with exactly the columns of a schema; a key that a row lacks becomes null.
 
     Raises:
-        KeyError: When a row has a key that the schema has not.
+        KeyError: When a row has a key that is no column.
     """
     rows = list(rows)
     unknown = {key for row in rows for key in row} - set(schema.names)

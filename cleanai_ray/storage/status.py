@@ -1,4 +1,4 @@
-"""How far a study is: `status.json` in its run directory, read and told. Needs no Ray and no cluster."""
+"""The progress of a study, from `status.json` in its run directory. Reading it needs no Ray and no cluster."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ _BAR_WIDTH = 40
 
 
 class StudyStatus(BaseModel):
-    """What the driver of a study tells from time to time, and at its end.
+    """The progress of a study, as its driver writes it from time to time and at the end.
 
     Attributes:
         study: Name of the study.
         state: `running`, `finished`, or `failed` (the study itself; trials may fail in a finished one).
         error: Why it failed, in a sentence; "" otherwise.
-        stage: What is being done, or was done last.
-        shards_done: Shards that the stage has done; None where it has no shards.
-        shards_total: Shards of the stage; None where it has no shards.
-        samples_per_second: Pace of the stage in samples; None where it is not known.
+        stage: The stage that is running, or ran last.
+        shards_done: Shards that the stage has finished; None if it has no shards.
+        shards_total: Shards of the stage; None if it has no shards.
+        samples_per_second: Pace of the stage in samples; None if it is unknown.
         trials_total: Trials of the study.
         trials_done: Trials that succeeded, those of earlier runs included.
-        trials_running: Trials that run now.
+        trials_running: Trials that are running.
         trials_failed: Trials that failed.
-        best: Identifier of the best trial so far; "" before one has ended.
+        best: Identifier of the best trial so far; "" before the first has ended.
         best_accuracy: Its accuracy.
-        accuracy_dense: Accuracy of the dense model; None before it was scored.
-        seconds_left: Estimated seconds that the stage still takes; None where it is not known.
+        accuracy_dense: Accuracy of the dense model; None before it is scored.
+        seconds_left: Estimated seconds until the stage ends; None if it is unknown.
         started: When the run began, with the time zone.
         updated: When this was written, with the time zone.
     """
@@ -68,11 +68,11 @@ class StudyStatus(BaseModel):
     updated: AwareDatetime
 
     def silent_for(self, now: datetime.datetime) -> float:
-        """Return the seconds since the last news; 0 where the writer's clock is ahead of this one."""
+        """Return the seconds since the last update; 0 if the writer's clock is ahead of this one."""
         return max(0.0, (now - self.updated).total_seconds())
 
     def is_alive(self, now: datetime.datetime) -> bool:
-        """Whether the study runs: says so, and has been heard of lately."""
+        """Return whether the study is running: its state says so, and the last update is recent."""
         return self.state == "running" and self.silent_for(now) <= SILENCE
 
 
@@ -92,15 +92,15 @@ def format_pace(samples_per_second: float) -> str:
 
 
 def utc_now() -> datetime.datetime:
-    """Return the time, with its zone."""
+    """Return the present time in UTC, with its time zone."""
     return datetime.datetime.now(datetime.timezone.utc)
 
 
 def read_status(run: RunDirectory) -> StudyStatus:
-    """Read how far the study of a run directory is.
+    """Read the progress of the study in a run directory.
 
     Raises:
-        ArtifactError: When the directory is not there, cannot be read, or is not one that `cleanai run` writes.
+        ArtifactError: When the directory does not exist, cannot be read, or was not written by `cleanai run`.
     """
     try:
         return StudyStatus.model_validate(run.read_json(STATUS_FILE))
@@ -108,8 +108,8 @@ def read_status(run: RunDirectory) -> StudyStatus:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
         raise ArtifactError(
-            f"'{run.location}' is not the run directory of a study that was started: there is no {STATUS_FILE} in it, "
-            "which `cleanai run` writes as soon as it is connected to Ray"
+            f"'{run.location}' holds no study that was started: it has no {STATUS_FILE}, which `cleanai run` writes "
+            "as soon as it is connected to Ray"
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
@@ -120,7 +120,7 @@ def read_status(run: RunDirectory) -> StudyStatus:
 
 
 def describe(status: StudyStatus, now: datetime.datetime) -> dict[str, str]:
-    """Return a status as headings and what is to be said under them; what is not known is left out."""
+    """Return a status as headings and values; what is unknown is left out."""
     lines = {"study": status.study, "state": _describe_state(status, now), "stage": status.stage or "-"}
     if status.shards_done is not None:
         pace = "" if status.samples_per_second is None else f", {format_pace(status.samples_per_second)}"
@@ -148,12 +148,12 @@ def _describe_state(status: StudyStatus, now: datetime.datetime) -> str:
     if status.state == "finished":
         return f"finished after {lasted}"
     if not status.is_alive(now):
-        return f"stopped: no news for {format_seconds(status.silent_for(now))}; the same command resumes it"
+        return f"stopped: no update for {format_seconds(status.silent_for(now))}; the same command resumes it"
     return f"running for {lasted}"
 
 
 def render(status: StudyStatus, now: datetime.datetime) -> RenderableType:
-    """Return a status as it is shown in a terminal: headings, values, and a bar for what is counted."""
+    """Return a status as a terminal shows it: headings, values, and bars for shards and trials."""
     colours = {"running": "cyan", "finished": "green", "failed": "red", "stopped": "red"}
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
@@ -177,12 +177,12 @@ def _with_bar(shown: RenderableType, done: int, total: int) -> RenderableType:
 
 
 def show_status(run: RunDirectory, console: Console, *, follow: bool) -> int:
-    """Print how far a study is, once or until it ends, and return 0; 1 where it failed or stopped.
+    """Print the progress of a study, once or until it ends, and return 0, or 1 if it failed or stopped.
 
     Args:
         run: The run directory.
-        console: Where to print; one picture that is kept up to date where it is a terminal, lines elsewhere.
-        follow: Go on until the study has ended.
+        console: Where to print. A terminal shows one picture that is kept up to date; anything else gets lines.
+        follow: Keep printing until the study has ended.
 
     Raises:
         ArtifactError: As `read_status` does.

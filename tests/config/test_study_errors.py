@@ -25,6 +25,7 @@ NO_RATIOS = "sweep.ratios=[]"
 OPEN = "a number above 0 and below 1"
 INTEGER = "an integer of at least 1"
 BUDGETS = "macs, params, latency, size_mb"
+LABELLED = ["allowed: finetune.distillation.weight 1", "finetune.data 'training'"]
 
 
 @pytest.fixture
@@ -116,10 +117,6 @@ def message_of(path: Path, *overrides: str) -> str:
             [NO_RATIOS, "sweep.budgets=[{size_mb: 0}]"],
             "sweep.budgets[0].size_mb is 0; allowed: null or a number above 0",
         ),
-        (
-            [NO_RATIOS, "sweep.budgets=[{size_mb: 9}, {latency: 0.6}]", "evaluation.latency=null"],
-            "evaluation.latency is null; needed: how to time, for sweep.budgets' latency=0.6",
-        ),
         (["sweep.ratios=[0.95]"], "sweep.ratios holds 0.95; allowed: at most pruning.max_ratio, 0.9"),
         (
             ["pruning.max_ratio=0.25"],
@@ -140,49 +137,6 @@ def message_of(path: Path, *overrides: str) -> str:
         (
             [NO_RATIOS, "sweep.budgets=[{macs: 0.5}, {macs: 0.5}]"],
             "sweep.budgets holds macs=0.5 twice; allowed: each value once",
-        ),
-        # fields that do not go together
-        (["model.name=null"], "model.name and model.factory are both null; needed: exactly one of them"),
-        (
-            ["model.factory=mine:build"],
-            "model.name is 'resnet20' and model.factory is 'mine:build'; allowed: one of them",
-        ),
-        (["model.name=null", "model.factory=mine"], "model.factory is 'mine'; allowed: package.module:function"),
-        (["model.name=null", "model.factory='mine:'"], "model.factory is 'mine:'; allowed: package.module:function"),
-        (["model.weights=w.pt"], "model.weights is 'w.pt' and model.train is given; allowed: one of them"),
-        (
-            ["data.calibration.split=test"],
-            "data.calibration.split is 'test', the split that evaluation scores; allowed: another split, or this one "
-            "with data.calibration.allow_overlap: true",
-        ),
-        (
-            ["finetune.between_steps=2"],
-            "finetune.between_steps is 2 and sweep.steps [1]; allowed: 0, or an entry of sweep.steps above 1",
-        ),
-        (
-            [NO_RATIOS, "sweep.budgets=[{latency: 0.6}]", "sweep.steps=[1, 3]", "finetune.between_steps=1"],
-            "finetune.between_steps is 1 and sweep.budgets holds latency=0.6, which a search over many pruned models "
-            "meets; allowed: 0, or other budgets",
-        ),
-        (
-            ["finetune.data=calibration"],
-            "finetune.data is 'calibration', of which no label is read, and finetune.distillation is null; allowed: "
-            "finetune.distillation.weight 1, or finetune.data 'training'",
-        ),
-        (
-            ["finetune.data=calibration", "finetune.distillation={weight: 0.9}"],
-            "finetune.data is 'calibration', of which no label is read, and finetune.distillation.weight is 0.9; "
-            "allowed: finetune.distillation.weight 1, or finetune.data 'training'",
-        ),
-        (
-            ["finetune={data: calibration, distillation: {weight: 1}}", "data.calibration.samples=[64, 4]"],
-            "finetune.data is 'calibration' with 4 samples, and finetune.num_workers 1; allowed: at least 5 samples, "
-            "of which every 5th validates, one a worker at the least",
-        ),
-        (
-            ["finetune={data: calibration, distillation: {weight: 1}, num_workers: 8}", "data.calibration.samples=39"],
-            "finetune.data is 'calibration' with 39 samples, and finetune.num_workers 8; allowed: at least 40 samples, "
-            "of which every 5th validates, one a worker at the least",
         ),
         (
             ["sweep.coverage_metrics=[]"],
@@ -210,6 +164,56 @@ def test_a_wrong_value_is_answered_with_the_field_the_value_and_what_is_allowed(
     path: Path, overrides: list[str], message: str
 ) -> None:
     assert message_of(path, *overrides) == f"study: {message}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "facts"),
+    [
+        (
+            [NO_RATIOS, "sweep.budgets=[{size_mb: 9}, {latency: 0.6}]", "evaluation.latency=null"],
+            ["evaluation.latency is null", "sweep.budgets", "latency=0.6"],
+        ),
+        (["model.name=null"], ["model.name", "model.factory", "null", "exactly one"]),
+        (["model.factory=mine:build"], ["model.name is 'resnet20'", "model.factory is 'mine:build'", "one of them"]),
+        (["model.name=null", "model.factory=mine"], ["model.factory is 'mine'", "package.module:function"]),
+        (["model.name=null", "model.factory='mine:'"], ["model.factory is 'mine:'", "package.module:function"]),
+        (["model.weights=w.pt"], ["model.weights is 'w.pt'", "model.train", "one of them"]),
+        (
+            ["data.calibration.split=test"],
+            ["data.calibration.split is 'test'", "evaluation", "another split", "data.calibration.allow_overlap: true"],
+        ),
+        (
+            ["finetune.between_steps=2"],
+            ["finetune.between_steps is 2", "sweep.steps [1]", "allowed: 0, or an entry of sweep.steps above 1"],
+        ),
+        (
+            [NO_RATIOS, "sweep.budgets=[{latency: 0.6}]", "sweep.steps=[1, 3]", "finetune.between_steps=1"],
+            ["finetune.between_steps is 1", "sweep.budgets holds latency=0.6", "allowed: 0, or other budgets"],
+        ),
+        (
+            ["finetune.data=calibration"],
+            ["finetune.data is 'calibration'", "label", "finetune.distillation is null", *LABELLED],
+        ),
+        (
+            ["finetune.data=calibration", "finetune.distillation={weight: 0.9}"],
+            ["finetune.data is 'calibration'", "label", "finetune.distillation.weight is 0.9", *LABELLED],
+        ),
+        (
+            ["finetune={data: calibration, distillation: {weight: 1}}", "data.calibration.samples=[64, 4]"],
+            ["finetune.data is 'calibration' with 4 samples", "finetune.num_workers 1", "at least 5 samples", "5th"],
+        ),
+        (
+            ["finetune={data: calibration, distillation: {weight: 1}, num_workers: 8}", "data.calibration.samples=39"],
+            ["finetune.data is 'calibration' with 39 samples", "finetune.num_workers 8", "at least 40 samples", "5th"],
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_are_named_with_what_is_allowed(
+    path: Path, overrides: list[str], facts: list[str]
+) -> None:
+    message = message_of(path, *overrides)
+    assert message.startswith("study: ")
+    assert [fact for fact in facts if fact not in message] == []
 
 
 @pytest.mark.parametrize(

