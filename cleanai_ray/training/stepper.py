@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.nn.modes import to_device
 from cleanai_ray.tasks.base import Task
 from cleanai_ray.tasks.classification import Classification
-from cleanai_ray.training.averaging import WeightAverage
 from cleanai_ray.training.context import TrainingContext, TrainingError
 from cleanai_ray.training.distillation import build_objective
 from cleanai_ray.training.optimizer import build_optimizer
@@ -66,7 +66,7 @@ class Stepper:
         section: FineTuneSection,
         steps_per_epoch: int,
         context: TrainingContext,
-        average: WeightAverage | None = None,
+        average: AveragedModel | None = None,
         teacher: nn.Module | None = None,
         task: Task | None = None,
     ) -> None:
@@ -143,7 +143,7 @@ class Stepper:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self._average is not None:
-            self._average.update(self._model)
+            self._average.update_parameters(self._model)
         total = loss.detach().double() * len(inputs)
         hits = self._task.hits(outputs, targets)
         hits = torch.full_like(total, math.nan) if hits is None else hits.double()
