@@ -27,6 +27,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from cleanai_ray import calibrate
 from cleanai_ray.config.study import Study, parse_study
 from cleanai_ray.executors.base import ShardPool, ShardWork
 from cleanai_ray.executors.progress import ProgressReporter
@@ -37,7 +38,7 @@ from cleanai_ray.models import build_model, example_input, ignored_layers
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.repair.moments import collect_moments
 from cleanai_ray.sensitivity import reading_features
-from cleanai_ray.statistics import calibrate, count_sections
+from cleanai_ray.statistics import count_sections
 from cleanai_ray.storage.run_directory import RunDirectory
 
 CASES: dict[str, tuple[list[int], int, int]] = {"resnet18": ([3, 224, 224], 16, 1), "resnet20": ([1, 28, 28], 128, 4)}

@@ -118,8 +118,8 @@ def statistics_of_resnet50() -> bytes:
     """Return the statistics of two small images in ResNet-50, serialised."""
     import torch
 
+    from cleanai_ray import calibrate
     from cleanai_ray.models import build_model
-    from cleanai_ray.statistics import calibrate
 
     study = tiny_study("resnet50", [3, 64, 64])
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
