@@ -1,8 +1,8 @@
 """Registries: what a study file can name, found by looking into a package.
 
 Every module below a registry's package is imported when the registry is first asked, and registers what it offers. A
-new method, metric, model family, data set, chart or export format is therefore one new file. Modules of other
-distributions join through `load_plugins`.
+new method, metric, model family, data set, chart, question, risk, report chapter or export format is therefore one new
+file. Modules of other distributions join through `load_plugins`.
 """
 
 from __future__ import annotations
@@ -116,3 +116,6 @@ DATASETS: Registry = Registry("data set", "cleanai_ray.data")
 CHARTS: Registry = Registry("chart", "cleanai_ray.charts")
 FORMATS: Registry = Registry("export format", "cleanai_ray.deploy")
 TASKS: Registry = Registry("task", "cleanai_ray.tasks")
+QUESTIONS: Registry = Registry("question", "cleanai_ray.analysis.questions")
+RISKS: Registry = Registry("risk", "cleanai_ray.analysis.risks")
+CHAPTERS: Registry = Registry("report chapter", "cleanai_ray.report.sections")

@@ -13,7 +13,7 @@ from cleanai_ray.analysis.intervals import Interval, MethodRank, interval_of, ra
 from cleanai_ray.analysis.numbers import percent, plural, times
 from cleanai_ray.analysis.questions import answer_questions
 from cleanai_ray.analysis.recommendation import Recommendation, recommend
-from cleanai_ray.analysis.risks.all import find_risks
+from cleanai_ray.analysis.risks import find_risks
 from cleanai_ray.analysis.risks.base import LARGE_LOSS, Risk
 from cleanai_ray.analysis.wording import describe_trial
 

@@ -16,6 +16,9 @@ from cleanai_ray.errors import ArtifactError
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 
+WITHOUT_DATA = ("bn_scale", "fpgm", "lamp", "magnitude", "random")
+"""Methods whose plan depends on no calibration data, for tables that were written before they said so themselves."""
+
 
 @dataclass(frozen=True)
 class StudyFrames:
@@ -88,14 +91,19 @@ class StudyFrames:
 
     @property
     def learns_without_labels(self) -> bool:
-        """Whether accuracy in fine-tuning is the agreement with the dense model, on calibration images."""
+        """True if fine-tuning uses no labels: its accuracies are agreement with the dense model."""
         return (self.study.get("finetune") or {}).get("data") == "calibration"
+
+    @property
+    def finetune_score(self) -> str:
+        """The score by which fine-tuning chooses its best epoch, in words."""
+        return "agreement with the dense model" if self.learns_without_labels else "validation accuracy"
 
     @cached_property
     def trials(self) -> pl.DataFrame:
-        """Every trial with a label and, in `amount`, what was asked for in words (sorted by `amount_order`).
+        """Every trial with a label, `reads_data` and, in `amount`, what was asked for in words.
 
-        That is its ratio or budget, and its quantisation where it has one.
+        That is its ratio or budget, and its quantisation where it has one; `amount_order` sorts by it.
         """
         return _describe(self.results)
 
@@ -203,6 +211,7 @@ def _describe(results: pl.DataFrame) -> pl.DataFrame:
     return results.with_columns(
         method,
         pl.coalesce("label", label).alias("label"),
+        pl.coalesce("reads_data", ~method.is_in(WITHOUT_DATA)).alias("reads_data"),
         pl.col("mode").fill_null("local"),
         pl.col("quantization").fill_null("none"),
         pl.Series("amount", words, dtype=pl.String),

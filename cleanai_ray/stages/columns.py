@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.deploy import Quantized
+from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.accuracy import Accuracy
 from cleanai_ray.evaluation.comparison import Comparison
 from cleanai_ray.evaluation.significance import is_near_chance, mcnemar_p, wilson_interval
+from cleanai_ray.importance.base import create_method
 from cleanai_ray.nn.complexity import measure_complexity
 
 
@@ -24,6 +26,7 @@ def describe_trial(study: Study, trial: Trial) -> dict[str, Any]:
         "method": trial.method,
         "coverage_metric": trial.coverage_metric,
         "label": trial.label,
+        "reads_data": _reads_data(trial),
         "ratio": trial.ratio,
         "requested_budget": None if trial.budget is None else str(trial.budget),
         "mode": trial.mode,
@@ -33,6 +36,14 @@ def describe_trial(study: Study, trial: Trial) -> dict[str, Any]:
         "calibration_seed": draw.seed,
         "quantization": trial.quantization,
     }
+
+
+def _reads_data(trial: Trial) -> bool | None:
+    """Return whether a trial's plan depends on calibration data; None where its method cannot be made."""
+    try:
+        return create_method(trial.method, dict(trial.options)).reads_data
+    except CleanAIError:
+        return None
 
 
 def describe_repair(chosen: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from cleanai_ray.analysis.findings import Findings, find
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.intervals import chance_limit, rank_methods, wilson
 from cleanai_ray.analysis.numbers import percent
-from cleanai_ray.analysis.risks.base import OVERFIT_DROP
+from cleanai_ray.analysis.risks.over_fitting import OVERFIT_DROP
 
 Z95 = 1.959963984540054
 
@@ -319,12 +319,14 @@ def test_fine_tuning_that_was_for_nothing_is_named_and_not_called_over_fitting(
         row["best_epoch"] = 0
     found = findings_of(tables)
     assert "over-fitting" not in kinds(found)
-    (risk,) = (risk for risk in found.risks if risk.kind == "fine-tuning in vain")
+    (risk,) = (risk for risk in found.risks if risk.kind == "fine-tuning without gain")
     number = len(tables.results)
-    assert risk.sentence == (
-        f"No epoch of fine-tuning was better than its start, by validation accuracy, in {number} of {number} trials: "
-        "the model before it was kept."
-    )
+    assert risk.severity == "medium"
+    assert f"{number} of {number} trials" in risk.sentence
+    assert "validation accuracy" in risk.sentence
+    assert "before fine-tuning was kept" in risk.sentence
     tables.results[0]["best_epoch"] = 2
-    (risk,) = (risk for risk in findings_of(tables).risks if risk.kind == "fine-tuning in vain")
-    assert (risk.severity, f"in {number - 1} of {number} trials" in risk.sentence) == ("info", True)
+    (risk,) = (risk for risk in findings_of(tables).risks if risk.kind == "fine-tuning without gain")
+    assert risk.severity == "info"
+    assert f"{number - 1} of {number} trials" in risk.sentence
+    assert tables.results[0]["trial_id"] not in risk.details

@@ -231,7 +231,7 @@ def test_coverage_and_importance_are_related_by_what_they_remove(
     assert answers["i"].num_pairs == len(pairs)
 
 
-NUMBER = re.compile(r"\d[\d.,]*")
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 def numbers(pdf: Path) -> Counter[str]:
