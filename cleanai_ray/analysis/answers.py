@@ -6,11 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from cleanai_ray.analysis.comparisons import FEWEST_UNITS, Comparison
-from cleanai_ray.analysis.numbers import plural
+from cleanai_ray.analysis.numbers import p_text, plural, signed
 
 AnswerVerdict = Literal["yes", "no", "cannot tell"]
-
-MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def _numbers(draft: Draft, unit: str, p_value: float | None) -> str:
     if found.low is None or found.high is None:
         few = f"{pairs} in {plural(found.num_units, 'cell')}, at least {FEWEST_UNITS} cells are needed to judge"
         return f"{with_unit(found.effect, unit)} ({few})"
-    test = "" if p_value is None else f", {write_p(p_value)}"
+    test = "" if p_value is None else f", {p_text(p_value)}"
     interval = f"95 % interval {signed(found.low)} to {signed(found.high)}"
     return f"{with_unit(found.effect, unit)} ({interval}, {pairs}{test})"
 
@@ -116,18 +114,6 @@ def _dropped(found: Comparison) -> str:
     return f"; {plural(found.num_dropped, 'pair')} dropped because a trial failed" if found.num_dropped else ""
 
 
-def signed(value: float, digits: int = 2) -> str:
-    """Write a number with its sign; zero has none."""
-    rounded = round(value, digits) + 0.0
-    text = f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
-    return text.replace("-", MINUS)
-
-
 def with_unit(value: float, unit: str) -> str:
     """Write an effect: `+0.31 points`, `rank correlation +0.42`."""
     return f"{signed(value)} points" if unit == "points" else f"{unit} {signed(value)}"
-
-
-def write_p(p_value: float) -> str:
-    """Write a p-value: `p = 0.034`, `p < 0.001`."""
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"

@@ -11,9 +11,11 @@ import polars as pl
 import pyarrow as pa
 import yaml
 
+from cleanai_ray.analysis.near_chance import is_broken
 from cleanai_ray.analysis.numbers import amount_text
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.storage import schemas
+from cleanai_ray.storage.ranking import ORDER
 from cleanai_ray.storage.run_directory import RunDirectory
 
 WITHOUT_DATA = ("bn_scale", "fpgm", "lamp", "magnitude", "random")
@@ -113,6 +115,7 @@ class StudyFrames:
 
         `macs_share` and `params_share` are fractions of the dense model, `speedup` is `speedup_b1` or, where that was
         not recorded, dense over pruned median latency at batch 1, `loss_points` the accuracy lost in percentage points.
+        Where `is_broken` was not recorded, it is computed by the same rule.
         """
         good = self.trials.filter((pl.col("status") == schemas.OK) & pl.col("accuracy").is_not_null())
         return good.with_columns(
@@ -120,6 +123,7 @@ class StudyFrames:
             (pl.col("params") / pl.col("params_dense")).alias("params_share"),
             pl.coalesce("speedup_b1", pl.col("latency_ms_b1_p50_dense") / pl.col("latency_ms_b1_p50")).alias("speedup"),
             (100 * (pl.col("accuracy_dense") - pl.col("accuracy"))).alias("loss_points"),
+            pl.Series("is_broken", [is_broken(trial) for trial in good.iter_rows(named=True)], dtype=pl.Boolean),
         )
 
     @cached_property
@@ -129,10 +133,8 @@ class StudyFrames:
 
     @cached_property
     def ranked(self) -> pl.DataFrame:
-        """The trials that succeeded, the most accurate first; of equals the one with fewer MACs."""
-        return self.ok.sort(
-            ["accuracy", "macs", "trial_id"], descending=[True, False, False], nulls_last=True, maintain_order=True
-        )
+        """The trials that succeeded, the best first by the rule of `storage.ranking`."""
+        return best_first(self.ok)
 
     @cached_property
     def best(self) -> dict[str, Any] | None:
@@ -174,6 +176,13 @@ class StudyFrames:
     def layers_of(self, trial_id: str) -> pl.DataFrame:
         """Return the layers of a trial in execution order."""
         return self.layers.filter(pl.col("trial_id") == trial_id).sort("layer_index", maintain_order=True)
+
+
+def best_first(trials: pl.DataFrame) -> pl.DataFrame:
+    """Return trials in the order of `storage.ranking`, the best first."""
+    columns = [name for name, _ in ORDER]
+    descending = [direction == "descending" for _, direction in ORDER]
+    return trials.sort(columns, descending=descending, nulls_last=True, maintain_order=True)
 
 
 def _read(run: RunDirectory, name: str, schema: pa.Schema) -> pl.DataFrame:

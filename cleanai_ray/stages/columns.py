@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cleanai_ray.analysis.intervals import wilson
+from cleanai_ray.analysis.near_chance import is_near_chance
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.deploy import Quantized
 from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.accuracy import Accuracy
 from cleanai_ray.evaluation.comparison import Comparison
-from cleanai_ray.evaluation.significance import is_near_chance, mcnemar_p, wilson_interval
+from cleanai_ray.evaluation.significance import mcnemar_p
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.nn.complexity import measure_complexity
 
@@ -114,12 +116,12 @@ def accuracy_columns(dense: Accuracy, scores: Mapping[str, Accuracy]) -> dict[st
 
 def comparison_columns(comparison: Comparison, num_classes: int) -> dict[str, Any]:
     """Return what the comparison with the dense model after the last stage says, and how far it can be trusted."""
-    low, high = wilson_interval(sum(comparison.class_correct), comparison.num_samples)
+    interval = wilson(sum(comparison.class_correct), comparison.num_samples)
     accuracy_dense = sum(comparison.class_correct_dense) / comparison.num_samples
     return {
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "is_broken": is_near_chance(high, accuracy_dense, num_classes),
+        "accuracy_low": interval.low,
+        "accuracy_high": interval.high,
+        "is_broken": is_near_chance(interval.high, accuracy_dense, num_classes),
         "lost": comparison.lost,
         "gained": comparison.gained,
         "mcnemar_p": mcnemar_p(comparison.lost, comparison.gained),

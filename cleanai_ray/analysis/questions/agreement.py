@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from cleanai_ray.analysis.answers import Draft, signed
+from cleanai_ray.analysis.answers import Draft
 from cleanai_ray.analysis.cells import CELL
 from cleanai_ray.analysis.comparisons import Comparison, compare_cells
-from cleanai_ray.analysis.numbers import plural
+from cleanai_ray.analysis.numbers import plural, signed
 from cleanai_ray.analysis.questions.base import Evidence, Question
 from cleanai_ray.analysis.removed_channels import correlation, removed_channels
 from cleanai_ray.registry import QUESTIONS

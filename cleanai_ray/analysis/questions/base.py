@@ -9,12 +9,12 @@ from functools import cached_property
 
 import polars as pl
 
-from cleanai_ray.analysis.answers import Draft, signed
+from cleanai_ray.analysis.answers import Draft
 from cleanai_ray.analysis.cells import CELL, grain_of
 from cleanai_ray.analysis.comparisons import Comparison, compare, holm
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.intervals import CONTROL
-from cleanai_ray.analysis.numbers import plural
+from cleanai_ray.analysis.method_ranks import CONTROL
+from cleanai_ray.analysis.numbers import plural, signed
 
 
 @dataclass(frozen=True)

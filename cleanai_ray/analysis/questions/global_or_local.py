@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import polars as pl
 
-from cleanai_ray.analysis.answers import Draft, signed
+from cleanai_ray.analysis.answers import Draft
 from cleanai_ray.analysis.comparisons import compare
+from cleanai_ray.analysis.numbers import signed
 from cleanai_ray.analysis.questions.base import Evidence, Question
 from cleanai_ray.registry import QUESTIONS
 

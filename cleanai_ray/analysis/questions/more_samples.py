@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 
-from cleanai_ray.analysis.answers import Draft, signed
+from cleanai_ray.analysis.answers import Draft
 from cleanai_ray.analysis.comparisons import Comparison, compare
 from cleanai_ray.analysis.draws import ONE_DRAW, REPLICATE_UNITS, known_draws
+from cleanai_ray.analysis.numbers import signed
 from cleanai_ray.analysis.questions.base import Evidence, Question
 from cleanai_ray.registry import QUESTIONS
 

@@ -12,7 +12,7 @@ from cleanai_ray.analysis.answers import AnswerVerdict, Draft
 from cleanai_ray.analysis.comparisons import Comparison, compare_cells, to_matrix
 from cleanai_ray.analysis.draws import ONE_DRAW, REPLICATE_UNITS, known_draws
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.intervals import CONTROL
+from cleanai_ray.analysis.method_ranks import CONTROL
 from cleanai_ray.analysis.questions.base import Evidence, Question
 from cleanai_ray.analysis.removed_channels import overlap, removed_channels
 from cleanai_ray.registry import QUESTIONS

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cleanai_ray.analysis.answers import Draft, signed
+from cleanai_ray.analysis.answers import Draft
+from cleanai_ray.analysis.numbers import signed
 from cleanai_ray.analysis.questions.base import Evidence, Question, support
 from cleanai_ray.registry import QUESTIONS
 

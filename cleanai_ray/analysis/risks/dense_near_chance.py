@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.intervals import chance_limit
+from cleanai_ray.analysis.near_chance import is_guessing
 from cleanai_ray.analysis.numbers import percent
 from cleanai_ray.analysis.risks.base import Check, Risk
 from cleanai_ray.registry import RISKS
@@ -23,8 +23,7 @@ class DenseNearChance(Check):
         dense = study.dense.get("accuracy")
         if dense is None or study.chance is None:
             return
-        limit = chance_limit(round(1 / study.chance), _num_evaluated(study))
-        if dense <= limit:
+        if is_guessing(dense, round(1 / study.chance), _num_evaluated(study)):
             sentence = (
                 f"The dense model itself reaches only {percent(dense)} top-1, where guessing gives "
                 f"{percent(study.chance)}: it is not trained for this data, and comparing pruned models means nothing."

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.frames import StudyFrames, best_first
 from cleanai_ray.analysis.numbers import percent, plural
 from cleanai_ray.analysis.risks.base import LARGE_LOSS, Check, Risk, shorten_list
 from cleanai_ray.registry import RISKS
@@ -51,7 +51,7 @@ def _best_trial(several: pl.DataFrame, best: dict[str, Any]) -> Iterator[Risk]:
 
 def _winners(several: pl.DataFrame) -> Iterator[Risk]:
     """Yield a risk where the most accurate method of a cell changes with the seed."""
-    winners = several.sort(["accuracy", "label"], descending=[True, False]).group_by([*_CELL, "seed"]).first()
+    winners = best_first(several).group_by([*_CELL, "seed"], maintain_order=True).first()
     counted = winners.group_by(_CELL).agg(pl.n_unique("label").alias("winners"), pl.col("label"))
     flipped = counted.filter(pl.col("winners") > 1)
     if len(flipped):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import polars as pl
-
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.intervals import chance_limit
-from cleanai_ray.analysis.numbers import percent, plural
+from cleanai_ray.analysis.near_chance import near_chance_limit
+from cleanai_ray.analysis.numbers import percent
 from cleanai_ray.analysis.risks.base import Check, Risk, shorten_list
 from cleanai_ray.registry import RISKS
 
@@ -22,20 +20,28 @@ class NearChance(Check):
 
     def find(self, study: StudyFrames) -> Iterator[Risk]:
         """Yield one risk; blocking where the best trial is among them."""
-        if study.chance is None:
-            return
-        counts = study.results["num_evaluated"].drop_nulls()
-        limit = chance_limit(round(1 / study.chance), int(counts[0]) if len(counts) else None)
-        near = study.ranked.filter(pl.col("accuracy") <= limit)
+        near = study.ranked.filter("is_broken")
         if near.is_empty():
             return
         lines = shorten_list(
-            [f"{trial_id}: {percent(value)}" for trial_id, value in near.select("trial_id", "accuracy").rows()]
+            [f"{name}: {percent(value)}" for name, value in near.select("trial_id", "accuracy").rows()]
         )
-        numbers = f"at or below {percent(limit)}, where guessing gives {percent(study.chance)}"
-        if study.best is not None and study.best["accuracy"] <= limit:
-            sentence = f"Even the best trial, at {percent(study.best['accuracy'])}, is near chance: {numbers}."
+        best = near["accuracy"][0]
+        if near["trial_id"][0] == study.ranked["trial_id"][0]:
+            sentence = (
+                f"Even the best trial, at {percent(best)}, is near chance: its 95 % interval ends {_limit(study)}."
+            )
             yield Risk("high", "near chance", sentence, lines, is_about_best=True, is_blocking=True)
         else:
-            sentence = f"{len(near)} of {plural(len(study.ok), 'trial')} ended near chance: {numbers}."
+            count = f"{len(near)} of {len(study.ok)}"
+            sentence = f"Trials near chance: {count}; the 95 % interval of their accuracy ends {_limit(study)}."
             yield Risk("medium", "near chance", sentence, lines)
+
+
+def _limit(study: StudyFrames) -> str:
+    """Return where intervals end of models near chance, in words."""
+    dense = study.dense.get("accuracy")
+    if dense is None or study.chance is None:
+        return "hardly above guessing"
+    limit = near_chance_limit(dense, round(1 / study.chance))
+    return f"at or below {percent(limit)}, where guessing gives {percent(study.chance)}"

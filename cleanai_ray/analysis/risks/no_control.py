@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.intervals import CONTROL
+from cleanai_ray.analysis.method_ranks import CONTROL
 from cleanai_ray.analysis.risks.base import Check, Risk
 from cleanai_ray.registry import RISKS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.intervals import CONTROL, rank_methods
+from cleanai_ray.analysis.method_ranks import CONTROL, rank_methods
 from cleanai_ray.analysis.numbers import plural, points
 from cleanai_ray.analysis.risks.base import Check, Risk, shorten_list
 from cleanai_ray.registry import RISKS

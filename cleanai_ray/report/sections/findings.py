@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cleanai_ray.analysis.answers import Answer, signed, with_unit
-from cleanai_ray.analysis.numbers import NONE, p_text
+from cleanai_ray.analysis.answers import Answer, with_unit
+from cleanai_ray.analysis.numbers import NONE, p_text, signed
 from cleanai_ray.registry import CHAPTERS
 from cleanai_ray.report.blocks import Block, Chapter, Column, Figure, Heading, Paragraph, Table
 from cleanai_ray.report.sections.base import ChapterWriter, ReportContent

@@ -9,10 +9,11 @@ from typing import Any
 import yaml
 
 from cleanai_ray.analysis.frames import StudyFrames, as_mapping
-from cleanai_ray.analysis.numbers import duration, plural
+from cleanai_ray.analysis.numbers import plural
 from cleanai_ray.registry import CHAPTERS
 from cleanai_ray.report.blocks import Block, Chapter, Code, Column, Heading, Paragraph, Table
 from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
+from cleanai_ray.storage.durations import format_seconds
 from cleanai_ray.storage.schemas import OK
 
 _FACT_COLUMNS = (Column("", 0.22), Column("", 0.78))
@@ -116,7 +117,7 @@ def _lasted(environment: Mapping[str, Any]) -> str:
     if not isinstance(seconds, (int, float)):
         return ""
     before = f" ({plural(complete, 'trial')} complete before)" if isinstance(complete, int) and complete else ""
-    return f"{duration(seconds)}{before}"
+    return f"{format_seconds(seconds)}{before}"
 
 
 def _seed(name: str, value: Any) -> str:
