@@ -43,9 +43,8 @@ class SweepState:
 
     def consider(self, row: dict[str, Any]) -> None:
         """Take a trial as the best one if it is, by `storage.ranking.rank`."""
-        candidate = {"macs": float("inf"), **{key: value for key, value in row.items() if value is not None}}
-        if self.best_row is None or rank(candidate) < rank(self.best_row):
-            self.best_row = candidate
+        if self.best_row is None or rank(row) < rank(self.best_row):
+            self.best_row = row
 
     @property
     def best(self) -> str:

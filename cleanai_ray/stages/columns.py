@@ -8,11 +8,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cleanai_ray.analysis.intervals import wilson
+from cleanai_ray.analysis.near_chance import is_near_chance
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.deploy import Quantized
+from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.accuracy import Accuracy
 from cleanai_ray.evaluation.comparison import Comparison
-from cleanai_ray.evaluation.significance import is_near_chance, mcnemar_p, wilson_interval
+from cleanai_ray.evaluation.significance import mcnemar_p
+from cleanai_ray.importance.base import create_method
 from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.stages.scores import StageScore
 from cleanai_ray.tasks.classification import Classification
@@ -29,6 +33,7 @@ def describe_trial(study: Study, trial: Trial) -> dict[str, Any]:
         "method": trial.method,
         "coverage_metric": trial.coverage_metric,
         "label": trial.label,
+        "reads_data": _reads_data(trial),
         "ratio": trial.ratio,
         "requested_budget": None if trial.budget is None else str(trial.budget),
         "mode": trial.mode,
@@ -38,6 +43,14 @@ def describe_trial(study: Study, trial: Trial) -> dict[str, Any]:
         "calibration_seed": draw.seed,
         "quantization": trial.quantization,
     }
+
+
+def _reads_data(trial: Trial) -> bool | None:
+    """Return whether a trial's plan depends on calibration data; None where its method cannot be made."""
+    try:
+        return create_method(trial.method, dict(trial.options)).reads_data
+    except CleanAIError:
+        return None
 
 
 def describe_repair(chosen: Mapping[str, Any]) -> str:
@@ -116,12 +129,12 @@ def score_columns(dense: Accuracy, scores: Mapping[str, StageScore], num_classes
 
 def comparison_columns(comparison: Comparison, num_classes: int) -> dict[str, Any]:
     """Return what the comparison with the dense model after the last stage says, and how far it can be trusted."""
-    low, high = wilson_interval(sum(comparison.class_correct), comparison.num_samples)
+    interval = wilson(sum(comparison.class_correct), comparison.num_samples)
     accuracy_dense = sum(comparison.class_correct_dense) / comparison.num_samples
     return {
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "is_broken": is_near_chance(high, accuracy_dense, num_classes),
+        "accuracy_low": interval.low,
+        "accuracy_high": interval.high,
+        "is_broken": is_near_chance(interval.high, accuracy_dense, num_classes),
         "lost": comparison.lost,
         "gained": comparison.gained,
         "mcnemar_p": mcnemar_p(comparison.lost, comparison.gained),

@@ -37,6 +37,11 @@ RESULTS = _schema(
     ("method", _TEXT, "Importance method."),
     ("coverage_metric", _TEXT, "Coverage metric, for methods that use one."),
     ("label", _TEXT, "Method and coverage metric as charts name them."),
+    (
+        "reads_data",
+        _FLAG,
+        "True if the plan depends on calibration data: activations, gradients or curves of the calibration images.",
+    ),
     ("ratio", _REAL, "Requested share of channels to remove; null if a budget was requested."),
     ("requested_budget", _TEXT, "Requested budget, for instance macs=0.5; null if a ratio was requested."),
     ("mode", _TEXT, "local, global or isomorphic."),
