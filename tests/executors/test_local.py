@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import small_study as small
 import yaml
+from new_files import new_file
 from rich.console import Console
 
 from cleanai_ray.cli import main
@@ -136,18 +137,8 @@ def open_counting(study, run, address=None):
 '''
 
 
-def test_an_executor_is_one_new_file(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import cleanai_ray.executors as package
-
+def test_an_executor_is_one_new_file(study_file: Path, tmp_path: Path) -> None:
     assert EXECUTORS.names() == ("local", "ray")
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "counting.py").write_text(PLUGIN)
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "package")])
-    for attribute in ("_values", "_summaries", "_loaded"):
-        monkeypatch.setattr(EXECUTORS, attribute, getattr(EXECUTORS, attribute).copy())
-    try:
+    with new_file(EXECUTORS, "counting", PLUGIN, tmp_path / "executors"):
         assert main(["run", str(study_file), "--out", str(tmp_path / "run"), "--executor", "counting"]) == 0
-    finally:
-        sys.modules.pop("cleanai_ray.executors.counting", None)
-        delattr(package, "counting")
     assert (tmp_path / "run" / "counted.txt").read_text() == "1"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import small_study as small
+from new_files import new_file
+from safetensors.torch import load_file
 
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.registry import STAGES
@@ -60,6 +60,7 @@ def test_the_model_before_quantisation_is_compared_too() -> None:
 
 
 STAGE = '''
+import copy
 from dataclasses import replace
 
 import torch
@@ -82,8 +83,6 @@ class Halve(Stage):
 
     def run(self, state):
         """Return the state with a model that gives half the logits."""
-        import copy
-
         model = copy.deepcopy(state.model)
         with torch.no_grad():
             for parameter in model.fc.parameters():
@@ -92,32 +91,20 @@ class Halve(Stage):
 '''
 
 
-def test_a_stage_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import cleanai_ray.stages as package
-
+def test_a_stage_is_one_new_file(tmp_path: Path) -> None:
     settings = {**SETTINGS, "repair": {"compensation": "none", "batch_norm": "none"}, "finetune": {"epochs": 0}}
     failed, said = small.run(parse_study(settings), tmp_path / "plain")
     assert failed == 0, said
-    (tmp_path / "package").mkdir()
-    (tmp_path / "package" / "halve.py").write_text(STAGE)
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "package")])
-    for attribute in ("_values", "_summaries", "_loaded"):
-        monkeypatch.setattr(STAGES, attribute, getattr(STAGES, attribute).copy())
-    try:
+    with new_file(STAGES, "halve", STAGE, tmp_path / "stages"):
         study = parse_study({**settings, "output": {"save_models": "all"}})
         names = [step.stage.__name__ for step in plan_stages(study, study.trials()[0])]
         assert names == ["Prune", "Halve", "Measure"]
         failed, said = small.run(study, tmp_path / "halved")
         assert failed == 0, said
-    finally:
-        sys.modules.pop("cleanai_ray.stages.halve", None)
-        delattr(package, "halve")
     (plain,), (halved,) = (small.timeless_table(tmp_path / name) for name in ("plain", "halved"))
     assert halved["accuracy_pruned"] == plain["accuracy_pruned"]
     saved = list((tmp_path / "halved" / "models").iterdir())
     assert [path.name for path in saved] == [halved["trial_id"]]
-    from safetensors.torch import load_file
-
     weights = load_file(saved[0] / "weights.safetensors")
     # The classifier reads what is left of the last group; its bias is never pruned.
     dense = load_file(tmp_path / "halved" / "cache" / "dense.safetensors")
