@@ -49,15 +49,15 @@ def calibrate(
 
     Args:
         model: The model; it is run in eval mode on the device of its parameters.
-        batches: Inputs [N, ...], or pairs (inputs, targets), of which targets are used for gradients only.
+        batches: Inputs [N, ...], or pairs (inputs, targets); targets are used for gradients only.
         loss: Mean loss of (output of the task's `network`, targets) for gradients; the task's by default.
         task: What the model is for, as in `prune`.
         **options: `threshold`, `top_k`, `sections`, `outputs`, `gradients` and `squared_gradients`, as
             `cleanai_ray.statistics.CalibrationOptions` documents them.
 
     Raises:
-        CalibrationError: When an argument is not allowed, or a batch cannot be run; the message says which samples it
-            holds.
+        CalibrationError: When an argument is not allowed, or a batch cannot be run; the message says which samples the
+            batch holds.
     """
     task = find_task(task)
     return collect_statistics(task.network(model), batches, CalibrationOptions(**options), loss=_model_loss(loss, task))
@@ -97,15 +97,16 @@ def prune(
     Args:
         model: The trained model.
         example_inputs: One input batch, or a tuple that holds just it, on the model's device.
-        batches: Inputs [N, ...] or (inputs, targets). A generator is read into memory, since they may be read again.
+        batches: Inputs [N, ...] or (inputs, targets). If they are read several times, a generator is read into memory.
         method: A name of `cleanai list methods`.
-        mode: `local`, `global` or `isomorphic`.
+        mode: `local`, `global` or `isomorphic`: which groups of layers are ranked together.
         ratio: Share of channels to remove, in (0, 1). Either this or `budget`.
-        budget: What the model may cost: {"macs": 0.5} of the dense one, or params, or latency; or {"size_mb": 10}.
-        coverage_metric: For coverage, adaptive and a hybrid of them; `normalized_mean` by default.
-        steps: Iterative pruning steps; what is kept shrinks geometrically.
+        budget: The most that the model may cost: a share of the dense model's macs, params or latency, for instance
+            {"macs": 0.5}, or {"size_mb": 10}.
+        coverage_metric: For coverage, adaptive and hybrids of them; `normalized_mean` by default.
+        steps: Iterative pruning steps, over which the width shrinks geometrically.
         seed: Seed of random choices.
-        stats: A calibration to reuse instead of batches.
+        stats: Statistics to reuse, of `calibrate`.
         curves: Sensitivity curves to reuse, of `measure_sensitivity` with the same ignored layers.
         layer_ratios: Channel ratio by module-name prefix.
         ignored_layers: Module names that keep their output width, with all below them.
@@ -113,9 +114,11 @@ def prune(
         round_to: Widths of pruned layers are multiples of this; "auto": of 8.
         min_channels: No group keeps fewer channels.
         method_options: Options of the method, for instance {"variant": "producer"}.
-        repair: Training-free repair: True or "auto" (judged by images held back), "closed_form", "sequential" or False.
+        repair: Repair without training: True or "auto" (judged on held-back images), "closed_form", "sequential", or
+            False.
         loss: Mean loss of (output, targets) for gradient-based methods; the task's by default.
-        latency: Keys of `evaluation.latency`, or a function (dense, pruned) that returns the ratio of their latencies.
+        latency: How to time models for a budget: keys of `evaluation.latency`, or a function of (dense, pruned) that
+            returns the ratio of their latencies.
         task: What the model is for: `classification`, `segmentation`, `detection`, `language_modelling`, or a `Task`.
 
     Raises:
@@ -146,7 +149,7 @@ def prune(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Job:
-    """One call of `prune`, checked: the model, and what is to become of it."""
+    """One call of `prune`, checked: the model, and how to prune it."""
 
     model: nn.Module
     example_inputs: Tensor | tuple[Tensor, ...]
@@ -169,7 +172,7 @@ class _Job:
         return Measurements(statistics=statistics, curves=curves, remeasure=calibrate)
 
     def prune(self, measured: Measurements, latency: Mapping[str, Any] | CompareModels | None) -> PruneResult:
-        """Prune, for a budget in latency as often as it takes to meet it."""
+        """Prune, and for a latency budget as often as it takes to meet it."""
         network, task = self.task.network(self.model), self.task
 
         def prune_as(trial: Trial) -> PruneResult:
@@ -208,7 +211,7 @@ def _compare(
     example_inputs: Tensor | tuple[Tensor, ...],
     latency: Mapping[str, Any] | CompareModels | None,
 ) -> dict[str, Any]:
-    """Return the pruned model's share of the dense latency, and how it was measured."""
+    """Return the ratio of the pruned model's latency to the dense model's, and how it was measured."""
     if callable(latency):
         return {"ratio": float(latency(dense, pruned))}
     images = example_inputs if isinstance(example_inputs, Tensor) else example_inputs[0]
@@ -250,7 +253,7 @@ def _checked(section: type[S], **values: Any) -> S:
 
 
 def _measurement(trial: Trial, batches: Iterable[Batch], loss: Loss | None, task: Task) -> Remeasure:
-    """Return the function that calibrates a model as the trial's method needs it."""
+    """Return a function that calibrates a model for the trial's method."""
     method = create_method(trial.method, trial.options)
     sections = CalibrationSection().sections if needs_sections(trial.coverage_metric) else None
     options = CalibrationOptions(

@@ -1,7 +1,7 @@
-"""The exceptions of CleanAI-Ray: one root, one class a kind of fault.
+"""The exceptions of CleanAI-Ray: one root class, and a class for each kind of fault.
 
-Every message is one sentence that names the field or the layer, the value found and what is allowed. All of them
-hold nothing but what their message is made of, so that they survive pickling across Ray processes unchanged.
+Every message is one sentence that names the field or the layer, the value found and what is allowed. Exceptions hold
+only the parts of their message, so that they survive pickling between Ray processes unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class StudyError(CleanAIError, ValueError):
 
 
 class RegistryError(CleanAIError, LookupError):
-    """A name is unknown to a registry, or is registered twice."""
+    """A name is unknown to a registry or registered twice, or a plug-in cannot be loaded."""
 
 
 class DataError(CleanAIError):
@@ -27,7 +27,7 @@ class SampleError(DataError):
     """One sample cannot be read, while others of its data set can.
 
     Args:
-        reason: What is wrong with it, in words that follow "sample '...'"; the whole message where `where` is null.
+        reason: What is wrong with it, in words that follow "sample '...'"; the whole message if `where` is None.
         where: The sample's path, or its file and row.
     """
 
@@ -53,16 +53,16 @@ class PruningError(CleanAIError):
 
 
 class TaskError(CleanAIError):
-    """A task cannot do what was asked of it, or a library that it needs is missing."""
+    """A task cannot do what it is asked to do, or a library that it needs is missing."""
 
 
 class EvaluationError(CleanAIError):
-    """A measurement would not be true, for instance because a hook was left on the model."""
+    """A measurement would be wrong, for instance because a hook was left on the model."""
 
 
 class ArtifactError(CleanAIError):
-    """A run directory or a saved model is missing, incomplete, corrupted or foreign."""
+    """A run directory or a saved model is missing, incomplete, corrupted or not one of ours."""
 
 
 class ClusterError(CleanAIError):
-    """The study cannot be placed on the cluster that was found."""
+    """The study does not fit the cluster."""

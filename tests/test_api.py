@@ -80,7 +80,7 @@ def test_weights_that_were_cut_or_changed_are_refused(tmp_path: Path) -> None:
     content = file.read_bytes()
     for damaged in (content[:-1], content[: len(content) // 2], b"", content[:-4] + b"\0\0\0\1"):
         file.write_bytes(damaged)
-        with pytest.raises(ArtifactError, match=r"'weights.safetensors' .* corrupted, cut off, or not of this plan"):
+        with pytest.raises(ArtifactError, match=r"'weights.safetensors' .* corrupted, cut off, .* plan"):
             load(tmp_path)
 
 
@@ -88,7 +88,7 @@ def test_weights_of_another_saved_model_are_refused(tmp_path: Path) -> None:
     saved(tmp_path / "one")
     cleanai.save(pruned(ratio=0.3), tmp_path / "two")
     (tmp_path / "one" / "weights.safetensors").write_bytes((tmp_path / "two" / "weights.safetensors").read_bytes())
-    with pytest.raises(ArtifactError, match="not of this plan"):
+    with pytest.raises(ArtifactError, match=r"'weights.safetensors' .* another plan"):
         load(tmp_path / "one")
 
 
@@ -270,7 +270,7 @@ def test_adaptive_asks_for_batches_between_steps_before_it_starts() -> None:
 
 def test_statistics_of_another_model_are_refused() -> None:
     stats = cleanai.calibrate(build("plain"), batches())
-    with pytest.raises(PruningError, match=r"layer 'fc' have 8 channels, and the model's has 5; .* another model"):
+    with pytest.raises(PruningError, match=r"layer 'fc' have 8 channels, .* has 5; .* another model"):
         cleanai.prune(build("residual"), example(), method="coverage", ratio=0.5, stats=stats)
 
 

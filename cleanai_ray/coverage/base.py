@@ -1,4 +1,4 @@
-"""What a metric that reads the sections of a layer's range says so with, and gets them from."""
+"""Metrics that read a histogram: how they declare it, and how they get the counts of its bins."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ M = TypeVar("M", bound=Metric)
 
 
 def reads_sections(metric: M) -> M:
-    """Say of a metric that it reads the sections, for which calibration makes a second pass."""
+    """Declare that a metric reads the bins of a layer's range, for which calibration makes a second pass."""
     metric.needs_sections = True  # type: ignore[attr-defined]
     return metric
 
 
 def needs_sections(name: str | None) -> bool:
-    """Whether the metric of a name reads the sections; None, a trial's lack of a metric, does not."""
+    """Return whether a metric reads the bins; False for None, which is a trial without a metric."""
     return name is not None and bool(getattr(METRICS.get(name), "needs_sections", False))
 
 
 def computable_metrics(statistics: LayerStatistics) -> dict[str, Metric]:
-    """Return the registered metrics that these statistics suffice for, by name."""
+    """Return the registered metrics that can be computed from some statistics, by name."""
     counted = statistics.histogram is not None
     return {name: METRICS.get(name) for name in METRICS.names() if counted or not needs_sections(name)}
 
 
 def section_counts(statistics: LayerStatistics, metric: str) -> Tensor:
-    """Return the number of a channel's activations in each section, float64 of shape [C, k].
+    """Return the number of a channel's activations in each of the k bins, float64 of shape [C, k].
 
     Args:
         statistics: Statistics of a layer.
-        metric: Name of the metric that asks.
+        metric: Name of the metric, for the error message.
 
     Raises:
-        CalibrationError: When calibration counted none.
+        CalibrationError: When calibration did not count them.
     """
     if statistics.histogram is None:
         raise CalibrationError(
-            f"coverage metric '{metric}' reads the sections of each layer's range, and the statistics hold none; "
+            f"coverage metric '{metric}' reads the bins of each layer's range, and the statistics have none; "
             "calibrate with sections=64, or shards with count_sections and with_histograms"
         )
     return statistics.histogram.counts

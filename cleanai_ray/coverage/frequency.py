@@ -8,7 +8,7 @@ from cleanai_ray.statistics.channel_statistics import LayerStatistics
 
 @METRICS.register("frequency")
 def frequency(statistics: LayerStatistics) -> Tensor:
-    """Share of samples in which the channel is active: its mean over the positions exceeds the threshold.
+    """Share of samples in which the channel is active, that is, its mean over positions exceeds the threshold.
 
     #{i : s[i,c] > threshold} / N, counted per sample (neuron coverage of DeepXplore, Pei et al. 2017, as a frequency).
     """

@@ -1,4 +1,4 @@
-"""What every export format needs: a private copy of the model, and a check against torch."""
+"""Tools of every export format: a private copy of the model, and a check against torch."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def file_suffix(suffix: str, *, needs_images: bool = False) -> Callable[[F], F]:
-    """Return a decorator that notes an export format's usual file suffix as the function's `suffix`.
+    """Return a decorator that stores an export format's usual file suffix as the function's `suffix`.
 
     Args:
         suffix: The suffix, with its dot.
-        needs_images: Whether the function takes calibration batches after the path; noted under the same name.
+        needs_images: True if the function takes calibration batches after the path; stored under the same name.
     """
 
     def decorate(function: F) -> F:
@@ -52,7 +52,7 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 
 def check_batch(example_input: Tensor) -> Tensor:
-    """Return a random batch, of another size than any example was traced with."""
+    """Return a random batch, of another size than models are traced with."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(_CHECK_BATCH, *example_input.shape[1:], generator=generator, dtype=example_input.dtype)
 

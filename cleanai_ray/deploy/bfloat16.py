@@ -13,8 +13,8 @@ from cleanai_ray.nn.hooks import require_no_hooks
 class Bfloat16Model(nn.Module):
     """A copy of a model in bfloat16, which takes and returns float32.
 
-    Parameters and buffers of floating point are cast, running statistics included. What the processor has no
-    instructions for is computed all the same, slower than in float32.
+    Floating-point parameters and buffers are cast, running statistics included. A processor without bfloat16
+    instructions computes the same, but slower than in float32.
 
     Args:
         model: The model, which is not changed.

@@ -1,4 +1,4 @@
-"""Static quantisation to 8-bit integers, by onnxruntime."""
+"""Static quantisation to 8-bit integers by onnxruntime."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cleanai_ray.errors import ArtifactError
 
 
 def to_int8(model: nn.Module, example_input: Tensor, batches: Iterable[tuple[Tensor, Tensor]]) -> bytes:
-    """Return a model, quantised to 8-bit integers, as the content of an ONNX file with a batch of any size.
+    """Quantise a model to 8-bit integers, and return it as the content of an ONNX file with a batch of any size.
 
-    Weights have a scale for each output channel, activations one for each tensor, from the least to the largest value
-    that the calibration images give. Weights use 7 of their 8 bits: without VNNI instructions, x86 processors add two
-    products of 8 bits in 16, which would saturate, and one file would compute different things on different processors.
+    Weights have a scale per output channel, activations one per tensor, which spans the values that the calibration
+    images produce. Weights use only 7 of their 8 bits: x86 processors without VNNI instructions add two 8-bit products
+    in 16 bits, which would saturate, and the same file would compute different results on different processors.
 
     Args:
         model: The model, which is not changed.
@@ -29,14 +29,14 @@ def to_int8(model: nn.Module, example_input: Tensor, batches: Iterable[tuple[Ten
         batches: Calibration images [N, ...] with labels, which are not read.
 
     Raises:
-        ArtifactError: When a package is missing, there is no image, or the model cannot be translated or quantised.
+        ArtifactError: When a package is missing, there are no images, or the model cannot be translated or quantised.
         EvaluationError: When a hook is left on the model.
     """
     require_packages()
     images = (images.detach().cpu() for images, _ in batches)
     first = next(images, None)
     if first is None:
-        raise ArtifactError("quantisation to int8 needs calibration images, and there are 0")
+        raise ArtifactError("quantisation to int8 needs calibration images, and the batches hold 0")
     content = _quantize(to_onnx(model, example_input), itertools.chain([first], images))
     if not np.isfinite(open_session(content)(first)).all():
         raise ArtifactError(f"{type(model).__name__}, quantised to int8, returns values that are not finite")
@@ -48,7 +48,7 @@ def _quantize(content: bytes, images: Iterator[Tensor]) -> bytes:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
-        """Where onnxruntime, which asks for a class of its own, takes calibration images from."""
+        """Hands calibration images to onnxruntime, which insists on a subclass of its own."""
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(images, None)

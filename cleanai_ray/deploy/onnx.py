@@ -26,7 +26,7 @@ _REQUIRED = ("onnx", "onnxscript", "onnxruntime")
 
 
 def require_packages() -> None:
-    """Check that the packages of the extra `onnx` are there.
+    """Check that the packages of the extra `onnx` are installed.
 
     Raises:
         ArtifactError: When one is missing; the message names it.
@@ -43,14 +43,14 @@ def require_packages() -> None:
 def to_onnx(model: nn.Module, example_input: Tensor) -> bytes:
     """Return a model as the content of an ONNX file, with a batch of any size; the model is not changed.
 
-    onnxruntime's output has been compared with torch's on a random batch.
+    Before it is returned, onnxruntime's output is compared with torch's on a random batch.
 
     Args:
         model: The model.
         example_input: Images [N, ...].
 
     Raises:
-        ArtifactError: When the model cannot be translated, or onnxruntime computes something else.
+        ArtifactError: When the model cannot be translated, or onnxruntime's output differs.
         EvaluationError: When a hook is left on the model.
     """
     model = private_copy(model)
@@ -82,9 +82,9 @@ def _translate(model: nn.Module, example_input: Tensor) -> bytes:
 
 
 def compact(file: ModelProto) -> ModelProto:
-    """Remove from an ONNX file what nothing that runs it reads, in place; of a small network it is half the file.
+    """Remove the parts of an ONNX file that no runtime reads, in place. They are half the file of a small network.
 
-    That is where in which source file each node came from, and the shapes of what lies between the nodes.
+    These are the source lines that each node came from, and the shapes of the tensors between nodes.
     """
     for node in file.graph.node:
         node.ClearField("metadata_props")
@@ -98,11 +98,11 @@ def compact(file: ModelProto) -> ModelProto:
 
 
 def shorten_names(file: ModelProto) -> ModelProto:
-    """Give what lies between input, weights and output of an ONNX file names of a few letters, in place.
+    """Give the tensors inside an ONNX file names of a few letters, in place.
 
-    A quantised graph has four nodes for one, each of whose tensors is called after the layers around it: of a small
-    network that is a quarter of the file. The inputs, the outputs and the tensors of more than one element that are
-    8-bit integers (the weights) keep their names; nodes, which nothing refers to, lose theirs.
+    A quantised graph has four nodes where the original has one, and each names its tensors after the layers around it,
+    which is a quarter of the file of a small network. Inputs, outputs and 8-bit tensors of more than one element (the
+    weights) keep their names. Nodes lose theirs, since nothing refers to them.
     """
     from onnx import TensorProto
 
@@ -125,7 +125,7 @@ def shorten_names(file: ModelProto) -> ModelProto:
 
 
 def _letters(number: int) -> str:
-    """Return the name with a number: a, b, ..., z, aa, ab, and so on."""
+    """Return the name number 0, 1, ...: a, b, ..., z, aa, ab, and so on."""
     letters = ""
     number += 1
     while number:
@@ -135,10 +135,10 @@ def _letters(number: int) -> str:
 
 
 def open_session(content: bytes, threads: int = 0) -> Callable[[Tensor], np.ndarray]:
-    """Return what runs an ONNX file's content on batches on the CPU, by onnxruntime.
+    """Return a function that runs an ONNX model on a batch with onnxruntime, on the CPU.
 
     Args:
-        content: What `to_onnx` returns.
+        content: Content of an ONNX file, as `to_onnx` returns it.
         threads: Threads within an operation; 0: as many as onnxruntime chooses.
     """
     import onnxruntime
@@ -173,8 +173,7 @@ def export_onnx(model: nn.Module, example_input: Tensor, path: Path) -> Path:
         The path that was written.
 
     Raises:
-        ArtifactError: When a package is missing, the model cannot be translated, or onnxruntime computes something
-            else.
+        ArtifactError: When a package is missing, the model cannot be translated, or onnxruntime's output differs.
         EvaluationError: When a hook is left on the model.
     """
     require_packages()

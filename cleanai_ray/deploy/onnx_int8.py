@@ -18,9 +18,9 @@ from cleanai_ray.storage.whole_files import replaced_whole
 def export_onnx_int8(
     model: nn.Module, example_input: Tensor, path: Path, batches: Iterable[tuple[Tensor, Tensor]] = ()
 ) -> Path:
-    """The whole model as an ONNX file in 8-bit integers, calibrated on the calibration samples (cleanai-ray[onnx]).
+    """The whole model as an ONNX file in 8-bit integers, with ranges from calibration samples (cleanai-ray[onnx]).
 
-    Weights are quantised for each output channel, activations for each tensor, in QDQ format. The input is called
+    Weights are quantised per output channel, activations per tensor, in QDQ format. The input is called
     `images`, the output `logits`; both are float32, with a batch of any size.
 
     Args:
@@ -33,7 +33,7 @@ def export_onnx_int8(
         The path that was written.
 
     Raises:
-        ArtifactError: When a package is missing, there is no image, or the model cannot be translated or quantised.
+        ArtifactError: When a package is missing, there are no images, or the model cannot be translated or quantised.
         EvaluationError: When a hook is left on the model.
     """
     path = Path(path)

@@ -1,4 +1,4 @@
-"""The content of an ONNX file as a torch module."""
+"""An ONNX file as a torch module."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cleanai_ray.deploy.onnx import open_session
 
 
 class OnnxModel(nn.Module):
-    """Runs the content of an ONNX file on batches by onnxruntime, on the CPU, wherever the batches are.
+    """Runs an ONNX model on batches with onnxruntime: on the CPU, whatever device the batches are on.
 
-    It has neither parameters nor buffers, and computes the same in both modes.
+    It has no parameters and no buffers, and computes the same in training and evaluation mode.
 
     Args:
-        content: The file's content; its input and its output are one tensor each.
+        content: Content of the file. The model has one input and one output tensor.
         threads: Threads within an operation; 0: as many as onnxruntime chooses.
     """
 
@@ -27,9 +27,9 @@ class OnnxModel(nn.Module):
         self._run = open_session(content, threads=threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A session stays in its process: another opens its own."""
+        """Return the parts to rebuild it from, since every process needs a session of its own."""
         return OnnxModel, (self.content, self._threads)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the output [N, ...] for images [N, ...], on the device that they are on."""
+        """Return the output [N, ...] for images [N, ...], on the images' device."""
         return torch.from_numpy(self._run(images.detach().cpu())).to(images.device)

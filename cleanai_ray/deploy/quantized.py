@@ -1,4 +1,4 @@
-"""A model quantised as a study asks for it: what runs, and the file that is shipped."""
+"""A quantised model: the module that runs, and the file to deploy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cleanai_ray.errors import ArtifactError, EvaluationError
 from cleanai_ray.nn.weights import safetensors_bytes
 
 FILES = {"int8": "int8.onnx", "bf16": "weights.bf16.safetensors"}
-"""The file of each quantisation, in the folder of a trial's model."""
+"""The name of each quantisation's file, in the folder of a trial's model."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +37,7 @@ class Quantized:
 
 
 def require_quantization(names: Iterable[str]) -> None:
-    """Check, before anything is computed, that the packages that quantisations need are there.
+    """Check that the packages that quantisations need are installed.
 
     Raises:
         EvaluationError: When one is missing; the message names it.
@@ -58,7 +58,7 @@ def quantize(
         name: `int8` or `bf16`.
         model: The model, which is not changed.
         example_input: Images [N, ...].
-        batches: Calibration images with labels; only int8 reads the images, and nothing the labels.
+        batches: Calibration images with labels. Only int8 reads the images; the labels are never read.
 
     Raises:
         ArtifactError: When a package is missing, or the model cannot be quantised.
@@ -73,10 +73,10 @@ def quantize(
 
 
 def timing_of(name: Quantization, section: LatencySection) -> LatencySection:
-    """Return how a trial is timed: with those back ends alone that can run its model.
+    """Return the settings for timing a trial, with only the back ends that can run its model.
 
-    The dense model is timed in the same back end: a speed-up says what pruning and quantisation gave, and not what
-    another back end did. Only onnxruntime runs int8, and it does not run bfloat16 on CPUs.
+    The dense model is timed with the same back end, so that a speed-up is due to pruning and quantisation and not to
+    the back end. Only onnxruntime runs int8, and it does not run bfloat16 on CPUs.
     """
     backends = section.backends
     if name == "int8":

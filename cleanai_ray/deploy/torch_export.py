@@ -23,7 +23,7 @@ def trace(model: nn.Module, example_input: Tensor) -> torch.export.ExportedProgr
     Raises:
         ArtifactError: When torch.export cannot capture it.
     """
-    # A batch of 1 would be taken for a constant.
+    # torch.export would take a batch of 1 for a constant.
     example = torch.cat([example_input[:1]] * 2).detach().cpu()
     try:
         with torch.no_grad():
@@ -40,7 +40,7 @@ def trace(model: nn.Module, example_input: Tensor) -> torch.export.ExportedProgr
 def export_torch(model: nn.Module, example_input: Tensor, path: Path) -> Path:
     """The whole model as a torch.export program (.pt2), with a batch of any size.
 
-    The file is loaded back and compared with torch on a random batch before it takes its name.
+    Before the file gets its name, it is loaded and compared with torch on a random batch.
 
     Args:
         model: The model, which is not changed.
@@ -51,7 +51,7 @@ def export_torch(model: nn.Module, example_input: Tensor, path: Path) -> Path:
         The path that was written.
 
     Raises:
-        ArtifactError: When the model cannot be captured, or the program computes something else.
+        ArtifactError: When the model cannot be captured, or the program's output differs.
         EvaluationError: When a hook is left on the model.
     """
     path = Path(path)

@@ -17,8 +17,8 @@ class Attention:
 
     Attributes:
         inputs: The layers that make queries, keys and values.
-        output: The layer that reads the heads.
-        head_dim: Channels of a head. Heads follow one another in all four layers.
+        output: The layer that reads all heads.
+        head_dim: Channels per head. All four layers hold one head after another.
     """
 
     inputs: tuple[nn.Linear, ...]
@@ -30,9 +30,9 @@ def find_attention(model: nn.Module) -> Iterator[Attention]:
     """Yield the attention modules whose heads can be pruned.
 
     Such a module has Linear layers `q_proj`, `k_proj`, `v_proj` of equal width, `o_proj` or `out_proj`, and an integer
-    `head_dim`, and its forward pass takes as many heads as the layers' width makes (`view(..., -1, head_dim)`): the
-    convention of the decoders in `transformers`. Keys and values that several heads share (grouped queries) have
-    another width, and are not among them.
+    `head_dim`, and its forward pass derives the number of heads from the layers' width (`view(..., -1, head_dim)`), as
+    decoders in `transformers` do. Attention in which several heads share keys and values (grouped queries) is left out,
+    since those have another width.
     """
     for module in model.modules():
         inputs = [getattr(module, name, None) for name in _INPUTS]

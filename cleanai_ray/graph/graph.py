@@ -1,4 +1,4 @@
-"""Dependency groups: which channels of which layers must go together, by torch-pruning."""
+"""Dependency groups: which channels of which layers must be removed together, by torch-pruning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COUPLED = (tp.ops.OPTYPE.DEPTHWISE_CONV, tp.ops.OPTYPE.MHA)
 
 
 class ChannelGraph:
-    """The dependency graph of a copy of a model, and the copy itself, which `remove` makes smaller step by step.
+    """The dependency graph of a copy of a model, and that copy, which `remove` makes smaller step by step.
 
     Args:
         model: The model; it is copied, and left as it is.
@@ -59,7 +59,7 @@ class ChannelGraph:
                 yield self._describe(group)
 
     def _keeps_width(self, dependency: Any) -> bool:
-        """Whether a dimension reaches the model's output or shuffled channels, or is cut out of an ignored layer."""
+        """Return whether a dimension reaches the output or shuffled channels, or belongs to an ignored layer."""
         if dependency.target.type == tp.ops.OPTYPE.OUTPUT:
             return True
         if not self._graph.is_out_channel_pruning_fn(dependency.handler):
@@ -67,7 +67,7 @@ class ChannelGraph:
         return not dependency.target.outputs or dependency.target.module in self._ignored
 
     def _is_lost(self, dependency: Any, channels: Sequence[int]) -> bool:
-        """Whether tracing took channels for others: it names some twice, or more than the layer has."""
+        """Return whether tracing confused channels: it names some twice, or more than the layer has."""
         if dependency.target.module not in self._names:
             return False
         name = self._names[dependency.target.module]
@@ -75,7 +75,7 @@ class ChannelGraph:
         return len(set(channels)) != len(channels) or max(channels) >= width
 
     def _cuts_blocks_in_part(self, dependency: Any, channels: Sequence[int]) -> bool:
-        """Whether a layer with blocks reads the group beside others, concatenated: its blocks would become unequal."""
+        """Return whether a layer with blocks reads the group as one of several inputs, so that blocks would differ."""
         node = dependency.target
         if node.module not in self._names or _num_blocks(node) == 1:
             return False
@@ -157,7 +157,7 @@ class ChannelGraph:
         return scores.detach().double().cpu()
 
     def set_gradients(self, gradients: Mapping[str, Tensor], num_samples: int) -> None:
-        """Give the parameters a mean gradient, for scores that read it; surgery cuts it together with them."""
+        """Give the parameters mean gradients, for scores that read them; `remove` cuts them with the parameters."""
         for name, parameter in self.model.named_parameters():
             gradient = gradients.get(name)
             if gradient is None:
@@ -169,7 +169,7 @@ class ChannelGraph:
         """Cut channels, in present numbering, out of the model.
 
         Args:
-            removed: For each group name, the channels that go.
+            removed: The channels to remove, by group name.
 
         Raises:
             PruningError: When a group does not exist, or the smaller model no longer runs.
@@ -193,11 +193,11 @@ class ChannelGraph:
     def rebuild(self, dense: nn.Module) -> ChannelGraph:
         """Return an independent graph of the dense model with the same channels removed, in the same steps.
 
-        Its model has the dense weights and no gradients. (The graph refers to the modules of its own model and to what
-        autograd recorded of them, so a copy of it would have to be traced anyway.)
+        Its model has the dense weights and no gradients. A graph cannot be copied: it refers to the modules of its own
+        model and to autograd's records of them.
 
         Args:
-            dense: The model that this graph was made of; it is left as it is.
+            dense: The model that this graph was made from; it is left as it is.
         """
         other = ChannelGraph(dense, self.example_inputs, self._ignored_layers)
         for removed in self._removals:
@@ -222,12 +222,12 @@ class ChannelGraph:
         except Exception as error:
             raise PruningError(
                 f"the pruned model does not run: {explain(error, self.model)}; "
-                "allowed: to keep layers whose width its code relies on, by their names in ignored_layers"
+                "if its code relies on the width of a layer, name that layer in ignored_layers"
             ) from error
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters that belong to no layer torch-pruning knows (a class token, a position embedding), by name."""
+        """Parameters outside the layers that torch-pruning knows (a class token, a position embedding), by name."""
         return {name: parameter for parameter, name in self._graph._param_to_name.items()}
 
     def width(self, layer: str, dimension: Literal["out", "in"]) -> int:
@@ -237,7 +237,7 @@ class ChannelGraph:
         return self._graph.get_out_channels(node) if dimension == "out" else self._graph.get_in_channels(node)
 
     def kept(self, dimension: Literal["out", "in"]) -> dict[str, np.ndarray]:
-        """Return, for every layer that lost channels in a dimension, the dense indices of those it kept."""
+        """Return the dense indices of the channels that each narrowed layer kept in a dimension."""
         return {layer: kept for (layer, side), kept in self._kept.items() if side == dimension}
 
 
@@ -253,7 +253,7 @@ def _num_blocks(node: Any) -> int:
 
 
 def _finish_surgery(model: nn.Module) -> None:
-    """Bring attributes that repeat a width up to date."""
+    """Update attributes that repeat a width."""
     for module in model.modules():
         if type(module).__name__ == "VisionTransformer" and hasattr(module, "conv_proj"):
             module.hidden_dim = module.conv_proj.out_channels  # type: ignore[union-attr]

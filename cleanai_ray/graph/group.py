@@ -1,4 +1,4 @@
-"""A dependency group: channels that exist in several layers at once."""
+"""A dependency group: channels that exist in several layers at once, and can only be removed together."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 Side = Literal["out", "in", "both"]
-"""Which dimension of a layer a group cuts; `both` for norms, depthwise convolutions and attention."""
+"""The dimension of a layer that a group cuts; `both` for norms, depthwise convolutions and attention."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -19,7 +19,7 @@ class Member:
         layer: Module (or parameter) name.
         side: The dimension.
         type: Class name of the module.
-        channels: Indices in the layer's dimension, [n]; a flattened input has several for one channel of the group.
+        channels: Indices in the layer's dimension, [n]; a flattened input has several per channel of the group.
         roots: The channel of the group that each index belongs to, [n].
     """
 
@@ -32,15 +32,15 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChannelGroup:
-    """Channels that exist in several layers at once, and go from all of them or from none.
+    """Channels that exist in several layers at once, and are removed from all of them or from none.
 
     Attributes:
         name: Name of the layer whose output channels number the group's.
-        num_channels: Channels of the group, in its present width.
-        num_blocks: Equal blocks that must stay equally wide (groups of a convolution, heads); 1 where there are none.
+        num_channels: Channels of the group at its present width.
+        num_blocks: Equal blocks that must stay equally wide (groups of a convolution, heads); 1 if there are none.
         members: Every layer dimension the group cuts.
-        whole_heads: Whether a unit is a head, of `num_blocks` channels that follow one another, and not the same
-            position in each of the blocks.
+        whole_heads: True if a unit is a head, which is `num_blocks` adjacent channels, and not one position in each of
+            the blocks.
     """
 
     name: str
@@ -51,7 +51,7 @@ class ChannelGroup:
 
     @property
     def num_units(self) -> int:
-        """What can be chosen one by one: the channels of one block, or whole heads."""
+        """The number of units that can be removed one by one: positions of a block, or whole heads."""
         return self.num_channels // self.num_blocks
 
     @property

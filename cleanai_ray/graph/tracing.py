@@ -1,4 +1,4 @@
-"""From a model to torch-pruning's dependency graph; what it cannot follow keeps its width, or is refused by name."""
+"""From a model to torch-pruning's dependency graph. What it cannot follow keeps its width, or is named in an error."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.attention import Attention, find_attention
 
 _MAX_DIMS = 4
-"""Dimensions of a feature map. A tensor reshaped to more has its channels or its positions in blocks."""
+"""Dimensions of a feature map. Reshaped to more, a tensor has its channels or its positions in blocks."""
 
 _SHUFFLES = ("channelshuffle", "pixelshuffle", "pixelunshuffle")
-"""Parts of the names of operations that shuffle channels at one go."""
+"""Parts of the names of single operations that shuffle channels."""
 
 
 class _Graph(tp.DependencyGraph):
-    """A dependency graph that ends at blocks: no group reaches beyond them, and one that reaches them keeps its width.
+    """A dependency graph that ends where channels or positions are in blocks: groups that reach them keep their width.
 
-    A channel shuffle, windows of a feature map or heads are a reshape to more dimensions, a transposition and a reshape
-    back. Which channel is where in between is beyond torch-pruning's index mappings: they fail, or fill the memory.
+    A channel shuffle, windows of a feature map and attention heads are all a reshape to more dimensions, a
+    transposition and a reshape back. In between, torch-pruning's index mappings fail, or fill the memory.
     """
 
     def _build_dependency(self, module2node: dict[Any, Any]) -> None:
@@ -41,7 +41,7 @@ class _Graph(tp.DependencyGraph):
 
 
 def _joining(nodes: Sequence[Any], ended: Mapping[Any, None]) -> list[Any]:
-    """Return the concatenations of what has ended already, whose other parts would be counted wrongly."""
+    """Return the concatenations that have an ended input, since the channels of the others would be counted wrongly."""
     return [
         node
         for node in nodes
@@ -55,10 +55,10 @@ def _end(node: Any) -> None:
 
 
 def _bridge(attention: Attention, module2node: dict[Any, Any]) -> bool:
-    """Let an attention's output layer read queries, keys and values, channel by channel, in place of what is between.
+    """Connect queries, keys and values directly with the layer that reads them, channel by channel.
 
     Returns:
-        Whether it was done: where heads reach another layer than that, or do not run, it is not.
+        True if it was done: not if the heads reach another layer as well, or did not run.
     """
     if any(layer not in module2node for layer in (*attention.inputs, attention.output)):
         return False
@@ -83,39 +83,39 @@ def _bridge(attention: Attention, module2node: dict[Any, Any]) -> bool:
 
 
 def _in_blocks(nodes: Sequence[Any]) -> Iterator[Any]:
-    """Yield what shuffles channels: single operations, and all from a reshape into blocks to what leads out of them."""
+    """Yield the operations that shuffle channels, and those from a reshape into blocks up to the one out of them."""
     for node in nodes:
         if node.type == tp.ops.OPTYPE.RESHAPE:
-            yield from _from_opening(node)
+            yield from _within_blocks(node)
         elif node.type == tp.ops.OPTYPE.ELEMENTWISE and any(name in _op_name(node).lower() for name in _SHUFFLES):
             yield node
 
 
-def _from_opening(opening: Any) -> Iterator[Any]:
-    """Yield a reshape that makes blocks, and what follows up to the first operation that has none; else nothing."""
-    before, after = tuple(getattr(opening.grad_fn, "_saved_self_sym_sizes", ())), _shape(opening)
-    heads = _opens_heads(opening, before, after)
+def _within_blocks(reshape: Any) -> Iterator[Any]:
+    """Yield a reshape that makes blocks, and the operations up to the first one without blocks; otherwise nothing."""
+    before, after = tuple(getattr(reshape.grad_fn, "_saved_self_sym_sizes", ())), _shape(reshape)
+    heads = _splits_heads(reshape, before, after)
     most = len(before) if heads else max(_MAX_DIMS, len(before))
     flat = len(before) == len(after) == _MAX_DIMS and before[1] == after[1] * after[2] != after[1]
     if not before or (len(after) <= most and not flat):
         return
-    seen, waiting = {opening}, [opening]
+    seen, waiting = {reshape}, [reshape]
     while waiting:
         node = waiting.pop()
         in_blocks = node.type != tp.ops.OPTYPE.RESHAPE if flat else len(_shape(node)) > most
-        if node is opening or in_blocks:
+        if node is reshape or in_blocks:
             waiting += [later for later in node.outputs if later not in seen]
             seen.update(node.outputs)
     yield from seen
 
 
-def _opens_heads(opening: Any, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    """Whether tokens [N, T, C] become [N, T, heads, C of a head], and not positions a map that a convolution reads."""
+def _splits_heads(reshape: Any, before: tuple[int, ...], after: tuple[int, ...]) -> bool:
+    """Return whether tokens [N, T, C] become heads [N, T, H, C / H], and not a map that a convolution reads."""
     if len(before) != 3 or len(after) != 4 or before[:2] != after[:2] or before[2] != after[2] * after[3]:
         return False
-    if any("unsqueeze" in _op_name(later).lower() for later in opening.outputs):
+    if any("unsqueeze" in _op_name(later).lower() for later in reshape.outputs):
         return False  # The packed projections of nn.MultiheadAttention, which torch-pruning knows.
-    return not any(isinstance(later.module, (nn.Conv2d, nn.BatchNorm2d)) for later in opening.outputs)
+    return not any(isinstance(later.module, (nn.Conv2d, nn.BatchNorm2d)) for later in reshape.outputs)
 
 
 def _shape(node: Any) -> tuple[int, ...]:
@@ -128,12 +128,12 @@ def _op_name(node: Any) -> str:
 
 
 def trace(model: nn.Module, example_inputs: Tensor) -> tp.DependencyGraph:
-    """Return the dependency graph of a model, with the `attention` whose heads can be pruned.
+    """Return the dependency graph of a model, with `attention`: the modules whose heads can be pruned.
 
-    An operation of type OUTPUT is where a group must keep its width: the model's output, and channels in blocks.
+    A group that reaches an operation of type OUTPUT must keep its width: the model's output, and channels in blocks.
 
     Raises:
-        PruningError: When the model does not run, or holds something that cannot be traced; the message names it.
+        PruningError: When the model does not run, or a part of it cannot be traced; the message names the part.
     """
     try:
         with torch.enable_grad(), _quiet():
@@ -143,7 +143,7 @@ def trace(model: nn.Module, example_inputs: Tensor) -> tp.DependencyGraph:
 
 
 def explain(error: BaseException, model: nn.Module) -> str:
-    """Return an error's message in one line, with the layer or operation of the model in which it arose."""
+    """Return an error's message in one line, with the layer or operation that raised it."""
     names = {module: name for name, module in model.named_modules()}
     place = ""
     step = error.__traceback__
@@ -159,7 +159,7 @@ def explain(error: BaseException, model: nn.Module) -> str:
 
 
 def _describe(node: Any, names: dict[nn.Module, str]) -> str:
-    """Return what an operation is called, and the layers whose outputs it reads."""
+    """Return the name of an operation, and the layers whose outputs it reads."""
     if node.module in names:
         return f"layer '{names[node.module]}'"
     seen, waiting, layers = {node}, [node], []
@@ -178,7 +178,7 @@ def single_input(example_inputs: Any) -> Tensor:
     """Return the one tensor that a model is called with.
 
     Raises:
-        PruningError: When there are several, or it is something else.
+        PruningError: When there are several, or there is something else.
     """
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
     if len(inputs) != 1 or not isinstance(inputs[0], Tensor):

@@ -1,1 +1,1 @@
-"""Importance methods: per-channel scores of a dependency group; high = keep. A file a method."""
+"""Importance methods, one per file: scores for the channels of a dependency group. High means keep."""

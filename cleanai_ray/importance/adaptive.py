@@ -6,6 +6,6 @@ from cleanai_ray.registry import METHODS
 
 @METHODS.register("adaptive")
 class Adaptive(Coverage):
-    """Coverage measured anew on the smaller network before every pruning step; with one step it equals coverage."""
+    """Coverage, measured again on the smaller network before every pruning step; with one step it equals coverage."""
 
     remeasures = True

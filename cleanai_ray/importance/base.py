@@ -1,4 +1,4 @@
-"""What an importance method is, and how per-layer values become the scores of a dependency group."""
+"""The base class of importance methods, and the way from values per layer to scores of a dependency group."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from cleanai_ray.statistics import ActivationStatistics, LayerStatistics
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoringContext:
-    """What a method may read.
+    """Everything that a method may read.
 
     Attributes:
         graph: The dependency graph, with the model at its present width.
-        statistics: Activation statistics of the present model's channels; None where the method needs none.
+        statistics: Activation statistics of the present model's channels; None if the method needs none.
         coverage_metric: The coverage metric of the trial, for methods that use one.
-        observe: `activation` or `output`: which statistics coverage is derived from.
+        observe: The statistics that coverage is derived from: `activation` or `output`.
         seed: Seed of the trial.
-        curves: Sensitivity curves of the dense model; None where the method needs none.
+        curves: Sensitivity curves of the dense model; None if the method needs none.
     """
 
     graph: ChannelGraph
@@ -41,19 +41,19 @@ class ScoringContext:
 class ImportanceMethod(ABC):
     """Scores the channels of dependency groups. Options are keyword arguments of the constructor.
 
-    What a method needs is said by its class, or by its constructor where options decide: ask a method that
-    `create_method` made, not its class.
+    Class attributes say what a method needs. If options decide, the constructor sets them, so read them from a method
+    that `create_method` returned, not from its class.
 
     Attributes:
-        uses_coverage_metric: Whether `sweep.coverage_metrics` multiplies the method.
-        needs_activations: Whether it reads activation statistics.
-        needs_outputs: Whether it reads the statistics of what layers compute, and not only of what they receive.
-        needs_gradients: Whether it reads the magnitudes of gradients that calibration can collect.
-        needs_squared_gradients: Whether it reads the squares of gradients that calibration can collect. The model can
-            carry one of the two.
-        needs_curves: Whether it reads the sensitivity curves of the dense model.
-        remeasures: Whether calibration is repeated on the smaller network before every step but the first.
-        comparable: Whether scores of different groups are on one scale already, and must not be normalised.
+        uses_coverage_metric: True if a study runs the method once for each of `sweep.coverage_metrics`.
+        needs_activations: True if it reads activation statistics.
+        needs_outputs: True if it reads statistics of what layers compute, and not only of what they receive.
+        needs_gradients: True if it reads the magnitudes of gradients, which calibration can collect.
+        needs_squared_gradients: True if it reads the squares of gradients, which calibration can collect. A method can
+            read only one of the two.
+        needs_curves: True if it reads the sensitivity curves of the dense model.
+        remeasures: True if calibration is repeated on the smaller network before every step but the first.
+        comparable: True if scores of different groups are on one scale already, and must not be normalised.
     """
 
     uses_coverage_metric: bool = False
@@ -67,7 +67,7 @@ class ImportanceMethod(ABC):
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether the method reads what a calibration collects."""
+        """True if the method reads activations or gradients, which calibration collects."""
         return self.needs_activations or self.needs_gradients or self.needs_squared_gradients
 
     @property
@@ -80,16 +80,16 @@ class ImportanceMethod(ABC):
         """Return the importance of each channel of a group: float64 of shape [num_channels], high = keep."""
 
     def prices(self, group: ChannelGroup, context: ScoringContext) -> np.ndarray | None:
-        """Return what removing the group's units costs, one after another in the order of their scores.
+        """Return the price of removing each of the group's units, one after another in the order of their scores.
 
-        Prices are comparable between groups: with them, a budget is met by the cheapest removals per unit saved. None,
-        the default: the method has scores alone.
+        Prices are comparable between groups, so that a budget is met by the removals with the lowest price per saving.
+        None, the default, means that the method has only scores.
         """
         return None
 
 
 def create_method(name: str, options: dict[str, object] | None = None) -> ImportanceMethod:
-    """Return the method of a name.
+    """Return a method by its name.
 
     Raises:
         RegistryError: When the name is unknown.
@@ -102,7 +102,7 @@ def create_method(name: str, options: dict[str, object] | None = None) -> Import
 
 
 def give_gradients(graph: ChannelGraph, method: ImportanceMethod, statistics: ActivationStatistics) -> None:
-    """Let the model of a graph carry the gradients that a method reads, as means over the samples."""
+    """Give the parameters of a graph's model the gradients that a method reads, as means over the samples."""
     if method.needs_gradients:
         graph.set_gradients(statistics.gradients, statistics.num_gradient_samples)
     elif method.needs_squared_gradients:
@@ -110,9 +110,9 @@ def give_gradients(graph: ChannelGraph, method: ImportanceMethod, statistics: Ac
 
 
 def score_groups(method: ImportanceMethod, context: ScoringContext) -> dict[str, Tensor]:
-    """Score every group of the graph, each divided by its mean unless the method's scores can be compared as they are.
+    """Score every group of the graph, and divide each group's scores by their mean, as torch-pruning does by default.
 
-    Dividing by the group's mean is what torch-pruning does by default. A group whose scores are all zero keeps them.
+    Scores that are comparable already are not divided, nor are those of a group that are all zero.
 
     Returns:
         Scores of shape [num_channels] by group name.
@@ -137,7 +137,7 @@ def score_groups(method: ImportanceMethod, context: ScoringContext) -> dict[str,
 
 
 def price_groups(method: ImportanceMethod, context: ScoringContext) -> dict[str, np.ndarray] | None:
-    """Return the prices of every group by name; None where the method has none."""
+    """Return the prices of every group by name; None if the method has none."""
     found = {group.name: method.prices(group, context) for group in context.graph.groups}
     prices = {name: values for name, values in found.items() if values is not None}
     return prices if len(prices) == len(found) else None
@@ -160,13 +160,14 @@ def average_over_layers(
     *,
     reduce: str,
 ) -> Tensor:
-    """Map per-layer values to the group's channels, and average over the layers.
+    """Map the values of each layer to the group's channels, and average over the layers.
 
     Args:
         group: The group.
         layers: Members to read.
-        values: Returns a member's value for every index of its layer's dimension, [C of the layer], or None.
-        reduce: How the several indices of one channel (a flattened input) combine: `mean` or `sum`.
+        values: Returns a member's value for every index of its layer's dimension, [C of the layer], or None to leave
+            it out.
+        reduce: How to combine several indices of one channel (in a flattened input): `mean` or `sum`.
 
     Raises:
         PruningError: When no layer has a value for some channel of the group.
@@ -194,7 +195,7 @@ def statistics_of(context: ScoringContext, member: Member, side: str) -> LayerSt
     """Return a layer's statistics, checked against the layer's present width.
 
     Raises:
-        PruningError: When there are none at all, or they belong to another width.
+        PruningError: When there are no statistics at all, or they were taken at another width.
     """
     if context.statistics is None:
         raise PruningError("the method reads activation statistics, and none were given; pass batches or stats")
@@ -202,7 +203,7 @@ def statistics_of(context: ScoringContext, member: Member, side: str) -> LayerSt
     width = context.graph.width(member.layer, "in" if side == "inputs" else "out")
     if found is not None and found.num_channels != width:
         raise PruningError(
-            f"the statistics of layer '{member.layer}' have {found.num_channels} channels, and the model's has "
+            f"the statistics of layer '{member.layer}' have {found.num_channels} channels, and the layer has "
             f"{width}; they were taken from another model"
         )
     return found

@@ -1,4 +1,4 @@
-"""What removing a group's channels one after another costs: the joint order and the error curve of every group."""
+"""The cost of removing a group's channels one after another: the order and the error curve of every group."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _FORMAT = "cleanai-curves/1"
 class GroupCurve:
     """The backward elimination of one dependency group.
 
-    A unit is what goes at once: one channel, or the same position of every block where the group has blocks, or a head.
+    A unit is removed at once: one channel, or one position of every block if the group has blocks, or a head.
 
     Attributes:
         name: Name of the group.
         num_channels: Channels of the group in the dense model.
         num_blocks: Equal blocks that must stay equally wide.
-        order: Units in the order in which they go; the last one stays and is not in it.
-        errors: Relative squared error of what the group's consumers compute, after each removal; the sum over them.
-        probes: Measurements of what the group does to the model's output: (units that alone were removed and
-            compensated, mean KL(dense || model) in nats), by number of units; empty where it was not measured.
-        whole_heads: Whether a unit is a head, of `num_blocks` channels that follow one another.
+        order: Units in the order of their removal; the last one stays, and is not in it.
+        errors: Relative squared error of what the group's consumers compute, summed over them, after each removal.
+        probes: Measurements of what the group does to the model's output: (number of units removed from this group
+            alone, after compensation; mean KL(dense || model) in nats), ascending; empty if there are none.
+        whole_heads: True if a unit is a head, which is `num_blocks` adjacent channels.
     """
 
     name: str
@@ -47,10 +47,10 @@ class GroupCurve:
 
     @property
     def harm(self) -> np.ndarray:
-        """What the model's output suffers after each removal, comparable between groups: the KL, [num_units - 1].
+        """The KL of the model's output after each removal, comparable between groups, [num_units - 1].
 
-        Between probes it is linear in the error; beyond the last it rises by the tangent of error^1.5, which is about
-        how networks go on. Without probes it is error^1.5. It never falls.
+        Between probes it is linear in the error. Beyond the last one it follows the tangent of error^1.5, which is
+        roughly how networks behave. Without probes it is error^1.5. It never falls.
         """
         errors = np.maximum.accumulate(np.asarray(self.errors))
         if not self.probes:
@@ -63,7 +63,7 @@ class GroupCurve:
         return inside + slope * np.maximum(errors - known[-1], 0)
 
     def ranks(self, kept: np.ndarray) -> np.ndarray:
-        """Return for each of the group's present units its place in `order`; the one that stays comes last.
+        """Return the place in `order` of each of the group's present units; the one that stays comes last.
 
         Args:
             kept: Dense indices of the channels the group still has, ascending.
@@ -73,7 +73,7 @@ class GroupCurve:
         return np.asarray([place.get(unit, len(self.order)) for unit in units.tolist()], dtype=np.int64)
 
     def prices(self, kept: np.ndarray) -> np.ndarray:
-        """Return what the removals that are still to come add to the harm, in their order.
+        """Return the harm that each of the remaining removals adds, in their order.
 
         Args:
             kept: Dense indices of the channels the group still has, ascending.

@@ -26,10 +26,10 @@ _NEEDS = (
 class Hybrid(ImportanceMethod):
     """Geometric mean of two other methods' scores (wanda and magnitude unless options say otherwise).
 
-    sqrt(a/mean(a) x b/mean(b)), the means being those of the dependency group; a score below zero counts as zero. High
-    is what both methods rate high. `first` and `second` are names of methods, `first_options` and `second_options`
-    their options. It needs what its parts need: where one of them uses a coverage metric, `sweep.coverage_metrics`
-    multiplies the hybrid, too.
+    sqrt(a/mean(a) x b/mean(b)), with means over the dependency group; a score below zero counts as zero. A channel
+    scores high if both methods rate it high. `first` and `second` are names of methods, `first_options` and
+    `second_options` their options. The hybrid needs what its parts need: if one of them uses a coverage metric, the
+    hybrid runs once for each of `sweep.coverage_metrics`.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ def _part(option: str, name: str, options: dict[str, Any]) -> ImportanceMethod:
     """Return one of the two methods.
 
     Raises:
-        ValueError: When there is none of that name, or it is a hybrid itself.
+        ValueError: When the name is unknown, or is a hybrid itself.
     """
     allowed = [known for known in METHODS.names() if not _is_hybrid(known)]
     if name not in allowed:

@@ -12,7 +12,7 @@ from cleanai_ray.registry import METHODS
 
 @METHODS.register("random")
 class Random(ImportanceMethod):
-    """Uniform random scores: the control that every comparison needs. Depends on the trial's seeds alone."""
+    """Uniform random scores: the control that every comparison needs. They depend only on the trial's seeds."""
 
     def score(self, group: ChannelGroup, context: ScoringContext) -> Tensor:
         """Return random scores in [0, 1), [num_channels]."""

@@ -17,16 +17,16 @@ from cleanai_ray.registry import METHODS
 class Reconstruction(ImportanceMethod):
     """Joint least-squares error of what the next layers compute (backward elimination; Hassibi and Stork 1993).
 
-    Channels go in the order of a greedy elimination that refits the layers that read them after every removal. Groups
-    are compared by what their error does to the model's output (KL, without labels). With a budget, the removal that
-    adds least harm per unit saved comes next, whatever the mode.
+    Channels are removed in the order of a greedy elimination, which refits the layers that read them after every
+    removal. Groups are compared by what their error does to the model's output (KL, without labels). With a budget, the
+    removal that does least harm per saving comes next, whatever the mode.
     """
 
     needs_curves = True
     comparable = True
 
     def score(self, group: ChannelGroup, context: ScoringContext) -> Tensor:
-        """Return the harm of each channel's removal in its turn, increasing along the order, [num_channels]."""
+        """Return the harm that removing each channel in its turn adds, increasing along the order, [num_channels]."""
         curve = _curve(group, context)
         kept = context.graph.kept_channels[group.name]
         prices = curve.prices(kept)
@@ -39,7 +39,7 @@ class Reconstruction(ImportanceMethod):
         return torch.from_numpy(np.asarray(rising[1:])[places][group.unit_of])
 
     def prices(self, group: ChannelGroup, context: ScoringContext) -> np.ndarray:
-        """Return the harm that removing the group's units one after another adds, [num_units - 1]."""
+        """Return the harm that removing each of the group's units in turn adds, [num_units - 1]."""
         return _curve(group, context).prices(context.graph.kept_channels[group.name])
 
 

@@ -11,8 +11,8 @@ from cleanai_ray.registry import METHODS
 class Taylor(ImportanceMethod):
     """First-order Taylor expansion of the loss, |weight x gradient| (torch-pruning; Molchanov et al. 2019).
 
-    The magnitude of the gradient is taken in each calibration batch, and averaged over the batches, as in the paper;
-    with one batch this is torch-pruning's score to the letter.
+    The magnitude of the gradient is taken for each calibration batch and averaged over batches, as in the paper; with
+    one batch this is exactly torch-pruning's score.
     """
 
     needs_gradients = True

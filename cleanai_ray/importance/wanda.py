@@ -24,11 +24,11 @@ _VARIANTS = ("consumer", "producer")
 class Wanda(ImportanceMethod):
     """Weight times activation norm (Sun et al. 2023, arXiv:2306.11695), summed over the weights of a channel.
 
-    `variant: consumer` (default), as in the paper: the absolute weights with which a layer reads the channel, times the
-    root mean square of the channel's activations at that layer's input. `variant: producer`, as CleanAI v5 had it: the
-    absolute weights that compute the channel, times the root mean square of the raw output. The root mean square is the
-    paper's norm divided by the root of the number of activations, which does not change the order within a layer.
-    Averaged over the layers of the group.
+    `variant: consumer` (the default) is the paper's: the absolute weights with which a layer reads the channel, times
+    the root mean square of the channel's activations at that layer's input. `variant: producer` is that of CleanAI v5:
+    the absolute weights that compute the channel, times the root mean square of the raw output. The root mean square is
+    the paper's norm divided by the root of the number of activations, which does not change the order within a layer.
+    Values are averaged over the layers of the group.
     """
 
     needs_activations = True

@@ -1,1 +1,1 @@
-"""Dependency groups, selection of channels, the plan, and surgery."""
+"""Pruning: from scores to a selection of channels, a plan and a smaller model."""

@@ -1,4 +1,4 @@
-"""What a model would cost after surgery, without surgery: exact for convolutions, linear layers and norms."""
+"""The cost of a pruned model, estimated without cutting it: exact for convolutions, linear layers and norms."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ BUDGET_TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class _Layer:
-    """Cost of one layer: what scales with inputs times outputs, and what scales with outputs alone.
+    """Cost of one layer: the part that scales with inputs times outputs, and the part that scales with outputs alone.
 
-    Parameters count once; in the file (megabytes) are buffers too, and everything once for each name.
+    Parameters count once. The file (in megabytes) also holds buffers, and everything once for each of its names.
     """
 
     macs: float
@@ -38,7 +38,7 @@ class CostModel:
     A layer's MACs and weights scale with the kept share of its inputs times the kept share of its outputs; those of
     norms and depthwise convolutions with one share; those of attention with its square, which is exact for the
     projections and overstates the saving in the product of queries and keys. The size is that of the safetensors file
-    with its header, which the estimate takes to be as long as it is now: surgery shortens it by some bytes.
+    with its header. The estimate assumes that the header keeps its length, which pruning shortens by some bytes.
 
     Args:
         graph: The graph at its present width, which the estimates start from.
@@ -73,7 +73,7 @@ class CostModel:
 
 
 def costs(complexity: Complexity) -> dict[str, float]:
-    """Return what budgets count of a model: `macs`, `params` and `size_mb`, its file in megabytes of 10^6 bytes."""
+    """Return the costs that budgets limit: `macs`, `params` and `size_mb`, the file in megabytes of 10^6 bytes."""
     return {
         "macs": float(complexity.macs),
         "params": float(complexity.params),
@@ -85,27 +85,29 @@ def budget_limit(budget: Budget, dense: Complexity, share: float = 1.0) -> float
     """Return the cost that a budget allows, in the unit of `costs`.
 
     Args:
-        budget: What the pruned model may cost.
-        dense: What the dense model costs.
-        share: Share of the steps that are taken by then: what is kept shrinks geometrically over the steps.
+        budget: The most that the pruned model may cost.
+        dense: Cost of the dense model.
+        share: Share of the steps taken so far; the width that is kept shrinks geometrically over the steps.
 
     Raises:
-        PruningError: When a budget in megabytes is not below what the dense model has, or is one of latency.
+        PruningError: When the dense model is within a budget in megabytes already, or the budget limits latency.
     """
     present = costs(dense).get(budget.resource)
     if present is None:
-        raise PruningError(f"budget {budget}: {budget.resource} is met by a search over measurements, not by one plan")
+        raise PruningError(
+            f"budget {budget}: {budget.resource} takes a search over measurements, and cannot be met by one plan"
+        )
     if not budget.is_absolute:
         return present * budget.limit**share
     if budget.limit >= present:
         raise PruningError(
-            f"budget {budget}: the dense model's file has {present:.4g} MB already, so that there is nothing to remove"
+            f"budget {budget}: the dense model's file has {present:.4g} MB already, so there is nothing to remove"
         )
     return present * (budget.limit / present) ** share
 
 
 def missed_budget(budget: Budget, dense: Complexity, pruned: Complexity) -> str | None:
-    """Return a warning where a model is over a budget or more than 2 % below it, else None."""
+    """Return a warning if a model is over a budget or more than 2 % below it, otherwise None."""
     cost = costs(pruned)[budget.resource]
     if budget.is_absolute:
         is_met = budget.limit * (1 - BUDGET_TOLERANCE) <= cost <= budget.limit

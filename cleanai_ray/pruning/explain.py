@@ -1,4 +1,4 @@
-"""A plan in words and columns: what goes from each group and why, and what that saves."""
+"""A plan as text: what each group loses and why, and how much that saves."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _RANKED = {
 
 
 def explain_plan(plan: PruningPlan) -> str:
-    """Return a plan as text of about 118 columns: what was asked, a row per group, totals and warnings.
+    """Return a plan as text of about 118 columns: the request, a row per group, totals and warnings.
 
-    It reads nothing but the plan, so that one from a file explains itself as well. A group bears the name of its first
-    layer. Of the other layers it cuts, those that narrow with it come first, and after the arrow those that read them.
+    Everything comes from the plan, so a plan from a file can be explained too. A group is named after its first layer.
+    Of the other layers that it cuts, those that narrow with it come before the arrow, and those that read them after.
     """
     parts = [_heading(plan), _groups(plan), _totals(plan)]
     if plan.warnings:
@@ -40,7 +40,7 @@ def _heading(plan: PruningPlan) -> str:
     read_from = f" for inputs of {' and '.join(inputs)}" if inputs else ""
     lines = [
         f"Pruning plan of {plan.model.get('class', 'a model')}{read_from}: {narrower} of {len(plan.groups)} "
-        "groups of layers get narrower",
+        "groups of layers become narrower",
         f"Asked:  {_asked(plan.request)}",
         f"Bounds: {_bounds(plan.request.get('bounds') or {})}",
     ]
@@ -75,7 +75,7 @@ def _bounds(bounds: Mapping[str, Any]) -> str:
 
 
 def _groups(plan: PruningPlan) -> str:
-    """Return the table of groups; the column of layers takes what the others leave of the width."""
+    """Return the table of groups, in which the column of layers takes the width that the others leave."""
     digits = max((len(str(group.num_channels)) for group in plan.groups), default=1)
     rows = []
     for group in plan.groups:
@@ -86,12 +86,12 @@ def _groups(plan: PruningPlan) -> str:
     left = _WIDTH - sum(others) + others[1] - len(_GAP) * (len(_HEADINGS) - 1)
     for group, row in zip(plan.groups, rows, strict=True):
         row[1] = _layers(group, max(left, _LEAST_LAYERS_WIDTH))
-    note = "A group bears the name of its first layer; the layers after -> only read its channels."
+    note = "A group is named after its first layer; layers after -> only read its channels."
     return f"{_table(_HEADINGS, rows, right=('channels', 'removed'))}\n{note}"
 
 
 def _layers(group: GroupPlan, width: int) -> str:
-    """Return the names of a group's other layers as `bn1 -> conv2`, shortened to `bn1, ... (+5)` where too wide."""
+    """Return the names of a group's other layers as `bn1 -> conv2`, shortened to `bn1, ... (+5)` if too wide."""
     if not group.layers:
         return "not recorded"
     narrower = [name for name in group.outputs if name != group.name]
@@ -101,7 +101,7 @@ def _layers(group: GroupPlan, width: int) -> str:
     while len(text) > width and number > 1:
         number -= 1
         text = f"{_joined(names[:number], len(narrower))}, ... (+{len(names) - number})"
-    if len(text) > width:  # The end of a name tells more than its beginning.
+    if len(text) > width:  # The end of a name says more than its beginning.
         room = len(names[0]) - (len(text) - width) - len("...")
         text = text.replace(names[0], f"...{names[0][-max(room, 1) :]}", 1)
     return text or "none"
@@ -141,7 +141,7 @@ def _step(group: GroupPlan, bounds: Mapping[str, Any]) -> int:
 
 
 def _least_width(group: GroupPlan, bounds: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the fewest channels that the bounds leave a group, and the bound that says so (see Selector)."""
+    """Return the fewest channels that the bounds leave a group, and the bound that decides it (see Selector)."""
     min_channels, max_ratio = bounds.get("min_channels", 1), bounds.get("max_ratio", 1.0)
     by_ratio = math.ceil(group.num_channels * (1 - max_ratio) - _SLACK)
     bound = f"min_channels {min_channels}" if min_channels > by_ratio else f"max_ratio {max_ratio:g}"
@@ -150,7 +150,7 @@ def _least_width(group: GroupPlan, bounds: Mapping[str, Any]) -> tuple[int, str]
 
 
 def _layer_ratio(group: GroupPlan, ratios: Mapping[str, float]) -> tuple[str | None, float]:
-    """Return the prefix and ratio of `layer_ratios` that decided on a group: the longest prefix, then the least."""
+    """Return the prefix and the ratio that decided on a group: the longest prefix, then the least ratio."""
     found = []
     for layer in group.outputs or (group.name,):
         prefixes = [prefix for prefix in ratios if f"{layer}.".startswith(f"{prefix}.")]
@@ -179,7 +179,7 @@ def _totals(plan: PruningPlan) -> str:
 
 
 def _latency_row(latency: Mapping[str, Any]) -> list[str]:
-    if "latency_ms_p50" not in latency:  # Timed by the user's own function, which returns the ratio alone.
+    if "latency_ms_p50" not in latency:  # The user's own function timed it, and returns the ratio alone.
         return ["measured latency", "", "", _percent(latency["ratio"]), ""]
     dense, pruned = (f"{latency[key]:.2f} ms" for key in ("latency_ms_p50_dense", "latency_ms_p50"))
     threads = f"{latency['num_threads']} thread{'' if latency['num_threads'] == 1 else 's'}"

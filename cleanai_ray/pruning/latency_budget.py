@@ -1,4 +1,4 @@
-"""A budget of latency: a search over models that are pruned and timed for real, beside the dense one."""
+"""A latency budget: a search over models that are really pruned, and timed beside the dense one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Prune = Callable[[Trial], PruneResult]
 """Prunes the dense model as a trial says."""
 
 Compare = Callable[[nn.Module], Mapping[str, Any]]
-"""Times a pruned model beside the dense one; returns the `ratio` of their latencies, and how it was measured."""
+"""Times a pruned model beside the dense one, and returns the `ratio` of their latencies and how it was measured."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,8 +31,8 @@ class _Candidate:
 
     Attributes:
         result: The pruned model and its plan.
-        latency: What was measured.
-        asked: Share of the dense MACs that it was pruned to; None for the smallest that the bounds allow.
+        latency: The measurement.
+        asked: Share of the dense MACs that it was pruned to; None for the smallest model that the bounds allow.
     """
 
     result: PruneResult
@@ -52,25 +52,25 @@ class _Candidate:
 
 
 def prune_to_budget(prune: Prune, trial: Trial, bounds: PruningSection, compare: Compare) -> PruneResult:
-    """Prune as a trial says; where it limits latency, to the largest model that was measured within the limit.
+    """Prune as a trial says. If it limits latency, return the largest model that was measured within the limit.
 
-    Latency has no formula: it depends on the device, and falls in steps. So the share of MACs is bisected, seven times
-    at the most, between the smallest model that the bounds allow and the dense one. Each candidate is pruned from the
-    dense model with the trial's own settings and timed beside it. One that seems within the limit is timed a second
-    time, and the slower of both counts, so that a lucky measurement does not decide. The search ends early where half
-    a point below the limit is reached.
+    Latency has no formula: it depends on the device, and falls in steps. So the share of MACs is bisected, at most
+    seven times, between the smallest model that the bounds allow and the dense one. Each candidate is pruned from the
+    dense model with the trial's own settings and timed beside it. A candidate that seems to be within the limit is
+    timed again, and the slower time counts, so that no lucky measurement decides. The search ends early once a
+    candidate is within half a percentage point of the limit.
 
     Args:
         prune: Prunes the dense model as a trial says.
-        trial: What is asked for.
-        bounds: The bounds that `prune` keeps.
+        trial: The method, the budget and the other settings.
+        bounds: The bounds that `prune` keeps to.
         compare: Times a pruned model beside the dense one, for instance by `evaluation.latency.compare_latency`.
 
     Returns:
-        The chosen model. Its plan has the trial as its request, and in `achieved["latency"]` what was measured.
+        The chosen model. Its plan has the trial as its request, and the measurement in `achieved["latency"]`.
 
     Raises:
-        PruningError: When even the smallest model that the bounds allow is too slow, or as `prune` does.
+        PruningError: When even the smallest model that the bounds allow is too slow, or when `prune` raises it.
     """
     if trial.budget is None or trial.budget.resource != "latency":
         return prune(trial)
@@ -78,7 +78,7 @@ def prune_to_budget(prune: Prune, trial: Trial, bounds: PruningSection, compare:
 
 
 class _Search:
-    """The search for the largest model within a limit of latency. Of the models it makes, it holds two at a time."""
+    """The search for the largest model within a latency limit. It holds at most two models at a time."""
 
     def __init__(self, prune: Prune, trial: Trial, bounds: PruningSection, compare: Compare) -> None:
         assert trial.budget is not None
@@ -106,12 +106,12 @@ class _Search:
             if candidate.ratio <= self._limit:
                 best, low = candidate, asked
             else:
-                # All that is asked for from its share to the middle gives this same model.
+                # Every budget between the model's own share and the one asked for gives this same model.
                 high, self._too_slow = min(asked, candidate.share), candidate.ratio
         return self._finished(best)
 
     def _smallest(self) -> _Candidate:
-        """Return the smallest model that the bounds allow: all modes remove the same number of channels there."""
+        """Return the smallest model that the bounds allow, where all modes remove the same number of channels."""
         changes = {"budget": None, "ratio": self._bounds.max_ratio, "mode": "local"}
         candidate = self._timed(self._prune(self._trial.model_copy(update=changes)), None)
         if candidate.ratio > self._limit:
@@ -130,7 +130,7 @@ class _Search:
         return _Candidate(result=result, latency=latency, asked=asked)
 
     def _finished(self, best: _Candidate) -> PruneResult:
-        """Return the chosen model with a plan that tells of the search, not of the budget of MACs inside it."""
+        """Return the chosen model. Its plan describes the latency search, not the MACs budget that the search used."""
         plan = best.result.plan
         inner = "the budget macs="
         return replace(
@@ -163,7 +163,7 @@ class _Search:
 
 
 def _conditions(latency: Mapping[str, Any]) -> str:
-    """Return in brackets how something was measured, as far as that is known."""
+    """Return in brackets how a latency was measured, or nothing if that is unknown."""
     if "latency_ms_p50" not in latency:
         return ""
     threads = f"{latency['num_threads']} thread{'' if latency['num_threads'] == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""What pruning left of each layer: the rows of layers.parquet."""
+"""The layers before and after pruning: the rows of layers.parquet."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def layer_rows(
     pruned: Complexity,
     kept_outputs: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, Any], ...]:
-    """Return a row per layer with the columns of layers.parquet, `trial_id` apart.
+    """Return a row per layer with the columns of layers.parquet except `trial_id`.
 
     Args:
         groups: The groups of the dense model.
-        dense: What the dense model costs.
-        pruned: What the pruned model costs.
+        dense: Cost of the dense model.
+        pruned: Cost of the pruned model.
         kept_outputs: Dense indices of the output channels each narrowed layer kept.
     """
     owner = {member.layer: group.name for group in groups.values() for member in group.members if member.side != "in"}

@@ -1,4 +1,4 @@
-"""What a pruner reads besides the weights: measurements of the dense model."""
+"""Measurements of the dense model, which a pruner reads besides its weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Remeasure = Callable[[nn.Module], ActivationStatistics]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Measurements:
-    """What was measured on the dense model, and how to measure a smaller one.
+    """Measurements of the dense model, and how to measure a smaller one.
 
     Attributes:
         statistics: Statistics of the dense model, for methods that read activations or gradients.

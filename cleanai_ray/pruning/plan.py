@@ -1,4 +1,4 @@
-"""The plan: which channels of which dependency group go. Plain JSON, independent of how it was chosen."""
+"""The plan: the channels that each dependency group loses. Plain JSON, whatever method chose them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from cleanai_ray.errors import ArtifactError, PruningError
 from cleanai_ray.pruning.explain import explain_plan
 
 PLAN_FORMAT = "cleanai-plan/2"
-_FORMATS = ("cleanai-plan/1", PLAN_FORMAT)  # The first did not say which layers a group cuts, and in how many blocks.
+_FORMATS = ("cleanai-plan/1", PLAN_FORMAT)  # The first lacks the layers and the blocks of a group.
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupPlan:
-    """What goes from one dependency group.
+    """The channels that one dependency group loses.
 
     Attributes:
-        name: Name of the group, that of the layer whose output channels number it.
+        name: Name of the group: the layer whose output channels number it.
         num_channels: Channels in the dense model.
-        removed: Channels that go, in dense numbering, ascending.
-        num_blocks: Equal blocks that stay equally wide (heads, groups of a convolution); 1 where there are none.
-        outputs: Layers whose output narrows with the group, norms included; empty in a plan that does not say.
+        removed: Channels that are removed, in dense numbering, ascending.
+        num_blocks: Equal blocks that stay equally wide (heads, groups of a convolution); 1 if there are none.
+        outputs: Layers whose output narrows with the group, norms included; empty in a plan of the first format.
         inputs: Layers that read the group's channels.
     """
 
@@ -45,22 +45,22 @@ class GroupPlan:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Every layer that the group cuts, each once: those that narrow, then those that read them."""
+        """Every layer that the group cuts, once: first those that narrow, then those that read them."""
         return tuple(dict.fromkeys([*self.outputs, *self.inputs]))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruningPlan:
-    """A decision that can be inspected, kept, and applied to the dense model again.
+    """A choice of channels that can be inspected, saved, and applied to the dense model again.
 
     Attributes:
         model: Identity of the dense model: class, shape digest of its parameters, example input shape.
         groups: Every prunable group, pruned or not.
-        request: What was asked for: method, mode, ratio or budget, bounds (with every ignored layer); `by_price` where
-            the method's prices and not its mode decided between groups.
-        achieved: What surgery left: channel ratio, params, macs and size_bytes, dense and pruned (repair may add
-            biases), and for a budget of latency what was measured.
-        warnings: What the user should know, in sentences.
+        request: The request: method, mode, ratio or budget, bounds (with every ignored layer); `by_price` if the
+            method's prices and not its mode decided between groups.
+        achieved: The result: channel ratio, params, macs and size_bytes, dense and pruned (repair may add biases),
+            and for a latency budget the measurement.
+        warnings: Sentences that the user should know.
     """
 
     model: Mapping[str, Any]
@@ -70,7 +70,7 @@ class PruningPlan:
     warnings: tuple[str, ...] = ()
 
     def explain(self) -> str:
-        """Return the plan as a table to print: what goes from each group and why, and what it saves altogether."""
+        """Return the plan as a table to print: what each group loses and why, and how much that saves in all."""
         return explain_plan(self)
 
     @property
@@ -80,12 +80,12 @@ class PruningPlan:
 
     @property
     def channel_ratio(self) -> float:
-        """Share of the prunable channels that go."""
+        """Share of the prunable channels that are removed."""
         total = sum(group.num_channels for group in self.groups)
         return sum(len(group.removed) for group in self.groups) / total if total else 0.0
 
     def with_weights(self, content: bytes) -> PruningPlan:
-        """Return the plan with the checksum of the weights file that goes with it."""
+        """Return the plan with the checksum of its weights file."""
         return replace(self, model={**self.model, "weights_sha256": hashlib.sha256(content).hexdigest()})
 
     def to_json(self) -> str:

@@ -1,4 +1,4 @@
-"""Which group loses a unit next, where removals have a price that is comparable between groups."""
+"""The order of removals over all groups, when removals have prices that are comparable between groups."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 Saving = Callable[[Mapping[str, int], str], float]
-"""What one more unit of a group saves, when each group has lost a number of units already."""
+"""The cost that removing one more unit of a group saves, when each group has lost a number of units already."""
 
 
 def removal_sequence(
     prices: Mapping[str, np.ndarray], caps: Mapping[str, int], saving: Saving, start: Mapping[str, int] | None = None
 ) -> list[str]:
-    """Return the group of every removal, cheapest per saving first; savings shrink as neighbouring layers narrow.
+    """Return the group of every removal, the lowest price per saving first.
 
-    Since they only shrink, a price per saving that was computed earlier is a lower bound: a group that is cheapest by
-    such a bound, and still is when computed anew, is the cheapest.
+    Savings shrink as neighbouring layers narrow. Since they never grow, a price per saving that was computed earlier is
+    a lower bound. So a group that is cheapest by its bound, and still is when its price is computed again, is the
+    cheapest.
 
     Args:
-        prices: What removing the units of a group one after another costs, by group name.
-        caps: Units that may go from each group.
-        saving: What one more unit saves.
-        start: Units that other groups have lost before.
+        prices: The price of each unit of a group, removed one after another, by group name.
+        caps: Units that each group may lose.
+        saving: The cost that one more unit saves.
+        start: Units that other groups have lost already.
     """
     counts = dict(start or {})
     names: Sequence[str] = list(prices)

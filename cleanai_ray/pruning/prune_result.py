@@ -1,4 +1,4 @@
-"""What pruning gives: a smaller model, and what became of the dense one's channels."""
+"""The result of pruning: a smaller model, and what became of the dense model's channels."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from cleanai_ray.pruning.plan import PruningPlan
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PruneResult:
-    """The outcome of pruning.
+    """The result of pruning.
 
     Attributes:
         model: The smaller model, on the device of the dense one.
-        plan: What was removed, and why.
-        layers: One dict a layer with the columns of layers.parquet, `trial_id` apart.
+        plan: The channels that were removed, and why.
+        layers: One dict per layer with the columns of layers.parquet except `trial_id`.
         kept_inputs: Dense indices of the input channels each narrowed layer kept.
         kept_outputs: Dense indices of the output channels each narrowed layer kept.
     """

@@ -1,4 +1,4 @@
-"""Score, select, cut, in one or several steps: from a dense model to a plan and a smaller model."""
+"""Scoring, selection and cutting, in one or several steps: from a dense model to a plan and a smaller model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cleanai_ray.statistics import ActivationStatistics
 
 
 class Pruner:
-    """Prunes one model in one way: `run` in one go, or `take_step` for each step, with `adopt` between, and `finish`.
+    """Prunes one model in one way: by `run`, or by `take_step` for each step, `adopt` in between, and `finish`.
 
     Args:
         model: The dense model; it is copied, and left as it is.
@@ -83,11 +83,11 @@ class Pruner:
         return self.finish()
 
     def present(self) -> PruneResult:
-        """Return what the steps so far gave; the model is a copy."""
+        """Return the result of the steps so far; its model is a copy."""
         return self._result(copy.deepcopy(self._graph.model))
 
     def finish(self) -> PruneResult:
-        """Return what all steps gave; no step can follow.
+        """Return the result of all steps; no step can follow.
 
         Raises:
             PruningError: When nothing was removed.
@@ -96,7 +96,7 @@ class Pruner:
         if all(len(kept) == self._dense_groups[name].num_channels for name, kept in graph.kept_channels.items()):
             raise PruningError(
                 f"nothing would be removed: {_amount(trial)} with round_to {self._bounds.round_to} and min_channels "
-                f"{self._bounds.min_channels} leaves every layer as wide as it is"
+                f"{self._bounds.min_channels} leaves every layer at its width"
             )
         return self._result(graph.model)
 
@@ -115,9 +115,9 @@ class Pruner:
         return other
 
     def adopt(self, model: nn.Module) -> None:
-        """Take over the weights of a model that was made from that of `present`, by repair or by training.
+        """Take over the weights of the model of `present` after repair or training.
 
-        A bias that repair gave to a layer is taken over, too. Gradients that scores read stay those of the dense model.
+        Biases that repair added are taken over as well. Gradients that scores read stay those of the dense model.
 
         Args:
             model: The model; it is left as it is.
@@ -132,7 +132,7 @@ class Pruner:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
     def take_step(self, step: int) -> bool:
-        """Remove what must be gone after a step, from 1, and return whether that is anything.
+        """Remove the channels that must be gone after a step, counted from 1, and return whether there were any.
 
         Raises:
             PruningError: When a budget cannot be met, or scores are missing.
@@ -188,7 +188,7 @@ class Pruner:
         return measured.statistics.select(self._graph.kept("in"), self._graph.kept("out"))
 
     def _request(self, step: int, dense: Complexity) -> SelectionRequest:
-        """Return what must be gone after a step: what is kept shrinks geometrically over the steps."""
+        """Return the amount that must be gone after a step: the width that is kept shrinks geometrically."""
         share = step / self._trial.steps
         bounds, budget = self._bounds, self._trial.budget
         ratio = self._trial.ratio
@@ -240,7 +240,7 @@ def _group_plan(group: ChannelGroup, kept: np.ndarray) -> GroupPlan:
 
 
 def identify(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
-    """Return what tells a model's architecture from another's: class, digest of tensor shapes, example input shapes."""
+    """Return the identity of an architecture: class, digest of its tensors' shapes, shapes of the example inputs."""
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
     return {

@@ -27,7 +27,7 @@ def save(result: PruneResult, location: str | os.PathLike[str]) -> None:
 
 
 def save_model(model: nn.Module, plan: PruningPlan, run: RunDirectory, folder: str = "") -> None:
-    """Write a pruned model below a folder of a run directory: weights first, the plan that names them last."""
+    """Write a pruned model into a folder of a run directory: the weights first, the plan with their checksum last."""
     content = safetensors_bytes(model)
     prefix = f"{folder}/" if folder else ""
     run.write_bytes(prefix + WEIGHTS_FILE, content)
@@ -39,7 +39,7 @@ def load(location: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> 
 
     Args:
         location: Folder or URL that `save` wrote to.
-        factory: Builds the dense architecture (its weights do not matter).
+        factory: Builds the dense architecture; its weights do not matter.
 
     Raises:
         ArtifactError: When files are missing, corrupted, cut off, or belong to another architecture.
@@ -53,7 +53,9 @@ def load_model(dense: nn.Module, run: RunDirectory, folder: str = "") -> nn.Modu
     plan = PruningPlan.from_json(run.read_text(prefix + PLAN_FILE))
     content = run.read_bytes(prefix + WEIGHTS_FILE)
     if hashlib.sha256(content).hexdigest() != plan.model.get("weights_sha256"):
-        raise ArtifactError(f"'{prefix}{WEIGHTS_FILE}' in '{run.location}' is corrupted, cut off, or not of this plan")
+        raise ArtifactError(
+            f"'{prefix}{WEIGHTS_FILE}' in '{run.location}' is corrupted, cut off, or belongs to another plan"
+        )
     model = apply_plan(dense, plan)
     try:
         state = safetensors.torch.load(content)

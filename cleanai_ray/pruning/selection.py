@@ -1,4 +1,4 @@
-"""From scores to a choice of channels: how many go from each group, within bounds, for a ratio or a budget."""
+"""From scores to a choice of channels: how many each group loses, within bounds, for a ratio or a budget."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Cost = Callable[[Mapping[str, int]], float]
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionRequest:
-    """What to remove, counted from the dense model.
+    """The amount to remove, relative to the dense model.
 
     Attributes:
         mode: `local` (each group by itself), `global` (all groups ranked together) or `isomorphic` (groups of the same
             structure ranked together; Fang et al. 2024, arXiv:2407.04616).
-        ratio: Share of channels to remove; ignored where `limit` is given.
+        ratio: Share of channels to remove; ignored if `limit` is given.
         limit: Cost that the model may have, in the unit of the cost function.
-        unit: What follows a cost in messages, for instance " MB".
+        unit: Unit of the cost in messages, for instance " MB".
         layer_ratios: Channel ratio by module-name prefix; such groups are ranked by themselves.
         max_ratio: No group loses more than this share of its dense channels.
         min_channels: No group keeps fewer.
-        round_to: Widths of pruned groups are multiples of this, where the group is wide enough.
+        round_to: Widths of pruned groups are multiples of this, if the group is wide enough.
     """
 
     mode: str = "local"
@@ -51,8 +51,9 @@ class Selector:
         scores: Importance of each channel by group name, [num_channels], high = keep.
         dense_channels: Channels of each group in the dense model.
         request: What to remove.
-        prices: What removing the units of each group, least important first, costs one after another, comparable
-            between groups. With them a limit is met by the cheapest removals per saving, whatever the mode.
+        prices: For each group, the price of each of its units, removed one after another, least important first.
+            Prices are comparable between groups: a limit is met by the removals that cost least per unit of cost saved,
+            whatever the mode.
     """
 
     def __init__(
@@ -73,10 +74,10 @@ class Selector:
         self._fixed = _match_layer_ratios(groups, request.layer_ratios)
 
     def select(self, cost: Cost | None = None) -> dict[str, np.ndarray]:
-        """Return the channels that go, by group name, in present numbering.
+        """Return the channels to remove, by group name, in present numbering.
 
         Args:
-            cost: Cost of the model when each group loses a number of channels; needed where a limit is requested.
+            cost: Cost of the model when each group loses a number of channels; needed for a limit.
 
         Raises:
             PruningError: When the limit cannot be met within the bounds.
@@ -102,7 +103,7 @@ class Selector:
         ]
 
     def _cap(self, group: ChannelGroup) -> int:
-        """Units that may still go from a group."""
+        """Return the number of units that a group may still lose."""
         dense = self._dense[group.name]
         keep = max(self._request.min_channels, math.ceil(dense * (1 - self._request.max_ratio) - _SLACK), 1)
         return max(0, group.num_units - math.ceil(keep / group.num_blocks))
@@ -120,9 +121,9 @@ class Selector:
         return list(alike.values())
 
     def _goal(self, names: Sequence[str], ratio: float) -> int:
-        """Channels that must still go from groups so that `ratio` of their dense channels are gone.
+        """Return the number of channels that groups must still lose until `ratio` of their dense channels are gone.
 
-        int(dense x (1 - ratio)) are kept, as in torch-pruning, and fewer by less than one unit.
+        int(dense x (1 - ratio)) are kept, as in torch-pruning; whole units may leave fewer, by less than one unit.
         """
         dense = sum(self._dense[name] for name in names)
         present = sum(self._groups[name].num_channels for name in names)
@@ -145,7 +146,7 @@ class Selector:
         return {name: min(number, self._caps[name]) for name, number in units.items()}
 
     def _ranking(self, scope: Sequence[str]) -> list[str]:
-        """Return the group of every unit of a scope that may go, least important first; ties by group order."""
+        """Return the group of every unit of a scope that may be removed, least important first; ties by group order."""
         entries = [
             (self._scores[name][unit], position, rank, name)
             for position, name in enumerate(scope)
@@ -161,7 +162,7 @@ class Selector:
         return counts
 
     def _counts_for_limit(self, scopes: list[list[str]], cost: Cost) -> dict[str, int]:
-        """Remove unit by unit, in one order over all scopes, until the cost is within the limit (by bisection)."""
+        """Return the least removals, in one order over all scopes, that meet the limit (by bisection)."""
         limit = self._request.limit
         assert limit is not None
         fixed = self._fixed_counts()
@@ -173,7 +174,7 @@ class Selector:
         low, high = 0, len(order)
         if cost_of(high) > limit * (1 + _SLACK):
             raise PruningError(
-                f"the budget cannot be met: removing all that max_ratio {self._request.max_ratio}, min_channels "
+                f"the budget cannot be met: removing everything that max_ratio {self._request.max_ratio}, min_channels "
                 f"{self._request.min_channels}, ignored_layers and layer_ratios allow leaves "
                 f"{cost_of(high):.4g}{self._request.unit}, and {limit:.4g}{self._request.unit} are allowed"
             )
@@ -189,7 +190,7 @@ class Selector:
         return cost({name: count * self._groups[name].num_blocks for name, count in counts.items()})
 
     def _paced(self, scopes: list[list[str]]) -> list[str]:
-        """Return the group of every removal, all scopes at the same pace."""
+        """Return the group of every removal, with all scopes narrowing at the same pace."""
         paced = [
             ((rank + 1) / sum(self._groups[name].num_units for name in scope), position, name)
             for position, scope in enumerate(scopes)
@@ -198,7 +199,7 @@ class Selector:
         return [name for _, _, name in sorted(paced)]
 
     def _by_price(self, prices: Mapping[str, np.ndarray], cost: Cost, fixed: Mapping[str, int]) -> list[str]:
-        """Return the group of every removal, cheapest per saving first."""
+        """Return the group of every removal, the lowest price per saving first."""
         free = {name: prices[name] for name in self._groups if name not in self._fixed}
 
         def saving(counts: Mapping[str, int], name: str) -> float:
@@ -231,7 +232,7 @@ def _unit_scores(group: ChannelGroup, scores: Tensor) -> np.ndarray:
 
 
 def _match_layer_ratios(groups: Sequence[ChannelGroup], ratios: Mapping[str, float]) -> dict[str, float]:
-    """Return the ratio of every group with an output layer below a prefix; the longest prefix, then the least ratio."""
+    """Return the ratio of every group whose output layers match a prefix: the longest prefix, then the least ratio."""
     matched: dict[str, float] = {}
     used: set[str] = set()
     for group in groups:

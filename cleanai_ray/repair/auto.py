@@ -1,4 +1,4 @@
-"""Trying the variants of repair on some calibration images, and judging them on others, without labels."""
+"""The choice of a repair: variants are tried on some calibration images and judged on others, without labels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Variant:
     Attributes:
         compensation: `none`, `closed_form` or `sequential`.
         batch_norm: `none`, `relative` or `reset`.
-        ridge: Regularisation of the compensation; None without one.
+        ridge: Regularisation of the compensation; None without a compensation.
     """
 
     compensation: str
@@ -42,13 +42,13 @@ class Variant:
 
 
 @dataclass(frozen=True, eq=False)
-class Workshop:
-    """A pruned model, the images to repair it with, and what variants of repair share: it is measured once.
+class Variants:
+    """Repaired copies of a pruned model. What several of them read is measured once.
 
     Attributes:
         models: The dense model and its pruned copy; neither is changed.
         images: Batches of calibration images.
-        given: Moments of the dense model's consumers that were measured before; None: from the images.
+        given: Moments of what the dense model's consumers read, if they were measured before; None: from the images.
     """
 
     models: ModelPair
@@ -72,7 +72,7 @@ class Workshop:
 
     @cached_property
     def norm_sums(self) -> dict[str, NormSums]:
-        """What the dense model's batch-norms read."""
+        """Sums over what the dense model's batch-norms read."""
         return collect_norm_sums(self.models.dense, self.images)
 
     def compensate(self, compensation: str, ridge: float | None) -> nn.Module:
@@ -87,7 +87,7 @@ class Workshop:
         return copied.pruned
 
     def recalibrate(self, model: nn.Module, batch_norm: str) -> nn.Module:
-        """Return a model whose batch-norms are recalibrated: a copy, or the model itself for `none`."""
+        """Return a copy of a model with recalibrated batch-norms, or the model itself for `none`."""
         if batch_norm == "none":
             return model
         model = copy.deepcopy(model)
@@ -108,12 +108,12 @@ class Workshop:
 
 
 def is_held_back(positions: np.ndarray) -> np.ndarray:
-    """Whether images, by their place among those that repair reads, are held back to judge by: every fifth."""
+    """Return which images are held back to judge by, from their places among those that repair reads: every fifth."""
     return positions % HELD_BACK == HELD_BACK - 1
 
 
 def split_images(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return (images to repair with, images held back): every fifth is held back, in batches of the size given."""
+    """Return the images to repair with and those held back, every fifth, in batches of the size given."""
     size = max(len(batch) for batch in images)
     everything = torch.cat(list(images))
     held = torch.from_numpy(is_held_back(np.arange(len(everything))))
@@ -141,30 +141,32 @@ def auto_repair(
 ) -> tuple[nn.Module, dict[str, Any], tuple[dict[str, Any], ...]]:
     """Try variants of repair, and keep the one whose outputs are nearest to the dense model's.
 
-    A fifth of the images is held back. Each variant repairs with the rest, and is judged on those held back by the
-    mean KL(dense || pruned) of the softmax outputs; no labels are used. With `none` among both, repair never leaves a
-    model farther from the dense one (on these images) than it found it.
+    A fifth of the images is held back. Each variant repairs with the rest, and is judged on those held back, by the
+    mean KL(dense || pruned) of the softmax outputs; no labels are used. If `none` is among the compensations and the
+    recalibrations, repair never takes a model farther from the dense one on these images.
 
     Args:
         models: The dense model and its pruned copy; neither is changed.
         images: Batches of calibration images.
         options: Compensations, recalibrations and regularisations to try, each with every other.
-        moments: Moments of the dense model's consumers on other images than those held back; None: from the images.
+        moments: Moments of what the dense model's consumers read, on images that are not held back; None: from the
+            images.
 
     Returns:
-        The repaired model; what was chosen; what was tried, in order (compensation, batch_norm, ridge, kl).
+        The repaired model; the variant that was chosen; all that were tried, in order (compensation, batch_norm, ridge,
+        kl).
     """
     working, held = split_images(images)
     if not held:
         working = held = list(images)
-    shop = Workshop(models, working, moments)
+    variants = Variants(models, working, moments)
     reference = log_probabilities(models.dense, held)
     pairs = [
         (name, ridge) for name in options.compensations for ridge in (options.ridges if name != "none" else (None,))
     ]
     tried: list[dict[str, Any]] = []
     best: tuple[nn.Module, dict[str, Any]] | None = None
-    for variant, model in shop.make(pairs, options.batch_norms):
+    for variant, model in variants.make(pairs, options.batch_norms):
         entry = {**vars(variant), "kl": divergence(reference, log_probabilities(model, held))}
         tried.append(entry)
         if best is None or entry["kl"] < best[1]["kl"]:

@@ -19,10 +19,10 @@ from cleanai_ray.repair.pair import Kept
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NormSums:
-    """Sums over the batches that one batch-norm read; float64, on the CPU.
+    """Sums over the batches that one batch-norm reads; float64, on the CPU.
 
     Attributes:
-        count: Values a channel, over all batches.
+        count: Values per channel, over all batches.
         mean_sum: Sum over batches of count x mean, [C].
         variance_sum: Sum over batches of count x unbiased variance within the batch, [C].
     """
@@ -33,12 +33,12 @@ class NormSums:
 
     @property
     def mean(self) -> Tensor:
-        """Average mean of a batch, [C]."""
+        """Mean over all batches, [C]."""
         return self.mean_sum / self.count
 
     @property
     def variance(self) -> Tensor:
-        """Average unbiased variance within a batch, [C]."""
+        """Unbiased variance within a batch, averaged over batches, [C]."""
         return self.variance_sum / self.count
 
     def __add__(self, other: NormSums) -> NormSums:
@@ -51,14 +51,14 @@ class NormSums:
 
 @torch.no_grad()
 def collect_norm_sums(model: nn.Module, batches: Iterable[Batch]) -> dict[str, NormSums]:
-    """Run a model with batch statistics in every batch-norm, and return what each of them read.
+    """Run a model with batch statistics in every batch-norm, and return sums over what each of them reads.
 
-    The model is left as it was: everything else runs in eval mode, and no running statistics are updated. A batch that
-    gives a batch-norm a single value a channel has no variance: there, the running statistics normalise.
+    Everything else runs in eval mode, and no running statistics are updated: the model is left as it was. A batch that
+    gives a batch-norm a single value per channel has no variance, so the running statistics normalise it.
 
     Args:
         model: The model.
-        batches: Images [N, ...], or pairs of which the first are images. Shards add up where batches are cut alike.
+        batches: Images [N, ...], or pairs that begin with images. Sums of shards add up if their batches are cut alike.
 
     Raises:
         CalibrationError: When a batch cannot be run, or an activation is not finite.
@@ -111,10 +111,10 @@ def apply_relative(
     pruned_sums: Mapping[str, NormSums],
     kept_outputs: Kept,
 ) -> None:
-    """Move the dense running statistics by what pruning changed, and give them to the pruned model.
+    """Shift the dense running statistics by what pruning changed, and give them to the pruned model.
 
     mean = running mean + (pruned - dense) mean; variance = running variance x (pruned + eps) / (dense + eps), on the
-    kept channels. Where pruning changed nothing, nothing changes.
+    kept channels. If pruning changed nothing, nothing changes.
     """
     originals = batch_norms(dense)
     for name, module in batch_norms(pruned).items():
@@ -131,7 +131,7 @@ def apply_relative(
 
 @torch.no_grad()
 def apply_reset(pruned: nn.Module, pruned_sums: Mapping[str, NormSums]) -> None:
-    """Forget the running statistics, and take the averages over the batches instead."""
+    """Replace the running statistics by the averages over the batches."""
     for name, module in batch_norms(pruned).items():
         if name in pruned_sums:
             mean, variance = _running(module)
@@ -148,7 +148,7 @@ def _running(module: _BatchNorm) -> tuple[Tensor, Tensor]:
 def recalibrate(
     dense: nn.Module, pruned: nn.Module, batches: Batches, *, kind: str = "relative", kept_outputs: Kept
 ) -> None:
-    """Recalibrate the batch-norms of a pruned model in place. Compensate before, not after.
+    """Recalibrate the batch-norms of a pruned model in place. Compensation comes before this, not after.
 
     Args:
         dense: The dense model; it is left as it was.

@@ -1,4 +1,4 @@
-"""Weight compensation in closed form: removed inputs of each consumer are folded into those that stay."""
+"""Weight compensation in closed form: the removed inputs of each consumer are folded into those that stay."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def solve_ridge(cross: Tensor, covariance: Tensor, ridge: float, target: Tensor 
     """Return (cross + l target) (covariance + l I)^-1 with l = ridge x mean diagonal of the covariance.
 
     Args:
-        cross: Covariance of what is predicted with what predicts it, [C, K].
-        covariance: Covariance of what predicts, [K, K].
+        cross: Covariance of the predicted values with the predictors, [C, K].
+        covariance: Covariance of the predictors, [K, K].
         ridge: Regularisation, as a share of the mean variance; 0: least squares of minimum norm.
-        target: What the answer shrinks to, [C, K]; zero by default.
+        target: Matrix that the solution shrinks to, [C, K]; zero by default.
 
     Raises:
         PruningError: When ridge is negative.
@@ -64,7 +64,7 @@ def compensate_closed_form(
 
     Args:
         models: The dense model and its pruned copy, which is changed.
-        moments: Moments of what the dense model's consumers read, from `collect_moments` of `narrowed_consumers`.
+        moments: Moments of what the dense model's narrowed consumers read, from `collect_moments`.
         consumers: The pruned model's consumers, from `trace_consumers`.
         ridge: Regularisation, as a share of the mean variance of the kept inputs.
     """

@@ -15,7 +15,7 @@ Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
 
 
 class Reached(Exception):
-    """Ends a forward pass early: what it was run for has been read."""
+    """Raised to end a forward pass once everything it was run for has been read."""
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -50,7 +50,7 @@ def run(model: nn.Module, images: Tensor, samples: range) -> Any:
     """Run a model on a batch and return its output.
 
     Raises:
-        CalibrationError: When it cannot be run; the message says which samples the batch holds.
+        CalibrationError: When the model cannot be run; the message says which samples the batch holds.
     """
     try:
         return model(images)

@@ -1,4 +1,4 @@
-"""Mergeable first and second moments of what consumers read, at positions drawn by sample and layer."""
+"""First and second moments of what consumers read, which can be merged, at positions drawn by sample and layer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class LayerMoments:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ConsumerMoments:
-    """Moments of several consumers. Those of a union of samples are the sum of the parts' moments.
+    """Moments of several consumers. Adding the moments of two sets of samples gives those of their union.
 
     Attributes:
         layers: Moments by module name.
@@ -69,7 +69,7 @@ class ConsumerMoments:
         """Merge with the moments of other samples of the same model.
 
         Raises:
-            CalibrationError: When the two were not taken from the same layers.
+            CalibrationError: When the two come from different layers.
         """
         if not isinstance(other, ConsumerMoments):
             return NotImplemented
@@ -85,7 +85,7 @@ class ConsumerMoments:
         return ConsumerMoments(layers={name: value + other[name] for name, value in self.layers.items()})
 
     def to_bytes(self) -> bytes:
-        """Serialise without loss, as a safetensors file; of the symmetric second moments the upper triangle."""
+        """Serialise without loss as a safetensors file, with the upper triangles of the symmetric second moments."""
         tensors = {f"{name}/{field}": getattr(value, field) for name, value in self.layers.items() for field in _FIELDS}
         for name, value in self.layers.items():
             rows, columns = torch.triu_indices(*value.second.shape)
@@ -117,7 +117,7 @@ class ConsumerMoments:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CrossMoments:
-    """Sums over positions where the dense model reads x [C] and the pruned one z [K]; float64, on the CPU.
+    """Sums over positions at which the dense model reads x [C] and the pruned one z [K]; float64, on the CPU.
 
     Attributes:
         count: Positions.
@@ -174,18 +174,18 @@ def collect_moments(
     first_sample_id: int = 0,
     features: Mapping[str, int] | None = None,
 ) -> ConsumerMoments:
-    """Run a model over batches and return the moments of what some of its consumers read. The model is left as it was.
+    """Run a model over batches and return moments of what some of its consumers read. The model is left as it was.
 
     Args:
         model: The model; it is run in eval mode on the device of its parameters.
-        batches: Images [N, ...], or pairs of which the first are images.
-        layers: Consumers to observe; those that do not run are not in the result.
-        positions_per_sample: Most positions (pixels, tokens) of a sample that count.
-        first_sample_id: Number of the first sample. Shards that number their samples alike draw the same positions.
+        batches: Images [N, ...], or pairs that begin with images.
+        layers: Consumers to observe; the result leaves out those that do not run.
+        positions_per_sample: Most positions (pixels, tokens) to read per sample.
+        first_sample_id: Number of the first sample. A sample's number decides which of its positions are drawn.
         features: Features per channel of consumers that read a flattened feature map, by name.
 
     Raises:
-        CalibrationError: When a batch cannot be run, or what a layer reads is not finite.
+        CalibrationError: When a batch cannot be run, or the input of a layer is not finite.
     """
     sampler = PositionSampler(positions_per_sample, features)
     sums: dict[str, tuple[int, Tensor, Tensor]] = {}

@@ -1,4 +1,4 @@
-"""Repair of a pruning result, as one call."""
+"""Repair of a pruned model in one call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from cleanai_ray.repair.auto import Workshop, auto_repair
+from cleanai_ray.repair.auto import Variants, auto_repair
 from cleanai_ray.repair.compensation import narrowed_consumers
 from cleanai_ray.repair.images import Batches, read_images
 from cleanai_ray.repair.moments import ConsumerMoments
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RepairOutcome:
-    """What repair made of a pruned model.
+    """The result of repair.
 
     Attributes:
         model: The repaired model.
-        chosen: Compensation, batch_norm, ridge and kl (None where nothing was compared).
-        tried: The same of every variant that was compared, in order.
-        skipped: Layers that lost input channels and that no compensation covers.
+        chosen: Compensation, batch_norm, ridge and kl (None if nothing was compared).
+        tried: The same for every variant that was compared, in order.
+        skipped: Layers that lost input channels but that no compensation covers.
     """
 
     model: nn.Module
@@ -45,7 +45,7 @@ def repair(
     moments: ConsumerMoments | None = None,
     task: str | Task = "classification",
 ) -> RepairOutcome:
-    """Recover what pruning lost, without training and without labels. Neither model given is changed.
+    """Recover what pruning lost, without training and without labels. Neither of the given models is changed.
 
     Args:
         dense: The dense model.
@@ -53,8 +53,8 @@ def repair(
         batches: Calibration inputs [N, ...] or (inputs, targets), or a function that opens them; they are read once
             and held in memory.
         options: How to repair; by default everything is chosen automatically.
-        moments: Moments of what the dense model's consumers read, measured before, for the closed form. Where something
-            is `auto`, they must not hold every fifth image, which judges the variants. None: measured on the batches.
+        moments: Moments of what the dense model's consumers read, for the closed form, if they were measured before. If
+            an option is `auto`, they must leave out every fifth image, which judges. None: from the batches.
         task: What the models are for: a name of `cleanai_ray.registry.TASKS`, or a task.
 
     Raises:
@@ -72,9 +72,9 @@ def repair(
     )
     skipped = _skipped(dense, result) if options.compensation != "none" else ()
     if not options.is_auto:
-        shop = Workshop(models, images, moments)
+        variants = Variants(models, images, moments)
         pair = (options.compensation, None if options.compensation == "none" else options.ridges[0])
-        variant, model = next(shop.make([pair], (options.batch_norm,)))
+        variant, model = next(variants.make([pair], (options.batch_norm,)))
         model = task.restored(model)
         return RepairOutcome(model=model, chosen={**vars(variant), "kl": None}, skipped=skipped)
     model, chosen, tried = auto_repair(models, images, options, moments)

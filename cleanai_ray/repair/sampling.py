@@ -1,4 +1,4 @@
-"""Positions of a sample that moments are taken at."""
+"""The positions of a sample at which moments are taken."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ POSITIONS_PER_SAMPLE = 64
 
 
 class PositionSampler:
-    """Draws the same positions for a sample and a layer whichever batch, shard or model they are read in.
+    """Draws the same positions for a sample and a layer, whatever batch, shard or model they are read in.
 
-    With P positions, one is drawn from each of `positions_per_sample` equal stretches; all of them where P is less.
+    Of P positions, one is drawn from each of `positions_per_sample` equal stretches, or all if P is smaller.
 
     Args:
-        positions_per_sample: Most positions a sample gives.
+        positions_per_sample: Most positions to draw per sample.
         features: Features per channel of consumers that read a flattened feature map, by name.
     """
 

@@ -1,4 +1,4 @@
-"""Weight compensation in execution order: each consumer learns to read what the repaired layers before it make."""
+"""Weight compensation in execution order: each consumer is refitted to the output of the repaired layers before it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LIVE_TENSORS = 4
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Refit:
-    """Everything that one refitting of a model needs to know."""
+    """Everything that refitting one model needs."""
 
     models: ModelPair
     consumers: dict[str, Consumer]
@@ -68,18 +68,19 @@ def compensate_sequential(
     """Refit the consumers of a pruned model in execution order, in place, and return the names of those that changed.
 
     Each is refitted so that, from the input z that the pruned and already refitted model gives it, it computes what
-    the dense model computes from its input x. A consumer that reads exactly what the dense one reads stays as it is.
-    One that runs several times in a forward pass, or reads a flattened map whose channels are unknown, does, too.
+    the dense model computes from its input x. Three kinds of consumers stay as they are: those that read exactly what
+    the dense model's read, those that run several times in a forward pass, and those that read a flattened map whose
+    channels are unknown.
 
-    With all images in one batch this takes one pass of either model: a consumer is refitted when the pass reaches it.
-    Where that would need more memory than `memory_limit`, there is a pass of either model up to each consumer: some
-    half as many whole passes as there are consumers (26 for ResNet-50), batch by batch.
+    With all images in one batch this takes one pass of each model: a consumer is refitted when the pass reaches it. If
+    that would need more memory than `memory_limit`, each model runs up to each consumer, batch by batch, which costs
+    about half as many whole passes as there are consumers (26 for ResNet-50).
 
     Args:
         models: The dense model and its pruned copy, which is changed.
-        batches: Calibration images, as batches that can be read again or a function that opens them.
+        batches: Calibration images, or a function that opens them; they are read once and held in memory.
         ridge: Regularisation, as a share of the mean variance of the inputs.
-        positions_per_sample: Most positions (pixels, tokens) of a sample that count.
+        positions_per_sample: Most positions (pixels, tokens) to read per sample.
         memory_limit: Bytes that activations may take.
 
     Raises:
@@ -111,7 +112,7 @@ def _plan(models: ModelPair, first: Tensor, ridge: float, positions_per_sample: 
 
 
 def _bytes_per_sample(plan: _Refit, first: Tensor) -> int:
-    """Return what one image takes: some of the largest activations, and what is kept of the dense model's inputs."""
+    """Return the bytes that one image takes: a few of the largest activations, and the dense model's sampled inputs."""
     largest, kept = 0, 0
 
     def after(module: nn.Module, args: object, output: object) -> None:
@@ -175,7 +176,7 @@ def _consumer_by_consumer(plan: _Refit, images: Sequence[Tensor]) -> tuple[str, 
 
 
 def _read(plan: _Refit, model: nn.Module, name: str, images: Tensor, samples: range) -> Tensor:
-    """Run a model up to a consumer, and return the drawn rows of what the consumer reads."""
+    """Run a model up to a consumer, and return the sampled rows of the consumer's input."""
     rows: list[Tensor] = []
 
     def stop(name: str, module: nn.Module, value: Tensor) -> None:

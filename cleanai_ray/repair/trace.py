@@ -1,4 +1,4 @@
-"""Which consumers run, in which order, and which batch-norm directly follows each."""
+"""The consumers that run, in order, and the batch-norm that directly follows each."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class _NormTracer(HookOwner):
         return hook
 
     def norms(self, output: Any) -> dict[str, str]:
-        """Return the batch-norm by consumer, where it is all that reads the consumer's output, and reads nothing else.
+        """Return the batch-norm that follows each consumer, if only it reads the output, and it reads nothing else.
 
         Args:
-            output: What the model returned.
+            output: The model's output.
         """
         uses = _count_uses(output)
         return {
@@ -77,11 +77,11 @@ def _count_uses(output: Any) -> dict[Any, int]:
 
 
 def trace_consumers(model: nn.Module, images: Tensor) -> list[Consumer]:
-    """Run a model once, and return the consumers that ran, in the order in which they first did.
+    """Run a model once, and return the consumers that ran, in the order of their first calls.
 
     Args:
         model: The model; it is left as it was.
-        images: A few images, [N, ...]. Tokens do: without gradients of theirs, those of the parameters are followed.
+        images: A few images, [N, ...]. Tokens work too: they have no gradients, but the parameters' are followed.
     """
     calls: dict[str, int] = {}
 

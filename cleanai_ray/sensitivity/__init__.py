@@ -1,4 +1,4 @@
-"""What each dependency group costs to narrow: elimination orders, error curves, and what errors do to the output."""
+"""The cost of narrowing each dependency group: removal orders, error curves, and what errors do to the output."""
 
 from cleanai_ray.sensitivity.profile import measure_curves, measure_sensitivity, probe_images, reading_features
 

@@ -1,4 +1,4 @@
-"""Joint backward elimination: which channel hurts least next, given those that are gone, and how much in all."""
+"""Joint backward elimination: the channel whose removal hurts least next, given those that are gone already."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 _FLUSH = 64
-"""Removals between two rebuilds of the matrices; in between they are kept as low-rank corrections."""
+"""Removals between two rebuilds of the matrices. In between, removals are low-rank corrections."""
 _TINY = 1e-300
 _LEAST_RIDGE = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reading:
-    """How one consumer reads the channels of a group.
+    """One consumer's reading of the channels of a group.
 
     Attributes:
         weight: The consumer's weight W, [outputs, channels, kernel positions], float64.
         covariance: Covariance S of its input channels, [channels, channels], float64.
-        units: For each unit of the group the input channels that go with it, [units, channels of a unit].
+        units: The input channels that belong to each unit of the group, [units, channels of a unit].
     """
 
     weight: Tensor
@@ -32,7 +32,7 @@ class Reading:
 class _Consumer:
     """A consumer during elimination: the Gram matrix of what is left of W, and the inverse of (S + L).
 
-    Both for channels scaled to unit variance, which changes no error, and spares the inverse the differences of scale.
+    Both are for channels scaled to unit variance, which changes no error and keeps the inverse well conditioned.
 
     Removing channel c turns W into W - W[:, c] h^T / d and H^-1 into H^-1 - h h^T / d, with h = H^-1[:, c], d = h[c]
     (the optimal brain surgeon's update). Only the Gram matrix Q = W^T W (summed over kernel positions) is needed:
@@ -59,7 +59,7 @@ class _Consumer:
         return matrix[self._units[:, :, None], self._units[:, None, :]]
 
     def costs(self, alive: Tensor) -> Tensor:
-        """Return what removing each of the units `alive` would add to the relative error."""
+        """Return the relative error that removing each of the units `alive` would add."""
         if self._energy <= _TINY:
             return torch.zeros(len(alive), dtype=self._gram.dtype)
         inverse, gram = self._inverse_blocks[alive], self._gram_blocks[alive]
@@ -70,7 +70,7 @@ class _Consumer:
         return costs.clamp_min(0) / self._energy
 
     def remove(self, unit: int) -> None:
-        """Take a unit's channels out."""
+        """Remove a unit's channels."""
         for channel in self._units[unit].tolist():
             if self._pending == _FLUSH:
                 self._flush()
@@ -104,12 +104,12 @@ def eliminate(readings: Sequence[Reading], *, ridge: float = 1e-3) -> tuple[list
 
     The error of a consumer, when the removed input channels R are gone and the rest is refitted, is
     tr(W[:, R] ((S + L)^-1[R, R])^-1 W[:, R]^T) / tr(W S W^T), with L = ridge x diag(S): the least of
-    |(W - W') x|^2 + |(W - W') L^1/2|^2 over W' with W'[:, R] = 0 (Hassibi and Stork 1993, for sets). The ridge is in
-    proportion to each channel's variance, so that a channel that is silent costs nothing however large its weights. A
+    |(W - W') x|^2 + |(W - W') L^1/2|^2 over W' with W'[:, R] = 0 (Hassibi and Stork 1993, for sets). The ridge is
+    proportional to each channel's variance, so that a silent channel costs nothing however large its weights are. A
     group's error is the sum over its consumers.
 
     Args:
-        readings: The consumers of the group; all with the same number of units.
+        readings: The consumers of the group, which all have the same number of units.
         ridge: Regularisation, as a share of each input's variance.
 
     Returns:

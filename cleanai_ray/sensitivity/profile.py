@@ -1,4 +1,4 @@
-"""How sensitive a model is to the narrowing of each dependency group, from second moments and without labels."""
+"""A model's sensitivity to the narrowing of each dependency group, from second moments and without labels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ from cleanai_ray.tasks.base import Task, find_task
 PROBED_SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3)
 """Shares of a group's units that are removed to measure what its error does to the model's output."""
 
-
 MAX_PROBE_IMAGES = 512
 
 
@@ -45,9 +44,9 @@ def measure_sensitivity(
     ridge: float = 1e-3,
     task: str | Task = "classification",
 ) -> SensitivityCurves:
-    """Measure what narrowing each dependency group of a model costs. No labels are used; the model is left as it was.
+    """Measure the cost of narrowing each dependency group of a model. No labels are used; the model is left as it was.
 
-    A fifth of the images measures what a group does to the output, the rest gives the second moments.
+    A fifth of the images measures what a group does to the output; the rest give the second moments.
 
     Args:
         model: The dense model.
@@ -77,7 +76,7 @@ def probe_images(images: Sequence[Tensor]) -> list[Tensor]:
 
 
 def reading_features(graph: ChannelGraph) -> dict[str, int]:
-    """Return the consumers that read some group of a graph, with the input features that belong to one channel."""
+    """Return the consumers that read a group of the graph, with the number of input features per channel."""
     found: dict[str, int] = {}
     for group in graph.groups:
         for name, members in _readers(graph, group).items():
@@ -98,8 +97,8 @@ def measure_curves(
 
     Args:
         graph: The graph of the dense model, at full width.
-        moments: Moments of what the consumers read, with the features of `reading_features`.
-        images: Images that the divergence is measured on; without any, every group weighs the same.
+        moments: Moments of what the consumers read, for the features of `reading_features`.
+        images: Images to measure the divergence on; without any, every group weighs the same.
         ridge: Regularisation, as a share of the mean variance of a consumer's inputs.
 
     Raises:
@@ -128,7 +127,7 @@ def measure_curves(
 
 
 def _readers(graph: ChannelGraph, group: ChannelGroup) -> dict[str, list[Member]]:
-    """Return the layers that read a group, with the parts of their input that they read it in."""
+    """Return the layers that read a group, with the members that say in which inputs."""
     found: dict[str, list[Member]] = {}
     for member in readers(group):
         module = None if member.layer in graph.parameters else graph.model.get_submodule(member.layer)
@@ -138,14 +137,14 @@ def _readers(graph: ChannelGraph, group: ChannelGroup) -> dict[str, list[Member]
 
 
 def _features(graph: ChannelGraph, members: Sequence[Member]) -> int | None:
-    """Return the input features of one channel of a layer; None where whole channels cannot be told."""
+    """Return the number of input features per channel of a layer; None if channels cannot be told apart."""
     first = np.concatenate([member.channels[member.roots == member.roots[0]] for member in members])
     kept = np.setdiff1d(np.arange(graph.width(members[0].layer, "in")), first)
     return features_per_channel(graph.model.get_submodule(members[0].layer), kept)
 
 
 def _readings(graph: ChannelGraph, group: ChannelGroup, moments: ConsumerMoments) -> dict[str, Reading]:
-    """Return how each layer whose moments are known reads a group."""
+    """Return the reading of a group by each layer whose moments are known."""
     found = {}
     unit_of = group.unit_of.tolist()
     for name, members in _readers(graph, group).items():
@@ -169,7 +168,7 @@ def _readings(graph: ChannelGraph, group: ChannelGroup, moments: ConsumerMoments
 def _grouped_weight(module: nn.Module) -> Tensor:
     """Return the weight of a convolution in groups as [outputs of a group, channels of all groups, kernel positions].
 
-    Repair does not refit such a layer. With channels taken to be uncorrelated, elimination does not either.
+    Repair does not refit such a layer, nor does elimination, which takes its channels to be uncorrelated.
     """
     assert isinstance(module, nn.Conv2d)
     weight = read_weight(module)
@@ -190,7 +189,7 @@ def _filling(channels: Tensor, values: Tensor) -> Callable[..., Tensor]:
 
 
 class _Probe:
-    """Removes and compensates a part of one group at a time, and compares the outputs with the dense model's."""
+    """Removes part of one group at a time, compensates, and compares the outputs with the dense model's."""
 
     def __init__(self, model: nn.Module, moments: ConsumerMoments, images: Sequence[Tensor], ridge: float) -> None:
         self._model = model
@@ -202,7 +201,7 @@ class _Probe:
         self._consumers = {consumer.name: consumer for consumer in traced}
 
     def measure(self, curve: GroupCurve, readings: Mapping[str, Reading]) -> GroupCurve:
-        """Return the curve of a group with its divergence measured."""
+        """Return a group's curve, with measurements of its divergence."""
         numbers = {max(1, min(round(share * curve.num_units), len(curve.order))) for share in PROBED_SHARES}
         probes = []
         for number in sorted(numbers):

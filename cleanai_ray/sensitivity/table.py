@@ -13,7 +13,7 @@ from cleanai_ray.pruning.plan import PruningPlan
 
 
 def curve_rows(curves: SensitivityCurves) -> list[dict[str, Any]]:
-    """Return a row per group and removal with the columns of sensitivity.parquet."""
+    """Return a row per group and removal, with the columns of sensitivity.parquet."""
     return [row for index, curve in enumerate(curves.groups.values()) for row in _rows(curve, index)]
 
 
@@ -39,9 +39,9 @@ def _rows(curve: GroupCurve, index: int) -> list[dict[str, Any]]:
 
 
 def layer_ratios(plan: PruningPlan) -> Mapping[str, Any]:
-    """Return the part of a study file's `pruning` section that gives every group the width it has in a plan.
+    """Return the keys of a study file's `pruning` section that give every group its width in a plan.
 
-    Ratios are rounded down to four digits, which leaves the number of channels as it is.
+    Ratios are rounded down to four digits, which does not change the number of channels.
     """
     ratios = {}
     for group in plan.groups:

@@ -52,7 +52,7 @@ def test_definitions_in_sections(metric: str, batch: int) -> None:
 @pytest.mark.parametrize("metric", BY_HAND_IN_SECTIONS)
 def test_sections_that_were_not_counted_are_an_error_that_says_what_to_do(metric: str) -> None:
     assert needs_sections(metric)
-    with pytest.raises(CalibrationError, match=f"metric '{metric}' reads the sections .*; calibrate with sections=64"):
+    with pytest.raises(CalibrationError, match=f"metric '{metric}' .*; calibrate with sections=64"):
         METRICS.get(metric)(statistics())
 
 

@@ -103,7 +103,7 @@ def test_int8_of_a_small_network_is_little_more_than_a_byte_for_each_weight() ->
 
 def test_int8_without_an_image_is_refused() -> None:
     pytest.importorskip("onnxruntime")
-    with pytest.raises(ArtifactError, match="quantisation to int8 needs calibration images, and there are 0"):
+    with pytest.raises(ArtifactError, match=r"int8 needs calibration images, .* 0$"):
         quantize("int8", small_net(), EXAMPLE, [])
 
 

@@ -138,5 +138,5 @@ def test_a_default_coverage_metric_is_used() -> None:
 
 def test_statistics_without_sections_are_refused() -> None:
     stats = calibrate(build("plain"), batches())
-    with pytest.raises(CalibrationError, match="coverage metric 'entropy' reads the sections"):
+    with pytest.raises(CalibrationError, match=r"metric 'entropy' .*sections="):
         api.prune(build("plain"), example(), stats=stats, method="coverage", coverage_metric="entropy", ratio=0.5)

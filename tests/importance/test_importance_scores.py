@@ -255,10 +255,10 @@ def test_layers_without_statistics_are_an_error_and_never_another_score() -> Non
 def test_statistics_of_another_width_are_refused(method: str) -> None:
     of_six = calibrate(build("plain"), batches())
     narrow = of_six.select({"conv2": torch.arange(3).numpy()}, {})
-    with pytest.raises(PruningError, match="layer 'conv2' have 3 channels, and the model's has 6"):
+    with pytest.raises(PruningError, match=r"layer 'conv2' have 3 channels, and .* has 6"):
         score("plain", "conv1", method, statistics=narrow, coverage_metric="apoz")
     wide = of_six.select({"conv2": torch.tensor([0, 1, 2, 3, 4, 5, 5]).numpy()}, {})
-    with pytest.raises(PruningError, match="layer 'conv2' have 7 channels, and the model's has 6"):
+    with pytest.raises(PruningError, match=r"layer 'conv2' have 7 channels, .* has 6"):
         score("plain", "conv1", method, statistics=wide, coverage_metric="apoz")
 
 

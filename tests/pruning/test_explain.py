@@ -55,7 +55,7 @@ def rows(text: str) -> dict[str, list[str]]:
     """The cells of the table of groups after the name, by name: what two spaces or more keep apart."""
     table = text.split("\n\n")[1].splitlines()
     assert re.split(r" {2,}", table[0]) == ["group", "layers cut with it", "channels", "removed", "why"]
-    assert table[-1].startswith("A group bears the name of its first layer")
+    assert "first layer" in table[-1]
     return {cells[0]: cells[1:] for cells in (re.split(r" {2,}", line) for line in table[1:-1])}
 
 
@@ -74,7 +74,7 @@ def test_the_text_of_a_small_plan() -> None:
         warnings=("the budget macs=0.5 was missed",),
     ).explain()
     assert text == (
-        "Pruning plan of Net for inputs of 1 x 3 x 8 x 8: 2 of 3 groups of layers get narrower\n"
+        "Pruning plan of Net for inputs of 1 x 3 x 8 x 8: 2 of 3 groups of layers become narrower\n"
         "Asked:  coverage/frequency, global, budget macs=0.5, 3 steps, seed 7\n"
         "Bounds: max_ratio 0.75, min_channels 3, layer_ratios {head: 0.2}, ignored_layers stem\n"
         "\n"
@@ -82,7 +82,7 @@ def test_the_text_of_a_small_plan() -> None:
         "conv1  bn1 -> conv2          8 ->   4   50.0 %  lowest scores of all groups\n"
         "head   -> fc                10 ->   8   20.0 %  layer_ratios head: 0.2\n"
         "wide   bn9 -> fc           100 -> 100    0.0 %  kept: more important than others\n"
-        "A group bears the name of its first layer; the layers after -> only read its channels.\n"
+        "A group is named after its first layer; layers after -> only read its channels.\n"
         "\n"
         "                    dense  pruned    kept\n"
         "prunable channels     118     112  94.9 %\n"  # 118 - 4 - 2
