@@ -16,15 +16,19 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 class Score(Protocol):
-    """What a model scores on a set of samples."""
+    """The score of a model on a set of samples: the name of its metric, and its value."""
+
+    @property
+    def metric_name(self) -> str:
+        """Name of the metric, as `Task.metric_name`: for instance `accuracy` or `mIoU`."""
 
     @property
     def value(self) -> float:
-        """The task's metric."""
+        """Value of the metric."""
 
     @property
     def merit(self) -> float:
-        """The metric where high is good, else a falling function of it; in [0, 1]. Training keeps the highest."""
+        """The value where high is good, else a falling function of it; in [0, 1]. Training keeps the highest."""
 
     @property
     def loss(self) -> float:
