@@ -39,7 +39,7 @@ class Score(Protocol):
         """Samples that were scored."""
 
 
-class Metric(ABC):
+class Scorer(ABC):
     """Takes in predictions batch by batch, and says what they score."""
 
     @abstractmethod
@@ -124,7 +124,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def new_metric(self) -> Metric:
+    def new_scorer(self) -> Scorer:
         """Return an empty metric."""
 
 

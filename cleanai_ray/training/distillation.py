@@ -29,7 +29,7 @@ class Supervision:
     teacher: nn.Module | None = None
 
 
-class Lesson(NamedTuple):
+class BatchLoss(NamedTuple):
     """The loss of a training batch, and the targets that count as right.
 
     Attributes:
@@ -41,8 +41,8 @@ class Lesson(NamedTuple):
     targets: Any
 
 
-Objective = Callable[[Tensor, Any, Any], Lesson]
-"""(inputs, outputs, targets, or None where there are none) -> lesson."""
+Objective = Callable[[Tensor, Any, Any], BatchLoss]
+"""(inputs, outputs, targets, or None where there are none) -> loss and targets of a batch."""
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -96,23 +96,23 @@ def build_objective(section: FineTuneSection, supervision: Supervision) -> Objec
         return task.loss(outputs, targets, section.label_smoothing)
 
     if distillation is None:
-        return lambda inputs, outputs, targets: Lesson(target_loss(outputs, targets), targets)
+        return lambda inputs, outputs, targets: BatchLoss(target_loss(outputs, targets), targets)
     if teacher is None:
         raise TrainingError("finetune.distillation is set but there is no teacher: a dense model is needed")
 
-    def mixed_loss(inputs: Tensor, outputs: Any, targets: Any) -> Lesson:
+    def mixed_loss(inputs: Tensor, outputs: Any, targets: Any) -> BatchLoss:
         logits = task.logits(outputs)
         with torch.no_grad():
             taught = task.logits(teacher(inputs))
         loss = distillation.weight * distillation_loss(logits, taught, distillation.temperature)
         if distillation.weight < 1.0:
             loss = loss + (1.0 - distillation.weight) * target_loss(outputs, targets)
-        return Lesson(loss, taught.argmax(1) if targets is None else targets)
+        return BatchLoss(loss, taught.argmax(1) if targets is None else targets)
 
     return mixed_loss
 
 
-def answered(
+def with_answers(
     batches: Iterable[tuple[Tensor, Any]], supervision: Supervision, device: torch.device
 ) -> Iterator[tuple[Tensor, Any]]:
     """Yield batches, with the teacher's answers where targets are missing (None).

@@ -26,7 +26,7 @@ from cleanai_ray.nn.modes import preserved_modes
 from cleanai_ray.tasks.base import Score, Task
 from cleanai_ray.training.averaging import weight_average
 from cleanai_ray.training.context import TrainingContext, TrainingError
-from cleanai_ray.training.distillation import Supervision, answered
+from cleanai_ray.training.distillation import Supervision, with_answers
 from cleanai_ray.training.part import TrainingPart
 from cleanai_ray.training.progress import Progress
 from cleanai_ray.training.stepper import Stepper
@@ -226,7 +226,7 @@ class _Run:
         context = self._context
         return score(
             self._kept,
-            answered(self._data.validation_batches(), self._supervision, context.device),
+            with_answers(self._data.validation_batches(), self._supervision, context.device),
             task=self._supervision.task,
             device=context.device,
             all_reduce=context.all_reduce if context.world_size > 1 else None,

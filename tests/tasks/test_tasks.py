@@ -25,7 +25,7 @@ def test_a_task_says_what_it_is_called(name: str) -> None:
     assert find_task(task) is task
     assert TASKS.summaries()[name]
     assert task.example_input([2, 3]).shape == (2, 3)
-    assert task.new_metric() is not task.new_metric()
+    assert task.new_scorer() is not task.new_scorer()
 
 
 def test_an_unknown_task_is_refused_by_name() -> None:

@@ -63,7 +63,7 @@ class Accuracy:
         return self.accuracy
 
 
-class AccuracyTally:
+class AccuracySums:
     """The sums of an `Accuracy` over batches, on the device: nothing is read back before the end.
 
     Args:
