@@ -15,7 +15,7 @@ from cleanai_ray import api
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts.style import to_svg
 from cleanai_ray.config.sections import DataSection, ModelSection
-from cleanai_ray.data import open_source
+from cleanai_ray.data import open_image_source
 from cleanai_ray.registry import CHARTS, DATASETS, METHODS, METRICS, load_plugins
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
@@ -73,7 +73,9 @@ def test_the_metric_keeps_the_channels_that_move_most(example: str) -> None:
 
 @pytest.mark.parametrize("example", ["data/stripes"], indirect=True)
 def test_the_data_set_can_be_read(example: str) -> None:
-    source = open_source(DataSection(name=example), ModelSection(name="resnet20", num_classes=2, input_shape=(1, 8, 8)))
+    source = open_image_source(
+        DataSection(name=example), ModelSection(name="resnet20", num_classes=2, input_shape=(1, 8, 8))
+    )
     image, label = source.dataset("test")[0]
     assert image.shape == (1, 8, 8)
     assert label == 0

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.evaluation.scoring import score
+from cleanai_ray.tasks.accuracy import Accuracy
 from cleanai_ray.tasks.classification import Classification
-from cleanai_ray.tasks.tally import Accuracy
 
 
 def evaluate(

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cleanai_ray.errors import EvaluationError
-from cleanai_ray.evaluation.confidence import ConfidenceBins, ConfidenceTally, bins_of
+from cleanai_ray.evaluation.confidence import ConfidenceBins, ConfidenceSums, bins_of
 from cleanai_ray.nn.hooks import require_no_hooks
 from cleanai_ray.nn.modes import evaluation_mode
-from cleanai_ray.tasks.tally import Accuracy, AccuracyTally, logits_of
+from cleanai_ray.tasks.accuracy import Accuracy, AccuracySums, logits_of
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,15 @@ class Comparison:
         yield from sorted(rows, key=lambda row: (row["change"], row["label"]))
 
 
-class _Tally:
+class _ComparisonSums:
     """The sums of a comparison over batches, on the device: nothing is read back before the end."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.accuracy = AccuracyTally(num_classes, device)
+        self.accuracy = AccuracySums(num_classes, device)
         self._num_classes = num_classes
         self._pairs = torch.zeros(4, dtype=torch.float64, device=device)
         self._classes = torch.zeros(3, num_classes, dtype=torch.float64, device=device)
-        self._confidences = ConfidenceTally(device), ConfidenceTally(device)
+        self._confidences = ConfidenceSums(device), ConfidenceSums(device)
 
     def add(self, dense_logits: Tensor, logits: Tensor, labels: Tensor) -> None:
         self.accuracy.add(logits, labels)
@@ -121,11 +121,11 @@ class _Tally:
         ones = torch.ones_like(labels, dtype=torch.float64)
         rows = torch.stack([ones, dense_hit.double(), hit.double()])
         self._classes.scatter_add_(1, labels.expand(3, -1), rows)
-        for tally, values, hits in zip(self._confidences, (dense_log, log), (dense_hit, hit), strict=True):
-            tally.add(values, hits)
+        for confidence, values, hits in zip(self._confidences, (dense_log, log), (dense_hit, hit), strict=True):
+            confidence.add(values, hits)
 
     def result(self, all_reduce: Callable[[Tensor], Tensor] | None) -> Comparison:
-        parts = [self._pairs, self._classes, *(tally.sums for tally in self._confidences)]
+        parts = [self._pairs, self._classes, *(confidence.sums for confidence in self._confidences)]
         values = torch.cat([part.flatten() for part in parts])
         if all_reduce is not None:
             values = all_reduce(values)
@@ -175,7 +175,7 @@ def compare(
     require_no_hooks(dense)
     require_no_hooks(pruned)
     device = torch.device(device)
-    tally: _Tally | None = None
+    sums: _ComparisonSums | None = None
     with evaluation_mode(dense.to(device)), evaluation_mode(pruned.to(device)), torch.no_grad():
         for images, labels in batches:
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True).long()
@@ -185,9 +185,9 @@ def compare(
                     f"the dense model tells {dense_logits.shape[1]} classes apart, the pruned one {logits.shape[1]}; "
                     "allowed: the same number"
                 )
-            if tally is None:
-                tally = _Tally(logits.shape[1], device)
-            tally.add(dense_logits, logits, labels)
-        if tally is None:
+            if sums is None:
+                sums = _ComparisonSums(logits.shape[1], device)
+            sums.add(dense_logits, logits, labels)
+        if sums is None:
             raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
-        return tally.accuracy.result(all_reduce), tally.result(all_reduce)
+        return sums.accuracy.result(all_reduce), sums.result(all_reduce)

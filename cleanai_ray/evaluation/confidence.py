@@ -48,7 +48,7 @@ class ConfidenceBins:
         return sum(gaps) / max(sum(self.count), 1)
 
 
-class ConfidenceTally:
+class ConfidenceSums:
     """The sums of `ConfidenceBins` over batches, on the device: nothing is read back before the end.
 
     Args:

@@ -38,7 +38,7 @@ def score(
     require_no_hooks(model)
     device = torch.device(device)
     model.to(device)
-    metric = task.new_metric()
+    metric = task.new_scorer()
     with evaluation_mode(model), torch.no_grad():
         for inputs, targets in batches:
             targets = to_device(targets, device)

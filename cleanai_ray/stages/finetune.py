@@ -18,7 +18,8 @@ from cleanai_ray.stages.base import Stage
 from cleanai_ray.stages.state import TrialState
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.training.context import TrainingContext
-from cleanai_ray.training.fine_tune import Batches, FineTuneResult, fine_tune
+from cleanai_ray.training.distillation import Supervision
+from cleanai_ray.training.fine_tune import Batches, FineTuneResult, TrainingData, fine_tune
 from cleanai_ray.training.part import TrainingPart
 
 
@@ -100,13 +101,15 @@ def fine_tune_part(
     tuned = fine_tune(
         model,
         section=section,
-        train_batches=train_batches,
-        steps_per_epoch=steps,
-        validation_batches=validation_batches,
+        data=TrainingData(
+            train_batches=train_batches,
+            steps_per_epoch=steps,
+            validation_batches=validation_batches,
+            start_competes=_is_start_impartial(workspace.study),
+        ),
         context=context,
         seed=trial.seed,
-        teacher=teacher if section.distillation else None,
-        start_competes=_is_start_impartial(workspace.study),
+        supervision=Supervision(teacher=teacher if section.distillation else None),
         part=part,
     )
     return replace(tuned, history=tuple({**row, "step": part.step} for row in tuned.history))

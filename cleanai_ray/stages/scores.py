@@ -13,8 +13,8 @@ from torch import nn
 from cleanai_ray.data import Share
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
+from cleanai_ray.evaluation.cached_model import CachedModel
 from cleanai_ray.evaluation.comparison import Comparison, compare
-from cleanai_ray.evaluation.remembered import RememberedModel
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.training.context import TrainingContext
 from cleanai_ray.training.part import ScoringPart
@@ -67,7 +67,7 @@ def score_share(
     batches = chain([first], batches)
     if not part.compares:
         return StageScore(accuracy=evaluate(model, batches, device=workspace.device))
-    return StageScore(*compare(RememberedModel(dense), model, batches, device=workspace.device))
+    return StageScore(*compare(CachedModel(dense), model, batches, device=workspace.device))
 
 
 def score_model(

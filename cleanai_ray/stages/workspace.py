@@ -22,7 +22,7 @@ from cleanai_ray.data import (
     UnreadableSamples,
     assign_roles,
     batches,
-    open_source,
+    open_image_source,
 )
 from cleanai_ray.errors import DataError
 from cleanai_ray.importance.base import create_method
@@ -173,7 +173,7 @@ def open_workspace(study_json: str, device: str, draw: CalibrationDraw | None = 
 @lru_cache(maxsize=1)
 def _open(study_json: str) -> tuple[Study, ImageSource, dict[tuple[CalibrationDraw, str], Workspace]]:
     study = parse_study(json.loads(study_json))
-    return study, open_source(study.data, study.model), {}
+    return study, open_image_source(study.data, study.model), {}
 
 
 def methods_need(study: Study, attribute: str) -> bool:

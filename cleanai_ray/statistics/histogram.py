@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cleanai_ray.errors import CalibrationError
-from cleanai_ray.statistics.parts import parts
+from cleanai_ray.statistics.cache_blocks import cache_sized_blocks
 from cleanai_ray.statistics.tensor_file import pack, unpack
 
 _FORMAT = "cleanai-histograms/1"
@@ -141,7 +141,9 @@ def count_in_sections(activation: Tensor, low: float, high: float, sections: int
     offsets = torch.arange(num_channels, dtype=torch.int32, device=activation.device)[:, None] * sections
     width = (high - low) / sections
     one = totals.new_ones(())
-    for samples, channels in parts(activation, _MAX_INDICES * (1 if activation.device.type == "cpu" else 16)):
+    for samples, channels in cache_sized_blocks(
+        activation, _MAX_INDICES * (1 if activation.device.type == "cpu" else 16)
+    ):
         place = activation[samples, channels].double()
         if low != 0:
             place -= low

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import CalibrationError
+from cleanai_ray.statistics.cache_blocks import cache_sized_blocks
 from cleanai_ray.statistics.channel_statistics import ActivationStatistics, LayerStatistics
 from cleanai_ray.statistics.observer import LayerObserver
-from cleanai_ray.statistics.parts import parts
 
 _SUMS = (
     "sum",
@@ -111,8 +111,8 @@ class ActivationRecorder(LayerObserver):
 def _sums(activation: Tensor, threshold: float, top_k: int) -> _BatchSums:
     num_samples, num_channels, num_positions = activation.shape
     rows = activation.new_empty(6, num_samples, num_channels)
-    for part in parts(activation, _AT_ONCE.get(activation.device.type, _AT_ONCE_ELSEWHERE)):
-        _reduce(activation[part], *rows[(slice(None), *part)])
+    for block in cache_sized_blocks(activation, _AT_ONCE.get(activation.device.type, _AT_ONCE_ELSEWHERE)):
+        _reduce(activation[block], *rows[(slice(None), *block)])
     sums, norms, absolutes, positive = rows[:4].double()
     means = sums / num_positions
     totals = torch.stack(

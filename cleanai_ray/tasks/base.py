@@ -16,15 +16,19 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 class Score(Protocol):
-    """What a model scores on a set of samples."""
+    """The score of a model on a set of samples: the name of its metric, and its value."""
+
+    @property
+    def metric_name(self) -> str:
+        """Name of the metric, as `Task.metric_name`: for instance `accuracy` or `mIoU`."""
 
     @property
     def value(self) -> float:
-        """The task's metric."""
+        """Value of the metric."""
 
     @property
     def merit(self) -> float:
-        """The metric where high is good, else a falling function of it; in [0, 1]. Training keeps the highest."""
+        """The value where high is good, else a falling function of it; in [0, 1]. Training keeps the highest."""
 
     @property
     def loss(self) -> float:
@@ -35,7 +39,7 @@ class Score(Protocol):
         """Samples that were scored."""
 
 
-class Metric(ABC):
+class Scorer(ABC):
     """Takes in predictions batch by batch, and says what they score."""
 
     @abstractmethod
@@ -120,7 +124,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def new_metric(self) -> Metric:
+    def new_scorer(self) -> Scorer:
         """Return an empty metric."""
 
 

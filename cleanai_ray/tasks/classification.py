@@ -9,27 +9,27 @@ from torch.nn import functional
 
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.registry import TASKS
-from cleanai_ray.tasks.base import Metric, Reduce, Task
-from cleanai_ray.tasks.tally import Accuracy, AccuracyTally, logits_of
+from cleanai_ray.tasks.accuracy import Accuracy, AccuracySums, logits_of
+from cleanai_ray.tasks.base import Reduce, Scorer, Task
 
 
-class AccuracyMetric(Metric):
+class AccuracyScorer(Scorer):
     """Top-1 and top-5 accuracy, and cross-entropy."""
 
     def __init__(self) -> None:
-        self._tally: AccuracyTally | None = None
+        self._sums: AccuracySums | None = None
 
     def add(self, predicted: Tensor, targets: Tensor) -> None:
         """Add a batch: logits [N, classes] and labels [N]."""
-        if self._tally is None:
-            self._tally = AccuracyTally(predicted.shape[1], predicted.device)
-        self._tally.add(predicted, targets)
+        if self._sums is None:
+            self._sums = AccuracySums(predicted.shape[1], predicted.device)
+        self._sums.add(predicted, targets)
 
     def result(self, all_reduce: Reduce | None = None) -> Accuracy:
         """Return the accuracy."""
-        if self._tally is None:
+        if self._sums is None:
             raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
-        return self._tally.result(all_reduce)
+        return self._sums.result(all_reduce)
 
 
 @TASKS.register("classification")
@@ -60,6 +60,6 @@ class Classification(Task):
         """Return logits [N, classes]."""
         return logits_of(model, inputs)
 
-    def new_metric(self) -> Metric:
-        """Return an empty tally of accuracy."""
-        return AccuracyMetric()
+    def new_scorer(self) -> Scorer:
+        """Return a scorer without samples."""
+        return AccuracyScorer()

@@ -12,7 +12,7 @@ from cleanai_ray.errors import EvaluationError, TaskError
 from cleanai_ray.nn.modes import preserved_modes
 from cleanai_ray.nn.view import as_model, as_network, own_forward
 from cleanai_ray.registry import TASKS
-from cleanai_ray.tasks.base import Metric, Reduce, Task
+from cleanai_ray.tasks.base import Reduce, Scorer, Task
 from cleanai_ray.tasks.score import TaskScore
 
 Targets = Sequence[dict[str, Tensor]]
@@ -20,7 +20,7 @@ _PARTS = ("transform", "backbone", "head", "anchor_generator")
 _LAST = ("cls_logits", "bbox_reg", "bbox_ctrness")
 
 
-class MeanAveragePrecision(Metric):
+class MeanAveragePrecision(Scorer):
     """COCO's mean average precision over IoU 0.50 to 0.95, by torchmetrics, and the detector's own loss.
 
     Raises:
@@ -153,6 +153,6 @@ class Detection(Task):
             )
         return found, _losses(model, inputs, targets)
 
-    def new_metric(self) -> Metric:
+    def new_scorer(self) -> Scorer:
         """Return an empty mean average precision."""
         return MeanAveragePrecision()

@@ -17,14 +17,14 @@ from torch.nn import functional
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.nn.view import as_model, as_network, own_forward
 from cleanai_ray.registry import TASKS
-from cleanai_ray.tasks.base import Metric, Reduce
+from cleanai_ray.tasks.base import Reduce, Scorer
 from cleanai_ray.tasks.dense_labels import DenseLabels
 from cleanai_ray.tasks.score import TaskScore
 
 _IGNORED = -100
 
 
-class Perplexity(Metric):
+class Perplexity(Scorer):
     """exp of the mean negative log-likelihood of the tokens that count; sums on the device."""
 
     def __init__(self) -> None:
@@ -107,6 +107,6 @@ class LanguageModelling(DenseLabels):
             raise EvaluationError(f"the model's output is {found}, allowed is {expected}, or `logits` of that shape")
         return logits.transpose(1, 2)
 
-    def new_metric(self) -> Metric:
+    def new_scorer(self) -> Scorer:
         """Return empty sums."""
         return Perplexity()

@@ -15,7 +15,7 @@ from torch.nn import functional
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.nn.view import as_model, as_network, own_forward
 from cleanai_ray.registry import TASKS
-from cleanai_ray.tasks.base import Metric, Reduce
+from cleanai_ray.tasks.base import Reduce, Scorer
 from cleanai_ray.tasks.dense_labels import DenseLabels
 from cleanai_ray.tasks.score import TaskScore
 
@@ -23,7 +23,7 @@ _IGNORED = 255
 _AUXILIARY_WEIGHT = 0.5
 
 
-class MeanIoU(Metric):
+class MeanIoU(Scorer):
     """Mean over classes of intersection over union, and the cross-entropy; sums on the device."""
 
     def __init__(self) -> None:
@@ -113,6 +113,6 @@ class Segmentation(DenseLabels):
             raise EvaluationError(f"the model's output is {found}, allowed is {expected}, or a dict whose 'out' it is")
         return logits
 
-    def new_metric(self) -> Metric:
+    def new_scorer(self) -> Scorer:
         """Return an empty confusion matrix."""
         return MeanIoU()

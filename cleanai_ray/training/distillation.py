@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -15,20 +16,33 @@ from cleanai_ray.tasks.classification import Classification
 from cleanai_ray.training.context import TrainingError
 
 
-class Lesson(NamedTuple):
-    """What a batch teaches.
+@dataclass(frozen=True, kw_only=True)
+class Supervision:
+    """What a model learns from: the targets of a task, the answers of a teacher, or both.
+
+    Attributes:
+        task: What the model is for.
+        teacher: The dense model, for distillation and where targets are missing; its weights and modes are not changed.
+    """
+
+    task: Task = field(default_factory=Classification)
+    teacher: nn.Module | None = None
+
+
+class BatchLoss(NamedTuple):
+    """The loss of a training batch, and the targets that count as right.
 
     Attributes:
         loss: The loss, a scalar.
-        targets: The batch's targets; the dense model's answers where it has none.
+        targets: The batch's targets; the teacher's answers where it has none.
     """
 
     loss: Tensor
     targets: Any
 
 
-Objective = Callable[[Tensor, Any, Any], Lesson]
-"""(inputs, outputs, targets, or None where there are none) -> lesson."""
+Objective = Callable[[Tensor, Any, Any], BatchLoss]
+"""(inputs, outputs, targets, or None where there are none) -> loss and targets of a batch."""
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -56,7 +70,7 @@ def _rows(logits: Tensor) -> Tensor:
     return logits if logits.ndim == 2 else logits.movedim(1, -1).flatten(0, -2)
 
 
-def build_objective(section: FineTuneSection, teacher: nn.Module | None, task: Task | None = None) -> Objective:
+def build_objective(section: FineTuneSection, supervision: Supervision) -> Objective:
     """Return the loss that a section asks for.
 
     Without distillation it is the task's loss of the targets, with label smoothing. With distillation it is
@@ -65,53 +79,53 @@ def build_objective(section: FineTuneSection, teacher: nn.Module | None, task: T
 
     Args:
         section: Label smoothing and distillation.
-        teacher: The dense model, in evaluation mode on the training device; not used without distillation.
-        task: What the model is for; classification by default.
+        supervision: The task and the teacher, in evaluation mode on the training device; without distillation the
+            teacher is not used.
 
     Raises:
         TrainingError: When there is distillation but no teacher; by the loss: when targets are missing that it reads.
     """
     distillation = section.distillation
-    chosen = task or Classification()
+    task, teacher = supervision.task, supervision.teacher
 
     def target_loss(outputs: Any, targets: Any) -> Tensor:
         if targets is None:
             raise TrainingError(
                 "a batch has inputs alone; needed: targets, or a teacher and finetune.distillation with weight 1"
             )
-        return chosen.loss(outputs, targets, section.label_smoothing)
+        return task.loss(outputs, targets, section.label_smoothing)
 
     if distillation is None:
-        return lambda inputs, outputs, targets: Lesson(target_loss(outputs, targets), targets)
+        return lambda inputs, outputs, targets: BatchLoss(target_loss(outputs, targets), targets)
     if teacher is None:
         raise TrainingError("finetune.distillation is set but there is no teacher: a dense model is needed")
 
-    def mixed_loss(inputs: Tensor, outputs: Any, targets: Any) -> Lesson:
-        logits = chosen.logits(outputs)
+    def mixed_loss(inputs: Tensor, outputs: Any, targets: Any) -> BatchLoss:
+        logits = task.logits(outputs)
         with torch.no_grad():
-            taught = chosen.logits(teacher(inputs))
+            taught = task.logits(teacher(inputs))
         loss = distillation.weight * distillation_loss(logits, taught, distillation.temperature)
         if distillation.weight < 1.0:
             loss = loss + (1.0 - distillation.weight) * target_loss(outputs, targets)
-        return Lesson(loss, taught.argmax(1) if targets is None else targets)
+        return BatchLoss(loss, taught.argmax(1) if targets is None else targets)
 
     return mixed_loss
 
 
-def answered(
-    batches: Iterable[tuple[Tensor, Any]], teacher: nn.Module | None, task: Task, device: torch.device
+def with_answers(
+    batches: Iterable[tuple[Tensor, Any]], supervision: Supervision, device: torch.device
 ) -> Iterator[tuple[Tensor, Any]]:
-    """Yield batches, with the dense model's answers where targets are missing (None).
+    """Yield batches, with the teacher's answers where targets are missing (None).
 
     Args:
         batches: Pairs of inputs and targets.
-        teacher: The dense model, in evaluation mode on the device.
-        task: What it is for.
-        device: Where it is.
+        supervision: The task and the teacher, in evaluation mode on the device.
+        device: Where the teacher is.
 
     Raises:
         TrainingError: When targets are missing and there is no teacher.
     """
+    task, teacher = supervision.task, supervision.teacher
     for inputs, targets in batches:
         if targets is None:
             if teacher is None:

@@ -23,10 +23,10 @@ from cleanai_ray.errors import ArtifactError
 from cleanai_ray.evaluation.scoring import score
 from cleanai_ray.nn.hooks import require_no_hooks
 from cleanai_ray.nn.modes import preserved_modes
-from cleanai_ray.tasks.base import Score, Task, find_task
+from cleanai_ray.tasks.base import Score, Task
 from cleanai_ray.training.averaging import weight_average
 from cleanai_ray.training.context import TrainingContext, TrainingError
-from cleanai_ray.training.distillation import answered
+from cleanai_ray.training.distillation import Supervision, with_answers
 from cleanai_ray.training.part import TrainingPart
 from cleanai_ray.training.progress import Progress
 from cleanai_ray.training.stepper import Stepper
@@ -53,61 +53,68 @@ class FineTuneResult:
     best_epoch: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """The batches that a training reads.
+
+    Attributes:
+        train_batches: Called with the epoch, from 1 (continuing the numbers of earlier parts); returns (inputs,
+            targets) for this process; targets may be None where `section.distillation` has weight 1.
+        steps_per_epoch: Batches that are taken from it.
+        validation_batches: Returns (inputs, targets, or None with a teacher); the share of this process, where there
+            are several.
+        start_competes: True if the weights at the start are kept where no epoch is better. False where the start has
+            seen the validation images in training: remembering them would pass for accuracy.
+    """
+
+    train_batches: Callable[[int], Batches]
+    steps_per_epoch: int
+    validation_batches: Callable[[], Batches]
+    start_competes: bool = True
+
+
 def fine_tune(
     model: nn.Module,
     *,
     section: FineTuneSection,
-    train_batches: Callable[[int], Batches],
-    steps_per_epoch: int,
-    validation_batches: Callable[[], Batches],
+    data: TrainingData,
     context: TrainingContext,
     seed: int,
-    teacher: nn.Module | None = None,
-    start_competes: bool = True,
-    task: str | Task = "classification",
+    supervision: Supervision | None = None,
     part: TrainingPart | None = None,
 ) -> FineTuneResult:
     """Train a model in place; it ends with the weights of its best epoch, or with its own where none was better.
 
-    The best epoch has the highest validation accuracy (or the best metric of another task), the first of equals. Where
-    targets are None, the teacher's answers are in their place, and accuracy is the agreement with it. A start that has
-    seen the validation images in training must not compete with the epochs: what it remembers of them passes for
-    accuracy.
+    The best epoch has the highest validation accuracy (or the best score of another task); of several, it is the first.
+    Where targets are None, the teacher's answers replace them, and accuracy is the agreement with the teacher.
 
     Torch's global random state is the same before and after; every epoch has a seed of its own, so that a run that
-    resumes from a checkpoint gives the weights of one that never stopped. A checkpoint of another section, seed,
-    architecture or part, or a damaged one, is passed over. The model is moved to the context's device, and its modules
-    end in the mode in which they were found.
+    resumes from a checkpoint gives the same weights as an uninterrupted one. A checkpoint of another section, seed,
+    architecture or part, or a damaged one, is ignored. The model is moved to the context's device, and its modules end
+    in the mode that they were in.
 
     Args:
         model: A model of the task; for classification, it maps images [N, ...] to logits [N, classes].
         section: Epochs, optimizer, schedule, loss, averaging, checkpoints and early stopping.
-        train_batches: Called with the epoch, from 1 (on from earlier parts); returns (inputs, targets) for this
-            process; targets may be None where `section.distillation` has weight 1.
-        steps_per_epoch: Batches that are taken from it.
-        validation_batches: Returns (inputs, targets, or None with a teacher); the part of this process, where there
-            are several.
+        data: The batches to learn from and to validate on.
         context: Device, reports, checkpoints and the other processes.
         seed: Seed of everything random in an epoch.
-        teacher: The dense model, for `section.distillation` and where validation has no targets; its weights and modes
-            are not changed.
-        start_competes: Whether the weights at the start are kept where no epoch is better.
-        task: What the model is for: a name of `cleanai_ray.registry.TASKS`, or a task.
+        supervision: The task, and the teacher where `section.distillation` or missing targets need one; by default
+            classification without a teacher.
         part: Which of several trainings of the model this is; by default the only one.
 
     Raises:
         TrainingError: When the loss is not finite (the model is then left as it is), an epoch has too few batches,
             nothing is trainable, there is distillation but no teacher, or several processes train and the task's
-            metric cannot be shared among them.
+            score cannot be computed in shares.
         EvaluationError: When a hook is left on the model, or there is no validation batch.
     """
     if section.epochs == 0:
         return FineTuneResult(history=(), epochs_run=0, best_epoch=0)
-    task, part = find_task(task), part or TrainingPart()
-    _require_trainable(model, steps_per_epoch, context, task)
-    with _surroundings(model, teacher, context):
-        run = _Run(model, section, steps_per_epoch, validation_batches, context, seed, teacher, task, part)
-        progress = run.train(train_batches, start_competes=start_competes)
+    supervision, part = supervision or Supervision(), part or TrainingPart()
+    _require_trainable(model, data.steps_per_epoch, context, supervision.task)
+    with _surroundings(model, supervision.teacher, context):
+        progress = _Run(model, section, data, context, seed, supervision, part).train()
     model.load_state_dict(progress.weights)
     best = part.epochs_before + progress.best_epoch if progress.best_epoch else 0
     return FineTuneResult(progress.final_history(), progress.epochs_run, best)
@@ -148,44 +155,40 @@ class _Run:
         self,
         model: nn.Module,
         section: FineTuneSection,
-        steps_per_epoch: int,
-        validation_batches: Callable[[], Batches],
+        data: TrainingData,
         context: TrainingContext,
         seed: int,
-        teacher: nn.Module | None,
-        task: Task,
+        supervision: Supervision,
         part: TrainingPart,
     ) -> None:
         self._model = model
         self._section = section
-        self._validation_batches = validation_batches
+        self._data = data
         self._context = context
         self._seed = seed
-        self._teacher = teacher
-        self._task = task
+        self._supervision = supervision
         self._part = part
-        self._fingerprint = _fingerprint(model, section, steps_per_epoch, seed, part)
+        self._fingerprint = _fingerprint(model, section, data.steps_per_epoch, seed, part)
         self._average = None if section.ema_decay is None else weight_average(model, section.ema_decay)
         self._stepper = Stepper(
             model,
             section=section,
-            steps_per_epoch=steps_per_epoch,
+            steps_per_epoch=data.steps_per_epoch,
             context=context,
+            supervision=supervision,
             average=self._average,
-            teacher=teacher,
-            task=task,
         )
 
-    def train(self, train_batches: Callable[[int], Batches], *, start_competes: bool) -> Progress:
+    def train(self) -> Progress:
         section = self._section
         progress = self._restore()
         if progress is None:
-            start = self._validate() if start_competes else None
+            start = self._validate() if self._data.start_competes else None
             progress = Progress.begin(start, _copy(self._kept.state_dict()))
         self._stepper.prepare()
         while not progress.is_over(section.epochs, section.early_stopping):
             epoch = progress.epochs_run + 1
-            self._run_epoch(epoch, train_batches, progress)
+            self._run_epoch(epoch, progress)
             over = progress.is_over(section.epochs, section.early_stopping)
             if over or epoch % section.save_every_n_epochs == 0:
                 self._context.save_checkpoint(self._state(progress), self._part.name)
@@ -196,11 +199,11 @@ class _Run:
         """The model that is validated and kept."""
         return self._model if self._average is None else self._average.module
 
-    def _run_epoch(self, epoch: int, train_batches: Callable[[int], Batches], progress: Progress) -> None:
+    def _run_epoch(self, epoch: int, progress: Progress) -> None:
         number = self._part.epochs_before + epoch
         torch.manual_seed(_epoch_seed(self._seed, number, self._context.rank))
         started = time.perf_counter()
-        trained = self._stepper.run_epoch(epoch, train_batches(number))
+        trained = self._stepper.run_epoch(epoch, self._data.train_batches(number))
         seconds = time.perf_counter() - started
         found = self._validate()
         is_best = progress.is_best(found)
@@ -209,7 +212,7 @@ class _Run:
             "train_loss": trained.loss,
             "train_accuracy": trained.accuracy,
             "validation_loss": found.loss,
-            f"validation_{self._task.metric_name}": found.value,
+            f"validation_{found.metric_name}": found.value,
             "learning_rate": trained.learning_rate,
             "images_per_second": trained.num_images / seconds,
             "is_best": is_best,
@@ -223,8 +226,8 @@ class _Run:
         context = self._context
         return score(
             self._kept,
-            answered(self._validation_batches(), self._teacher, self._task, context.device),
-            task=self._task,
+            with_answers(self._data.validation_batches(), self._supervision, context.device),
+            task=self._supervision.task,
             device=context.device,
             all_reduce=context.all_reduce if context.world_size > 1 else None,
         )

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.messages import describe
 from cleanai_ray.evaluation.scoring import score
-from cleanai_ray.tasks.base import Task
+from cleanai_ray.tasks.base import Task, find_task
 from cleanai_ray.training.context import LocalContext, TrainingContext, TrainingError
-from cleanai_ray.training.fine_tune import Batches, FineTuneResult
+from cleanai_ray.training.distillation import Supervision
+from cleanai_ray.training.fine_tune import Batches, FineTuneResult, TrainingData
 from cleanai_ray.training.fine_tune import fine_tune as train
 
 evaluate = score
@@ -66,13 +67,14 @@ def fine_tune(
     return train(
         model,
         section=section,
-        train_batches=epoch_batches,
-        steps_per_epoch=len(batches),
-        validation_batches=lambda: map(_with_targets, validation),
+        data=TrainingData(
+            train_batches=epoch_batches,
+            steps_per_epoch=len(batches),
+            validation_batches=lambda: map(_with_targets, validation),
+        ),
         context=context or LocalContext(),
         seed=seed,
-        teacher=teacher,
-        task=task,
+        supervision=Supervision(task=find_task(task), teacher=teacher),
     )
 
 

@@ -15,10 +15,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.nn.modes import to_device
-from cleanai_ray.tasks.base import Task
-from cleanai_ray.tasks.classification import Classification
 from cleanai_ray.training.context import TrainingContext, TrainingError
-from cleanai_ray.training.distillation import build_objective
+from cleanai_ray.training.distillation import Supervision, build_objective
 from cleanai_ray.training.optimizer import build_optimizer
 from cleanai_ray.training.schedule import learning_rates
 
@@ -51,9 +49,8 @@ class Stepper:
         section: What to do.
         steps_per_epoch: Batches an epoch.
         context: Device and other processes.
+        supervision: The task, and the teacher in evaluation mode on the device, if any.
         average: Moving average to update after every step, if any.
-        teacher: Dense model for distillation, if any, in evaluation mode on the device.
-        task: What the model is for; classification by default.
 
     Raises:
         TrainingError: When nothing is trainable, or there is distillation but no teacher.
@@ -66,9 +63,8 @@ class Stepper:
         section: FineTuneSection,
         steps_per_epoch: int,
         context: TrainingContext,
+        supervision: Supervision,
         average: AveragedModel | None = None,
-        teacher: nn.Module | None = None,
-        task: Task | None = None,
     ) -> None:
         self._model = model
         self._trained = model
@@ -82,8 +78,8 @@ class Stepper:
         if self._is_cuda:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._task = task or Classification()
-        self._objective = build_objective(section, teacher, self._task)
+        self._task = supervision.task
+        self._objective = build_objective(section, supervision)
         self._optimizer = build_optimizer(model, section)
         self._rates = learning_rates(section, steps_per_epoch)
         self._scaler = torch.amp.GradScaler("cuda", enabled=self._is_cuda)

@@ -9,7 +9,7 @@ from torch import nn
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.sections import TrainSection
 from cleanai_ray.training.context import TrainingContext
-from cleanai_ray.training.fine_tune import Batches, FineTuneResult, fine_tune
+from cleanai_ray.training.fine_tune import Batches, FineTuneResult, TrainingData, fine_tune
 
 _WARMUP_SHARE = 0.05
 
@@ -52,9 +52,9 @@ def train_dense(
     return fine_tune(
         model,
         section=dense_recipe(section),
-        train_batches=train_batches,
-        steps_per_epoch=steps_per_epoch,
-        validation_batches=validation_batches,
+        data=TrainingData(
+            train_batches=train_batches, steps_per_epoch=steps_per_epoch, validation_batches=validation_batches
+        ),
         context=context,
         seed=section.seed,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cleanai_ray.config.study import load_study
-from cleanai_ray.data import assign_roles, open_source
+from cleanai_ray.data import assign_roles, open_image_source
 from cleanai_ray.models import build_model
 from cleanai_ray.registry import METHODS, METRICS
 
@@ -78,7 +78,7 @@ def test_the_network_of_a_study_can_be_built(name):
 
 def test_the_quickstart_has_the_samples_that_it_asks_for():
     study = load_study(STUDIES / "quickstart.yaml")
-    roles = assign_roles(study.data, study.evaluation, open_source(study.data, study.model))
+    roles = assign_roles(study.data, study.evaluation, open_image_source(study.data, study.model))
     assert len(roles.calibration) == 512
     assert not roles.calibration_withheld  # 512 is more than a fifth of the 1,438 training images
     assert len(roles.training) == 1438 - 144

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from cleanai_ray.config.sections import DataSection, ModelSection
-from cleanai_ray.data import open_source
+from cleanai_ray.data import open_image_source
 from cleanai_ray.data.source import ImageSource
 
 
 def opened(name: str, *, num_classes: int = 10, shape: tuple[int, int, int] = (3, 32, 32), **fields) -> ImageSource:
     data = DataSection(name=name, **fields)
-    return open_source(data, ModelSection(name="resnet18", num_classes=num_classes, input_shape=shape))
+    return open_image_source(data, ModelSection(name="resnet18", num_classes=num_classes, input_shape=shape))
 
 
 def colour_image(digit: np.ndarray, size: int = 40) -> Image.Image:

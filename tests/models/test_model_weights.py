@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torchvision.models.vision_transformer import VisionTransformer
 
 from cleanai_ray.config.sections import DataSection, ModelSection
-from cleanai_ray.data import batches, open_source
+from cleanai_ray.data import batches, open_image_source
 from cleanai_ray.errors import ModelError
 from cleanai_ray.models import build_model, load_weights
 from cleanai_ray.models.family import fit_positions
@@ -33,7 +33,7 @@ def state() -> dict[str, torch.Tensor]:
 def test_the_reference_network_scores_what_its_readme_says():
     spec = ModelSection(name="resnet20", input_shape=(1, 28, 28), weights=str(REFERENCE))
     model = build_model(spec)
-    source = open_source(DataSection(name="fashion_mnist"), spec)
+    source = open_image_source(DataSection(name="fashion_mnist"), spec)
     correct = 0
     with torch.no_grad():
         for images, labels in batches(source.dataset("test"), range(10_000), 500):

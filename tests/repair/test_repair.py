@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import cleanai_ray
 from cleanai_ray.config.study import parse_study
-from cleanai_ray.data import batches, open_source
+from cleanai_ray.data import batches, open_image_source
 from cleanai_ray.errors import CalibrationError, PruningError
 from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.models import build_model
@@ -144,7 +144,7 @@ def test_half_a_real_network_is_repaired_without_training(fashion_mnist_root: Pa
             "sweep": {"methods": ["magnitude"], "ratios": [0.3]},
         }
     )
-    source, dense = open_source(study.data, study.model), build_model(study.model)
+    source, dense = open_image_source(study.data, study.model), build_model(study.model)
     calibration = list(batches(source.dataset("train"), range(320), 64))
     test = list(batches(source.dataset("test"), range(500), 250))
     result = cleanai_ray.prune(dense, torch.zeros(1, 1, 28, 28), method="magnitude", budget={"macs": 0.5})

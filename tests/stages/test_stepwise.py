@@ -25,7 +25,7 @@ from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.training.context import LocalContext
-from cleanai_ray.training.fine_tune import fine_tune
+from cleanai_ray.training.fine_tune import TrainingData, fine_tune
 
 NO_REPAIR = {"compensation": "none", "batch_norm": "none"}
 CLOSED_FORM = {"compensation": "closed_form", "batch_norm": "relative", "samples": 64}
@@ -89,9 +89,11 @@ class Opened:
         fine_tune(
             model,
             section=self.workspace.study.finetune.model_copy(update={"epochs": epochs}),
-            train_batches=lambda epoch: batches(epochs_before + epoch),
-            steps_per_epoch=steps,
-            validation_batches=lambda: self.workspace.batches("validation"),
+            data=TrainingData(
+                train_batches=lambda epoch: batches(epochs_before + epoch),
+                steps_per_epoch=steps,
+                validation_batches=lambda: self.workspace.batches("validation"),
+            ),
             context=LocalContext(),
             seed=0,
         )

@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from cleanai_ray.config.sections import DataSection, ModelSection
 from cleanai_ray.config.study import parse_study
-from cleanai_ray.data import BatchOptions, UnreadableSamples, batches, open_source
+from cleanai_ray.data import BatchOptions, UnreadableSamples, batches, open_image_source
 from cleanai_ray.errors import ArtifactError, DataError, ModelError
 from cleanai_ray.models import build_model
 from cleanai_ray.stages.fingerprints import dense_key
@@ -98,7 +98,7 @@ def test_what_goes_wrong_is_one_sentence(run: RunDirectory, store: ObjectStore) 
     with pytest.raises(
         DataError, match=r"data.root 's3://bucket/nothing.*' does not exist or is not a folder; expected"
     ):
-        open_source(DataSection(name="image_folder", root=store.url("nothing")), model_section())
+        open_image_source(DataSection(name="image_folder", root=store.url("nothing")), model_section())
 
 
 def model_section(**fields: object) -> ModelSection:
@@ -177,8 +177,8 @@ def test_image_folder_reads_an_object_store_as_it_reads_a_folder(
     image_tree: Path, run: RunDirectory, num_workers: int
 ) -> None:
     options = {"index_cache": False}
-    here = open_source(DataSection(name="image_folder", root=str(image_tree), options=options), model_section())
-    there = open_source(DataSection(name="image_folder", root=copied(image_tree, run)), model_section())
+    here = open_image_source(DataSection(name="image_folder", root=str(image_tree), options=options), model_section())
+    there = open_image_source(DataSection(name="image_folder", root=copied(image_tree, run)), model_section())
     assert (there.splits, there.class_names) == (("train", "val"), ("cat", "dog"))
     assert there.num_samples("train") == here.num_samples("train") == 6
     root = f"s3://{resolve_filesystem(run.location)[1]}"
@@ -202,7 +202,7 @@ def test_a_class_that_training_lacks_is_named(image_tree: Path, run: RunDirector
     location = copied(image_tree, run)
     run.write_bytes("val/eel/a.png", b"")
     with pytest.raises(DataError, match=r"'s3://bucket/runs/.*/val' holds class 'eel', which"):
-        open_source(DataSection(name="image_folder", root=location), model_section()).num_samples("val")
+        open_image_source(DataSection(name="image_folder", root=location), model_section()).num_samples("val")
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -211,7 +211,7 @@ def test_parquet_images_reads_an_object_store(image_tree: Path, run: RunDirector
     table = pa.table({"image": [path.read_bytes() for path in files], "label": [int("dog" in str(p)) for p in files]})
     run.write_table("data/train-00000-of-00001.parquet", table)
     run.write_table("data/test-00000-of-00001.parquet", table.slice(0, 2))
-    source = open_source(DataSection(name="parquet_images", root=run.location), model_section())
+    source = open_image_source(DataSection(name="parquet_images", root=run.location), model_section())
     assert (source.num_samples("train"), source.num_samples("test")) == (6, 2)
     got = list(batches(source.dataset("train"), range(6), 4, BatchOptions(num_workers=num_workers)))
     assert torch.cat([labels for _, labels in got]).tolist() == table["label"].to_pylist()
@@ -219,7 +219,7 @@ def test_parquet_images_reads_an_object_store(image_tree: Path, run: RunDirector
     for name in ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet"):
         (local / "data").mkdir(parents=True, exist_ok=True)
         (local / "data" / name).write_bytes(run.read_bytes(f"data/{name}"))
-    here = open_source(DataSection(name="parquet_images", root=str(local)), model_section()).dataset("train")
+    here = open_image_source(DataSection(name="parquet_images", root=str(local)), model_section()).dataset("train")
     assert torch.equal(torch.cat([images for images, _ in got]), torch.stack([here[index][0] for index in range(6)]))
 
 

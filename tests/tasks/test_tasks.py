@@ -25,7 +25,7 @@ def test_a_task_says_what_it_is_called(name: str) -> None:
     assert find_task(task) is task
     assert TASKS.summaries()[name]
     assert task.example_input([2, 3]).shape == (2, 3)
-    assert task.new_metric() is not task.new_metric()
+    assert task.new_scorer() is not task.new_scorer()
 
 
 def test_an_unknown_task_is_refused_by_name() -> None:
@@ -38,7 +38,8 @@ def test_a_classifier_is_scored_and_fine_tuned_by_default() -> None:
     model = build("plain")
     found = cleanai.evaluate(model, batches())
     assert isinstance(found, Accuracy)
-    assert found.value == found.merit == found.accuracy
+    assert (found.metric_name, found.value) == (find_task("classification").metric_name, found.accuracy)
+    assert found.merit == found.accuracy
     tuned = cleanai.fine_tune(model, batches(sizes=(8, 8)), batches(), epochs=2, early_stopping=None)
     assert [row["epoch"] for row in tuned.history] == [1, 2]
     assert "validation_accuracy" in tuned.history[0]

@@ -9,7 +9,7 @@ from torch import nn
 
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.training.context import TrainingError
-from cleanai_ray.training.distillation import Lesson, build_objective, distillation_loss
+from cleanai_ray.training.distillation import BatchLoss, Supervision, build_objective, distillation_loss
 
 STUDENT = [[1.0, 3.0, -2.0], [0.5, 0.0, 0.25]]
 TEACHER = [[2.0, 1.0, 0.0], [-1.0, 4.0, 1.0]]
@@ -47,8 +47,8 @@ def loss(teacher: nn.Module | None = None, labels: list[int] = LABELS, **fields:
     return lesson(teacher, torch.tensor(labels), **fields).loss.item()
 
 
-def lesson(teacher: nn.Module | None, labels: torch.Tensor | None, **fields: object) -> Lesson:
-    objective = build_objective(FineTuneSection.model_validate(fields), teacher)
+def lesson(teacher: nn.Module | None, labels: torch.Tensor | None, **fields: object) -> BatchLoss:
+    objective = build_objective(FineTuneSection.model_validate(fields), Supervision(teacher=teacher))
     return objective(torch.zeros(2, 1), torch.tensor(STUDENT), labels)
 
 

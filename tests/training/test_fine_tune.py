@@ -15,7 +15,7 @@ from cleanai_ray.config.sections import TrainSection
 from cleanai_ray.errors import CleanAIError, EvaluationError
 from cleanai_ray.storage import schemas
 from cleanai_ray.training.context import LocalContext, TrainingError
-from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
+from cleanai_ray.training.fine_tune import FineTuneResult, TrainingData, fine_tune
 from cleanai_ray.training.train import train_dense
 
 
@@ -105,9 +105,11 @@ def test_a_long_epoch_that_diverges_is_not_run_to_its_end() -> None:
         fine_tune(
             model,
             section=section,
-            train_batches=batches,
-            steps_per_epoch=10_000,
-            validation_batches=lambda: [(torch.randn(2, 4), torch.tensor([0, 1]))],
+            data=TrainingData(
+                train_batches=batches,
+                steps_per_epoch=10_000,
+                validation_batches=lambda: [(torch.randn(2, 4), torch.tensor([0, 1]))],
+            ),
             context=LocalContext(),
             seed=0,
         )

@@ -13,7 +13,7 @@ from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.training.context import LocalContext
-from cleanai_ray.training.fine_tune import fine_tune
+from cleanai_ray.training.fine_tune import TrainingData, fine_tune
 
 
 class StoredFile:
@@ -56,7 +56,7 @@ def test_a_training_whose_checkpoint_is_damaged_begins_anew(
     store = StoredFile(tmp_path)
     store.save(b"not a checkpoint")
     section = FineTuneSection.model_validate({"epochs": 1, "learning_rate": 0.1})
-    arguments = {**digits.arguments(), "section": section, "seed": 0}
+    arguments = {"data": TrainingData(**digits.arguments()), "section": section, "seed": 0}
     damaged, untouched = make_net(), make_net()
     result = fine_tune(damaged, **{**arguments, "context": LocalContext(checkpoints=store)})
     fine_tune(untouched, **{**arguments, "context": LocalContext()})
@@ -83,7 +83,7 @@ def test_fine_tuning_resumes_from_a_run_directory(
 ) -> None:
     section = FineTuneSection.model_validate({"epochs": 2, "learning_rate": 0.1, "save_every_n_epochs": 1})
     context = LocalContext(checkpoints=StoredFile(tmp_path))
-    arguments = {**digits.arguments(), "section": section, "context": context, "seed": 0}
+    arguments = {"data": TrainingData(**digits.arguments()), "section": section, "context": context, "seed": 0}
     first, second = make_net(), make_net(5)
     fine_tune(first, **arguments)
     start = copy.deepcopy(second.state_dict())

@@ -16,7 +16,7 @@ from torch import distributed, nn
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.errors import SampleError
 from cleanai_ray.training.context import LocalContext, TrainingContext, TrainingError
-from cleanai_ray.training.fine_tune import fine_tune
+from cleanai_ray.training.fine_tune import TrainingData, fine_tune
 from cleanai_ray.training.part import ScoringPart, TrainingPart
 from cleanai_ray.training.processes import ProcessGroupContext
 from cleanai_ray.training.synchronized import global_batch_norm
@@ -38,9 +38,9 @@ def train(context: TrainingContext, *, batch_norm: bool, learning_rate: float = 
     result = fine_tune(
         model,
         section=section,
-        train_batches=lambda epoch: batches,
-        steps_per_epoch=STEPS,
-        validation_batches=lambda: batches,
+        data=TrainingData(
+            train_batches=lambda epoch: batches, steps_per_epoch=STEPS, validation_batches=lambda: batches
+        ),
         context=context,
         seed=0,
     )

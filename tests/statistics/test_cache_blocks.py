@@ -11,7 +11,7 @@ from torch import nn
 
 from cleanai_ray import calibrate
 from cleanai_ray.statistics import recorder
-from cleanai_ray.statistics.parts import parts
+from cleanai_ray.statistics.cache_blocks import cache_sized_blocks
 
 
 @given(st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 9)), st.integers(1, 300))
@@ -19,9 +19,9 @@ def test_parts_cover_every_activation_once_and_are_no_larger_than_a_row_must_be(
     shape: tuple[int, int, int], limit: int
 ) -> None:
     seen = torch.zeros(shape)
-    for part in parts(seen, limit):
-        assert seen[part].numel() <= max(limit, shape[2])
-        seen[part] += 1
+    for block in cache_sized_blocks(seen, limit):
+        assert seen[block].numel() <= max(limit, shape[2])
+        seen[block] += 1
     assert (seen == 1).all()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 
-def parts(activation: Tensor, limit: int) -> Iterator[tuple[slice, slice]]:
+def cache_sized_blocks(activation: Tensor, limit: int) -> Iterator[tuple[slice, slice]]:
     """Yield slices of samples and channels that cut activations [samples, channels, positions] into small parts.
 
     What works on one part at a time stays in the processor's caches, and needs little memory. The positions of a

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-MOST_BYTES = 2**26
+MAX_BYTES = 2**26
 """What is remembered of a model at the most; what comes after that is computed each time."""
 
 
@@ -22,7 +22,7 @@ class _Answers:
 _answers: WeakKeyDictionary[nn.Module, _Answers] = WeakKeyDictionary()
 
 
-class RememberedModel(nn.Module):
+class CachedModel(nn.Module):
     """Answers a batch that the model has seen before without running it, where that is on the CPU.
 
     What is remembered lives as long as the model, in this process. Batches are told apart by the digest of their
@@ -46,7 +46,7 @@ class RememberedModel(nn.Module):
         answer = self._known.by_batch.get(key)
         if answer is None:
             answer = self.model(images)
-            if self._known.num_bytes + answer.nbytes <= MOST_BYTES:
+            if self._known.num_bytes + answer.nbytes <= MAX_BYTES:
                 self._known.by_batch[key] = answer.clone()
                 self._known.num_bytes += answer.nbytes
         return answer

@@ -48,8 +48,13 @@ class Accuracy:
         return Accuracy(sum(correct) / num, top5 / num, loss / num, num, correct, total)
 
     @property
+    def metric_name(self) -> str:
+        """Name of the score: `accuracy`."""
+        return "accuracy"
+
+    @property
     def value(self) -> float:
-        """The metric of the task: the accuracy."""
+        """The score of the task: the accuracy."""
         return self.accuracy
 
     @property
@@ -58,7 +63,7 @@ class Accuracy:
         return self.accuracy
 
 
-class AccuracyTally:
+class AccuracySums:
     """The sums of an `Accuracy` over batches, on the device: nothing is read back before the end.
 
     Args:
