@@ -32,7 +32,7 @@ _TEXT = 80
 def time_by_stage(study: StudyFrames) -> ChartType | None:
     """Time that the trials of each method took, added up and shared out among their stages."""
     sums = [pl.col(column).sum().alias(stage) for stage, (column, _) in _STAGES.items()]
-    wide = study.trials.group_by("label").agg(*sums)
+    wide = study.trials.group_by("label", maintain_order=True).agg(*sums)
     frame = wide.unpivot(index="label", variable_name="stage", value_name="seconds").filter(pl.col("seconds") > 0)
     if frame.is_empty():
         return None

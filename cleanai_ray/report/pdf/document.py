@@ -132,20 +132,20 @@ class _Setter:
 
     def story(self, document: blocks.Document, entries: Sequence[Entry]) -> list[Flowable]:
         """Return the whole report, with the contents that an earlier time found."""
-        story: list[Flowable] = [self._text(document.title, 25, bold=True, colour=look.ACCENT)]
+        story: list[Flowable] = [self._text(document.title, look.TITLE)]
         story[0].outline_level = 0
         if document.question:
-            story += [Spacer(0, 7), self._text(document.question, 11.5, colour=look.MUTED)]
+            story += [Spacer(0, 7), self._text(document.question, look.QUESTION)]
         story.append(Spacer(0, 13))
         for block in document.cover:
             story += self.flowables(block, least_share=0.3)
-        contents = self._text("Contents", 16, bold=True, colour=look.ACCENT, space_after=3)
+        contents = self._text("Contents", look.CONTENTS)
         after_cover = list(dropwhile(lambda entry: entry.level > 0, entries[1:]))
         story += [NextPageTemplate("body"), PageBreak(), contents, *contents_table(after_cover, self._fonts)]
         for chapter in document.chapters:
             starts_page = chapter.starts_page or chapter is document.chapters[0]
             story.append(PageBreak() if starts_page else CondPageBreak(look.ROOM_FOR_CHAPTER))
-            title = self._text(chapter.title, 16, bold=True, colour=look.ACCENT, space_before=18, space_after=9)
+            title = self._text(chapter.title, look.CHAPTER)
             title.outline_level = 0
             story += [title]
             for block in chapter.blocks:
@@ -155,12 +155,11 @@ class _Setter:
     def flowables(self, block: blocks.Block, *, least_share: float = 0.82) -> list[Flowable]:
         """Return one block; a chart may shrink to `least_share` of its size to fit where it stands."""
         if isinstance(block, blocks.Heading):
-            text = self._text(block.text, 11, bold=True, space_before=10, space_after=4)
+            text = self._text(block.text, look.HEADING)
             text.outline_level = 1
             return [CondPageBreak(look.ROOM_AFTER_HEADING), text]
         if isinstance(block, blocks.Paragraph):
-            size, colour = (7.8, look.MUTED) if block.is_small else (9.2, look.INK)
-            return [self._text(block.text, size, colour=colour, space_after=6)]
+            return [self._text(block.text, look.NOTE if block.is_small else look.BODY)]
         if isinstance(block, blocks.Callout):
             return [self._callout(block), Spacer(0, 9)]
         if isinstance(block, blocks.KeyNumbers):
@@ -178,43 +177,32 @@ class _Setter:
             return [self._code(block), Spacer(0, 6)]
         return self._risk(block)
 
-    def _text(
-        self,
-        text: str,
-        size: float,
-        *,
-        bold: bool = False,
-        colour: str = look.INK,
-        right: bool = False,
-        indent: float = 0,
-        space_before: float = 0,
-        space_after: float = 0,
-    ) -> Text:
-        style = ParagraphStyle(
+    def _text(self, text: str, style: look.TextStyle) -> Text:
+        own = ParagraphStyle(
             "text",
-            fontName=self._fonts.bold if bold else self._fonts.regular,
-            fontSize=size,
-            leading=1.34 * size,
-            textColor=colour,
-            spaceBefore=space_before,
-            spaceAfter=space_after,
-            leftIndent=indent,
-            alignment=TA_RIGHT if right else 0,
+            fontName=self._fonts.bold if style.bold else self._fonts.regular,
+            fontSize=style.size,
+            leading=1.34 * style.size,
+            textColor=style.colour,
+            spaceBefore=style.before,
+            spaceAfter=style.after,
+            leftIndent=style.indent,
+            alignment=TA_RIGHT if style.is_right else 0,
             splitLongWords=1,
         )
-        return Text(escape(self._fonts.printable(text)), style)
+        return Text(escape(self._fonts.printable(text)), own)
 
     def _callout(self, block: blocks.Callout) -> Grid:
         colour = look.TONES[block.tone]
-        content = [self._text(block.title, 11.5, bold=True, colour=colour, space_after=3), self._text(block.text, 10.3)]
+        content = [self._text(block.title, look.callout_title(colour)), self._text(block.text, look.CALLOUT)]
         return Grid([[content]], colWidths=[look.WIDTH], style=self._with_font(look.callout_commands(colour)))
 
     def _numbers(self, block: blocks.KeyNumbers) -> Grid:
         cells = [
             [
-                self._text(number.label, 7.6, colour=look.MUTED),
-                self._text(number.value, 15, bold=True),
-                self._text(number.note, 7, colour=look.MUTED),
+                self._text(number.label, look.NUMBER_LABEL),
+                self._text(number.value, look.NUMBER),
+                self._text(number.note, look.NUMBER_NOTE),
             ]
             for number in block.numbers
         ]
@@ -233,7 +221,7 @@ class _Setter:
         return [("FONTNAME", (0, 0), (-1, -1), self._fonts.regular), *commands]
 
     def _cell(self, text: str, column: blocks.Column, size: float, *, bold: bool = False) -> Text:
-        return self._text(text, size, bold=bold, right=column.is_number)
+        return self._text(text, look.cell(size, bold=bold, is_right=column.is_number))
 
     def _fit(self, block: blocks.Table) -> tuple[float, list[float]]:
         """Return the largest font size at which no cell breaks, and the widths of the columns at that size."""
@@ -255,13 +243,10 @@ class _Setter:
         return Grid([[line] for line in lines], colWidths=[look.WIDTH], rowHeights=heights, style=commands)
 
     def _risk(self, block: blocks.RiskNote) -> list[Flowable]:
-        colour, indent = look.SEVERITIES[block.severity], 20 * look.MM
-        tag = self._text(block.severity.upper(), 7.6, bold=True, colour=colour)
-        title = self._text(block.title.capitalize(), 8, bold=True, colour=look.MUTED)
-        row = [tag, [title, self._text(block.text, 9.2)]]
-        head = Grid([row], colWidths=[indent, look.WIDTH - indent], style=self._with_font(look.risk_commands(colour)))
-        lines = [
-            self._text(f"\N{BULLET} {line}", 7.6, colour=look.MUTED, indent=indent + 6, space_before=2)
-            for line in block.details
-        ]
+        colour = look.SEVERITIES[block.severity]
+        tag = self._text(block.severity.upper(), look.risk_tag(colour))
+        row = [tag, [self._text(block.title.capitalize(), look.RISK_TITLE), self._text(block.text, look.RISK)]]
+        widths, commands = [look.RISK_INDENT, look.WIDTH - look.RISK_INDENT], look.risk_commands(colour)
+        head = Grid([row], colWidths=widths, style=self._with_font(commands))
+        lines = [self._text(f"\N{BULLET} {line}", look.RISK_DETAIL) for line in block.details]
         return [KeepTogether([head, *lines[:3]]), *lines[3:], Spacer(0, 9)]

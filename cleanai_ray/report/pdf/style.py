@@ -1,8 +1,9 @@
-"""Measures, colours and rules of the PDF, in points on A4."""
+"""Measures, colours, looks of texts and rules of the PDF, in points on A4."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -29,6 +30,59 @@ GAP, ROOM_AFTER_HEADING, ROOM_FOR_CHAPTER = 13, 90, 240
 
 CODE_COLUMNS, CODE_SIZE, CODE_LEADING = 104, 7.3, 9.0
 TABLE_SIZE, LARGEST_DENSE, SMALLEST_DENSE = 7.5, 7.2, 5.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextStyle:
+    """The look of a text; sizes, indents and spaces in points.
+
+    Attributes:
+        size: Font size.
+        bold: True for the bold font.
+        colour: Colour of the letters.
+        is_right: True if lines are set flush right.
+        indent: Room at the left of every line.
+        before: Room above the text.
+        after: Room below it.
+    """
+
+    size: float
+    bold: bool = False
+    colour: str = INK
+    is_right: bool = False
+    indent: float = 0
+    before: float = 0
+    after: float = 0
+
+
+TITLE = TextStyle(size=25, bold=True, colour=ACCENT)
+QUESTION = TextStyle(size=11.5, colour=MUTED)
+CONTENTS = TextStyle(size=16, bold=True, colour=ACCENT, after=3)
+CHAPTER = TextStyle(size=16, bold=True, colour=ACCENT, before=18, after=9)
+HEADING = TextStyle(size=11, bold=True, before=10, after=4)
+BODY, NOTE = TextStyle(size=9.2, after=6), TextStyle(size=7.8, colour=MUTED, after=6)
+CALLOUT = TextStyle(size=10.3)
+NUMBER_LABEL, NUMBER = TextStyle(size=7.6, colour=MUTED), TextStyle(size=15, bold=True)
+NUMBER_NOTE = TextStyle(size=7, colour=MUTED)
+RISK_INDENT = 20 * MM
+RISK_TITLE, RISK = TextStyle(size=8, bold=True, colour=MUTED), TextStyle(size=9.2)
+RISK_DETAIL = TextStyle(size=7.6, colour=MUTED, indent=RISK_INDENT + 6, before=2)
+
+
+def callout_title(colour: str) -> TextStyle:
+    """Return the look of a callout's title in a colour."""
+    return TextStyle(size=11.5, bold=True, colour=colour, after=3)
+
+
+def risk_tag(colour: str) -> TextStyle:
+    """Return the look of a risk's severity in a colour."""
+    return TextStyle(size=7.6, bold=True, colour=colour)
+
+
+def cell(size: float, *, bold: bool = False, is_right: bool = False) -> TextStyle:
+    """Return the look of a cell of a table."""
+    return TextStyle(size=size, bold=bold, is_right=is_right)
+
 
 _ALL = (0, 0), (-1, -1)
 
