@@ -7,7 +7,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup quickstart test lint format clean
+.PHONY: setup quickstart test test-all lint format clean
 
 setup: $(STAMP)
 
@@ -25,8 +25,13 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: setup
 	$(BIN)/cleanai run jobs/studies/quickstart.yaml
 
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not slow'
+
+test-all: test
+	$(PYTEST) -m slow
 
 lint: setup
 	$(BIN)/ruff check .

@@ -26,9 +26,10 @@ from cleanai_ray.pruning.saved_model import apply_plan, load, save
 from cleanai_ray.repair import RepairOptions
 from cleanai_ray.repair import repair as repair_model
 from cleanai_ray.sensitivity import measure_sensitivity
-from cleanai_ray.statistics import ActivationStatistics
+from cleanai_ray.statistics import ActivationStatistics, CalibrationOptions
 from cleanai_ray.statistics import calibrate as collect_statistics
-from cleanai_ray.statistics.calibration import Batch, Loss
+from cleanai_ray.statistics.calibration import Batch
+from cleanai_ray.statistics.gradients import Loss, ModelLoss, loss_of_output
 from cleanai_ray.tasks.base import Task, find_task
 from cleanai_ray.training.library import evaluate, fine_tune
 
@@ -52,15 +53,18 @@ def calibrate(
         loss: Mean loss of (output of the task's `network`, targets) for gradients; the task's by default.
         task: What the model is for, as in `prune`.
         **options: `threshold`, `top_k`, `sections`, `outputs`, `gradients` and `squared_gradients`, as
-            `cleanai_ray.statistics.calibrate` documents them.
+            `cleanai_ray.statistics.CalibrationOptions` documents them.
 
     Raises:
         CalibrationError: When an argument is not allowed, or a batch cannot be run; the message says which samples the
             batch holds.
     """
     task = find_task(task)
-    own = None if loss else task.network_loss
-    return collect_statistics(task.network(model), batches, loss=loss, model_loss=own, **options)
+    return collect_statistics(task.network(model), batches, CalibrationOptions(**options), loss=_model_loss(loss, task))
+
+
+def _model_loss(loss: Loss | None, task: Task) -> ModelLoss:
+    return loss_of_output(loss) if loss else task.network_loss
 
 
 def prune(
@@ -252,16 +256,13 @@ def _measurement(trial: Trial, batches: Iterable[Batch], loss: Loss | None, task
     """Return a function that calibrates a model for the trial's method."""
     method = create_method(trial.method, trial.options)
     sections = CalibrationSection().sections if needs_sections(trial.coverage_metric) else None
-    return lambda network: collect_statistics(
-        network,
-        batches,
+    options = CalibrationOptions(
         sections=sections,
         outputs=method.needs_outputs,
         gradients=method.needs_gradients,
         squared_gradients=method.needs_squared_gradients,
-        loss=loss,
-        model_loss=None if loss else task.network_loss,
     )
+    return lambda network: collect_statistics(network, batches, options, loss=_model_loss(loss, task))
 
 
 __all__ = [

@@ -26,6 +26,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 StudyArgument = Annotated[str, typer.Argument(help="Study file (YAML).")]
 OverrideOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key.")]
+ExecutorOption = Annotated[str, typer.Option(help="What runs it: `ray`, or `local` (this process, without Ray).")]
 AddressOption = Annotated[str | None, typer.Option(help="Ray cluster: `auto` or `host:port`.")]
 OutOption = Annotated[str | None, typer.Option(help="Run directory: a folder or URL; default: output.dir.")]
 _UsageError: Any = typer.BadParameter.__bases__[0]
@@ -38,11 +39,12 @@ def run(
     out: OutOption = None,
     address: AddressOption = None,
     set_: OverrideOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything anew.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
+    executor: ExecutorOption = "ray",
 ) -> int:
     """Run a whole study; resumes by itself where the run directory already holds part of it."""
-    from cleanai_ray.executors.ray.progress import Narrator
-    from cleanai_ray.executors.ray.runner import run_study
+    from cleanai_ray.executors.progress import ProgressReporter
+    from cleanai_ray.executors.run_study import RunOptions, run_study
     from cleanai_ray.stages.planning import check_study
     from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -50,11 +52,9 @@ def run(
     workspace = check_study(loaded)
     directory = RunDirectory(loaded.output.dir)
     command = shlex.join(["cleanai", *sys.argv[1:]])
-    narrator = Narrator()
+    options = RunOptions(executor=_known_executor(executor), address=address, command=command, fresh=fresh)
     with _resumable():
-        failed = run_study(
-            loaded, workspace, directory, address=address, command=command, narrator=narrator, fresh=fresh
-        )
+        failed = run_study(loaded, workspace, directory, options, ProgressReporter())
     return 1 if failed else 0
 
 
@@ -73,18 +73,24 @@ def plan(study: StudyArgument, out: OutOption = None, set_: OverrideOption = Non
 
 @app.command()
 def sensitivity(
-    study: StudyArgument, out: OutOption = None, address: AddressOption = None, set_: OverrideOption = None
+    study: StudyArgument,
+    out: OutOption = None,
+    address: AddressOption = None,
+    set_: OverrideOption = None,
+    executor: ExecutorOption = "ray",
 ) -> int:
     """Measure, group by group, what narrowing costs, and share the study's ratios and budgets out over the layers."""
-    from cleanai_ray.executors.ray.progress import Narrator
-    from cleanai_ray.executors.ray.sensitivity import analyse, describe
+    from cleanai_ray.executors.progress import ProgressReporter
+    from cleanai_ray.executors.run_study import RunOptions
+    from cleanai_ray.executors.sensitivity import analyse, describe
     from cleanai_ray.stages.planning import check_study
     from cleanai_ray.storage.run_directory import RunDirectory
 
     loaded = _load(study, set_ or [], out)
     directory = RunDirectory(loaded.output.dir)
+    options = RunOptions(executor=_known_executor(executor), address=address)
     with _resumable():
-        found = analyse(loaded, check_study(loaded), directory, address=address, narrator=Narrator())
+        found = analyse(loaded, check_study(loaded), directory, options, ProgressReporter())
     columns, rows, lines = describe(found, directory)
     _print_table(columns, rows, lines)
     return 0
@@ -166,7 +172,7 @@ def submit(
     address: Annotated[str, typer.Option(help="Address of the cluster's dashboard, http://HEAD:8265.")],
     out: OutOption = None,
     set_: OverrideOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything anew.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
     cpus: Annotated[float, typer.Option(min=0, help="CPUs that the job's own process reserves.")] = 0,
     gpus: Annotated[float, typer.Option(min=0, help="GPUs that the job's own process reserves.")] = 0,
     memory: Annotated[float, typer.Option(min=0, help="Memory that the job's own process reserves, in GB.")] = 0,
@@ -206,6 +212,14 @@ def _resumable() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise typer.Abort from None
+
+
+def _known_executor(name: str) -> str:
+    from cleanai_ray.registry import EXECUTORS
+
+    if name not in EXECUTORS.names():
+        raise StudyError(f"--executor is '{name}'; allowed: {', '.join(EXECUTORS.names())}")
+    return name
 
 
 def _load(path: str, overrides: list[str], out: str | None) -> Study:

@@ -27,18 +27,18 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from cleanai_ray import calibrate
 from cleanai_ray.config.study import Study, parse_study
-from cleanai_ray.executors.ray.calibration import calibration_pool
-from cleanai_ray.executors.ray.cluster import connected
-from cleanai_ray.executors.ray.progress import Narrator
-from cleanai_ray.executors.ray.shard_pool import ShardPool, ShardWork
-from cleanai_ray.executors.ray.writer import run_files
+from cleanai_ray.executors.base import ShardPool, ShardWork
+from cleanai_ray.executors.progress import ProgressReporter
+from cleanai_ray.executors.ray.executor import connect
+from cleanai_ray.executors.shared import Shared
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.models import build_model, example_input, ignored_layers
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.repair.moments import collect_moments
 from cleanai_ray.sensitivity import reading_features
-from cleanai_ray.statistics import calibrate, count_sections
+from cleanai_ray.statistics import count_sections
 from cleanai_ray.storage.run_directory import RunDirectory
 
 CASES: dict[str, tuple[list[int], int, int]] = {"resnet18": ([3, 224, 224], 16, 1), "resnet20": ([1, 28, 28], 128, 4)}
@@ -151,20 +151,18 @@ def time_actors(options: argparse.Namespace) -> Iterator[list[str]]:
     """Yield a row for one actor, one for two, and one for how many times faster two are."""
     model, shape = ACTORS_CASE
     study = study_of(model, shape, samples=options.samples, shard_size=options.shard_size)
-    silent = Narrator(Console(file=io.StringIO()))
+    silent = ProgressReporter(Console(file=io.StringIO()))
     weights = safetensors_bytes(build_model(study.model, seed=0))
     # Both pools exist at a time, and only one of them works: three actors of one core each, and the driver.
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        with tempfile.TemporaryDirectory() as folder, connected(None) as cluster:
-            run = RunDirectory(folder)
-            with run_files(study, run, cluster) as (files, _):
-                sized = {count: _with_actors(study, count) for count in (1, 2)}
-                with (
-                    calibration_pool(sized[1], cluster, run, files, silent) as one,
-                    calibration_pool(sized[2], cluster, run, files, silent) as two,
-                ):
-                    yield from _take_turns(options, study, run, {1: one, 2: two}, ray.put(weights))
+        with tempfile.TemporaryDirectory() as folder, connect(study, RunDirectory(folder), None) as executor:
+            run, sized = RunDirectory(folder), {count: _with_actors(study, count) for count in (1, 2)}
+            with (
+                executor.shard_pool(sized[1], run, silent) as one,
+                executor.shard_pool(sized[2], run, silent) as two,
+            ):
+                yield from _take_turns(options, study, {1: one, 2: two}, executor.share(weights))
     finally:
         ray.shutdown()
 
@@ -175,7 +173,7 @@ def _with_actors(study: Study, count: int) -> Study:
 
 
 def _take_turns(
-    options: argparse.Namespace, study: Study, run: RunDirectory, pools: dict[int, ShardPool], weights: Any
+    options: argparse.Namespace, study: Study, pools: dict[int, ShardPool], weights: Shared[bytes]
 ) -> Iterator[list[str]]:
     samples = study.draws()[0].samples
     num_shards = -(-samples // study.data.calibration.shard_size)
@@ -183,7 +181,7 @@ def _take_turns(
     def calibrated(pool: ShardPool, number: int) -> float:
         work = ShardWork(call="calibrate", title="calibration", num_shards=num_shards, inputs=str(number))
         started = time.perf_counter()
-        pool.work_through(work, weights)
+        pool.sum_shards(work, weights)
         seconds = time.perf_counter() - started
         pool.forget_shards()
         return seconds

@@ -29,7 +29,7 @@ from cleanai_ray.models import build_model
 from cleanai_ray.registry import METHODS
 from cleanai_ray.repair import RepairOptions, repair
 from cleanai_ray.stages.calibration import calibrate_locally
-from cleanai_ray.stages.recover import fine_tune_trial
+from cleanai_ray.stages.finetune import fine_tune_part
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.training.context import LocalContext
 
@@ -103,7 +103,7 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
 
     def fine_tuned(opened: Workspace, trial: Trial, start: torch.nn.Module) -> str:
         model = copy.deepcopy(start)
-        fine_tune_trial(opened, trial, model, dense, LocalContext(device=workspace.device))
+        fine_tune_part(opened, trial, model, dense, LocalContext(device=workspace.device))
         return score(model)
 
     yield ["method", "raw", "repaired (auto)", *workspaces, "time of the row"]

@@ -30,11 +30,12 @@ from process_costs import command_cost
 from rich.console import Console
 
 from cleanai_ray.config.study import Study, parse_study
+from cleanai_ray.executors.base import ShardWork
+from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.ray.cluster import connected
-from cleanai_ray.executors.ray.files import RunFiles
-from cleanai_ray.executors.ray.progress import Narrator
-from cleanai_ray.executors.ray.shard_pool import ShardPool, ShardWork
-from cleanai_ray.executors.ray.writer import run_files
+from cleanai_ray.executors.ray.object_store import ObjectStoreValue
+from cleanai_ray.executors.ray.remote_writer import RemoteWriter, remote_writer
+from cleanai_ray.executors.ray.shard_pool import ActorPool
 from cleanai_ray.statistics.merging import add_up
 from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -64,7 +65,7 @@ class SimulatedActor:
         tally: Told of every sum.
     """
 
-    def __init__(self, files: RunFiles, tally: Any) -> None:
+    def __init__(self, files: RemoteWriter, tally: Any) -> None:
         from cleanai_ray.statistics import ActivationStatistics
 
         self._kind = ActivationStatistics
@@ -117,8 +118,8 @@ def statistics_of_resnet50() -> bytes:
     """Return the statistics of two small images in ResNet-50, serialised."""
     import torch
 
+    from cleanai_ray import calibrate
     from cleanai_ray.models import build_model
-    from cleanai_ray.statistics import calibrate
 
     study = tiny_study("resnet50", [3, 64, 64])
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -165,12 +166,12 @@ def peak_bytes() -> int:
 
 def merge(wanted: int, num_shards: int) -> Iterator[list[str]]:
     """Yield what was measured of a calibration without a model, by name."""
-    silent, study = Narrator(Console(file=io.StringIO())), tiny_study("resnet50", [3, 64, 64])
+    silent, study = ProgressReporter(Console(file=io.StringIO())), tiny_study("resnet50", [3, 64, 64])
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder, connected(None) as cluster:
             run = RunDirectory(folder)
-            with run_files(study, run, cluster) as (files, _):
+            with remote_writer(study, run, cluster.driver_node) as files:
                 base = ray.remote(statistics_of_resnet50).options(num_cpus=0).remote()
                 tally: Any = ray.remote(Tally).options(num_cpus=0).remote()
                 actor = ray.remote(SimulatedActor).options(num_cpus=0)
@@ -179,9 +180,9 @@ def merge(wanted: int, num_shards: int) -> Iterator[list[str]]:
                 num_actors = affordable(wanted, available_bytes(), each)
                 ray.kill(first)
                 before, started = peak_bytes(), time.perf_counter()
-                with ShardPool(lambda _: actor.remote(files, tally), num_actors, run, silent) as pool:
+                with ActorPool(lambda _: actor.remote(files, tally), num_actors, run, silent) as pool:
                     work = ShardWork(call="calibrate", title="calibration", num_shards=num_shards, inputs="bench")
-                    total = pool.work_through(work, base)
+                    total = pool.sum_shards(work, ObjectStoreValue(base))
                     seconds = time.perf_counter() - started
                 sums, spent, read = ray.get(tally.seen.remote())
     finally:
@@ -196,8 +197,9 @@ def merge(wanted: int, num_shards: int) -> Iterator[list[str]]:
 
 def work_alone(study: Study) -> float:
     """Return the CPU seconds that the trials of a study take in this process, without Ray."""
-    from cleanai_ray.stages.measures import DenseMeasures
-    from cleanai_ray.stages.trial import prepare_dense, run_trial
+    from cleanai_ray.stages.dense import prepare_dense
+    from cleanai_ray.stages.dense_measures import DenseMeasures
+    from cleanai_ray.stages.outcome import run_trial
     from cleanai_ray.stages.workspace import open_workspace
 
     workspace = open_workspace(study.model_dump_json(), "cpu")

@@ -22,6 +22,8 @@ REFERENCE_WEIGHTS = TESTS / "fixtures" / "resnet20_fashion_mnist.safetensors"
 # Ray reads these when it is imported and started, here and in every process that it starts. Its workers are as nice as
 # the tests, since those of other processes would else leave them next to nothing of the cores.
 os.environ.update({"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"})
+# The last bits of a training depend on the number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 hypothesis.settings.register_profile("cleanai", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("cleanai")

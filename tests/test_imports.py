@@ -27,10 +27,10 @@ TORCH = {"torch", "torchvision", "torch_pruning"}
         ("import cleanai_ray.config.study", {"torch", "ray", "reportlab"}),
         ("import cleanai_ray.storage.schemas, cleanai_ray.storage.status", {"torch", "ray", "reportlab"}),
         ("import cleanai_ray.cli", {"torch", "ray", "reportlab"}),
-        ("import cleanai_ray.stages.trial", {"ray", "reportlab"}),
+        ("import cleanai_ray.stages.outcome", {"ray", "reportlab"}),
         ("import cleanai_ray; cleanai_ray.prune", {"ray", "reportlab"}),
-        ("import cleanai_ray.executors.ray.writer", {*TORCH, "scipy"}),
-        ("import cleanai_ray.executors.ray.trial_work", {"torchvision", "pandas", "altair"}),
+        ("import cleanai_ray.executors.writer", {*TORCH, "scipy"}),
+        ("import cleanai_ray.executors.trial_work", {"torchvision", "pandas", "altair"}),
     ],
 )
 def test_an_import_does_not_drag_along_what_it_does_not_need(statement: str, unwanted: set[str]) -> None:

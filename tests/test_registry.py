@@ -11,10 +11,23 @@ import pytest
 
 from cleanai_ray import registry as registries
 from cleanai_ray.errors import RegistryError, StudyError
-from cleanai_ray.registry import CHARTS, DATASETS, FORMATS, METHODS, METRICS, MODELS, TASKS, Registry, load_plugins
+from cleanai_ray.registry import (
+    CHAPTERS,
+    CHARTS,
+    DATASETS,
+    FORMATS,
+    METHODS,
+    METRICS,
+    MODELS,
+    QUESTIONS,
+    RISKS,
+    TASKS,
+    Registry,
+    load_plugins,
+)
 
 PACKAGE = "temporary_shapes"
-REGISTRIES = (METHODS, METRICS, MODELS, DATASETS, CHARTS, FORMATS, TASKS)
+REGISTRIES = (METHODS, METRICS, MODELS, DATASETS, CHARTS, FORMATS, TASKS, QUESTIONS, RISKS, CHAPTERS)
 
 
 @pytest.fixture

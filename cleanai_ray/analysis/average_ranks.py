@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 
 from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.intervals import CONFIDENCE
 
 FEWEST_METHODS, FEWEST_CELLS = 3, 4
-CONFIDENCE = 0.95
 
 _CELL = ["amount", "mode", "steps"]
 

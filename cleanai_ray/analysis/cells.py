@@ -24,8 +24,8 @@ def gather(studies: Mapping[str, StudyFrames]) -> pl.DataFrame:
 
     Columns: `CELL`, `seed` (the replicate: trials of one share their seed and the draw of the calibration samples),
     `trial_seed`, `samples` and `draw` (number of calibration samples and seed of their draw; null: not known), label,
-    method, coverage_metric, trial_id, a column per name of `STAGES` (null where the trial failed or had no such stage),
-    `dense` (100 where it is not known) and `grain`, the points that one image is worth.
+    method, coverage_metric, trial_id, reads_data, a column per name of `STAGES` (null where the trial failed or had no
+    such stage), `dense` (100 where it is not known) and `grain`, the points that one image is worth.
     """
     return pl.concat([_trials(name, study) for name, study in studies.items()])
 
@@ -55,6 +55,7 @@ def _trials(name: str, study: StudyFrames) -> pl.DataFrame:
         "method",
         "coverage_metric",
         "trial_id",
+        "reads_data",
         *points,
         (100 * pl.col("accuracy_dense")).fill_null(100.0).alias("dense"),
         pl.when(pl.col("num_evaluated") > 0).then(100 / pl.col("num_evaluated")).alias("grain"),

@@ -28,9 +28,11 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import stats
 
+from cleanai_ray.analysis.intervals import CONFIDENCE
+
 Matrix = NDArray[np.float64]
 
-CONFIDENCE, ALPHA = 0.95, 0.05
+ALPHA = 0.05
 FEWEST_UNITS = 3
 """Cells (or seeds) that a test needs at the least."""
 

@@ -8,12 +8,13 @@ from typing import Any, Literal
 import polars as pl
 
 from cleanai_ray.analysis.answers import Answer
-from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.intervals import Interval, MethodRank, interval_of, rank_methods
+from cleanai_ray.analysis.frames import StudyFrames, best_first
+from cleanai_ray.analysis.intervals import Interval, interval_of
+from cleanai_ray.analysis.method_ranks import MethodRank, rank_methods
 from cleanai_ray.analysis.numbers import percent, plural, times
 from cleanai_ray.analysis.questions import answer_questions
 from cleanai_ray.analysis.recommendation import Recommendation, recommend
-from cleanai_ray.analysis.risks.all import find_risks
+from cleanai_ray.analysis.risks import find_risks
 from cleanai_ray.analysis.risks.base import LARGE_LOSS, Risk
 from cleanai_ray.analysis.wording import describe_trial
 
@@ -165,5 +166,5 @@ def _best_of_cells(study: StudyFrames) -> tuple[CellBest, ...]:
 
 def _smallest_within(study: StudyFrames, points: float) -> dict[str, Any] | None:
     near = study.ok.filter((pl.col("loss_points") <= points) & pl.col("macs").is_not_null())
-    near = near.sort(["macs", "accuracy", "trial_id"], descending=[False, True, False])
+    near = best_first(near).sort("macs", maintain_order=True)
     return near.row(0, named=True) if len(near) else None

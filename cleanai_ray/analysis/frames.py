@@ -11,10 +11,15 @@ import polars as pl
 import pyarrow as pa
 import yaml
 
+from cleanai_ray.analysis.near_chance import is_broken
 from cleanai_ray.analysis.numbers import amount_text
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.storage import schemas
+from cleanai_ray.storage.ranking import ORDER
 from cleanai_ray.storage.run_directory import RunDirectory
+
+WITHOUT_DATA = ("bn_scale", "fpgm", "lamp", "magnitude", "random")
+"""Methods whose plan depends on no calibration data, for tables that were written before they said so themselves."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +93,19 @@ class StudyFrames:
 
     @property
     def learns_without_labels(self) -> bool:
-        """Whether accuracy in fine-tuning is the agreement with the dense model, on calibration images."""
+        """True if fine-tuning uses no labels: its accuracies are agreement with the dense model."""
         return (self.study.get("finetune") or {}).get("data") == "calibration"
+
+    @property
+    def finetune_score(self) -> str:
+        """The score by which fine-tuning chooses its best epoch, in words."""
+        return "agreement with the dense model" if self.learns_without_labels else "validation accuracy"
 
     @cached_property
     def trials(self) -> pl.DataFrame:
-        """Every trial with a label and, in `amount`, what was asked for in words (sorted by `amount_order`).
+        """Every trial with a label, `reads_data` and, in `amount`, what was asked for in words.
 
-        That is its ratio or budget, and its quantisation where it has one.
+        That is its ratio or budget, and its quantisation where it has one; `amount_order` sorts by it.
         """
         return _describe(self.results)
 
@@ -105,6 +115,7 @@ class StudyFrames:
 
         `macs_share` and `params_share` are fractions of the dense model, `speedup` is `speedup_b1` or, where that was
         not recorded, dense over pruned median latency at batch 1, `loss_points` the accuracy lost in percentage points.
+        Where `is_broken` was not recorded, it is computed by the same rule.
         """
         good = self.trials.filter((pl.col("status") == schemas.OK) & pl.col("accuracy").is_not_null())
         return good.with_columns(
@@ -112,6 +123,7 @@ class StudyFrames:
             (pl.col("params") / pl.col("params_dense")).alias("params_share"),
             pl.coalesce("speedup_b1", pl.col("latency_ms_b1_p50_dense") / pl.col("latency_ms_b1_p50")).alias("speedup"),
             (100 * (pl.col("accuracy_dense") - pl.col("accuracy"))).alias("loss_points"),
+            pl.Series("is_broken", [is_broken(trial) for trial in good.iter_rows(named=True)], dtype=pl.Boolean),
         )
 
     @cached_property
@@ -121,10 +133,8 @@ class StudyFrames:
 
     @cached_property
     def ranked(self) -> pl.DataFrame:
-        """The trials that succeeded, the most accurate first; of equals the one with fewer MACs."""
-        return self.ok.sort(
-            ["accuracy", "macs", "trial_id"], descending=[True, False, False], nulls_last=True, maintain_order=True
-        )
+        """The trials that succeeded, the best first by the rule of `storage.ranking`."""
+        return best_first(self.ok)
 
     @cached_property
     def best(self) -> dict[str, Any] | None:
@@ -168,6 +178,13 @@ class StudyFrames:
         return self.layers.filter(pl.col("trial_id") == trial_id).sort("layer_index", maintain_order=True)
 
 
+def best_first(trials: pl.DataFrame) -> pl.DataFrame:
+    """Return trials in the order of `storage.ranking`, the best first."""
+    columns = [name for name, _ in ORDER]
+    descending = [direction == "descending" for _, direction in ORDER]
+    return trials.sort(columns, descending=descending, nulls_last=True, maintain_order=True)
+
+
 def _read(run: RunDirectory, name: str, schema: pa.Schema) -> pl.DataFrame:
     table = run.read_table(name) if run.exists(name) else schema.empty_table()
     absent = [column for column in schema if column.name not in table.column_names]
@@ -203,6 +220,7 @@ def _describe(results: pl.DataFrame) -> pl.DataFrame:
     return results.with_columns(
         method,
         pl.coalesce("label", label).alias("label"),
+        pl.coalesce("reads_data", ~method.is_in(WITHOUT_DATA)).alias("reads_data"),
         pl.col("mode").fill_null("local"),
         pl.col("quantization").fill_null("none"),
         pl.Series("amount", words, dtype=pl.String),

@@ -1,9 +1,11 @@
-"""How numbers are written in charts and reports."""
+"""Numbers in words, the same in charts and reports."""
 
 from __future__ import annotations
 
 NONE = "\N{EN DASH}"
-"""What stands for a number that was not measured."""
+"""A number that was not measured."""
+
+MINUS = "\N{MINUS SIGN}"
 
 _RESOURCES = {"macs": "MACs", "params": "params", "latency": "latency", "size_mb": "file"}
 
@@ -17,8 +19,7 @@ def points(value: float | None, digits: int = 1) -> str:
     """Write a difference of accuracies, given as a fraction, in percentage points with its sign: `-1.2 points`."""
     if value is None:
         return NONE
-    rounded = round(100 * value, digits) + 0.0
-    return f"{_signed(rounded, digits)} points"
+    return f"{signed(100 * value, digits)} points"
 
 
 def change(value: float | None, reference: float | None) -> str:
@@ -27,13 +28,14 @@ def change(value: float | None, reference: float | None) -> str:
         return NONE
     relative = 100 * (value / reference - 1)
     digits = 1 if abs(relative) < 10 else 0
-    rounded = round(relative, digits) + 0.0
-    return f"{_signed(rounded, digits)} %" if rounded else "0 %"
+    return f"{signed(relative, digits)} %" if round(relative, digits) else "0 %"
 
 
-def _signed(value: float, digits: int) -> str:
-    text = f"{value:+.{digits}f}" if value else f"{0:.{digits}f}"
-    return text.replace("-", "\N{MINUS SIGN}")
+def signed(value: float, digits: int = 2) -> str:
+    """Write a number with its sign; zero has none."""
+    rounded = round(value, digits) + 0.0
+    text = f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
+    return text.replace("-", MINUS)
 
 
 def quantity(value: float | None) -> str:
@@ -73,19 +75,6 @@ def times_between(value: float | None, low: float | None, high: float | None) ->
 def p_text(value: float) -> str:
     """Write a p-value: `p = 0.012`, `p < 0.001`."""
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
-
-
-def duration(seconds: float | None) -> str:
-    """Write a duration: `48 s`, `3 min 20 s`, `2 h 5 min`."""
-    if seconds is None:
-        return NONE
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def significant(value: float, digits: int = 3) -> str:

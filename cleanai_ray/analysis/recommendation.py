@@ -8,8 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from cleanai_ray.analysis.frames import StudyFrames, as_mapping
-from cleanai_ray.analysis.intervals import chance_limit, interval_of
+from cleanai_ray.analysis.frames import StudyFrames, as_mapping, best_first
+from cleanai_ray.analysis.intervals import interval_of
 from cleanai_ray.analysis.numbers import NONE, milliseconds, p_text, percent, points, quantity, size, times
 from cleanai_ray.analysis.pareto import pareto_front
 from cleanai_ray.analysis.risks.base import BLOCKING_LOSS
@@ -76,10 +76,9 @@ def _within_limits(study: StudyFrames, limits: dict[str, float]) -> Recommendati
         missing = tuple(_nearest(study, limits, name) for name in limits)
         return Recommendation(None, f"No trial meets the limits of the study: {words}.", missing=missing)
     is_cheapest = "max_accuracy_loss" in limits
-    columns, descending = (
-        (["macs", "accuracy"], [False, True]) if is_cheapest else (["accuracy", "macs"], [True, False])
-    )
-    order = good.sort([*columns, "trial_id"], descending=[*descending, False], nulls_last=True)
+    order = best_first(good)
+    if is_cheapest:
+        order = order.sort("macs", nulls_last=True, maintain_order=True)
     what = "the one with the least MACs" if is_cheapest else "the most accurate"
     why = f"{len(good)} of {len(study.ok)} trials meet the limits ({words}); this is {what} of them."
     return _take(study, order, why)
@@ -125,8 +124,7 @@ def _knee(study: StudyFrames) -> Recommendation:
         return Recommendation(None, "No trial can be recommended: every one lost too much accuracy.", missing=missing)
     known = usable.drop_nulls("macs_share")
     if known.is_empty():
-        order = usable.sort(["accuracy", "trial_id"], descending=[True, False])
-        return _take(study, order, "MACs are not known; this is the most accurate trial.")
+        return _take(study, best_first(usable), "MACs are not known; this is the most accurate trial.")
     front = pareto_front(known)
     order = front.with_columns(_height(front, study).alias("height")).sort(["height", "macs"], descending=[True, False])
     why = (
@@ -139,12 +137,8 @@ def _knee(study: StudyFrames) -> Recommendation:
 
 
 def _usable(study: StudyFrames) -> pl.DataFrame:
-    usable = study.ok.filter(pl.col("loss_points").is_null() | (pl.col("loss_points") <= BLOCKING_LOSS))
-    if study.chance is None:
-        return usable
-    counts = study.ok["num_evaluated"].drop_nulls()
-    limit = chance_limit(round(1 / study.chance), int(counts[0]) if len(counts) else None)
-    return usable.filter(pl.col("accuracy") > limit)
+    within = pl.col("loss_points").is_null() | (pl.col("loss_points") <= BLOCKING_LOSS)
+    return study.ok.filter(within & ~pl.col("is_broken").fill_null(False))
 
 
 def _height(front: pl.DataFrame, study: StudyFrames) -> pl.Expr:

@@ -8,6 +8,7 @@ import altair as alt
 
 from cleanai_ray.analysis.average_ranks import average_ranks
 from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.numbers import p_text
 from cleanai_ray.charts import style
 from cleanai_ray.registry import CHARTS
 
@@ -40,10 +41,10 @@ def critical_difference(study: StudyFrames) -> ChartType | None:
         x=x, y=y, color=colour, shape=alt.Shape("label:N", scale=style.scale(shapes, order), legend=None)
     )
     texts = base.mark_text(dy=-10, fontSize=10, color=style.INK).encode(x=x, y=y, text="text:N")
-    p_value = "p < 0.001" if found.p_value < 0.001 else f"p = {found.p_value:.3f}"
     subtitle = [
         f"Bars that do not overlap: methods that differ (Nemenyi, critical difference {found.critical_difference:.1f})",
-        f"Over {found.num_cells} cells of ratio or budget, mode and steps; that all rank alike: {p_value} (Friedman)",
+        f"Over {found.num_cells} cells of ratio or budget, mode and steps; test that all methods rank alike: "
+        f"{p_text(found.p_value)} (Friedman)",
     ]
     return alt.layer(bars.encode(color=colour), points, texts).properties(
         width=style.WIDTH,

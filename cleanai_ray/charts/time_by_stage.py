@@ -8,9 +8,9 @@ import altair as alt
 import polars as pl
 
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.numbers import duration
 from cleanai_ray.charts import style
 from cleanai_ray.registry import CHARTS
+from cleanai_ray.storage.durations import format_seconds
 
 if TYPE_CHECKING:
     from altair.typing import ChartType
@@ -63,7 +63,8 @@ def time_by_stage(study: StudyFrames) -> ChartType | None:
         )
     )
     texts = totals.with_columns(
-        (pl.col("seconds") / factor).alias("end"), pl.col("seconds").map_elements(duration, pl.String).alias("text")
+        (pl.col("seconds") / factor).alias("end"),
+        pl.col("seconds").map_elements(format_seconds, pl.String).alias("text"),
     )
     labels = (
         alt.Chart(style.values(texts))
@@ -79,4 +80,4 @@ def time_by_stage(study: StudyFrames) -> ChartType | None:
 
 
 def _subtitle(study: StudyFrames, totals: pl.DataFrame) -> str:
-    return f"Sum over {len(study.trials)} trials: {duration(float(totals['seconds'].sum()))} of trial time"
+    return f"Sum over {len(study.trials)} trials: {format_seconds(float(totals['seconds'].sum()))} of trial time"

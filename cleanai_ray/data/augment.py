@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cleanai_ray.nn.splitmix64 import splitmix64
+
 Indices = Sequence[int] | np.ndarray | Tensor
 
-_GAMMA = 0x9E3779B97F4A7C15
 _64_BITS = 0xFFFF_FFFF_FFFF_FFFF
 
 
@@ -25,21 +26,12 @@ def sample_seeds(seed: int, indices: Indices) -> np.ndarray:
     Returns:
         uint64 [N]: the same for a sample whichever others are in its batch, and whichever process reads it.
     """
-    first = _mix(np.array([seed & _64_BITS], dtype=np.uint64))
-    return _mix(first ^ np.asarray(indices, dtype=np.int64).astype(np.uint64))
-
-
-def _mix(state: np.ndarray) -> np.ndarray:
-    """Return what SplitMix64 (Steele, Lea and Flood 2014) gives next in each state, uint64 [N]."""
-    value = state + np.uint64(_GAMMA)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    return splitmix64(splitmix64(seed & _64_BITS) ^ np.asarray(indices, dtype=np.int64).astype(np.uint64))
 
 
 def _draw(seeds: np.ndarray, number: int, below: int) -> Tensor:
     """Return the `number`-th draw of each seed, an integer from 0 to `below` - 1, int64 [N]."""
-    bits = _mix(seeds + np.uint64(number * _GAMMA & _64_BITS)) >> np.uint64(32)
+    bits = splitmix64(seeds, number) >> np.uint64(32)
     return torch.from_numpy(((bits * np.uint64(below)) >> np.uint64(32)).astype(np.int64))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,34 @@ Share = tuple[int, int]
 """Rank of a process, and how many processes share out each batch."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """How samples are read, ordered and cut into batches.
+
+    Attributes:
+        num_workers: Processes that decode images; data sets in memory need none and use none.
+        device: Where the tensors go; on a CUDA device through pinned memory, without waiting for the copy.
+        shuffle_seed: Seed of the order and of random transforms; None: in the order given, transforms of seed 0.
+        drop_last: Leave out a last batch that is smaller than the others.
+        fill: Replace an unreadable sample by the next readable one of the whole batch, the same whatever the share, so
+            that batches keep their size; by default it is left out of its batch.
+    """
+
+    num_workers: int = 0
+    device: str | torch.device = "cpu"
+    shuffle_seed: int | None = None
+    drop_last: bool = False
+    fill: bool = False
+
+
 def batches(
     dataset: ImageDataset,
     indices: Indices,
     batch_size: int,
+    options: BatchOptions | None = None,
     *,
-    num_workers: int = 0,
-    device: str | torch.device = "cpu",
-    shuffle_seed: int | None = None,
-    drop_last: bool = False,
     share: Share = (0, 1),
     unreadable: UnreadableSamples | None = None,
-    fill: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over samples in batches.
 
@@ -41,16 +58,10 @@ def batches(
         dataset: What `ImageSource.dataset` returned.
         indices: Samples to read, in this order unless shuffled.
         batch_size: Images a batch, over all processes that share it out; the last may be smaller.
-        num_workers: Processes that decode images; data sets in memory need none and use none.
-        device: Where the tensors go; on a CUDA device through pinned memory, without waiting for the copy.
-        shuffle_seed: Seed of the order and of random transforms; null: in the order given, transforms of seed 0.
-        drop_last: Leave out a last batch that is smaller than the others.
+        options: How samples are read, ordered and cut into batches.
         share: Rank and world size. Of every batch only the positions rank, rank + world size, ... are read; all
             ranks together yield what one process does.
-        unreadable: Gets the samples that cannot be read, and says how many there may be; by default none. They are
-            left out of their batch.
-        fill: The next readable sample of the whole batch takes the place of an unreadable one instead, the same
-            whatever the share, so that batches keep their size.
+        unreadable: Collects the samples that cannot be read, and limits how many there may be; by default none.
 
     Yields:
         Images float32 [N, C, H, W] and labels int64 [N]. A batch, or a share of one, without samples is not yielded.
@@ -63,17 +74,18 @@ def batches(
         raise ValueError(f"batch_size is {batch_size}; allowed: at least 1")
     if not 0 <= share[0] < share[1]:
         raise ValueError(f"share is {share}; allowed: a rank from 0, and a world size above it")
-    order = _order(dataset, indices, shuffle_seed)
-    if drop_last:
+    options = options or BatchOptions()
+    order = _order(dataset, indices, options.shuffle_seed)
+    if options.drop_last:
         order = order[: len(order) - len(order) % batch_size]
-    target, seed = torch.device(device), shuffle_seed or 0
+    target, seed = torch.device(options.device), options.shuffle_seed or 0
     pinned = target.type == "cuda"
     if hasattr(dataset, "batch"):
         pairs = _fetch(dataset, order, batch_size, share, pinned=pinned, seed=seed)
     else:
         unreadable = UnreadableSamples() if unreadable is None else unreadable
-        reader = BatchReader(dataset, order, batch_size, share, seed=seed, limit=unreadable.limit, fill=fill)
-        pairs = _load(reader, unreadable, num_workers=num_workers, pinned=pinned, seed=seed)
+        reader = BatchReader(dataset, order, batch_size, share, seed=seed, limit=unreadable.limit, fill=options.fill)
+        pairs = _load(reader, unreadable, num_workers=options.num_workers, pinned=pinned, seed=seed)
     for images, labels in pairs:
         yield images.to(target, non_blocking=pinned), labels.to(target, non_blocking=pinned)
 

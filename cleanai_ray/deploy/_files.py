@@ -1,4 +1,4 @@
-"""Tools of every export format: a private copy of the model, a check against torch, and files written whole."""
+"""Tools of every export format: a private copy of the model, and a check against torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import contextlib
 import copy
 import io
 import logging
-import os
-import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -76,20 +73,6 @@ def require_same_output(expected: Tensor, found: Tensor, file_format: str) -> No
         raise ArtifactError(
             f"{file_format}: the exported model differs from torch by {difference:.3g}, allowed is {allowed:.3g}"
         )
-
-
-@contextmanager
-def replaced_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes `path` on success and is deleted on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

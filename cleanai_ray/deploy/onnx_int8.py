@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from cleanai_ray.deploy._files import file_suffix, replaced_whole
+from cleanai_ray.deploy._files import file_suffix
 from cleanai_ray.deploy.int8 import to_int8
 from cleanai_ray.registry import FORMATS
+from cleanai_ray.storage.whole_files import replaced_whole
 
 
 @FORMATS.register("onnx_int8")

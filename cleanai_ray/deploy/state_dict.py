@@ -6,9 +6,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from cleanai_ray.deploy._files import file_suffix, replaced_whole
+from cleanai_ray.deploy._files import file_suffix
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.registry import FORMATS
+from cleanai_ray.storage.whole_files import replaced_whole
 
 
 @FORMATS.register("state_dict")

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.deploy._files import check_batch, file_suffix, private_copy, quiet, replaced_whole, require_same_output
+from cleanai_ray.deploy._files import check_batch, file_suffix, private_copy, quiet, require_same_output
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.registry import FORMATS
+from cleanai_ray.storage.whole_files import replaced_whole
 
 
 def trace(model: nn.Module, example_input: Tensor) -> torch.export.ExportedProgram:

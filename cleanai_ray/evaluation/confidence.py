@@ -1,4 +1,8 @@
-"""Whether a classifier is as often right as it is sure: sums by confidence, and the expected calibration error."""
+"""Expected calibration error of a classifier: is it right as often as it is sure? Computed from sums by confidence.
+
+torchmetrics' MulticlassCalibrationError is not used: it keeps the confidence of every sample in float32 instead of sums
+that add up over shards and processes, and its bins are closed on the left, not on the right as in Guo et al.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a share of a sample can be trusted, and whether a model is worse than another by more than chance.
+"""McNemar's test of two models on the same samples, and the interval of a median.
 
 The statistics are scipy's. It is imported where it is called: that takes a second, and most processes need none of it.
 """
@@ -7,27 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-CONFIDENCE = 0.95
-"""Confidence level of every interval."""
+from cleanai_ray.analysis.intervals import CONFIDENCE
 
 NUM_RESAMPLES = 2000
 """Resamples of a bootstrap; an end of its interval has 50 beyond it."""
-
-BROKEN_SHARE = 0.1
-"""A model is broken when it has surely kept no more than this share of the dense model's lead over chance."""
-
-
-def wilson_interval(num_hits: int, num_samples: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share by Wilson (1927), which stays within [0, 1] near its ends.
-
-    Args:
-        num_hits: Samples that count.
-        num_samples: All samples, at least 1.
-    """
-    from scipy.stats import binomtest
-
-    interval = binomtest(num_hits, num_samples).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def mcnemar_p(lost: int, gained: int) -> float:
@@ -66,20 +49,3 @@ def median_interval(values: np.ndarray) -> tuple[float, float, float]:
     )
     interval = found.confidence_interval
     return float(np.median(values)), float(interval.low), float(interval.high)
-
-
-def is_near_chance(high: float, dense: float, num_classes: int) -> bool:
-    """Whether a model is broken: it surely knows next to nothing of what the dense model knows.
-
-    Chance is 1 / classes. What the dense model scores above it is what it has learned, and the margin is a tenth of
-    that: one rule for 10 classes and for 1,000, and for a dense model that is itself weak. The upper end of the
-    interval is compared, so that few samples do not condemn a model. Where the dense model is no better than chance,
-    the margin is nought.
-
-    Args:
-        high: Upper end of the 95 % interval of the model's accuracy, in [0, 1].
-        dense: Accuracy of the dense model, in [0, 1].
-        num_classes: Classes that there are to guess from.
-    """
-    chance = 1.0 / num_classes
-    return high <= chance + BROKEN_SHARE * max(dense - chance, 0.0)

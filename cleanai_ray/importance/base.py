@@ -70,6 +70,11 @@ class ImportanceMethod(ABC):
         """True if the method reads activations or gradients, which calibration collects."""
         return self.needs_activations or self.needs_gradients or self.needs_squared_gradients
 
+    @property
+    def reads_data(self) -> bool:
+        """Whether the plan depends on calibration data; a method that reads images in a way of its own overrides it."""
+        return self.needs_statistics or self.needs_curves or self.remeasures
+
     @abstractmethod
     def score(self, group: ChannelGroup, context: ScoringContext) -> Tensor:
         """Return the importance of each channel of a group: float64 of shape [num_channels], high = keep."""

@@ -51,6 +51,11 @@ class Hybrid(ImportanceMethod):
                 "most one of the two kinds"
             )
 
+    @property
+    def reads_data(self) -> bool:
+        """True if one of the parts reads calibration data."""
+        return any(part.reads_data for part in self._parts)
+
     def score(self, group: ChannelGroup, context: ScoringContext) -> Tensor:
         """Return the geometric mean of the parts' normalised scores, [num_channels]."""
         first, second = (_normalised(part.score(group, context)) for part in self._parts)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.nn.consumers import as_positions
+from cleanai_ray.nn.splitmix64 import splitmix64
 
 POSITIONS_PER_SAMPLE = 64
 
@@ -41,15 +42,7 @@ class PositionSampler:
         salt = np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], dtype=np.uint64)
         stretches = np.arange(self._number, dtype=np.uint64)
         ids = np.arange(samples.start, samples.stop, dtype=np.uint64)
-        mixed = _mix(_mix(ids + salt)[:, None] + stretches)
+        mixed = splitmix64(0, splitmix64(0, ids + salt)[:, None] + stretches)
         fraction = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
         drawn = np.floor((stretches + fraction) * (total / self._number)).astype(np.int64)
         return np.minimum(drawn, total - 1)
-
-
-def _mix(value: np.ndarray) -> np.ndarray:
-    """Return the output function of SplitMix64 (Steele, Lea and Flood 2014) of each integer."""
-    value = value * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))

@@ -9,7 +9,7 @@ from cleanai_ray.registry import CHARTS
 from cleanai_ray.report.blocks import Figure
 from cleanai_ray.report.html.page import to_html
 from cleanai_ray.report.pdf.document import to_pdf
-from cleanai_ray.report.sections.content import write_document
+from cleanai_ray.report.sections import write_document
 from cleanai_ray.storage.run_directory import RunDirectory
 
 __all__ = ["make_report"]

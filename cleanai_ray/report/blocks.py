@@ -1,4 +1,4 @@
-"""What a report is made of, whatever it is printed as."""
+"""The parts of a report, the same for PDF and HTML."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Tone = Literal["good", "warn", "bad", "plain"]
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading inside a section."""
+    """A heading inside a chapter."""
 
     text: str
 
@@ -37,7 +37,7 @@ class Callout:
 
 @dataclass(frozen=True)
 class KeyNumber:
-    """One number with what it is and what it is to be compared with."""
+    """One number, with its name and what to compare it with."""
 
     label: str
     value: str
@@ -53,7 +53,7 @@ class KeyNumbers:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its title, its share of the width and whether it holds numbers (set flush right)."""
+    """A column of a table: its title and its share of the width; numbers are set flush right."""
 
     title: str
     width: float
@@ -62,14 +62,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table whose header is repeated on every page.
+    """A table that repeats its header on every page.
 
     Attributes:
         columns: Its columns.
         rows: A text for every column.
         highlighted: Rows that are tinted, from 0.
-        has_header: Whether the titles of the columns are shown.
-        is_dense: Whether the text may shrink so that no cell breaks.
+        has_header: True if the titles of the columns are shown.
+        is_dense: True if the text may shrink so that no cell breaks.
     """
 
     columns: tuple[Column, ...]
@@ -85,10 +85,10 @@ class DataColumn:
 
     Attributes:
         title: Its title, short.
-        kind: What its cells are; a range is a pair of numbers.
+        kind: Kind of its cells; a range is a pair of numbers.
         digits: Digits after the point.
-        hint: What it holds, in a sentence.
-        filter: Whether one value can be chosen, or a least or a most be set.
+        hint: Its content, in a sentence.
+        filter: How readers can filter by it: choose one value, or set the least or the most; empty: not at all.
     """
 
     title: str
@@ -103,7 +103,7 @@ class TrialTable:
     """The trials: as a table for print, and with every column and row for a page.
 
     Attributes:
-        printed: What print shows.
+        printed: The table that print shows.
         columns: The columns of a page.
         rows: A value for every column; None where there is none.
         highlighted: The row that is tinted, from 0.
@@ -117,7 +117,7 @@ class TrialTable:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart as SVG and, for a page that draws it anew, as a Vega-Lite specification."""
+    """A chart as SVG and, for a page that draws it itself, as a Vega-Lite specification."""
 
     name: str
     svg: str
@@ -151,8 +151,8 @@ Block: TypeAlias = Heading | Paragraph | Callout | KeyNumbers | Table | TrialTab
 
 
 @dataclass(frozen=True)
-class Section:
-    """A part of the report, with an entry in its outline; it may follow another on a page unless `starts_page`."""
+class Chapter:
+    """A chapter of the report, with an entry in its outline; it may share a page with the last unless `starts_page`."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -165,17 +165,17 @@ class Document:
 
     Attributes:
         title: The study's name.
-        question: What it was to answer; may be empty.
+        question: The question that the study asks; may be empty.
         version: Version of CleanAI-Ray that ran it; may be empty.
-        cover: What stands on the first page below title and question.
-        sections: All that follows.
+        cover: The blocks of the first page, below title and question.
+        chapters: Everything after the cover.
     """
 
     title: str
     question: str
     version: str
     cover: tuple[Block, ...]
-    sections: tuple[Section, ...]
+    chapters: tuple[Chapter, ...]
 
     @property
     def heading(self) -> str:

@@ -11,7 +11,14 @@ from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.coverage.base import needs_sections
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.stages.workspace import Workspace
-from cleanai_ray.statistics import ActivationHistograms, ActivationStatistics, Ranges, calibrate, count_sections
+from cleanai_ray.statistics import (
+    ActivationHistograms,
+    ActivationStatistics,
+    CalibrationOptions,
+    Ranges,
+    calibrate,
+    count_sections,
+)
 from cleanai_ray.statistics.merging import merge_tree
 
 
@@ -55,11 +62,13 @@ def calibrate_shard(
     return calibrate(
         model,
         workspace.batches("calibration", positions=positions),
-        threshold=calibration.threshold,
-        top_k=calibration.top_k,
-        outputs=needs.outputs,
-        gradients=needs.gradients,
-        squared_gradients=needs.squared_gradients,
+        CalibrationOptions(
+            threshold=calibration.threshold,
+            top_k=calibration.top_k,
+            outputs=needs.outputs,
+            gradients=needs.gradients,
+            squared_gradients=needs.squared_gradients,
+        ),
     )
 
 

@@ -8,12 +8,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cleanai_ray.analysis.intervals import wilson
+from cleanai_ray.analysis.near_chance import is_near_chance
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.deploy import Quantized
+from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.accuracy import Accuracy
 from cleanai_ray.evaluation.comparison import Comparison
-from cleanai_ray.evaluation.significance import is_near_chance, mcnemar_p, wilson_interval
+from cleanai_ray.evaluation.significance import mcnemar_p
+from cleanai_ray.importance.base import create_method
 from cleanai_ray.nn.complexity import measure_complexity
+from cleanai_ray.stages.scores import StageScore
+from cleanai_ray.tasks.classification import Classification
+
+_SCORED_STAGES = ("pruned", "repaired", "finetuned", "quantized")
+"""The stages whose score has a column of its own."""
 
 
 def describe_trial(study: Study, trial: Trial) -> dict[str, Any]:
@@ -24,6 +33,7 @@ def describe_trial(study: Study, trial: Trial) -> dict[str, Any]:
         "method": trial.method,
         "coverage_metric": trial.coverage_metric,
         "label": trial.label,
+        "reads_data": _reads_data(trial),
         "ratio": trial.ratio,
         "requested_budget": None if trial.budget is None else str(trial.budget),
         "mode": trial.mode,
@@ -33,6 +43,14 @@ def describe_trial(study: Study, trial: Trial) -> dict[str, Any]:
         "calibration_seed": draw.seed,
         "quantization": trial.quantization,
     }
+
+
+def _reads_data(trial: Trial) -> bool | None:
+    """Return whether a trial's plan depends on calibration data; None where its method cannot be made."""
+    try:
+        return create_method(trial.method, dict(trial.options)).reads_data
+    except CleanAIError:
+        return None
 
 
 def describe_repair(chosen: Mapping[str, Any]) -> str:
@@ -82,33 +100,41 @@ def cost_columns(
     return columns
 
 
-def accuracy_columns(dense: Accuracy, scores: Mapping[str, Accuracy]) -> dict[str, Any]:
-    """Return what the dense model scores, and the pruned one after each stage that ran, in their order."""
-    stages = {
-        f"accuracy_{stage}": scores[stage].accuracy if stage in scores else None
-        for stage in ("pruned", "repaired", "finetuned", "quantized")
-    }
+def score_columns(dense: Accuracy, scores: Mapping[str, StageScore], num_classes: int) -> dict[str, Any]:
+    """Return the columns of results.parquet about scores.
+
+    Args:
+        dense: The dense model's score.
+        scores: The scores of the trial's model by stage, in the order in which they were taken.
+        num_classes: Number of classes.
+    """
     last = list(scores.values())[-1]
+    assert last.comparison is not None, "the last score is compared with the dense model's"
+    stages = {
+        f"accuracy_{stage}": scores[stage].accuracy.accuracy if stage in scores else None for stage in _SCORED_STAGES
+    }
     return {
+        "metric": Classification.metric_name,
         "accuracy_dense": dense.accuracy,
         **stages,
-        "accuracy": last.accuracy,
+        "accuracy": last.accuracy.accuracy,
         "top5_dense": dense.top5,
-        "top5": last.top5,
+        "top5": last.accuracy.top5,
         "loss_dense": dense.loss,
-        "loss": last.loss,
-        "num_evaluated": last.num_samples,
+        "loss": last.accuracy.loss,
+        "num_evaluated": last.accuracy.num_samples,
+        **comparison_columns(last.comparison, num_classes),
     }
 
 
 def comparison_columns(comparison: Comparison, num_classes: int) -> dict[str, Any]:
     """Return what the comparison with the dense model after the last stage says, and how far it can be trusted."""
-    low, high = wilson_interval(sum(comparison.class_correct), comparison.num_samples)
+    interval = wilson(sum(comparison.class_correct), comparison.num_samples)
     accuracy_dense = sum(comparison.class_correct_dense) / comparison.num_samples
     return {
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "is_broken": is_near_chance(high, accuracy_dense, num_classes),
+        "accuracy_low": interval.low,
+        "accuracy_high": interval.high,
+        "is_broken": is_near_chance(interval.high, accuracy_dense, num_classes),
         "lost": comparison.lost,
         "gained": comparison.gained,
         "mcnemar_p": mcnemar_p(comparison.lost, comparison.gained),

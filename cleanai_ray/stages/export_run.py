@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.compute as pc
 import yaml
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from cleanai_ray.pruning.saved_model import load_model
 from cleanai_ray.registry import FORMATS
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.storage import schemas
+from cleanai_ray.storage.ranking import rank
 from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
 
 
@@ -90,9 +90,8 @@ def _find(run: RunDirectory, trial: str) -> str:
 
 
 def _best(run: RunDirectory) -> str:
-    table = run.read_table(schemas.RESULTS_FILE)
-    table = table.filter(pc.equal(table["status"], schemas.OK))
-    if not table.num_rows:
-        raise ArtifactError(f"no trial of run directory '{run.location}' succeeded, so that there is no best one")
-    ordered = table.sort_by([("accuracy", "descending"), ("macs", "ascending"), ("trial_id", "ascending")])
-    return str(ordered["trial_id"][0])
+    rows = run.read_table(schemas.RESULTS_FILE).select(["trial_id", "status", "accuracy", "macs"]).to_pylist()
+    succeeded = [row for row in rows if row["status"] == schemas.OK]
+    if not succeeded:
+        raise ArtifactError(f"no trial of run directory '{run.location}' succeeded, so there is no best one")
+    return str(min(succeeded, key=rank)["trial_id"])

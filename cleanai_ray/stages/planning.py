@@ -15,8 +15,8 @@ from cleanai_ray.evaluation.backends import require_installed
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model
+from cleanai_ray.stages.dense_measures import measures_folder
 from cleanai_ray.stages.fingerprints import calibration_key, dense_key, trial_key
-from cleanai_ray.stages.measures import measures_folder
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.storage.run_directory import RunDirectory
 

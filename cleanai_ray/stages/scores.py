@@ -1,13 +1,11 @@
-"""What a trial's model scores after each stage, and how it compares with the dense model after the last."""
+"""Scores of a trial's model after its stages, and the comparison with the dense model after the last."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import chain
 from operator import add
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -17,8 +15,6 @@ from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
 from cleanai_ray.evaluation.comparison import Comparison, compare
 from cleanai_ray.evaluation.remembered import RememberedModel
-from cleanai_ray.stages.clock import TrialClock
-from cleanai_ray.stages.columns import accuracy_columns, comparison_columns
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.training.context import TrainingContext
 from cleanai_ray.training.part import ScoringPart
@@ -74,63 +70,26 @@ def score_share(
     return StageScore(*compare(RememberedModel(dense), model, batches, device=workspace.device))
 
 
-class TrialScores:
-    """Scores a trial's model after each stage that runs: `pruned`, `repaired`, `finetuned` and `quantized`.
+def score_model(
+    workspace: Workspace, dense: nn.Module, model: nn.Module, context: TrainingContext, *, compares: bool
+) -> StageScore:
+    """Score a model on the evaluation samples, which the processes of a trial share out.
 
-    After the last one the dense model is run beside it, on the same batches, which are read and decoded once. The
-    processes of a trial share the samples out.
+    Where it is compared with the dense model, both run on the same batches, which are read and decoded once.
 
     Args:
-        workspace: The opened study, which says what stages there are.
+        workspace: The opened study.
         dense: The dense model on the workspace's device; it is not changed.
-        clock: Told of the time.
+        model: The model.
         context: The processes that score.
-        is_compared: Whether the last model in float is compared, too.
+        compares: Whether to compare it with the dense model.
+
+    Raises:
+        EvaluationError: When there is no image to score.
     """
-
-    def __init__(
-        self,
-        workspace: Workspace,
-        dense: nn.Module,
-        clock: TrialClock,
-        context: TrainingContext,
-        is_compared: bool = True,
-    ) -> None:
-        study = workspace.study
-        ahead = {"pruned": True, "repaired": study.repair.is_on, "finetuned": study.finetune.epochs > 0}
-        last = [name for name, runs in ahead.items() if runs][-1]
-        self._compared = {"quantized", *([last] if is_compared else [])}
-        self._workspace = workspace
-        self._dense = dense
-        self._clock = clock
-        self._context = context
-        self._scores: dict[str, Accuracy] = {}
-        self._comparison: Comparison | None = None
-
-    def branch(self, clock: TrialClock) -> TrialScores:
-        """Return the scores so far, to go on from here by themselves, with a clock of their own."""
-        scores = copy.copy(self)
-        scores._clock, scores._scores = clock, dict(self._scores)
-        return scores
-
-    def add(self, stage: str, model: nn.Module) -> None:
-        """Score the model after a stage."""
-        context, part = self._context, ScoringPart(compares=stage in self._compared)
-        work = partial(score_share, self._workspace, self._dense, model, part, (context.rank, context.world_size))
-        with self._clock.stage("evaluate"):
-            shares = [share for share in context.gather(model, part, work) if share is not None]
-        if not shares:
-            raise EvaluationError("there are 0 images to evaluate on, at least 1 is needed")
-        score = reduce(add, shares)
-        self._scores[stage], self._comparison = score.accuracy, score.comparison
-
-    @property
-    def comparison(self) -> Comparison:
-        """The model after the last stage beside the dense one."""
-        assert self._comparison is not None, f"none of {self._compared} has been scored"
-        return self._comparison
-
-    def columns(self, dense: Accuracy) -> dict[str, Any]:
-        """Return the columns of results.parquet about accuracy, given what the dense model scores."""
-        classes = self._workspace.study.model.num_classes
-        return {**accuracy_columns(dense, self._scores), **comparison_columns(self.comparison, classes)}
+    part = ScoringPart(compares=compares)
+    work = partial(score_share, workspace, dense, model, part, (context.rank, context.world_size))
+    shares = [share for share in context.gather(model, part, work) if share is not None]
+    if not shares:
+        raise EvaluationError("there are 0 images to evaluate on, at least 1 is needed")
+    return reduce(add, shares)

@@ -8,7 +8,7 @@ from typing import Any
 from cleanai_ray.coverage.base import computable_metrics
 from cleanai_ray.registry import METRICS
 from cleanai_ray.sensitivity.table import curve_rows
-from cleanai_ray.stages.measures import DenseMeasures
+from cleanai_ray.stages.dense_measures import DenseMeasures
 from cleanai_ray.statistics import ActivationStatistics
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.study import Study, digest, parse_study
 from cleanai_ray.data import (
+    BatchOptions,
     ImageSource,
     SampleRoles,
     Share,
@@ -74,13 +75,15 @@ class Workspace:
             dataset,
             indices if positions is None else indices[positions],
             batch_size or data.batch_size,
-            num_workers=data.num_workers,
-            device=self.device,
-            shuffle_seed=shuffle_seed,
-            drop_last=trains,
+            BatchOptions(
+                num_workers=data.num_workers,
+                device=self.device,
+                shuffle_seed=shuffle_seed,
+                drop_last=trains,
+                fill=trains,
+            ),
             share=share,
             unreadable=self.unreadable,
-            fill=trains,
         )
 
     def training_batches(

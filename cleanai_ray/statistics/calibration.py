@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional
 from cleanai_ray.errors import CalibrationError, CleanAIError
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.statistics.channel_statistics import ActivationStatistics
-from cleanai_ray.statistics.gradients import Loss, ModelLoss, add_magnitudes, add_squares
+from cleanai_ray.statistics.gradients import ModelLoss, add_magnitudes, add_squares, loss_of_output
 from cleanai_ray.statistics.histogram import ActivationHistograms, Ranges
 from cleanai_ray.statistics.histogram_recorder import HistogramRecorder
 from cleanai_ray.statistics.recorder import ActivationRecorder
@@ -21,83 +21,77 @@ from cleanai_ray.statistics.recorder import ActivationRecorder
 Batch = Tensor | tuple[Tensor, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions:
+    """What a calibration collects.
+
+    Attributes:
+        threshold: Mean activation above which a sample counts as active for the metric `frequency`.
+        top_k: How many channels of a layer count as the strongest of a sample for the metric `top_k`.
+        sections: Number of bins that each layer's range is divided into, to count activations by bin for the metrics
+            `k_multisection` and `entropy`, in a second pass; None: no second pass. With several shards, their
+            statistics are merged first, and then `count_sections` is called on the shards.
+        outputs: Also record the raw outputs of the layers (`observe: output`), and not only what layers receive.
+        gradients: Also collect the magnitude of the loss gradient of every parameter, for gradient-based methods. Near
+            a minimum the gradient over all samples together is about zero and says nothing; Molchanov et al. (2019)
+            therefore average the magnitudes of minibatches. The result depends on how samples are cut into batches.
+        squared_gradients: Also collect the square of the loss gradient of every sample, for the method `hessian`. It
+            takes a separate backward pass for every sample.
+    """
+
+    threshold: float = 0.0
+    top_k: int = 10
+    sections: int | None = None
+    outputs: bool = False
+    gradients: bool = False
+    squared_gradients: bool = False
+
+
 def calibrate(
     model: nn.Module,
     batches: Iterable[Batch],
+    options: CalibrationOptions | None = None,
     *,
-    threshold: float = 0.0,
-    top_k: int = 10,
-    sections: int | None = None,
-    outputs: bool = False,
-    gradients: bool = False,
-    squared_gradients: bool = False,
-    loss: Loss | None = None,
-    model_loss: ModelLoss | None = None,
+    loss: ModelLoss | None = None,
 ) -> ActivationStatistics:
     """Run a model over batches and return the statistics of its activations. The model is left as it was.
 
     Args:
         model: The model; it is run in eval mode on the device of its parameters.
-        batches: Images [N, ...], or pairs (images, targets), of which targets are used for gradients only. With
-            `sections`, they are read twice; a generator is read into memory then.
-        threshold: Mean activation above which a sample counts as active for the metric `frequency`.
-        top_k: How many channels of a layer count as the strongest of a sample for the metric `top_k`.
-        sections: Count activations in this many sections of each layer's range, for the metrics `k_multisection` and
-            `entropy`, in a second pass; None: do not. Statistics of shards are merged first, and then `count_sections`
-            is called on the shards.
-        outputs: Also record the raw outputs of the layers (`observe: output`), and not only what layers receive.
-        gradients: Also collect the magnitude of the loss gradient of every parameter, for gradient-based methods. Near
-            a minimum the gradient of all samples together is about zero, and tells nothing; Molchanov et al. (2019)
-            therefore take the magnitude in each minibatch, and average. It depends on how samples are cut into batches.
-        squared_gradients: Also collect the square of the loss gradient of every sample, for the method `hessian`. It
-            takes a pass of its own for every sample.
-        loss: Mean loss of (output, targets); cross-entropy by default.
-        model_loss: Mean loss of (model, inputs, targets), in place of `loss`.
+        batches: Images [N, ...], or pairs (images, targets), whose targets are used for gradients only. With
+            `options.sections`, they are read twice; a generator is then read into memory.
+        options: What to collect; by default what layers receive.
+        loss: Mean loss of (model, inputs, targets), for gradients; the cross-entropy of the output by default.
 
     Raises:
-        CalibrationError: When an argument is not allowed, or a batch cannot be run; the message says which samples it
+        CalibrationError: When an option is not allowed, or a batch cannot be run; the message says which samples it
             holds.
     """
-    if top_k < 1:
-        raise CalibrationError(f"top_k is {top_k}; allowed: an integer of at least 1")
-    if sections is not None:
-        _check_sections(sections)
+    options = options or CalibrationOptions()
+    if options.top_k < 1:
+        raise CalibrationError(f"top_k is {options.top_k}; allowed: an integer of at least 1")
+    if options.sections is not None:
+        _check_sections(options.sections)
         batches = list(batches) if isinstance(batches, Iterator) else batches
-    statistics = _first_pass(
-        model,
-        batches,
-        ActivationRecorder(model, threshold=threshold, top_k=top_k, outputs=outputs),
-        gradients=gradients,
-        squared_gradients=squared_gradients,
-        loss=model_loss or _of_output(loss or functional.cross_entropy),
-    )
-    if sections is None:
+    statistics = _first_pass(model, batches, options, loss or loss_of_output(functional.cross_entropy))
+    if options.sections is None:
         return statistics
-    return statistics.with_histograms(count_sections(model, batches, statistics.ranges, sections=sections))
-
-
-def _of_output(loss: Loss) -> ModelLoss:
-    return lambda model, inputs, targets: loss(model(inputs), targets)
+    return statistics.with_histograms(count_sections(model, batches, statistics.ranges, sections=options.sections))
 
 
 def _first_pass(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    recorder: ActivationRecorder,
-    *,
-    gradients: bool,
-    squared_gradients: bool,
-    loss: ModelLoss,
+    model: nn.Module, batches: Iterable[Batch], options: CalibrationOptions, loss: ModelLoss
 ) -> ActivationStatistics:
+    recorder = ActivationRecorder(model, threshold=options.threshold, top_k=options.top_k, outputs=options.outputs)
     magnitudes: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
 
     def run(images: Tensor, targets: Any) -> None:
-        if gradients:
+        if options.gradients:
             add_magnitudes(model, images, targets, loss, magnitudes)
         else:
             _forward(model, images)
-        if squared_gradients:
+        if options.squared_gradients:
             with recorder.paused():
                 add_squares(model, images, targets, loss, squares)
 
@@ -107,7 +101,7 @@ def _first_pass(
         recorder.statistics(),
         gradients={name: value.cpu() for name, value in magnitudes.items()},
         squared_gradients={name: value.cpu() for name, value in squares.items()},
-        num_gradient_samples=number if gradients or squared_gradients else 0,
+        num_gradient_samples=number if options.gradients or options.squared_gradients else 0,
     )
 
 

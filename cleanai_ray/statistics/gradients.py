@@ -18,6 +18,11 @@ ModelLoss = Callable[[nn.Module, Tensor, Any], Tensor]
 """(model, inputs, targets) -> mean loss."""
 
 
+def loss_of_output(loss: Loss) -> ModelLoss:
+    """Return a loss of a model's output as one of the model."""
+    return lambda model, inputs, targets: loss(model(inputs), targets)
+
+
 def add_magnitudes(model: nn.Module, images: Tensor, targets: Any, loss: ModelLoss, sums: dict[str, Tensor]) -> None:
     """Run a batch, and add its size times the magnitude of the gradient of its mean loss to `sums`."""
     for name, gradient in _gradients(model, images, targets, loss).items():

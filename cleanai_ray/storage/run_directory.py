@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +15,12 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from cleanai_ray.errors import ArtifactError
+from cleanai_ray.storage.whole_files import is_temporary, replaced_whole
 
 PLAN_FILE, WEIGHTS_FILE = "plan.json", "weights.safetensors"
 """The files of a pruned model."""
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
-_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{32}\.tmp$")
 _MARKER = ".done"
 _MOST_READINGS = 5
 
@@ -112,7 +111,7 @@ class RunDirectory:
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
         with self._reaching(folder, "listed"):
             names = [info.base_name for info in self._filesystem.get_file_info(selector)]
-        return sorted(name for name in names if not _TEMPORARY.match(name))
+        return sorted(name for name in names if not is_temporary(name))
 
     def delete(self, name: str) -> None:
         """Delete a file or folder, if it exists."""
@@ -133,7 +132,8 @@ class RunDirectory:
             self.delete(f"{name}{_MARKER}")
         with self._reaching(name, "written"):
             if self.is_local:
-                _replace(Path(self._path(name)), content)
+                with replaced_whole(Path(self._path(name))) as temporary:
+                    temporary.write_bytes(content)
             else:
                 with self._filesystem.open_output_stream(self._path(name)) as stream:
                     stream.write(buffer)
@@ -209,17 +209,3 @@ class RunDirectory:
         """Return whether an output was completed from inputs with this digest."""
         marker = f"{name}{_MARKER}"
         return self.exists(marker) and self.read_json(marker).get("inputs") == inputs
-
-
-def _replace(target: Path, content: bytes) -> None:
-    """Write a file under a temporary name, and rename it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

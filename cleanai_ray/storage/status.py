@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cleanai_ray.errors import ArtifactError
+from cleanai_ray.storage.durations import format_seconds
 from cleanai_ray.storage.run_directory import RunDirectory
 
 STATUS_FILE = "status.json"
@@ -74,16 +75,6 @@ class StudyStatus(BaseModel):
     def is_alive(self, now: datetime.datetime) -> bool:
         """Return whether the study is running: its state says so, and the last update is recent."""
         return self.state == "running" and self.silent_for(now) <= SILENCE
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration as `45 s`, `3 min 20 s` or `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def format_pace(samples_per_second: float) -> str:

@@ -1,4 +1,8 @@
-"""Language modelling: the next token at every position."""
+"""Language modelling: the next token at every position.
+
+torchmetrics' Perplexity is not used: it takes logarithms of float32 probabilities, so that one improbable token makes
+the perplexity infinite, and adds up over batches in float32.
+"""
 
 from __future__ import annotations
 

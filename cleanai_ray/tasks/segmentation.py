@@ -1,4 +1,8 @@
-"""Semantic segmentation: a class for every pixel."""
+"""Semantic segmentation: a class for every pixel.
+
+torchmetrics is not used for the mean intersection over union: its MeanIoU averages scores of single images, and its
+MulticlassJaccardIndex divides in float32, in which counts of pixels above 2^24 are not exact.
+"""
 
 from __future__ import annotations
 

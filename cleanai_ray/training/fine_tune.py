@@ -24,7 +24,7 @@ from cleanai_ray.evaluation.scoring import score
 from cleanai_ray.nn.hooks import require_no_hooks
 from cleanai_ray.nn.modes import preserved_modes
 from cleanai_ray.tasks.base import Score, Task, find_task
-from cleanai_ray.training.averaging import WeightAverage
+from cleanai_ray.training.averaging import weight_average
 from cleanai_ray.training.context import TrainingContext, TrainingError
 from cleanai_ray.training.distillation import answered
 from cleanai_ray.training.part import TrainingPart
@@ -165,7 +165,7 @@ class _Run:
         self._task = task
         self._part = part
         self._fingerprint = _fingerprint(model, section, steps_per_epoch, seed, part)
-        self._average = None if section.ema_decay is None else WeightAverage(model, section.ema_decay)
+        self._average = None if section.ema_decay is None else weight_average(model, section.ema_decay)
         self._stepper = Stepper(
             model,
             section=section,
@@ -194,7 +194,7 @@ class _Run:
     @property
     def _kept(self) -> nn.Module:
         """The model that is validated and kept."""
-        return self._model if self._average is None else self._average.model
+        return self._model if self._average is None else self._average.module
 
     def _run_epoch(self, epoch: int, train_batches: Callable[[int], Batches], progress: Progress) -> None:
         number = self._part.epochs_before + epoch
@@ -230,7 +230,7 @@ class _Run:
         )
 
     def _state(self, progress: Progress) -> dict[str, Any]:
-        average = {} if self._average is None else self._average.model.state_dict()
+        average = {} if self._average is None else self._average.module.state_dict()
         state = {
             "fingerprint": self._fingerprint,
             "model": self._model.state_dict(),
@@ -250,7 +250,7 @@ class _Run:
             return None
         self._model.load_state_dict(state["model"])
         if self._average is not None:
-            self._average.model.load_state_dict(state["average"])
+            self._average.module.load_state_dict(state["average"])
         self._stepper.restore(state["stepper"])
         return Progress.from_state(state["progress"])
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.nn.modes import to_device
 from cleanai_ray.tasks.base import Task
 from cleanai_ray.tasks.classification import Classification
-from cleanai_ray.training.averaging import WeightAverage
 from cleanai_ray.training.context import TrainingContext, TrainingError
 from cleanai_ray.training.distillation import build_objective
 from cleanai_ray.training.optimizer import build_optimizer
-from cleanai_ray.training.schedule import learning_rate_at
+from cleanai_ray.training.schedule import learning_rates
 
 _CHECK_EVERY = 100
 """Steps between looks at the loss: a look waits for the device."""
@@ -66,7 +66,7 @@ class Stepper:
         section: FineTuneSection,
         steps_per_epoch: int,
         context: TrainingContext,
-        average: WeightAverage | None = None,
+        average: AveragedModel | None = None,
         teacher: nn.Module | None = None,
         task: Task | None = None,
     ) -> None:
@@ -85,6 +85,7 @@ class Stepper:
         self._task = task or Classification()
         self._objective = build_objective(section, teacher, self._task)
         self._optimizer = build_optimizer(model, section)
+        self._rates = learning_rates(section, steps_per_epoch)
         self._scaler = torch.amp.GradScaler("cuda", enabled=self._is_cuda)
 
     def prepare(self) -> None:
@@ -106,7 +107,7 @@ class Stepper:
         first = (epoch - 1) * self._steps_per_epoch
         rate, done = 0.0, 0
         for done, (inputs, targets) in enumerate(islice(batches, self._steps_per_epoch), start=1):
-            rate = learning_rate_at(self._section, first + done - 1, self._steps_per_epoch)
+            rate = self._rates[first + done - 1]
             sums += self._step(inputs, targets, rate)
             if done % _CHECK_EVERY == 0:
                 self._require_finite(sums, epoch, rate)
@@ -143,7 +144,7 @@ class Stepper:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self._average is not None:
-            self._average.update(self._model)
+            self._average.update_parameters(self._model)
         total = loss.detach().double() * len(inputs)
         hits = self._task.hits(outputs, targets)
         hits = torch.full_like(total, math.nan) if hits is None else hits.double()

@@ -62,13 +62,6 @@ def test_amount(ratio: float | None, budget: str | None, text: str) -> None:
     assert numbers.amount_text(ratio, budget) == text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(3.21, "3.2 s"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (59.7, "1 min 0 s")]
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert numbers.duration(seconds) == text
-
-
 def test_sizes_and_times() -> None:
     assert numbers.size(1_090_000) == "1.09 MB"
     assert numbers.size(512) == "512 B"

@@ -10,9 +10,10 @@ import pytest
 from cleanai_ray.config.study import Study, parse_study
 from cleanai_ray.errors import PruningError
 from cleanai_ray.pruning.saved_model import save_model
-from cleanai_ray.stages.measures import DenseMeasures
+from cleanai_ray.stages.dense import prepare_dense
+from cleanai_ray.stages.dense_measures import DenseMeasures
+from cleanai_ray.stages.outcome import TrialOutcome, run_trial
 from cleanai_ray.stages.planning import describe_plan
-from cleanai_ray.stages.trial import TrialOutcome, prepare_dense, run_trial
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory

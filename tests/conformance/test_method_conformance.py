@@ -20,13 +20,13 @@ from conformance_cases import (
 from small_nets import NETS, batches, build, example, tiny_vit
 from torch import Tensor, nn
 
-from cleanai_ray import api
+from cleanai_ray import api, calibrate
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.importance.base import ScoringContext, create_method, give_gradients, score_groups
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.registry import METHODS
-from cleanai_ray.statistics import ActivationStatistics, calibrate
+from cleanai_ray.statistics import ActivationStatistics
 
 
 @cache

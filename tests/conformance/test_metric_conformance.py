@@ -13,8 +13,9 @@ import torch
 from small_nets import batches, build
 from torch import Tensor, nn
 
+from cleanai_ray import calibrate
 from cleanai_ray.registry import METRICS
-from cleanai_ray.statistics import ActivationStatistics, calibrate, count_sections
+from cleanai_ray.statistics import ActivationStatistics, count_sections
 
 Stored = list[list[list[float]]]
 """x[i][c][p]: sample, channel, position."""

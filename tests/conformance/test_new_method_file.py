@@ -1,22 +1,21 @@
-"""Adding a method is adding one file: it is found, validated, tested and drawn without a change anywhere else."""
+"""Adding a method or a metric is adding one file: it is found, validated, tested and drawn without any other change."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from conformance_cases import calibrated_cases, method_cases, prune_dead, survivors
+from new_files import new_file
 from small_nets import batches, build, example
 
-import cleanai_ray.importance
 from cleanai_ray import api
 from cleanai_ray.charts.style import METHOD_COLOURS, label_colours, method_colours
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.errors import StudyError
-from cleanai_ray.registry import METHODS
+from cleanai_ray.registry import METHODS, METRICS
 
 SOURCE = '''
 from torch import Tensor
@@ -49,17 +48,10 @@ def document(method: str) -> dict:
 
 
 @pytest.fixture
-def loudest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def loudest(tmp_path: Path) -> Iterator[None]:
     """A file `loudest.py` beside those of the package; nobody imports it."""
-    METHODS.names()
-    for attribute in ("_values", "_summaries", "_loaded"):
-        monkeypatch.setattr(METHODS, attribute, getattr(METHODS, attribute).copy())
-    (tmp_path / "loudest.py").write_text(SOURCE)
-    monkeypatch.setattr(cleanai_ray.importance, "__path__", [*cleanai_ray.importance.__path__, str(tmp_path)])
-    yield
-    sys.modules.pop("cleanai_ray.importance.loudest", None)
-    if hasattr(cleanai_ray.importance, "loudest"):
-        delattr(cleanai_ray.importance, "loudest")
+    with new_file(METHODS, "loudest", SOURCE, tmp_path / "importance"):
+        yield
 
 
 @pytest.mark.usefixtures("loudest")
@@ -104,3 +96,32 @@ def test_without_the_file_there_is_no_such_method() -> None:
     assert "loudest" not in METHODS.names()
     with pytest.raises(StudyError, match="'loudest' is not a method"):
         parse_study(document("loudest"))
+
+
+METRIC = """
+from torch import Tensor
+
+from cleanai_ray.registry import METRICS
+from cleanai_ray.statistics.channel_statistics import LayerStatistics
+
+
+@METRICS.register("peak")
+def peak(statistics: LayerStatistics) -> Tensor:
+    \"\"\"Largest activation of a channel.\"\"\"
+    return statistics.maximum
+"""
+
+
+def test_a_metric_is_one_new_file(tmp_path: Path) -> None:
+    model, images = build("plain"), batches()
+    with new_file(METRICS, "peak", METRIC, tmp_path / "coverage"), new_file(METHODS, "loudest", SOURCE, tmp_path):
+        study = document("coverage")
+        study["sweep"]["coverage_metrics"] = ["peak"]
+        (trial,) = parse_study(study).trials()
+        assert trial.trial_id.startswith("coverage-peak-local-r0.3-")
+        # The largest activation, as a metric of coverage and as a method of its own.
+        found = api.prune(model, example(), images, method="coverage", coverage_metric="peak", ratio=0.5, repair=False)
+        same = api.prune(model, example(), images, method="loudest", ratio=0.5, repair=False)
+        assert found.plan.removed == same.plan.removed
+    with pytest.raises(StudyError, match="'peak' is not a coverage metric"):
+        parse_study(study)

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from cleanai_ray import calibrate
 from cleanai_ray.coverage.base import computable_metrics, needs_sections
 from cleanai_ray.errors import CalibrationError
 from cleanai_ray.registry import METRICS
-from cleanai_ray.statistics import LayerStatistics, calibrate
+from cleanai_ray.statistics import LayerStatistics
 
 # Two samples of three channels at two positions. The channel means of the samples, s[i,c], are
 # channel 0: 1, 3; channel 1: -1, 2; channel 2: 0, 0. The largest magnitude of the layer is 5.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from image_trees import opened
 
-from cleanai_ray.data import batches
+from cleanai_ray.data import BatchOptions, batches
 
 
 @pytest.fixture(params=["in memory", "files", "worker processes"])
@@ -22,7 +22,7 @@ def setting(request, imagenet_root):
 def test_samples_come_in_the_order_asked_for(setting):
     dataset, arguments = setting
     indices = np.array([7, 2, 9, 2, 0, 14, 3])
-    got = list(batches(dataset, indices, 3, **arguments))
+    got = list(batches(dataset, indices, 3, BatchOptions(**arguments)))
     assert [len(labels) for _, labels in got] == [3, 3, 1]
     images, labels = torch.cat([part for part, _ in got]), torch.cat([part for _, part in got])
     assert images.dtype == torch.float32
@@ -35,15 +35,15 @@ def test_samples_come_in_the_order_asked_for(setting):
 
 def test_a_last_small_batch_can_be_left_out(setting):
     dataset, arguments = setting
-    assert [len(y) for _, y in batches(dataset, range(11), 4, drop_last=True, **arguments)] == [4, 4]
-    assert list(batches(dataset, [], 4, **arguments)) == []
+    assert [len(y) for _, y in batches(dataset, range(11), 4, BatchOptions(drop_last=True, **arguments))] == [4, 4]
+    assert list(batches(dataset, [], 4, BatchOptions(**arguments))) == []
 
 
 def test_shuffling_is_a_permutation_that_depends_on_its_seed_alone(setting):
     dataset, arguments = setting
 
     def images(**more) -> torch.Tensor:
-        return torch.cat([part for part, _ in batches(dataset, range(15), 4, **arguments, **more)])
+        return torch.cat([part for part, _ in batches(dataset, range(15), 4, BatchOptions(**arguments, **more))])
 
     plain, first, again, other = images(), images(shuffle_seed=1), images(shuffle_seed=1), images(shuffle_seed=2)
     assert torch.equal(first, again)
@@ -61,7 +61,7 @@ def test_the_global_random_state_is_left_alone(setting):
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    list(batches(dataset, range(8), 4, shuffle_seed=5, **arguments))
+    list(batches(dataset, range(8), 4, BatchOptions(shuffle_seed=5, **arguments)))
     assert torch.equal(torch.rand(2), expected)
 
 
@@ -73,8 +73,8 @@ def test_a_batch_size_below_one_is_an_error(setting):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_arrive_on_a_cuda_device(setting):
     dataset, arguments = setting
-    on_device = list(batches(dataset, range(10), 4, device="cuda", **arguments))
-    on_host = list(batches(dataset, range(10), 4, **arguments))
+    on_device = list(batches(dataset, range(10), 4, BatchOptions(device="cuda", **arguments)))
+    on_host = list(batches(dataset, range(10), 4, BatchOptions(**arguments)))
     for (images, labels), (expected, classes) in zip(on_device, on_host, strict=True):
         assert images.device.type == labels.device.type == "cuda"
         assert torch.equal(images.cpu(), expected)

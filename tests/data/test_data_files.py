@@ -12,7 +12,7 @@ from image_trees import encoded, opened, write_hub_parquet
 from PIL import Image
 from torchvision import transforms
 
-from cleanai_ray.data import batches
+from cleanai_ray.data import BatchOptions, batches
 from cleanai_ray.errors import DataError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -93,7 +93,7 @@ def test_an_unreadable_file_is_named(imagenet_root, damage, num_workers):
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"<html>not found</html>")
     with pytest.raises(DataError) as caught:
-        list(batches(source.dataset("val"), range(6), 2, num_workers=num_workers))
+        list(batches(source.dataset("val"), range(6), 2, BatchOptions(num_workers=num_workers)))
     assert str(caught.value).startswith(f"sample '{path}' cannot be decoded: ")
     assert "\n" not in str(caught.value)
 
@@ -118,7 +118,9 @@ def test_parquet_survives_pickling_and_worker_processes(parquet_root, digit_imag
     dataset[0]
     copy = pickle.loads(pickle.dumps(dataset))
     assert torch.equal(copy[5][0], dataset[5][0])
-    labels = [label for _, part in batches(dataset, range(20), 6, num_workers=2) for label in part.tolist()]
+    labels = [
+        label for _, part in batches(dataset, range(20), 6, BatchOptions(num_workers=2)) for label in part.tolist()
+    ]
     assert labels == digit_images[1][:20].tolist()
 
 

@@ -8,7 +8,7 @@ import torch
 from image_trees import opened
 
 from cleanai_ray.config.study import parse_study
-from cleanai_ray.data import batches
+from cleanai_ray.data import BatchOptions, batches
 from cleanai_ray.errors import DataError
 from cleanai_ray.stages.workspace import open_workspace
 
@@ -23,10 +23,11 @@ def augmented(name: str, root):
 @pytest.mark.parametrize("name", ["digits", "image_folder"])
 def test_two_ranks_read_what_one_process_reads(name, num_workers, imagenet_root):
     dataset = augmented(name, imagenet_root)
-    whole = list(batches(dataset, range(15), 4, shuffle_seed=3))
+    whole = list(batches(dataset, range(15), 4, BatchOptions(shuffle_seed=3)))
     assert [len(labels) for _, labels in whole] == [4, 4, 4, 3]
     ranks = [
-        list(batches(dataset, range(15), 4, shuffle_seed=3, share=(r, 2), num_workers=num_workers)) for r in (0, 1)
+        list(batches(dataset, range(15), 4, BatchOptions(shuffle_seed=3, num_workers=num_workers), share=(r, 2)))
+        for r in (0, 1)
     ]
     for number, (images, labels) in enumerate(whole):
         for rank in (0, 1):
@@ -39,7 +40,7 @@ def test_what_augmentation_does_to_a_sample_follows_from_the_seed_and_its_index(
     dataset = augmented(name, imagenet_root)
 
     def read(indices, size, seed) -> dict[int, torch.Tensor]:
-        images = torch.cat([part for part, _ in batches(dataset, indices, size, shuffle_seed=seed)])
+        images = torch.cat([part for part, _ in batches(dataset, indices, size, BatchOptions(shuffle_seed=seed))])
         order = np.random.default_rng(seed).permutation(indices)
         return dict(zip(order.tolist(), images, strict=True))
 

@@ -15,7 +15,7 @@ from PIL import Image
 from pyarrow import fs
 
 from cleanai_ray.config.study import parse_study
-from cleanai_ray.stages.measures import moment_shards
+from cleanai_ray.stages.dense_measures import moment_shards
 from cleanai_ray.stages.workspace import open_workspace
 
 ROWS = 8

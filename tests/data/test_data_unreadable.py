@@ -9,7 +9,7 @@ import torch
 from image_trees import encoded, opened, write_hub_parquet
 
 from cleanai_ray.config.study import parse_study
-from cleanai_ray.data import batches
+from cleanai_ray.data import BatchOptions, batches
 from cleanai_ray.data.unreadable import UnreadableSamples
 from cleanai_ray.errors import DataError, SampleError
 from cleanai_ray.stages.workspace import open_workspace
@@ -40,7 +40,7 @@ def test_unreadable_samples_are_left_out_and_remembered(damaged, num_workers):
     dataset, places = damaged
     unreadable = UnreadableSamples(3)
     for _ in range(2):  # a sample that is met again counts once
-        got = list(batches(dataset, range(15), 3, num_workers=num_workers, unreadable=unreadable))
+        got = list(batches(dataset, range(15), 3, BatchOptions(num_workers=num_workers), unreadable=unreadable))
         assert [len(labels) for _, labels in got] == [2, 1, 3, 3, 3]
     readable = [index for index in range(15) if index not in BROKEN]
     images, labels = torch.cat([part for part, _ in got]), torch.cat([part for _, part in got])
@@ -49,7 +49,7 @@ def test_unreadable_samples_are_left_out_and_remembered(damaged, num_workers):
         assert labels[place] == dataset[index][1]
     assert list(unreadable.found) == sorted(places)
     assert unreadable.found[places[0]].startswith("cannot be decoded: ")
-    assert list(batches(dataset, [4, 5, 1], 3, num_workers=num_workers, unreadable=unreadable)) == []
+    assert list(batches(dataset, [4, 5, 1], 3, BatchOptions(num_workers=num_workers), unreadable=unreadable)) == []
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -57,14 +57,18 @@ def test_one_more_than_allowed_is_an_error(damaged, num_workers):
     dataset, places = damaged
     for limit in (1, 2):
         with pytest.raises(DataError) as caught:
-            list(batches(dataset, range(15), 3, num_workers=num_workers, unreadable=UnreadableSamples(limit)))
+            list(
+                batches(
+                    dataset, range(15), 3, BatchOptions(num_workers=num_workers), unreadable=UnreadableSamples(limit)
+                )
+            )
         message = str(caught.value)
         assert message.startswith(
             f"data.skip_unreadable is {limit}, but {limit + 1} samples are unreadable, '{places[0]}'"
         )
         assert "\n" not in message
     with pytest.raises(SampleError) as first:
-        list(batches(dataset, range(15), 3, num_workers=num_workers))
+        list(batches(dataset, range(15), 3, BatchOptions(num_workers=num_workers)))
     assert str(first.value).startswith(f"sample '{places[0]}' cannot be decoded: ")
 
 
@@ -74,8 +78,8 @@ def test_a_readable_sample_of_the_batch_takes_the_place(damaged, num_workers):
 
     def read(share) -> tuple[list, UnreadableSamples]:
         unreadable = UnreadableSamples(3)
-        options = {"share": share, "num_workers": num_workers, "unreadable": unreadable, "fill": True}
-        return list(batches(dataset, range(15), 3, **options)), unreadable
+        options = BatchOptions(num_workers=num_workers, fill=True)
+        return list(batches(dataset, range(15), 3, options, share=share, unreadable=unreadable)), unreadable
 
     whole, unreadable = read((0, 1))
     expected = [0, 2, 2, 3, 3, 3, *range(6, 15)]  # the next of the batch, around its end
@@ -94,7 +98,7 @@ def test_a_fault_of_the_data_set_is_not_skipped(tmp_path, digit_images):
     dataset = opened("parquet_images", root=str(tmp_path), num_classes=2).dataset("train")
     for num_workers in (0, 1):
         with pytest.raises(DataError, match=r"row 2' has label -1; allowed: 0 to 1$"):
-            list(batches(dataset, range(4), 2, num_workers=num_workers, unreadable=UnreadableSamples(9)))
+            list(batches(dataset, range(4), 2, BatchOptions(num_workers=num_workers), unreadable=UnreadableSamples(9)))
 
 
 def test_a_study_leaves_out_as_many_as_it_says(imagenet_root):

@@ -9,17 +9,16 @@ import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import distributed.conftest as small
 import pytest
-import ray
+import small_study as small
 from rich.console import Console
 
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.errors import CalibrationError, ClusterError, DataError
-from cleanai_ray.executors.ray.calibration import calibrate_on_actors, calibration_pool
-from cleanai_ray.executors.ray.cluster import connected
-from cleanai_ray.executors.ray.progress import Narrator
-from cleanai_ray.executors.ray.writer import run_files
+from cleanai_ray.executors.context import DenseWeights, RunContext
+from cleanai_ray.executors.measures import measure_statistics
+from cleanai_ray.executors.progress import ProgressReporter
+from cleanai_ray.executors.ray.executor import connect
 from cleanai_ray.models import build_model
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.stages.calibration import calibrate_locally
@@ -34,18 +33,16 @@ def calibration(study, weights, folder, *, on_shard=lambda done: None, **resourc
     changed = study.model_copy(update={"resources": study.resources.model_copy(update=resources)})
     run, counted = RunDirectory(folder), []
 
-    class Counting(Narrator):
+    class Counting(ProgressReporter):
         @contextmanager
         def shards(self, name, num_shards):
             yield lambda *numbers: (counted.append(numbers), on_shard(numbers[0]))
 
-    narrator = Counting(Console(file=io.StringIO()))
-    with (
-        connected(None) as cluster,
-        run_files(changed, run, cluster) as (files, _),
-        calibration_pool(changed, cluster, run, files, narrator) as pool,
-    ):
-        statistics = calibrate_on_actors(changed, ray.put(weights), "digest", run, pool)
+    progress, workspace = Counting(Console(file=io.StringIO())), open_workspace(study.model_dump_json(), "cpu")
+    with connect(changed, run, None) as executor, executor.shard_pool(changed, run, progress) as pool:
+        context = RunContext(study=changed, workspace=workspace, run=run, executor=executor, progress=progress)
+        dense = DenseWeights(content=executor.share(weights), digest="digest")
+        statistics = measure_statistics(context, dense, pool)
     return statistics, counted
 
 

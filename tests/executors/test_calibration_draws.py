@@ -1,20 +1,19 @@
-"""A study that sweeps its calibration samples, on a real Ray: each trial reads its own draw, measured once."""
+"""A study that sweeps its calibration samples, in this process: each trial reads its own draw, measured once."""
 
 from __future__ import annotations
 
 import copy
 
-import distributed.conftest as small
 import pyarrow.parquet as pq
 import pytest
+import small_study as small
 
 from cleanai_ray.config.study import parse_study
+from cleanai_ray.stages.dense import prepare_dense
+from cleanai_ray.stages.outcome import run_trial
 from cleanai_ray.stages.planning import check_study, describe_plan
-from cleanai_ray.stages.trial import prepare_dense, run_trial
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.storage.run_directory import RunDirectory
-
-pytestmark = pytest.mark.ray
 
 DRAWN = copy.deepcopy(small.SMALL) | {
     "name": "drawn",
@@ -28,7 +27,7 @@ DRAWN["model"]["train"] = {"epochs": 1}
 
 
 @pytest.fixture(scope="module")
-def drawn(ray_session, tmp_path_factory):
+def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
     study = parse_study(DRAWN)
     failed, said = small.run(study, folder)

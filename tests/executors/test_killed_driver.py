@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import distributed.conftest as small
 import pyarrow.parquet as pq
 import pytest
+import small_study as small
 import torch
 import yaml
 

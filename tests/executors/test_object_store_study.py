@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import distributed.conftest as small
 import pytest
+import small_study as small
 import yaml
 from object_store import ObjectStore
 from safetensors.numpy import load_file

@@ -1,4 +1,4 @@
-"""What a narrator prints, with and without a terminal, and how it counts."""
+"""What a reporter prints, with and without a terminal, and how it counts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from cleanai_ray.executors.ray.counts import ShardState, SweepState
-from cleanai_ray.executors.ray.progress import Narrator
+from cleanai_ray.executors.counts import ShardState, SweepState
+from cleanai_ray.executors.progress import ProgressReporter
 
 
 class Clock:
@@ -25,9 +25,9 @@ def row(trial_id: str, accuracy: float, macs: int, status: str = "ok") -> dict:
     return {"trial_id": trial_id, "accuracy": accuracy, "macs": macs, "status": status}
 
 
-def narrator(*, terminal: bool) -> tuple[Narrator, io.StringIO]:
+def reporter(*, terminal: bool) -> tuple[ProgressReporter, io.StringIO]:
     said = io.StringIO()
-    return Narrator(Console(file=said, width=160, highlight=False, force_terminal=terminal)), said
+    return ProgressReporter(Console(file=said, width=160, highlight=False, force_terminal=terminal)), said
 
 
 def test_the_pace_of_shards_is_that_after_the_first_one():
@@ -78,8 +78,8 @@ def test_the_best_trial_is_the_most_accurate_then_the_cheapest_then_the_first_by
     assert (state.done, state.failed) == (5, 1)
 
 
-def test_a_narrator_that_nobody_watches_tells_all_in_plain_lines():
-    teller, said = narrator(terminal=False)
+def test_a_reporter_that_nobody_watches_tells_all_in_plain_lines():
+    teller, said = reporter(terminal=False)
     with teller.stage("calibration"), teller.shards("calibration", 3) as on_shard:
         for done in (1, 2, 3):
             on_shard(done, 3, 64)
@@ -102,7 +102,7 @@ def test_a_narrator_that_nobody_watches_tells_all_in_plain_lines():
 
 
 def test_in_a_terminal_shards_and_trials_are_bars():
-    teller, said = narrator(terminal=True)
+    teller, said = reporter(terminal=True)
     with teller.shards("second moments", 4) as on_shard:
         on_shard(4, 4, 256)
     state = SweepState(total=1, workers=1)

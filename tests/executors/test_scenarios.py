@@ -5,16 +5,14 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
-import distributed.conftest as small
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import small_study as small
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from cleanai_ray.config.study import load_study
-
-pytestmark = pytest.mark.ray
 
 STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
 SHORT = [
@@ -92,7 +90,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_scenario_runs_on_a_small_tree_of_its_data(ray_session, tmp_path, name):
+def test_a_scenario_runs_on_a_small_tree_of_its_data(tmp_path, name):
     write, overrides, num_trials = CASES[name]
     write(tmp_path / "data")
     calibration = ["data.calibration.samples=20", "data.batch_size=10"] if "cifar" in name else ["data.batch_size=4"]

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import io
 
-import distributed.conftest as small
 import polars as pl
 import pytest
-import ray
+import small_study as small
 import yaml
 from rich.console import Console
 
 from cleanai_ray import cli
 from cleanai_ray.config.study import parse_study
-from cleanai_ray.executors.ray.calibration import calibration_pool, moments_on_actors
-from cleanai_ray.executors.ray.cluster import connected
-from cleanai_ray.executors.ray.progress import Narrator
-from cleanai_ray.executors.ray.sensitivity import RATIOS_FILE, analyse, describe
-from cleanai_ray.executors.ray.writer import run_files
+from cleanai_ray.executors.context import DenseWeights, RunContext
+from cleanai_ray.executors.measures import measure_moments
+from cleanai_ray.executors.progress import ProgressReporter
+from cleanai_ray.executors.ray.executor import connect
+from cleanai_ray.executors.run_study import RunOptions
+from cleanai_ray.executors.sensitivity import RATIOS_FILE, analyse, describe
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.models import build_model
 from cleanai_ray.nn.weights import safetensors_bytes
-from cleanai_ray.stages.measures import MomentCollector, moment_shards
+from cleanai_ray.stages.dense_measures import MomentCollector, moment_shards
 from cleanai_ray.stages.planning import check_study
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
-
-pytestmark = pytest.mark.ray
 
 
 def study_of(**sections):
@@ -34,6 +32,7 @@ def study_of(**sections):
     return parse_study({**small.SMALL, "sweep": sweep, "finetune": {"epochs": 0}, **sections})
 
 
+@pytest.mark.ray
 def test_second_moments_do_not_depend_on_the_number_of_actors(ray_session, tmp_path):
     study = study_of()
     workspace = check_study(study)
@@ -44,14 +43,12 @@ def test_second_moments_do_not_depend_on_the_number_of_actors(ray_session, tmp_p
     for number in (1, 2):
         resources = study.resources.model_copy(update={"calibration_actors": number})
         changed = study.model_copy(update={"resources": resources})
-        run, narrator = RunDirectory(tmp_path / str(number)), Narrator(Console(file=io.StringIO()))
-        with (
-            connected(None) as cluster,
-            run_files(changed, run, cluster) as (files, _),
-            calibration_pool(changed, cluster, run, files, narrator) as pool,
-        ):
-            moments = moments_on_actors(changed, 3, ray.put(weights), "digest", run, pool)
-            again = moments_on_actors(changed, 3, None, "digest", run, pool)
+        run, progress = RunDirectory(tmp_path / str(number)), ProgressReporter(Console(file=io.StringIO()))
+        with connect(changed, run, None) as executor, executor.shard_pool(changed, run, progress) as pool:
+            context = RunContext(study=changed, workspace=workspace, run=run, executor=executor, progress=progress)
+            dense = DenseWeights(content=executor.share(weights), digest="digest")
+            moments = measure_moments(context, dense, pool)
+            again = measure_moments(context, DenseWeights(content=executor.share(b"none"), digest="digest"), pool)
         assert again.to_bytes() == moments.to_bytes()
         found.append(moments.to_bytes())
     collector = MomentCollector(workspace, workspace.dense_model(weights))
@@ -60,21 +57,21 @@ def test_second_moments_do_not_depend_on_the_number_of_actors(ray_session, tmp_p
 
 
 @pytest.fixture(scope="module")
-def analysed(ray_session, tmp_path_factory):
+def analysed(tmp_path_factory):
     """The small study, run with reconstruction, and its sensitivity analysis in the same run directory."""
     folder = tmp_path_factory.mktemp("sensitivity")
     study = study_of()
     failed, said = small.run(study, folder)
     assert failed == 0, said
     heard = io.StringIO()
-    narrator = Narrator(Console(file=heard, width=200, highlight=False))
+    progress = ProgressReporter(Console(file=heard, width=200, highlight=False))
     sweep = study.sweep.model_copy(update={"methods": ("magnitude",)})
     found = analyse(
         study.model_copy(update={"sweep": sweep}),
         check_study(study),
         RunDirectory(folder),
-        address=None,
-        narrator=narrator,
+        RunOptions(executor="local"),
+        progress,
     )
     return study, folder, found
 
@@ -119,14 +116,14 @@ def test_the_table_has_a_row_per_group_and_names_the_files(analysed):
     assert "sensitivity.parquet, layer_ratios.yaml, charts/sensitivity.svg" in lines[-1]
 
 
-def test_an_amount_that_cannot_be_shared_out_is_named_and_the_others_are(ray_session, analysed):
+def test_an_amount_that_cannot_be_shared_out_is_named_and_the_others_are(analysed):
     study, folder, _ = analysed
     budgets = parse_study(
         study.model_dump(mode="json")
         | {"sweep": {"methods": ["magnitude"], "budgets": [{"latency": 0.5}, {"macs": 0.001}, {"params": 0.5}]}}
     )
-    narrator = Narrator(Console(file=io.StringIO()))
-    found = analyse(budgets, check_study(budgets), RunDirectory(folder), address=None, narrator=narrator)
+    progress = ProgressReporter(Console(file=io.StringIO()))
+    found = analyse(budgets, check_study(budgets), RunDirectory(folder), RunOptions(executor="local"), progress)
     assert list(found.suggestions) == ["params=0.5"]
     assert "latency is met by a search over measurements" in found.refused["latency=0.5"]
     assert "the budget cannot be met" in found.refused["macs=0.001"]
@@ -134,11 +131,11 @@ def test_an_amount_that_cannot_be_shared_out_is_named_and_the_others_are(ray_ses
     assert any(line.startswith("# macs=0.001: the budget cannot be met") for line in lines)
 
 
-def test_the_command_prints_the_table_and_the_ratios(ray_session, analysed, tmp_path, capsys):
+def test_the_command_prints_the_table_and_the_ratios(analysed, tmp_path, capsys):
     study, folder, _ = analysed
     path = tmp_path / "study.yaml"
     path.write_text(study.to_yaml())
-    assert cli.main(["sensitivity", str(path), "--out", str(folder)]) == 0
+    assert cli.main(["sensitivity", str(path), "--out", str(folder), "--executor", "local"]) == 0
     printed = capsys.readouterr().out
     assert "# macs=0.5, shared out by sensitivity:" in printed
     assert "layer_ratios:" in printed

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import distributed.conftest as small
 import numpy as np
 import pytest
+import small_study as small
 
 from cleanai_ray.data.fashion_mnist import read_idx
 from cleanai_ray.storage import schemas

@@ -14,8 +14,8 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 
 from cleanai_ray.config.study import load_study
-from cleanai_ray.executors.ray.progress import Narrator
-from cleanai_ray.executors.ray.runner import run_study
+from cleanai_ray.executors.progress import ProgressReporter
+from cleanai_ray.executors.run_study import RunOptions, run_study
 from cleanai_ray.stages.planning import check_study
 from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -41,9 +41,8 @@ def main(study_file: str, folder: str, pattern: str = "") -> int:
             study,
             check_study(study),
             RunDirectory(folder),
-            address=cluster.address,
-            command="two nodes",
-            narrator=Narrator(),
+            RunOptions(address=cluster.address, command="two nodes"),
+            ProgressReporter(),
         )
     finally:
         cluster.shutdown()

@@ -9,11 +9,10 @@ import torch
 from small_nets import batches, build, example
 from torch.nn import functional
 
-from cleanai_ray import api
+from cleanai_ray import api, calibrate
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.importance.base import ScoringContext, create_method, give_gradients
-from cleanai_ray.statistics import calibrate
 
 
 def test_it_is_weight_squared_times_the_mean_squared_gradient_of_single_samples() -> None:

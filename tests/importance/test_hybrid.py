@@ -9,12 +9,12 @@ import torch
 from small_nets import batches, build, example
 from torch import Tensor
 
-from cleanai_ray import api
+from cleanai_ray import api, calibrate
 from cleanai_ray.errors import CalibrationError, StudyError
 from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.importance.base import ImportanceMethod, ScoringContext, create_method, give_gradients
 from cleanai_ray.registry import METHODS
-from cleanai_ray.statistics import ActivationStatistics, calibrate
+from cleanai_ray.statistics import ActivationStatistics
 
 
 def scores(method: ImportanceMethod, statistics: ActivationStatistics, metric: str | None = None) -> list[Tensor]:

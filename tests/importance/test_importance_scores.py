@@ -9,12 +9,12 @@ from small_nets import batches, build, example
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cleanai_ray import api
+from cleanai_ray import api, calibrate
 from cleanai_ray.errors import PruningError, RegistryError, StudyError
 from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.importance.base import ImportanceMethod, ScoringContext, create_method, score_groups
 from cleanai_ray.registry import METRICS
-from cleanai_ray.statistics import ActivationStatistics, calibrate
+from cleanai_ray.statistics import ActivationStatistics
 
 
 def group_of(graph: ChannelGraph, name: str) -> ChannelGroup:

@@ -9,7 +9,7 @@ import torch
 from small_nets import NETS, batches, build, example
 from torch import nn
 
-from cleanai_ray import api
+from cleanai_ray import api, calibrate
 from cleanai_ray.config.sections import PruningSection
 from cleanai_ray.config.study import Trial
 from cleanai_ray.nn.consumers import add_biases
@@ -17,7 +17,7 @@ from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.registry import MODELS
-from cleanai_ray.statistics import ActivationStatistics, calibrate
+from cleanai_ray.statistics import ActivationStatistics
 
 
 def widths(model: nn.Module) -> dict[str, int]:

@@ -12,7 +12,7 @@ from report.tables import empty_tables, frame, study_of
 from cleanai_ray.analysis.answers import Answer
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.questions import answer_questions
-from cleanai_ray.analysis.risks.evidence import CHECKS
+from cleanai_ray.analysis.risks import find_risks
 from cleanai_ray.storage import schemas
 
 Accuracy = Callable[[str, float, int, int], float | None]
@@ -154,6 +154,6 @@ def test_without_two_draws_the_plans_of_two_numbers_are_compared() -> None:
 @pytest.mark.parametrize(("samples", "said"), [((64, 1024), "in some trials"), ((64,), "calibration images: act")])
 def test_few_samples_of_some_trials_are_a_risk(samples, said) -> None:
     study = swept(lambda *_: 90.0, labels=("wanda",), samples=samples)
-    (risk,) = (risk for check in CHECKS for risk in check(study) if risk.kind == "few calibration samples")
+    (risk,) = (risk for risk in find_risks(study) if risk.kind == "few calibration samples")
     assert risk.sentence.startswith("Only 64 calibration images")
     assert said in risk.sentence

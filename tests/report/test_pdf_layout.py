@@ -17,10 +17,10 @@ from cleanai_ray.analysis.findings import find
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts import style
 from cleanai_ray.registry import CHARTS
-from cleanai_ray.report.blocks import Column, Document, Figure, Section, Table
+from cleanai_ray.report.blocks import Chapter, Column, Document, Figure, Table
 from cleanai_ray.report.pdf import style as look
 from cleanai_ray.report.pdf.document import to_pdf
-from cleanai_ray.report.sections.content import write_document
+from cleanai_ray.report.sections import write_document
 
 SLACK = 1.0
 """Points by which a glyph may reach over the width that its font gives it."""
@@ -115,7 +115,7 @@ def test_cells_stay_in_their_columns(is_dense: bool) -> None:
     words = {letter: f"{letter * 37} {letter * 5} {letter}" for letter in letters}
     columns = tuple(Column(letter.upper(), 0.05 + 0.02 * place, place % 2 == 1) for place, letter in enumerate(letters))
     rows = tuple(tuple(words[letter] for letter in letters) for _ in range(40))
-    document = Document("t", "", "", (), (Section("s", (Table(columns, rows, is_dense=is_dense),)),))
+    document = Document("t", "", "", (), (Chapter("s", (Table(columns, rows, is_dense=is_dense),)),))
     checked = 0
     for page in list(pypdfium2.PdfDocument(to_pdf(document)))[1:]:
         found = Letters(page)

@@ -16,8 +16,9 @@ import pytest
 from pypdf import PdfReader
 from scipy import stats
 
-from cleanai_ray.analysis.answers import Answer, signed, write_p
+from cleanai_ray.analysis.answers import Answer
 from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.numbers import p_text, signed
 from cleanai_ray.analysis.questions import answer_questions
 from cleanai_ray.report import make_report
 from cleanai_ray.storage.run_directory import RunDirectory
@@ -231,7 +232,7 @@ def test_coverage_and_importance_are_related_by_what_they_remove(
     assert answers["i"].num_pairs == len(pairs)
 
 
-NUMBER = re.compile(r"\d[\d.,]*")
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 def numbers(pdf: Path) -> Counter[str]:
@@ -259,6 +260,6 @@ def test_the_readme_tells_the_answers_of_the_tables(rows: list[Row], answers: di
     for method, mean in means:
         assert mean == f"{100 * statistics.fmean(row['accuracy'] for row in of(rows, method)):.2f}", method
     for answer in answers.values():
-        p_value = "" if answer.p_value is None else write_p(answer.p_value)
+        p_value = "" if answer.p_value is None else p_text(answer.p_value)
         span = f"{signed(answer.low)} to {signed(answer.high)}"
         assert f"| {answer.question} | {answer.verdict} | {signed(answer.effect)} ({span}) | {p_value} |" in text

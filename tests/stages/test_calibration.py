@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from cleanai_ray import calibrate
 from cleanai_ray.config.study import Study, parse_study
 from cleanai_ray.models import build_model
 from cleanai_ray.registry import METRICS
 from cleanai_ray.stages.calibration import CalibrationNeeds, calibrate_locally
 from cleanai_ray.stages.tables import coverage_rows
 from cleanai_ray.stages.workspace import open_workspace
-from cleanai_ray.statistics import calibrate
 from cleanai_ray.storage.schemas import coverage_schema, to_table
 
 

@@ -17,9 +17,10 @@ from cleanai_ray.config.study import Trial, parse_study
 from cleanai_ray.pruning.saved_model import load_model, save_model
 from cleanai_ray.repair import RepairOptions, repair
 from cleanai_ray.stages.calibration import calibrate_locally
-from cleanai_ray.stages.measures import DenseMeasures
-from cleanai_ray.stages.steps import renumber
-from cleanai_ray.stages.trial import DenseModel, TrialOutcome, prepare_dense, run_trial
+from cleanai_ray.stages.dense import DenseModel, prepare_dense
+from cleanai_ray.stages.dense_measures import DenseMeasures
+from cleanai_ray.stages.outcome import TrialOutcome, run_trial
+from cleanai_ray.stages.repair import renumber
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory

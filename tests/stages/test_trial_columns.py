@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from cleanai_ray.analysis.intervals import Interval, wilson
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.evaluation.accuracy import evaluate
-from cleanai_ray.evaluation.significance import mcnemar_p, wilson_interval
+from cleanai_ray.evaluation.significance import mcnemar_p
 from cleanai_ray.stages.columns import latency_columns
-from cleanai_ray.stages.measures import DenseMeasures
-from cleanai_ray.stages.trial import TrialOutcome, prepare_dense, run_trial
+from cleanai_ray.stages.dense import prepare_dense
+from cleanai_ray.stages.dense_measures import DenseMeasures
+from cleanai_ray.stages.outcome import TrialOutcome, run_trial
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.storage import schemas
 
@@ -56,7 +58,7 @@ def test_the_last_stage_is_compared(trial: tuple[Workspace, nn.Module, TrialOutc
     assert row["lost"] == sum(one and not other for one, other in zip(dense_hits, hits, strict=True))
     assert row["gained"] == sum(other and not one for one, other in zip(dense_hits, hits, strict=True))
     assert row["mcnemar_p"] == mcnemar_p(row["lost"], row["gained"])
-    assert (row["accuracy_low"], row["accuracy_high"]) == wilson_interval(int(hits.sum()), 150)
+    assert Interval(row["accuracy_low"], row["accuracy_high"]) == wilson(int(hits.sum()), 150)
     assert 0 <= row["ece"] <= 1
     assert 0 <= row["ece_dense"] <= 1
     assert row["is_broken"] is False

@@ -13,11 +13,12 @@ from safetensors.torch import load as load_state
 
 from cleanai_ray.cli import main
 from cleanai_ray.config.study import Study, Trial, digest, parse_study
-from cleanai_ray.executors.ray.writer import RunWriter
+from cleanai_ray.executors.writer import RunWriter, SavedTrialModel
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.pruning.saved_model import save_model
-from cleanai_ray.stages.measures import DenseMeasures
-from cleanai_ray.stages.trial import TrialOutcome, prepare_dense, run_trial
+from cleanai_ray.stages.dense import prepare_dense
+from cleanai_ray.stages.dense_measures import DenseMeasures
+from cleanai_ray.stages.outcome import TrialOutcome, run_trial
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
@@ -124,7 +125,8 @@ def test_a_saved_model_has_its_quantised_file_beside_it(
     trial_id = outcome.row["trial_id"]
     quantized = (outcome.quantized.file, outcome.quantized.content)
     plan = outcome.plan.with_weights(weights).to_json()
-    RunWriter(str(tmp_path), study).write({"row": outcome.row}, "key", plan, weights, quantized)
+    model = SavedTrialModel(plan=plan, weights=weights, quantized=quantized)
+    RunWriter(str(tmp_path), study).write_trial({"row": outcome.row}, "key", model)
     folder = tmp_path / "models" / trial_id
     assert sorted(path.name for path in folder.iterdir()) == ["int8.onnx", "plan.json", "weights.safetensors"]
     assert (folder / "int8.onnx").read_bytes() == outcome.quantized.content

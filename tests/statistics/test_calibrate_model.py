@@ -10,8 +10,9 @@ from small_nets import NETS, batches, build, tiny_vit
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cleanai_ray import calibrate
 from cleanai_ray.errors import CalibrationError, DataError
-from cleanai_ray.statistics import LayerStatistics, calibrate
+from cleanai_ray.statistics import LayerStatistics
 
 HOOK_TABLES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 

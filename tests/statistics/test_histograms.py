@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from small_nets import batches, build, tiny_vit
 from torch import Tensor, nn
 
+from cleanai_ray import calibrate
 from cleanai_ray.errors import CalibrationError
-from cleanai_ray.statistics import LayerHistogram, calibrate, count_sections, histogram
+from cleanai_ray.statistics import LayerHistogram, count_sections, histogram
 
 
 def histogram_of(images: Tensor, sections: int) -> LayerHistogram:

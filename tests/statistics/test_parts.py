@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from small_nets import batches, build, tiny_vit
 from torch import nn
 
-from cleanai_ray.statistics import calibrate, recorder
+from cleanai_ray import calibrate
+from cleanai_ray.statistics import recorder
 from cleanai_ray.statistics.parts import parts
 
 

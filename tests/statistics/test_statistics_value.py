@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_nets import batches, build, tiny_vit
 
+from cleanai_ray import calibrate
 from cleanai_ray.errors import ArtifactError, CalibrationError
 from cleanai_ray.statistics import (
     ActivationHistograms,
     ActivationStatistics,
     LayerStatistics,
-    calibrate,
     count_sections,
 )
 

@@ -21,7 +21,7 @@ from safetensors.torch import save
 
 from cleanai_ray.config.sections import DataSection, ModelSection
 from cleanai_ray.config.study import parse_study
-from cleanai_ray.data import UnreadableSamples, batches, open_source
+from cleanai_ray.data import BatchOptions, UnreadableSamples, batches, open_source
 from cleanai_ray.errors import ArtifactError, DataError, ModelError
 from cleanai_ray.models import build_model
 from cleanai_ray.stages.fingerprints import dense_key
@@ -185,16 +185,16 @@ def test_image_folder_reads_an_object_store_as_it_reads_a_folder(
     for index in range(6):
         assert there.describe("train", index) == here.describe("train", index).replace(str(image_tree), root)
     dataset = there.dataset("train", augment=True)
-    shuffled = {"shuffle_seed": 5, "num_workers": num_workers}
-    expected = list(batches(here.dataset("train", augment=True), range(6), 4, shuffle_seed=5))
-    for (images, labels), (wanted, classes) in zip(batches(dataset, range(6), 4, **shuffled), expected, strict=True):
+    shuffled = BatchOptions(shuffle_seed=5, num_workers=num_workers)
+    expected = list(batches(here.dataset("train", augment=True), range(6), 4, BatchOptions(shuffle_seed=5)))
+    for (images, labels), (wanted, classes) in zip(batches(dataset, range(6), 4, shuffled), expected, strict=True):
         assert torch.equal(images, wanted)
         assert torch.equal(labels, classes)
     run.delete("train/cat/b.png")
     run.write_bytes("train/dog/a/c.png", b"<html>")
     unreadable = UnreadableSamples(2)
-    options = {"num_workers": num_workers, "unreadable": unreadable}
-    assert sum(len(labels) for _, labels in batches(there.dataset("train"), range(6), 4, **options)) == 4
+    found = batches(there.dataset("train"), range(6), 4, BatchOptions(num_workers=num_workers), unreadable=unreadable)
+    assert sum(len(labels) for _, labels in found) == 4
     assert list(unreadable.found) == [f"{root}/train/cat/b.png", f"{root}/train/dog/a/c.png"]
 
 
@@ -213,7 +213,7 @@ def test_parquet_images_reads_an_object_store(image_tree: Path, run: RunDirector
     run.write_table("data/test-00000-of-00001.parquet", table.slice(0, 2))
     source = open_source(DataSection(name="parquet_images", root=run.location), model_section())
     assert (source.num_samples("train"), source.num_samples("test")) == (6, 2)
-    got = list(batches(source.dataset("train"), range(6), 4, num_workers=num_workers))
+    got = list(batches(source.dataset("train"), range(6), 4, BatchOptions(num_workers=num_workers)))
     assert torch.cat([labels for _, labels in got]).tolist() == table["label"].to_pylist()
     local = image_tree / "hub"
     for name in ("train-00000-of-00001.parquet", "test-00000-of-00001.parquet"):

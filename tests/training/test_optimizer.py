@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cleanai_ray.config.finetune import FineTuneSection
-from cleanai_ray.training.averaging import WeightAverage
+from cleanai_ray.training.averaging import weight_average
 from cleanai_ray.training.context import TrainingError
 from cleanai_ray.training.optimizer import build_optimizer, parameter_groups
 
@@ -69,17 +69,17 @@ def test_a_model_without_trainable_parameters_is_refused() -> None:
 
 def test_average_follows_its_definition_for_weights_and_buffers() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    average = WeightAverage(model, 0.9)
+    average = weight_average(model, 0.9)
     expected = {name: value.double() for name, value in model.state_dict().items()}
     for _ in range(5):
         model(torch.randn(8, 3))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter))
-        average.update(model)
+        average.update_parameters(model)
         for name, value in model.state_dict().items():
             is_count = name.endswith("num_batches_tracked")
             expected[name] = value.double() if is_count else 0.9 * expected[name] + 0.1 * value.double()
-    for name, value in average.model.state_dict().items():
+    for name, value in average.module.state_dict().items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
-    assert average.model.state_dict()["1.num_batches_tracked"] == 5
+    assert average.module.state_dict()["1.num_batches_tracked"] == 5

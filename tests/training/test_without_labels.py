@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import cleanai_ray as cleanai
 from cleanai_ray.config.study import parse_study
-from cleanai_ray.stages.recover import fine_tune_trial
-from cleanai_ray.stages.trial import prepare_dense
+from cleanai_ray.stages.dense import prepare_dense
+from cleanai_ray.stages.finetune import fine_tune_part
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.training.context import LocalContext, TrainingError
 
@@ -147,7 +147,7 @@ def test_a_study_learns_from_calibration_images_and_reads_no_label() -> None:
         object.__setattr__(workspace, "asked", [])
         model = copy.deepcopy(plain)
         nn.init.normal_(model.fc.weight, std=0.1, generator=torch.Generator().manual_seed(0))
-        result = fine_tune_trial(workspace, study.trials()[0], model, plain, LocalContext())
+        result = fine_tune_part(workspace, study.trials()[0], model, plain, LocalContext())
         tuned.append((model, result))
     (first, result), (second, with_other_labels) = tuned
     assert_same(first.state_dict(), second.state_dict())

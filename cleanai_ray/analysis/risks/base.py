@@ -1,23 +1,18 @@
-"""One risk, and the limits beyond which something counts as one."""
+"""A risk, the check that finds it, and the limits that several checks share."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+from cleanai_ray.analysis.frames import StudyFrames
 
 Severity = Literal["high", "medium", "info"]
 
 LARGE_LOSS, BLOCKING_LOSS = 1.0, 5.0
 """Percentage points below the dense model from which a loss is named, and from which no trial is acceptable."""
-
-COLLAPSED = 0.85
-"""A layer that lost more than this share of its channels counts as collapsed."""
-
-OVERFIT_DROP = 0.005
-"""Fall of the validation accuracy after the best epoch, as a fraction, that counts as over-fitting."""
-
-WIDE_INTERVAL = 0.02
-"""Half the width of a 95 % interval, as a fraction, from which too few images were evaluated."""
 
 MOST_DETAILS = 12
 """Lines that a risk lists at the most; failed trials are always listed in full."""
@@ -29,11 +24,11 @@ class Risk:
 
     Attributes:
         severity: high, medium or info.
-        kind: A short name, the same for every risk of its sort.
+        kind: A short name, the same for every risk of its kind.
         sentence: What was found, with its numbers.
         details: Further lines, for instance the error of every failed trial.
-        is_about_best: Whether it concerns the best trial, which the report would recommend.
-        is_blocking: Whether no trial is acceptable because of it.
+        is_about_best: True if it concerns the most accurate trial.
+        is_blocking: True if no trial is acceptable because of it.
     """
 
     severity: Severity
@@ -42,6 +37,23 @@ class Risk:
     details: tuple[str, ...] = ()
     is_about_best: bool = False
     is_blocking: bool = False
+
+
+class Check(ABC):
+    """A check of a study for risks of one kind.
+
+    Attributes:
+        position: Place among the checks; any number, so that a new one goes between two that are there. Risks of equal
+            weight are listed in this order.
+        looks_for: What it looks for, in a few words; the report lists it, found or not.
+    """
+
+    position: float
+    looks_for: str
+
+    @abstractmethod
+    def find(self, study: StudyFrames) -> Iterator[Risk]:
+        """Yield what was found in a study."""
 
 
 def shorten_list(lines: list[str]) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -13,45 +12,29 @@ import ray
 from ray import exceptions
 
 from cleanai_ray.errors import CleanAIError, ClusterError
-from cleanai_ray.executors.ray.progress import Narrator
+from cleanai_ray.executors.base import ShardPool, ShardWork
+from cleanai_ray.executors.progress import ProgressReporter
+from cleanai_ray.executors.ray.object_store import references_of
 from cleanai_ray.statistics.merging import MergeTree, Node
 from cleanai_ray.storage.run_directory import RunDirectory
 
 _LOG = logging.getLogger(__name__)
-_FOLDER = "cache/shards"
 _MAX_ATTEMPTS = 3
 _MAX_STARTS = 10
 _LOOK_AT_CLUSTER_SECONDS = 5.0
 _LOST = (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.WorkerCrashedError, exceptions.NodeDiedError)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardWork:
-    """One pass over shards.
-
-    Attributes:
-        call: What the actors are asked for.
-        title: What people are told.
-        num_shards: Number of shards.
-        inputs: Digest of what the results depend on.
-    """
-
-    call: str
-    title: str
-    num_shards: int
-    inputs: str
-
-    def file(self, shard: int) -> str:
-        """Return where the result of a shard is kept."""
-        return f"{_FOLDER}/{self.call}/{shard:06d}.safetensors"
-
-
-class ShardPool:
+class ActorPool(ShardPool):
     """Actors, started when they are first needed and stopped at the end.
 
-    An actor that dies is replaced, and what it was doing is given to another, up to three times. One that has not
-    started yet, since the cluster has no room for it, is waited for by nobody. Where the number of actors is
-    not fixed it is that of the cluster's GPUs, or cores, and follows the cluster when it grows.
+    An actor that dies is replaced, and another one takes over its task, up to three times. Nothing waits for an actor
+    that the cluster has no room to start yet. Where the number of actors is not fixed, it is the number of the
+    cluster's GPUs, or else of its cores, and grows with the cluster.
+
+    Results stay in the object store, and the actors add them up in a tree of fixed shape: the driver sees references,
+    and at the end one value, whose bits do not depend on the number of actors or on what died on the way. Nothing
+    counts twice.
 
     Args:
         start: Starts an actor and returns its handle; given a number that no other actor of the pool has. An actor has
@@ -59,21 +42,20 @@ class ShardPool:
             last two return the number of samples read and the result.
         num_actors: Number of actors; None: what the cluster holds.
         run: The run directory, where the actors keep the results of shards.
-        narrator: Told of every shard that is done.
+        progress: Told of every shard that is done.
     """
 
     def __init__(
-        self, start: Callable[[int], Any], num_actors: int | None, run: RunDirectory, narrator: Narrator
+        self, start: Callable[[int], Any], num_actors: int | None, run: RunDirectory, progress: ProgressReporter
     ) -> None:
         self._start = start
         self._num_actors = num_actors
-        self._run = run
-        self._narrator = narrator
+        super().__init__(run, progress)
         self._started = 0
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
 
-    def __enter__(self) -> ShardPool:
+    def __enter__(self) -> ActorPool:
         return self
 
     def __exit__(
@@ -83,7 +65,7 @@ class ShardPool:
             ray.kill(actor)
         self._idle, self._starting = [], {}
 
-    def work_through(self, work: ShardWork, *arguments: Any) -> bytes:
+    def sum_shards(self, work: ShardWork, *arguments: Any) -> bytes:
         """Have every shard computed, and return the sum of the results.
 
         Args:
@@ -93,16 +75,12 @@ class ShardPool:
         Raises:
             CleanAIError: What a shard raised, or ClusterError when one was tried too often.
         """
-        with self._narrator.shards(work.title, work.num_shards) as on_shard:
-            session = _Pass(self, work, arguments, on_shard)
+        with self.progress.shards(work.title, work.num_shards) as on_shard:
+            session = _Pass(self, work, tuple(references_of(arguments)), on_shard)
             try:
                 return session.run()
             finally:
                 session.abandon()
-
-    def forget_shards(self) -> None:
-        """Delete the results of shards that were kept: their sum is kept now."""
-        self._run.delete(_FOLDER)
 
     def fill_up(self, tasks: int, busy: int) -> None:
         """Start as many actors as there is use and room for.
@@ -150,7 +128,7 @@ class _Pass:
     """
 
     def __init__(
-        self, pool: ShardPool, work: ShardWork, arguments: tuple[Any, ...], on_shard: Callable[..., None]
+        self, pool: ActorPool, work: ShardWork, arguments: tuple[Any, ...], on_shard: Callable[..., None]
     ) -> None:
         self._pool = pool
         self._work = work

@@ -26,7 +26,7 @@ _DIGITS = 7
 def to_html(document: blocks.Document) -> str:
     """Return a report as one HTML page."""
     title = escape(document.heading)
-    anchors = [(f"section-{number}", section) for number, section in enumerate(document.sections, start=1)]
+    anchors = [(f"section-{number}", section) for number, section in enumerate(document.chapters, start=1)]
     links = "".join(f'<li><a href="#{anchor}">{escape(section.title)}</a></li>' for anchor, section in anchors)
     question = f'<p class="muted">{escape(document.question)}</p>' if document.question else ""
     version = f"CleanAI-Ray {escape(document.version)}".strip()
@@ -58,7 +58,7 @@ def _read(name: str) -> str:
 
 def _scripts(document: blocks.Document) -> Iterable[str]:
     """Yield what the page is drawn from, then one copy of the library that draws charts, then the page's own script."""
-    everything = [*document.cover, *(block for section in document.sections for block in section.blocks)]
+    everything = [*document.cover, *(block for chapter in document.chapters for block in chapter.blocks)]
     charts = [block for block in everything if isinstance(block, blocks.Figure) and block.specification]
     for chart in charts:
         yield _data(f"chart-{chart.name}", chart.specification)

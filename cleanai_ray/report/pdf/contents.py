@@ -1,4 +1,4 @@
-"""The table of contents of the PDF: sections, headings and charts, each a link to its page."""
+"""The table of contents of the PDF: chapters, headings and charts, each a link to its page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Entry:
     """A place in the report.
 
     Attributes:
-        level: 0: a section; 1: a heading or a chart in it.
+        level: 0: a chapter; 1: a heading or a chart in it.
         text: Its title.
         page: Its page, from 1.
         key: Name of the place, which a link leads to.
@@ -37,7 +37,7 @@ class Entry:
 
 
 def contents_table(entries: Sequence[Entry], fonts: Fonts) -> list[Flowable]:
-    """Return the table of contents, one page at the most: sections alone where all entries would not fit.
+    """Return the table of contents, one page at the most: only the chapters where all entries would not fit.
 
     Args:
         entries: The places, in the order of the report.
@@ -61,14 +61,14 @@ def contents_table(entries: Sequence[Entry], fonts: Fonts) -> list[Flowable]:
 
 
 def _line(entry: Entry, text: str, fonts: Fonts, *, right: bool = False) -> Text:
-    is_section = entry.level == 0
+    is_chapter = entry.level == 0
     style = ParagraphStyle(
         "contents",
-        fontName=fonts.bold if is_section else fonts.regular,
-        fontSize=9.2 if is_section else 8.4,
-        leading=12.2 if is_section else 11.2,
-        textColor=look.INK if is_section else look.MUTED,
-        leftIndent=0 if is_section or right else 10,
+        fontName=fonts.bold if is_chapter else fonts.regular,
+        fontSize=9.2 if is_chapter else 8.4,
+        leading=12.2 if is_chapter else 11.2,
+        textColor=look.INK if is_chapter else look.MUTED,
+        leftIndent=0 if is_chapter or right else 10,
         alignment=TA_RIGHT if right else 0,
     )
     width = look.WIDTH - 30 * look.MM

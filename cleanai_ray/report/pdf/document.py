@@ -90,7 +90,7 @@ def to_pdf(document: blocks.Document) -> bytes:
 
 
 def _figures(document: blocks.Document) -> list[blocks.Figure]:
-    everything = [*document.cover, *(block for section in document.sections for block in section.blocks)]
+    everything = [*document.cover, *(block for chapter in document.chapters for block in chapter.blocks)]
     return [block for block in everything if isinstance(block, blocks.Figure)]
 
 
@@ -142,13 +142,13 @@ class _Setter:
         contents = self._text("Contents", 16, bold=True, colour=look.ACCENT, space_after=3)
         after_cover = list(dropwhile(lambda entry: entry.level > 0, entries[1:]))
         story += [NextPageTemplate("body"), PageBreak(), contents, *contents_table(after_cover, self._fonts)]
-        for section in document.sections:
-            starts_page = section.starts_page or section is document.sections[0]
-            story.append(PageBreak() if starts_page else CondPageBreak(look.ROOM_FOR_SECTION))
-            title = self._text(section.title, 16, bold=True, colour=look.ACCENT, space_before=18, space_after=9)
+        for chapter in document.chapters:
+            starts_page = chapter.starts_page or chapter is document.chapters[0]
+            story.append(PageBreak() if starts_page else CondPageBreak(look.ROOM_FOR_CHAPTER))
+            title = self._text(chapter.title, 16, bold=True, colour=look.ACCENT, space_before=18, space_after=9)
             title.outline_level = 0
             story += [title]
-            for block in section.blocks:
+            for block in chapter.blocks:
                 story += self.flowables(block)
         return story
 

@@ -24,8 +24,8 @@ SEVERITIES = {"high": "#b3261e", "medium": "#a86200", "info": "#4a6274"}
 CHART_FACTOR, CHART_HEIGHT = 0.755, PAGE_HEIGHT - TOP - BOTTOM - 42
 """The largest factor and height of a chart; at that factor a full-width chart is as wide as the text."""
 
-GAP, ROOM_AFTER_HEADING, ROOM_FOR_SECTION = 13, 90, 240
-"""Space below a chart, and what must be free on a page for a heading or a section to begin there."""
+GAP, ROOM_AFTER_HEADING, ROOM_FOR_CHAPTER = 13, 90, 240
+"""Space below a chart, and the room that a heading or a chapter needs on a page to begin there."""
 
 CODE_COLUMNS, CODE_SIZE, CODE_LEADING = 104, 7.3, 9.0
 TABLE_SIZE, LARGEST_DENSE, SMALLEST_DENSE = 7.5, 7.2, 5.6

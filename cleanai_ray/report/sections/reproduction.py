@@ -1,4 +1,4 @@
-"""What one needs to run a study again: command, versions, hardware, seeds, digests, samples and the study file."""
+"""The chapter with everything needed to run a study again."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from typing import Any
 import yaml
 
 from cleanai_ray.analysis.frames import StudyFrames, as_mapping
-from cleanai_ray.analysis.numbers import duration, plural
-from cleanai_ray.report.blocks import Block, Code, Column, Heading, Paragraph, Section, Table
+from cleanai_ray.analysis.numbers import plural
+from cleanai_ray.registry import CHAPTERS
+from cleanai_ray.report.blocks import Block, Chapter, Code, Column, Heading, Paragraph, Table
+from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
+from cleanai_ray.storage.durations import format_seconds
 from cleanai_ray.storage.schemas import OK
 
 _FACT_COLUMNS = (Column("", 0.22), Column("", 0.78))
 
 
 def run_facts(study: StudyFrames) -> Table:
-    """Return the few facts of the run that stand on the cover."""
+    """Return the few facts of the run that the cover shows."""
     environment = study.environment
     model, data = as_mapping(study.study.get("model")), as_mapping(study.study.get("data"))
     succeeded = int((study.results["status"] == OK).sum())
@@ -31,22 +34,28 @@ def run_facts(study: StudyFrames) -> Table:
     return Table(_FACT_COLUMNS, tuple(row for row in rows if row[1]), has_header=False)
 
 
-def reproduction_section(study: StudyFrames) -> Section:
-    """Return the section that says how to run the study again."""
-    environment = study.environment
-    blocks: list[Block] = []
-    command = environment.get("command")
-    if command:
-        blocks += [Heading("Command"), Code(str(command))]
-    rows = [row for row in _facts(study) if row[1]]
-    if rows:
-        blocks += [Heading("Where and with what"), Table(_FACT_COLUMNS, tuple(rows), has_header=False)]
-    text = study.study_text.rstrip() or (yaml.safe_dump(dict(study.study), sort_keys=False) if study.study else "")
-    if text:
-        blocks += [Heading("Study file"), Code(text)]
-    else:
-        blocks.append(Paragraph("The run directory holds no study.yaml: the run cannot be repeated from it."))
-    return Section("How to reproduce", tuple(blocks))
+@CHAPTERS.register("reproduction")
+class Reproduction(ChapterWriter):
+    """Command, versions, hardware, seeds, digests and the study file."""
+
+    position = 70
+
+    def write(self, content: ReportContent) -> Chapter:
+        """Return the chapter."""
+        study = content.study
+        blocks: list[Block] = []
+        command = study.environment.get("command")
+        if command:
+            blocks += [Heading("Command"), Code(str(command))]
+        rows = [row for row in _facts(study) if row[1]]
+        if rows:
+            blocks += [Heading("Where and with what"), Table(_FACT_COLUMNS, tuple(rows), has_header=False)]
+        text = study.study_text.rstrip() or (yaml.safe_dump(dict(study.study), sort_keys=False) if study.study else "")
+        if text:
+            blocks += [Heading("Study file"), Code(text)]
+        else:
+            blocks.append(Paragraph("The run directory holds no study.yaml: the run cannot be repeated from it."))
+        return Chapter("How to reproduce", tuple(blocks))
 
 
 def _facts(study: StudyFrames) -> list[tuple[str, str]]:
@@ -108,7 +117,7 @@ def _lasted(environment: Mapping[str, Any]) -> str:
     if not isinstance(seconds, (int, float)):
         return ""
     before = f" ({plural(complete, 'trial')} complete before)" if isinstance(complete, int) and complete else ""
-    return f"{duration(seconds)}{before}"
+    return f"{format_seconds(seconds)}{before}"
 
 
 def _seed(name: str, value: Any) -> str:

@@ -12,10 +12,10 @@ from cleanai_ray.analysis.numbers import NONE, percent
 from cleanai_ray.analysis.questions import answer_questions
 from cleanai_ray.analysis.recommendation import recommend
 from cleanai_ray.errors import ArtifactError
-from cleanai_ray.report.blocks import Block, Column, Document, Heading, Paragraph, Section, Table
+from cleanai_ray.report.blocks import Block, Chapter, Column, Document, Heading, Paragraph, Table
 from cleanai_ray.report.html.page import to_html
 from cleanai_ray.report.pdf.document import to_pdf
-from cleanai_ray.report.sections.summary import finding_row, findings_section
+from cleanai_ray.report.sections.findings import finding_row, findings_chapter
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.schemas import COMPARISON, COMPARISON_FILE, RESULTS_FILE, to_table
 
@@ -146,8 +146,8 @@ def _document(found: SideBySide) -> Document:
     cover: list[Block] = [Table(columns, found.facts)]
     blocks: list[Block] = [Paragraph("Keys of study files, versions and digests in which the studies differ.")]
     blocks.append(Table(columns, found.differences) if found.differences else Paragraph("None."))
-    sections = [Section("What differs", tuple(blocks))]
-    answered = findings_section(found.answers, {})
+    chapters = [Chapter("What differs", tuple(blocks))]
+    answered = findings_chapter(found.answers, {})
     note = "Cells of different studies are different cells: pairs of trials are formed within a study."
     pooled: tuple[Block, ...] = (Paragraph("No question can be answered from these studies."),)
     if answered is not None:
@@ -157,5 +157,5 @@ def _document(found: SideBySide) -> Document:
         question="",
         version="",
         cover=tuple(cover),
-        sections=(*sections, Section("Findings", pooled, starts_page=True)),
+        chapters=(*chapters, Chapter("Findings", pooled, starts_page=True)),
     )

@@ -1,22 +1,50 @@
-"""The pages that answer: the recommendation, and the findings with their intervals."""
+"""The summary: the answer, the recommendation, and the best of every cell and method."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from cleanai_ray.analysis.answers import Answer, signed, with_unit
 from cleanai_ray.analysis.findings import Findings
-from cleanai_ray.analysis.numbers import NONE, p_text, percent, points
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.numbers import NONE, percent, plural, points
 from cleanai_ray.analysis.recommendation import Recommendation
 from cleanai_ray.analysis.wording import describe_trial
-from cleanai_ray.report.blocks import Block, Callout, Column, Figure, Heading, Paragraph, Section, Table
+from cleanai_ray.registry import CHAPTERS
+from cleanai_ray.report.blocks import Block, Callout, Chapter, Heading, Paragraph
+from cleanai_ray.report.sections import tables
+from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
+from cleanai_ray.report.sections.quantization import quantization_blocks, quantization_costs
 
-_METHOD = (
-    "Every line compares trials in pairs, in the cells (ratio or budget, mode, steps) that both have; seeds are "
-    "averaged within a cell, which is the unit of the interval and of the test. Yes and no: the 95 % interval excludes "
-    "zero and p < 0.05 after Holm's correction over all questions. Effects in percentage points of top-1 unless "
-    "another unit is named. They hold for this model and these images."
-)
+
+@CHAPTERS.register("summary")
+class Summary(ChapterWriter):
+    """The answer, the recommendation and how methods compare, on a page or two."""
+
+    position = 10
+
+    def write(self, content: ReportContent) -> Chapter | None:
+        """Return the chapter; None where every trial failed."""
+        study, findings = content.study, content.findings
+        if study.best is None:
+            return None
+        blocks = answer_blocks(str(study.study.get("question") or ""), findings)
+        blocks += [*_smallest(study, findings), _risk_count(findings)]
+        blocks += [Heading("Dense against best"), tables.dense_against_best(study)]
+        if findings.cells:
+            note = (
+                "The most accurate trial at every ratio or budget, and the best of any other method. Apart: yes where "
+                "their 95 % intervals do not overlap."
+            )
+            blocks += [
+                Heading("Best at every ratio and budget"),
+                tables.cells(findings),
+                Paragraph(note, is_small=True),
+            ]
+        costs = quantization_costs(study)
+        if costs:
+            blocks += [Heading("Quantisation"), *quantization_blocks(costs)]
+        if findings.ranking:
+            explained = Paragraph(_ranking_note(findings), is_small=True)
+            blocks += [Heading("Methods compared"), tables.ranking(findings), explained]
+        return Chapter("Summary", tuple(blocks))
 
 
 def answer_blocks(question: str, findings: Findings) -> list[Block]:
@@ -61,44 +89,35 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
-def findings_section(answers: Sequence[Answer], figures: Mapping[str, Figure]) -> Section | None:
-    """Return the table of findings with the diagram of ranks; None where no question has an effect to show."""
-    shown = [answer for answer in answers if answer.effect is not None]
-    if not shown:
-        return None
-    blocks: list[Block] = [findings_table(shown), Paragraph(_METHOD, is_small=True)]
-    if "critical_difference" in figures:
-        blocks.append(figures["critical_difference"])
-    blocks.append(Heading("In words"))
-    blocks += [Paragraph(f"{answer.question} {answer.verdict.capitalize()}. {answer.sentence}") for answer in shown]
-    reasons: dict[str, list[str]] = {}
-    for answer in answers:
-        if answer.effect is None:
-            reasons.setdefault(answer.sentence, []).append(answer.question)
-    if reasons:
-        blocks.append(Heading("Not answered"))
-        blocks += [Paragraph(f"{' '.join(asked)} {reason}") for reason, asked in reasons.items()]
-    return Section("Findings", tuple(blocks), starts_page=True)
-
-
-def findings_table(answers: Sequence[Answer]) -> Table:
-    """Return a row a question: verdict, effect, interval, pairs and p-value."""
-    columns = (
-        Column("question", 0.35),
-        Column("answer", 0.1),
-        Column("effect", 0.21, True),
-        Column("95 % interval", 0.16, True),
-        Column("pairs", 0.08, True),
-        Column("p (Holm)", 0.1, True),
+def _smallest(study: StudyFrames, findings: Findings) -> list[Block]:
+    """Return a paragraph on the smallest model within one point of the dense one, where that is not the best trial."""
+    smallest, best = findings.smallest_within_a_point, study.best
+    assert best is not None
+    if smallest is None:
+        return [] if best["loss_points"] is None else [Paragraph("No trial stays within one point of the dense model.")]
+    if smallest["trial_id"] == best["trial_id"]:
+        return []
+    text = (
+        f"The smallest model within one point of the dense one is {describe_trial(smallest)}: "
+        f"{percent(smallest['accuracy'])} at {percent(smallest['macs_share'], 0)} of the MACs "
+        f"({smallest['trial_id']})."
     )
-    rows = tuple(finding_row(answer) for answer in answers)
-    decided = tuple(place for place, answer in enumerate(answers) if answer.verdict != "cannot tell")
-    return Table(columns, rows, highlighted=decided)
+    return [Paragraph(text)]
 
 
-def finding_row(answer: Answer) -> tuple[str, ...]:
-    """Return an answer as the texts of a table's row."""
-    effect = NONE if answer.effect is None else with_unit(answer.effect, answer.unit).removesuffix(" points")
-    interval = NONE if answer.low is None or answer.high is None else f"{signed(answer.low)} to {signed(answer.high)}"
-    p_value = NONE if answer.p_value is None else p_text(answer.p_value).removeprefix("p ").removeprefix("= ")
-    return answer.question, answer.verdict, effect, interval, str(answer.num_pairs), p_value
+def _ranking_note(findings: Findings) -> str:
+    first = findings.ranking[0]
+    where = (
+        f"Mean accuracy over the {plural(first.num_cells, 'cell')} (ratio or budget, mode, steps) of all methods."
+        if first.is_shared
+        else "The methods share no cell (ratio or budget, mode, steps): each mean is over a method's own."
+    )
+    wins = "Wins: shared cells in which the method is the best."
+    return f"{where} {wins} Against random: mean difference over the cells of both."
+
+
+def _risk_count(findings: Findings) -> Paragraph:
+    counts = {level: sum(risk.severity == level for risk in findings.risks) for level in ("high", "medium", "info")}
+    return Paragraph(
+        f"Risks found: {counts['high']} high, {counts['medium']} medium, {counts['info']} for information; see Risks."
+    )

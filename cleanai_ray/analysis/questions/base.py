@@ -1,0 +1,155 @@
+"""The base of all questions, and two common forms: one method against another, and every method against random."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import polars as pl
+
+from cleanai_ray.analysis.answers import Draft
+from cleanai_ray.analysis.cells import CELL, grain_of
+from cleanai_ray.analysis.comparisons import Comparison, compare, holm
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.method_ranks import CONTROL
+from cleanai_ray.analysis.numbers import plural, signed
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What questions are answered from.
+
+    Attributes:
+        studies: The frames of every study, by its name.
+        trials: The trials of all of them, as `cells.gather` returns them.
+    """
+
+    studies: Mapping[str, StudyFrames]
+    trials: pl.DataFrame
+
+    @cached_property
+    def grain(self) -> float:
+        """The largest step of an accuracy, in points; 0 where it is not known."""
+        return grain_of(self.trials)
+
+    def of(self, method: str) -> pl.DataFrame:
+        """Return the trials of a method."""
+        return self.trials.filter(pl.col("method") == method)
+
+    def absent(self, *methods: str) -> str:
+        """Return a sentence that names those of these methods that have no trial; empty where all have some."""
+        missing = [name for name in methods if self.of(name).is_empty()]
+        return f"The study has no trial of {' or '.join(missing)}." if missing else ""
+
+    def name(self, method: str) -> str:
+        """Return a method's name, with the number of its coverage metrics where it has several."""
+        count = self.of(method)["label"].n_unique()
+        return f"{method} (mean of {count} metrics)" if count > 1 else method
+
+    def compare(self, first: str, second: str, stage: str = "final") -> Comparison:
+        """Compare the accuracies of two methods after a stage, cell by cell."""
+        return compare(self.of(first), self.of(second), CELL, stage, grain=self.grain)
+
+
+class Question(ABC):
+    """A question about methods. A class is registered under the key that the question has in every report.
+
+    Attributes:
+        position: Place among the questions; any number, so that a new one goes between two that are there.
+        text: The question.
+        unit: Unit of the effect: `points` of accuracy, `rank correlation`, `correlation` or `overlap`.
+    """
+
+    position: float
+    text: str
+    unit: str = "points"
+
+    @abstractmethod
+    def draft(self, evidence: Evidence) -> Draft:
+        """Return what decides the question, before its p-value is corrected for the number of questions."""
+
+
+class Versus(Question):
+    """A question that asks if one method is better than another.
+
+    Attributes:
+        first: The method that is asked about.
+        second: The method that it is compared with.
+    """
+
+    first: str
+    second: str
+
+    def draft(self, evidence: Evidence) -> Draft:
+        """Compare the two, cell by cell."""
+        missing = evidence.absent(self.first, self.second)
+        found = evidence.compare(self.first, self.second)
+        subject = f"{evidence.name(self.first)} against {evidence.name(self.second)}"
+        remark = "" if missing else self._with_best_metric(evidence)
+        return Draft(found, subject, remark, missing)
+
+    def _with_best_metric(self, evidence: Evidence) -> str:
+        """Say what the best of several metrics does; it was chosen by the same accuracies, so it is given no test."""
+        own = evidence.of(self.first)
+        order = metrics_by_mean(own)
+        if len(order) < 2:
+            return ""
+        best = own.filter(pl.col("coverage_metric") == order[0])
+        found = compare(best, evidence.of(self.second), CELL, "final", grain=evidence.grain)
+        return "" if found.effect is None else f"Its best metric on average, {order[0]}: {signed(found.effect)} points."
+
+
+class BeatsRandom(Question):
+    """A question that asks if any method is better than random pruning.
+
+    Attributes:
+        stage: The accuracy that is compared, a name of `cells.STAGES`.
+        words: The stage in words.
+    """
+
+    stage: str
+    words: str
+
+    def draft(self, evidence: Evidence) -> Draft:
+        """Compare every method with random, corrected for their number; the clearest of them decides."""
+        others = sorted(set(evidence.trials["method"]) - {CONTROL})
+        missing = evidence.absent(CONTROL)
+        if not missing and not others:
+            missing = "The study has no method but random."
+        if not missing and not evidence.trials[self.stage].count():
+            missing = f"No trial has an accuracy {self.words}."
+        if missing:
+            return Draft(missing=missing)
+        found = [evidence.compare(name, CONTROL, self.stage) for name in others]
+        corrected = holm([one.p_value for one in found])
+        better = [index for index, one in enumerate(found) if one.is_above_zero(corrected[index])]
+        leading = max(range(len(others)), key=lambda index: support(replace(found[index], p_value=corrected[index])))
+        names = ", ".join(f"{others[index]} {signed(found[index].effect or 0.0)}" for index in better)
+        count = f"{len(better)} of {plural(len(others), 'method')} beyond doubt, in points" if better else ""
+        remark = f"Better than random: {count}: {names}." if better else "No method is better than random beyond doubt."
+        chosen = replace(found[leading], p_value=corrected[leading])
+        subject = f"{evidence.name(others[leading])}, the clearest of {plural(len(others), 'method')}, against random"
+        all_worse = all(one.is_below_zero(value) for one, value in zip(found, corrected, strict=True))
+        # That one method loses does not tell if another one wins.
+        undecided = chosen.effect is not None and chosen.effect < 0 and not all_worse
+        return Draft(chosen, subject, remark, settled="cannot tell" if undecided else None)
+
+
+def metrics_by_mean(trials: pl.DataFrame) -> list[str]:
+    """Return the coverage metrics of trials, the most accurate on average first, over the cells that all of them have.
+
+    Where they share none, each is averaged over its own; metrics whose trials all failed are left out.
+    """
+    count = trials["coverage_metric"].drop_nulls().n_unique()
+    shared = trials.filter((pl.col("final").count().over([*CELL, "seed"]) == count) & pl.col("final").is_not_null())
+    means = (shared if len(shared) else trials.drop_nulls("final")).group_by("coverage_metric").agg(pl.mean("final"))
+    return means.sort(["final", "coverage_metric"], descending=[True, False])["coverage_metric"].drop_nulls().to_list()
+
+
+def support(found: Comparison) -> float:
+    """Return how clearly an effect is above zero: 1 - p for one above it, p - 1 for one below."""
+    if found.effect is None or found.p_value is None:
+        return 0.0
+    return (1 - found.p_value) * (1 if found.effect > 0 else -1)

@@ -1,0 +1,94 @@
+"""A worker that turns shards of calibration samples into mergeable values, and adds them up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from cleanai_ray.executors.writer import RunStore
+from cleanai_ray.repair.moments import ConsumerMoments
+from cleanai_ray.stages.calibration import CalibrationNeeds, calibrate_shard, count_shard
+from cleanai_ray.stages.dense_measures import MomentCollector
+from cleanai_ray.stages.workspace import Workspace, open_workspace
+from cleanai_ray.statistics import ActivationHistograms, ActivationStatistics, Ranges
+from cleanai_ray.statistics.merging import add_up
+
+_KINDS: dict[str, Any] = {
+    "calibrate": ActivationStatistics,
+    "count": ActivationHistograms,
+    "moments": ConsumerMoments,
+}
+"""The value that each call returns, serialised."""
+
+
+class CalibrationWorker:
+    """Holds the dense model and the data set, and computes shards.
+
+    The content of the dense weights' file is an argument of every call, so that a worker that is started later has it,
+    too; the model is built from it once. Nothing is opened before the first call, so that a problem is an error of that
+    call.
+
+    A shard's result is kept in the run directory before it is returned, statistics first and marker last, so that a
+    worker or driver that dies costs no more than the shards that were being computed.
+
+    Args:
+        study_json: The study.
+        store: The run directory.
+        device: Where to compute.
+    """
+
+    def __init__(self, study_json: str, store: RunStore, device: str) -> None:
+        self._study_json = study_json
+        self._store = store
+        self._device = device
+        self._workspace: Workspace | None = None
+        self._model: nn.Module | None = None
+        self._collector: MomentCollector | None = None
+
+    def compute(
+        self, call: str, shard: int, name: str, inputs: str, weights: bytes, *arguments: Any
+    ) -> tuple[int, bytes]:
+        """Return the number of images that were read for a shard, and its result, serialised.
+
+        A result that the run directory holds is returned, and no image is read; else it is computed and kept there.
+
+        Args:
+            call: `calibrate`, `count` or `moments`.
+            shard: Number of the shard.
+            name: File of the run directory that keeps the result.
+            inputs: Digest of everything that the result depends on.
+            weights: Content of the dense weights' file.
+            arguments: Further arguments of the call.
+        """
+        kept = self._store.read(name, inputs)
+        if kept is not None:
+            return 0, kept
+        workspace = self._workspace = self._workspace or open_workspace(self._study_json, self._device)
+        if self._model is None:
+            self._model = workspace.dense_model(weights)
+        samples, value = getattr(self, f"_{call}")(workspace, self._model, shard, *arguments)
+        content = value.to_bytes()
+        self._store.note_unreadable(workspace.unreadable.found)
+        self._store.write(name, content, inputs)
+        return samples, content
+
+    def add(self, call: str, *contents: bytes) -> tuple[int, bytes]:
+        """Return 0, since no image is read, and the sum of results, in their order."""
+        kind = _KINDS[call]
+        return 0, add_up([kind.from_bytes(content) for content in contents]).to_bytes()
+
+    def _calibrate(self, workspace: Workspace, model: nn.Module, shard: int) -> tuple[int, ActivationStatistics]:
+        positions = workspace.shards()[shard]
+        return len(positions), calibrate_shard(workspace, model, positions, CalibrationNeeds.of(workspace.study))
+
+    def _count(
+        self, workspace: Workspace, model: nn.Module, shard: int, ranges: Ranges, sections: int
+    ) -> tuple[int, ActivationHistograms]:
+        positions = workspace.shards()[shard]
+        return len(positions), count_shard(workspace, model, positions, ranges, sections)
+
+    def _moments(self, workspace: Workspace, model: nn.Module, shard: int) -> tuple[int, ConsumerMoments]:
+        if self._collector is None:
+            self._collector = MomentCollector(workspace, model)
+        return self._collector.num_samples(shard), self._collector.shard(shard)

@@ -1,0 +1,50 @@
+"""Checkpoints and records in a run directory: where they lie, and a checkpoint store for a training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cleanai_ray.executors.writer import RunStore
+
+CHECKPOINTS = "cache/checkpoints"
+"""The folder of checkpoints that interrupted trainings go on from."""
+
+
+class CheckpointFile:
+    """A checkpoint store (`training.context.CheckpointStore`) in a run directory: a file, and one more for each part.
+
+    Args:
+        files: The run directory.
+        name: The file of `checkpoint_name`; parts of a training that have a name are in its `checkpoint_folder`.
+    """
+
+    def __init__(self, store: RunStore, name: str) -> None:
+        self._store = store
+        self._name = name
+
+    def save(self, content: bytes, part: str = "") -> None:
+        """Replace a part's file, wholly or not at all."""
+        self._store.write(self._file(part), content)
+
+    def load(self, part: str = "") -> bytes | None:
+        """Return the content of a part's file, or None where there is none."""
+        return self._store.read(self._file(part))
+
+    def _file(self, part: str) -> str:
+        return f"{checkpoint_folder(self._name)}/{part}.pt" if part else self._name
+
+
+def record_name(trial_id: str) -> str:
+    """Return the file that holds a trial's record."""
+    return f"trials/{trial_id}.json"
+
+
+def checkpoint_name(owner: str, inputs: str) -> str:
+    """Return the file that keeps the training of a trial, or of the dense model, for inputs of this digest."""
+    return f"{CHECKPOINTS}/{owner}-{inputs}.pt"
+
+
+def checkpoint_folder(name: str) -> str:
+    """Return the folder of what belongs to a file of `checkpoint_name`: the parts of a training in several."""
+    return name.removesuffix(".pt")

@@ -1,0 +1,75 @@
+"""A study under way, as its driver sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cleanai_ray.config.calibration_draw import CalibrationDraw
+from cleanai_ray.config.study import Study
+from cleanai_ray.executors.base import Executor
+from cleanai_ray.executors.progress import ProgressReporter
+from cleanai_ray.executors.shared import Shared
+from cleanai_ray.stages.dense_measures import measures_folder
+from cleanai_ray.stages.workspace import Workspace, open_workspace
+from cleanai_ray.storage.run_directory import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DenseWeights:
+    """The dense weights of a study.
+
+    Attributes:
+        content: Content of the safetensors file, as workers read it.
+        digest: Digest of the content.
+    """
+
+    content: Shared[bytes]
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunContext:
+    """Everything that the steps of a run have in common.
+
+    Attributes:
+        study: The study; of one draw of the calibration samples where `of_draw` made the context.
+        workspace: The study, opened in this process.
+        run: The run directory.
+        executor: What runs the work.
+        progress: Told of the course of the study.
+        folder: The folder of the run directory that keeps what is measured on the dense model.
+    """
+
+    study: Study
+    workspace: Workspace
+    run: RunDirectory
+    executor: Executor
+    progress: ProgressReporter
+    folder: str = "cache"
+
+    def of_draw(self, draw: CalibrationDraw) -> RunContext:
+        """Return the context of one draw of the calibration samples, as if the study had no other."""
+        device = str(self.workspace.device)
+        return replace(
+            self,
+            study=self.study.of_draw(draw),
+            workspace=open_workspace(self.study.model_dump_json(), device, draw),
+            folder=measures_folder(self.study, draw),
+        )
+
+    def cached(self, name: str, key: str, compute: Callable[[], bytes], needs: tuple[str, ...] = ()) -> bytes:
+        """Return a file of the run directory: as it is where it is complete, else computed, written and marked.
+
+        Args:
+            name: The file.
+            key: Digest of everything that its content depends on.
+            compute: Returns the content.
+            needs: Further files that `compute` writes, and that must be there for the file to count.
+        """
+        if self.run.is_complete(name, key) and all(self.run.exists(other) for other in needs):
+            return self.run.read_bytes(name)
+        content = compute()
+        self.run.write_bytes(name, content)
+        self.run.mark(name, key)
+        return content

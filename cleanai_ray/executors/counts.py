@@ -1,0 +1,132 @@
+"""Counts of the work that is done and left: trials of a sweep, shards of a pass over the samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cleanai_ray.storage import schemas
+from cleanai_ray.storage.ranking import rank
+from cleanai_ray.storage.status import format_pace, format_seconds
+
+
+@dataclass
+class SweepState:
+    """Counts of trials, and the best so far.
+
+    Attributes:
+        total: Trials to run, without those that were complete before.
+        workers: Trials that run at a time, at most.
+        running: Trials that run now.
+        done: Trials that succeeded.
+        failed: Trials that failed.
+        best_row: Row of the best trial so far; None before one has ended.
+    """
+
+    total: int
+    workers: int
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    best_row: dict[str, Any] | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def finish(self, row: dict[str, Any]) -> None:
+        """Count a trial that ended."""
+        if row["status"] != schemas.OK:
+            self.failed += 1
+            return
+        self.done += 1
+        self.consider(row)
+
+    def consider(self, row: dict[str, Any]) -> None:
+        """Take a trial as the best one if it is, by `storage.ranking.rank`."""
+        if self.best_row is None or rank(row) < rank(self.best_row):
+            self.best_row = row
+
+    @property
+    def best(self) -> str:
+        """Identifier of the best trial so far; "" before one has ended."""
+        return "" if self.best_row is None else self.best_row["trial_id"]
+
+    @property
+    def best_accuracy(self) -> float:
+        """Its accuracy; -1 before one has ended."""
+        return -1.0 if self.best_row is None else self.best_row["accuracy"]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated seconds left, from the pace so far; None before the first trial ended."""
+        ended = self.done + self.failed
+        if not ended:
+            return None
+        return (time.monotonic() - self.started) / ended * (self.total - ended)
+
+    def describe(self) -> str:
+        """Return the state in a line."""
+        left = self.seconds_left
+        parts = [
+            f"{self.done} done",
+            f"{self.running} running",
+            f"{self.failed} failed",
+            f"of {self.total}",
+            f"best {self.best_accuracy:.2%} ({self.best})" if self.best else "best -",
+            f"{format_seconds(left)} left" if left is not None else "time left unknown",
+        ]
+        return ", ".join(parts)
+
+
+@dataclass
+class ShardState:
+    """Counts of shards in one pass over them.
+
+    The pace is taken from the first shard that came back on: before it, actors start.
+
+    Attributes:
+        total: Shards of the pass.
+        samples: Samples that were read; 0 where nobody counts them.
+        clock: Tells seconds that have passed.
+    """
+
+    total: int
+    done: int = 0
+    samples: int = 0
+    clock: Callable[[], float] = time.monotonic
+    _first: tuple[float, int, int] | None = None
+
+    def advance(self, done: int, total: int, samples: int = 0) -> None:
+        """Note how many shards are done, of how many, and how many samples were read for the last one."""
+        self.done, self.total, self.samples = done, total, self.samples + samples
+        if self._first is None and done:
+            self._first = (self.clock(), done, self.samples)
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Samples a second; None before the second shard came back, and where nobody counts samples."""
+        seconds, _, samples = self._pace()
+        return samples / seconds if samples and seconds > 0 else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated seconds left, from the pace so far; None before the second shard came back."""
+        seconds, done, _ = self._pace()
+        return seconds / done * (self.total - self.done) if done > 0 else None
+
+    def _pace(self) -> tuple[float, int, int]:
+        """Return the seconds since the first shard came back, and the shards done and samples read since."""
+        if self._first is None:
+            return 0.0, 0, 0
+        since, done, samples = self._first
+        return self.clock() - since, self.done - done, self.samples - samples
+
+    def describe(self) -> str:
+        """Return the state in a line."""
+        pace, left = self.samples_per_second, self.seconds_left
+        parts = [
+            f"{self.done} of {self.total} shards",
+            *([] if pace is None else [format_pace(pace)]),
+            f"{format_seconds(left)} left" if left is not None else "time left unknown",
+        ]
+        return ", ".join(parts)

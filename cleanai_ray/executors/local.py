@@ -1,0 +1,173 @@
+"""The local executor: everything in this process, one thing after another, without Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cleanai_ray.config.study import Study
+from cleanai_ray.errors import ClusterError
+from cleanai_ray.executors.base import Executor, Resources, ShardPool, ShardWork
+from cleanai_ray.executors.calibration_worker import CalibrationWorker
+from cleanai_ray.executors.counts import SweepState
+from cleanai_ray.executors.progress import ProgressReporter
+from cleanai_ray.executors.shared import Shared, values_of
+from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup, run_group
+from cleanai_ray.executors.writer import RunWriter
+from cleanai_ray.registry import EXECUTORS
+from cleanai_ray.stages.workspace import Workspace
+from cleanai_ray.statistics.merging import MergeTree
+from cleanai_ray.storage.run_directory import RunDirectory
+from cleanai_ray.training.context import LocalContext
+
+
+@dataclass(frozen=True)
+class LocalValue(Shared[Any]):
+    """A value of this process.
+
+    Attributes:
+        value: The value.
+    """
+
+    value: Any
+
+    def get(self) -> Any:
+        """Return the value."""
+        return self.value
+
+
+class LocalShardPool(ShardPool):
+    """Computes shards in this process, in their order.
+
+    Args:
+        worker: Computes shards and adds them up.
+        run: The run directory.
+        progress: Told of every shard that is done.
+    """
+
+    def __init__(self, worker: CalibrationWorker, run: RunDirectory, progress: ProgressReporter) -> None:
+        super().__init__(run, progress)
+        self._worker = worker
+
+    def sum_shards(self, work: ShardWork, *arguments: Any) -> bytes:
+        """Compute every shard, and return the sum of the results, with the bits that any number of workers give."""
+        tree, given = MergeTree(work.num_shards), values_of(arguments)
+        with _torch_threads(1), self.progress.shards(work.title, work.num_shards) as on_shard:
+            for shard in range(work.num_shards):
+                samples, content = self._worker.compute(work.call, shard, work.file(shard), work.inputs, *given)
+                tree.put((0, shard), content)
+                while (node := tree.take_ready()) is not None:
+                    _, total = self._worker.add(work.call, *(tree.value(child) for child in tree.children(node)))
+                    tree.put(node, total)
+                on_shard(shard + 1, work.num_shards, samples)
+        return tree.value(tree.root)
+
+
+class LocalExecutor(Executor):
+    """Runs a study in this process.
+
+    A trial that would take several workers runs in this process alone: their number changes no batch, only who computes
+    which part of it. Torch uses as many threads as on Ray, so that results are the same.
+
+    Args:
+        study: The study.
+        run: The run directory.
+    """
+
+    def __init__(self, study: Study, run: RunDirectory) -> None:
+        self.store = RunWriter(run.location, study)
+        num_gpus = torch.cuda.device_count()
+        self._best_device = "cuda:0" if num_gpus else "cpu"
+        cores = os.cpu_count() or 1
+        self.resources = Resources(
+            num_nodes=1,
+            cpus=cores,
+            gpus=num_gpus,
+            description=f"local executor: this process, {cores} CPUs, {num_gpus} GPUs",
+        )
+
+    def check(self, study: Study) -> None:
+        """Refuse a study whose trials ask for GPUs that this machine has not.
+
+        Raises:
+            ClusterError: When there are too few.
+        """
+        wanted = study.resources.gpus_per_trial
+        if wanted > self.resources.gpus:
+            raise ClusterError(
+                f"resources.gpus_per_trial is {wanted:g}, and this machine has {self.resources.gpus:g} GPUs; "
+                f"allowed: at most {self.resources.gpus:g}"
+            )
+
+    def concurrent_trials(self, study: Study) -> int:
+        """Return 1."""
+        return 1
+
+    def share(self, value: Any) -> Shared[Any]:
+        """Return a handle of the value itself."""
+        return LocalValue(value)
+
+    def call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the function, on a GPU where there is one, else with all cores."""
+        with _torch_threads(1 if self.resources.gpus else int(self.resources.cpus)):
+            return function(self._best_device, *values_of(arguments))
+
+    @contextmanager
+    def shard_pool(self, study: Study, run: RunDirectory, progress: ProgressReporter) -> Iterator[ShardPool]:
+        """Yield a pool that computes shards in this process."""
+        worker = CalibrationWorker(study.model_dump_json(), self.store, self._best_device)
+        yield LocalShardPool(worker, run, progress)
+
+    def run_trials(
+        self, inputs: SweepInputs, groups: Sequence[TrialGroup], state: SweepState, refresh: Callable[[], None]
+    ) -> None:
+        """Run trials one after another."""
+        resources = inputs.study.resources
+        device = self._best_device if resources.gpus_per_trial else "cpu"
+        with _torch_threads(max(1, int(resources.cpus_per_trial))):
+            for group in groups:
+                self._run_group(inputs, group, device, state, refresh)
+
+    def _run_group(
+        self, inputs: SweepInputs, group: TrialGroup, device: str, state: SweepState, refresh: Callable[[], None]
+    ) -> None:
+        def context(workspace: Workspace) -> LocalContext:
+            return LocalContext(device=workspace.device, checkpoints=inputs.checkpoints(group.owner))
+
+        state.running = 1
+        refresh()
+        for trial, outcome in run_group(inputs, group.trials, device, context):
+            inputs.write(trial, outcome)
+            state.finish(outcome.row)
+            refresh()
+        state.running = 0
+        inputs.forget_checkpoints(group)
+
+
+@EXECUTORS.register("local")
+@contextmanager
+def open_local(study: Study, run: RunDirectory, address: str | None = None) -> Iterator[Executor]:
+    """This process, one thing after another: for debuggers and small studies; starts no Ray.
+
+    Raises:
+        ClusterError: When an address is given.
+    """
+    if address is not None:
+        raise ClusterError(f"--address is '{address}' and --executor local; allowed: --executor ray, or no --address")
+    yield LocalExecutor(study, run)
+
+
+@contextmanager
+def _torch_threads(number: int) -> Iterator[None]:
+    """Let torch use a number of threads; OMP_NUM_THREADS, where it is set, takes precedence, as in Ray's workers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", number)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,104 @@
+"""Measurements of the dense model that trials share: each made once, and kept in the run directory."""
+
+from __future__ import annotations
+
+from cleanai_ray.config.calibration_draw import CalibrationDraw
+from cleanai_ray.executors.base import ShardPool, ShardWork
+from cleanai_ray.executors.context import DenseWeights, RunContext
+from cleanai_ray.executors.shared import Shared
+from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.repair.moments import ConsumerMoments
+from cleanai_ray.stages.calibration import CalibrationNeeds
+from cleanai_ray.stages.dense_measures import (
+    DenseMeasures,
+    measure_study_curves,
+    moment_shards,
+    needs_curves,
+    needs_moments,
+    needs_statistics,
+)
+from cleanai_ray.stages.fingerprints import calibration_key, moments_key
+from cleanai_ray.stages.workspace import open_workspace
+from cleanai_ray.statistics import ActivationHistograms, ActivationStatistics
+
+
+def measure_draws(context: RunContext, dense: DenseWeights) -> dict[CalibrationDraw, Shared[DenseMeasures]]:
+    """Return what the trials of each draw of the calibration samples read; see `measure_dense`."""
+    found, draws = {}, context.study.draws()
+    for draw in draws:
+        if len(draws) > 1:
+            context.progress.say(f"calibration samples: {draw.samples}, draw {draw.seed}")
+        found[draw] = context.executor.share(measure_dense(context.of_draw(draw), dense))
+    return found
+
+
+def measure_dense(context: RunContext, dense: DenseWeights) -> DenseMeasures:
+    """Return what the trials of a study of one draw read: from the run directory, or measured and kept there.
+
+    Raises:
+        CleanAIError: When something cannot be measured; the message names the sample or the layer.
+    """
+    study, progress = context.study, context.progress
+    statistics = moments = curves = None
+    with context.executor.shard_pool(study, context.run, progress) as pool:
+        if needs_statistics(study):
+            with progress.stage("calibration"):
+                statistics = measure_statistics(context, dense, pool)
+        if needs_moments(study):
+            with progress.stage("second moments"):
+                moments = measure_moments(context, dense, pool)
+    if needs_curves(study):
+        assert moments is not None
+        with progress.stage("sensitivity"):
+            curves = _curves(context, dense, moments)
+    return DenseMeasures(statistics=statistics, moments=moments, curves=curves)
+
+
+def measure_statistics(context: RunContext, dense: DenseWeights, pool: ShardPool) -> ActivationStatistics:
+    """Return the activation statistics of a study of one draw, with histograms where a metric reads them."""
+    study, key = context.study, calibration_key(context.study, dense.digest)
+    (draw,) = study.draws()
+    num_shards = -(-draw.samples // study.data.calibration.shard_size)
+
+    def compute() -> bytes:
+        work = ShardWork(call="calibrate", title="calibration", num_shards=num_shards, inputs=key)
+        content = pool.sum_shards(work, dense.content)
+        sections = CalibrationNeeds.of(study).sections
+        if sections is None:
+            return content
+        statistics = ActivationStatistics.from_bytes(content)
+        work = ShardWork(call="count", title="sections", num_shards=num_shards, inputs=key)
+        counted = pool.sum_shards(work, dense.content, context.executor.share(statistics.ranges), sections)
+        return statistics.with_histograms(ActivationHistograms.from_bytes(counted)).to_bytes()
+
+    content = context.cached(f"{context.folder}/calibration.safetensors", key, compute)
+    pool.forget_shards()
+    return ActivationStatistics.from_bytes(content)
+
+
+def measure_moments(context: RunContext, dense: DenseWeights, pool: ShardPool) -> ConsumerMoments:
+    """Return the second moments of a study of one draw."""
+    key = moments_key(context.study, dense.digest)
+
+    def compute() -> bytes:
+        num_shards = len(moment_shards(context.workspace))
+        work = ShardWork(call="moments", title="second moments", num_shards=num_shards, inputs=key)
+        return pool.sum_shards(work, dense.content)
+
+    content = context.cached(f"{context.folder}/moments.safetensors", key, compute)
+    pool.forget_shards()
+    return ConsumerMoments.from_bytes(content)
+
+
+def _curves(context: RunContext, dense: DenseWeights, moments: ConsumerMoments) -> SensitivityCurves:
+    def compute() -> bytes:
+        arguments = context.study.model_dump_json(), dense.content, moments
+        return context.executor.call(f"sensitivity-{context.study.name}", _measure_curves, *arguments)
+
+    key = moments_key(context.study, dense.digest)
+    return SensitivityCurves.from_json(context.cached(f"{context.folder}/curves.json", key, compute).decode())
+
+
+def _measure_curves(device: str, study_json: str, weights: bytes, moments: ConsumerMoments) -> bytes:
+    workspace = open_workspace(study_json, device)
+    return measure_study_curves(workspace, workspace.dense_model(weights), moments).to_json().encode()

@@ -1,0 +1,22 @@
+"""A calibration worker as a Ray actor."""
+
+from __future__ import annotations
+
+from cleanai_ray.executors.calibration_worker import CalibrationWorker
+from cleanai_ray.executors.ray.cluster import assigned_device
+from cleanai_ray.executors.writer import RunStore
+
+
+class CalibrationActor(CalibrationWorker):
+    """A calibration worker on the device that Ray assigns to it.
+
+    Args:
+        study_json: The study.
+        store: The run directory.
+    """
+
+    def __init__(self, study_json: str, store: RunStore) -> None:
+        super().__init__(study_json, store, assigned_device())
+
+    def ready(self) -> None:
+        """Return when the actor runs."""

@@ -1,0 +1,137 @@
+"""Trials whose fine-tuning runs on several workers at a time, with Ray Train.
+
+A Tune trial of this kind computes nothing: it waits for a `TorchTrainer`, whose workers are placed all at once or not
+at all, so that no trial holds resources that another one needs to start. The first worker prunes and repairs; all of
+them fine-tune and score.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import ray.tune
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import PreemptionError
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from cleanai_ray.executors.ray.cluster import workers_to_ask_for
+from cleanai_ray.executors.ray.trial_config import epoch_numbers, group_of, numbers_of
+from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup, dense_model_of, describe_error, run_group
+from cleanai_ray.stages.outcome import failed_outcome
+from cleanai_ray.stages.secondary_workers import assist_trial
+from cleanai_ray.stages.workspace import open_workspace
+from cleanai_ray.storage import schemas
+from cleanai_ray.training.processes import ProcessGroupContext
+
+_LOG = logging.getLogger(__name__)
+COORDINATOR_BYTES = 10**9
+"""Memory reserved for the process that waits for a trial's workers; it takes no core."""
+
+_MAX_FAILURES = 2
+_PATIENCE = 24 * 3600
+"""Seconds that workers wait for the first one, which prunes, repairs, quantises and times alone; if it dies, Ray stops
+them."""
+
+_TRAIN_FOLDER = "train"
+
+
+def run_with_workers(config: dict[str, Any], *, inputs: SweepInputs) -> None:
+    """Run a group of trials on several workers, from a Tune worker that waits for them.
+
+    When a worker or its node is lost, the others are stopped, and as many workers as the remaining nodes hold start
+    again from the last checkpoint. Their number changes no batch, only who computes which part of it.
+    """
+    group, study, num_failures, lost_some = group_of(config), inputs.study, 0, False
+    while num_failures <= _MAX_FAILURES:
+        left = replace(group, trials=inputs.unrecorded(group.trials))
+        try:
+            if left.trials:
+                _trainer(inputs, left, workers_to_ask_for(study, lost_some=lost_some)).fit()
+            inputs.forget_checkpoints(group)
+            return
+        except ray.train.TrainingFailedError as error:
+            cause = describe_error(_cause(error))
+            _LOG.warning("the workers of trial %s start again: %s", group.owner.trial_id, cause)
+            lost_some = True
+            num_failures += not _lacked_a_node(error)
+    reason = f"its {study.finetune.num_workers} workers failed {num_failures} times, the last time with {cause}"
+    for trial in inputs.unrecorded(group.trials):
+        outcome = failed_outcome(study, trial, reason)
+        inputs.write(trial, outcome)
+        ray.tune.report(numbers_of(outcome.row))
+
+
+def _cause(error: ray.train.TrainingFailedError) -> BaseException:
+    """Return the error of the first worker that failed, or of the process that controls the workers."""
+    failures = getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
+    return next(iter(failures.values()))
+
+
+def _lacked_a_node(error: ray.train.TrainingFailedError) -> bool:
+    """Return whether a node is about to leave, or the workers found no room within a minute: not the trial's fault."""
+    return isinstance(error, PreemptionError) or isinstance(_cause(error), WorkerGroupStartupTimeoutError)
+
+
+def _trainer(inputs: SweepInputs, group: TrialGroup, num_workers: int) -> TorchTrainer:
+    wanted = inputs.study.resources
+    per_worker = {"CPU": wanted.cpus_per_trial, "GPU": wanted.gpus_per_trial}
+    path, filesystem = inputs.store.storage(_TRAIN_FOLDER)  # type: ignore[attr-defined]  # a RemoteWriter
+    return TorchTrainer(
+        _work,
+        train_loop_config={"group": group, "inputs": inputs},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=num_workers,
+            use_gpu=wanted.gpus_per_trial > 0,
+            resources_per_worker={name: value for name, value in per_worker.items() if value},
+        ),
+        torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_trial else "gloo", timeout_s=_PATIENCE),
+        run_config=ray.train.RunConfig(
+            name=f"{group.owner.trial_id}-{inputs.key(group.owner)}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+        ),
+    )
+
+
+def _work(config: dict[str, Any]) -> None:
+    """Do one worker's part of a group of trials."""
+    inputs: SweepInputs = config["inputs"]
+    group: TrialGroup = config["group"]
+    device = ray.train.torch.get_device()
+    context = ProcessGroupContext(device=device, on_row=_report_epoch, checkpoints=inputs.checkpoints(group.owner))
+    # All workers must report equally often; the numbers of the first one count.
+    for numbers in (_lead if context.rank == 0 else _assist)(inputs, group, context):
+        ray.train.report(numbers)
+
+
+def _lead(inputs: SweepInputs, group: TrialGroup, context: ProcessGroupContext) -> list[dict[str, Any]]:
+    """Run the trials; the others take part in fine-tuning and scoring. An error that they wait in is raised."""
+    device, numbers = str(context.device), []
+    for trial, outcome in run_group(inputs, group.trials, device, lambda _: context, lambda error: context.is_awaited):
+        inputs.write(trial, outcome)
+        numbers.append(numbers_of(outcome.row))
+    context.dismiss()
+    return numbers
+
+
+def _assist(inputs: SweepInputs, group: TrialGroup, context: ProcessGroupContext) -> list[dict[str, Any]]:
+    """Take part in what the first worker fine-tunes and scores."""
+    trial = group.trials[0]
+    workspace = open_workspace(inputs.study.model_dump_json(), str(context.device), inputs.study.draw_of(trial))
+    dense = dense_model_of(workspace, inputs.dense.get())
+    assist_trial(workspace, trial, dense, context, lambda: inputs.store.note_unreadable(workspace.unreadable.found))
+    return [{"status": schemas.OK} for _ in group.trials]
+
+
+def _report_epoch(row: Mapping[str, Any]) -> None:
+    ray.train.report(epoch_numbers(row))

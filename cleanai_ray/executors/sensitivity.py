@@ -1,0 +1,139 @@
+"""The sensitivity analysis of a study's dense model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+import yaml
+from torch import nn
+
+from cleanai_ray.charts.sensitivity import draw
+from cleanai_ray.charts.style import to_svg
+from cleanai_ray.config.study import Study, Trial
+from cleanai_ray.errors import PruningError
+from cleanai_ray.executors.context import DenseWeights, RunContext
+from cleanai_ray.executors.dense import obtain_dense
+from cleanai_ray.executors.measures import measure_dense
+from cleanai_ray.executors.progress import ProgressReporter
+from cleanai_ray.executors.run_study import RunOptions
+from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.pruning.measurements import Measurements
+from cleanai_ray.pruning.pruner import Pruner
+from cleanai_ray.registry import EXECUTORS
+from cleanai_ray.sensitivity.table import curve_rows, layer_ratios
+from cleanai_ray.stages.dense_measures import measures_folder
+from cleanai_ray.stages.workspace import Workspace
+from cleanai_ray.storage import schemas
+from cleanai_ray.storage.locking import locked
+from cleanai_ray.storage.run_directory import RunDirectory
+
+RATIOS_FILE, CHART_FILE = "layer_ratios.yaml", "charts/sensitivity.svg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """The analysis.
+
+    Attributes:
+        table: A row per group and removal (`schemas.SENSITIVITY`).
+        suggestions: By amount (a ratio or a budget of the study): the keys of `pruning` that share it out.
+        refused: By amount: why it cannot be shared out.
+    """
+
+    table: pl.DataFrame
+    suggestions: dict[str, dict[str, Any]]
+    refused: dict[str, str]
+
+
+def analyse(
+    study: Study, workspace: Workspace, run: RunDirectory, options: RunOptions, progress: ProgressReporter
+) -> Sensitivity:
+    """Measure, or read from the run directory, and write sensitivity.parquet, layer_ratios.yaml and the chart.
+
+    Args:
+        study: The study; of its sweep only the amounts count, and the first draw of the calibration samples.
+        workspace: The study, opened in this process.
+        run: The run directory.
+        options: What runs it, and how.
+        progress: Hears of the stages.
+    """
+    study = study.model_copy(update={"sweep": study.sweep.model_copy(update={"methods": ("reconstruction",)})})
+    first = study.draws()[0]
+    open_executor = EXECUTORS.get(options.executor)
+    with locked(run), open_executor(study, run, options.address) as executor:
+        context = RunContext(
+            study=study.of_draw(first),
+            workspace=replace(workspace, study=study.of_draw(first)),
+            run=run,
+            executor=executor,
+            progress=progress,
+            folder=measures_folder(study, first),
+        )
+        with progress.stage("dense model"):
+            dense = obtain_dense(replace(context, study=study))
+        weights = DenseWeights(content=executor.share(dense.weights), digest=dense.digest)
+        measures = measure_dense(context, weights)
+    curves = measures.curves
+    assert curves is not None
+    table = schemas.to_table(curve_rows(curves), schemas.SENSITIVITY)
+    run.write_table(schemas.SENSITIVITY_FILE, table)
+    frame = pl.DataFrame(pl.from_arrow(table))
+    chart = draw(frame)
+    if chart is not None:
+        run.write_bytes(CHART_FILE, to_svg(chart).encode())
+    suggestions, refused = _share_out(study, context.workspace, workspace.dense_model(dense.weights), curves)
+    run.write_text(RATIOS_FILE, yaml.safe_dump(suggestions, sort_keys=False))
+    return Sensitivity(table=frame, suggestions=suggestions, refused=refused)
+
+
+def _share_out(
+    study: Study, workspace: Workspace, model: nn.Module, curves: SensitivityCurves
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Return, for every ratio and budget of a study, the layer ratios that meet it, or why none do."""
+    suggestions: dict[str, dict[str, Any]] = {}
+    refused: dict[str, str] = {}
+    for amount in (*study.sweep.ratios, *study.sweep.budgets):
+        is_ratio = isinstance(amount, float)
+        name = f"ratio {amount:g}" if is_ratio else str(amount)
+        trial = Trial(method="reconstruction", mode="global", **{"ratio" if is_ratio else "budget": amount})
+        pruner = Pruner(
+            model,
+            workspace.example_input(),
+            trial,
+            bounds=study.pruning.model_copy(update={"layer_ratios": {}}),
+            ignored_layers=workspace.ignored_layers(),
+            measured=Measurements(curves=curves),
+        )
+        try:
+            suggestions[name] = dict(layer_ratios(pruner.run().plan))
+        except PruningError as error:
+            refused[name] = str(error)
+    return suggestions, refused
+
+
+def describe(found: Sensitivity, run: RunDirectory) -> tuple[list[str], list[list[str]], list[str]]:
+    """Return the analysis as a table (headings, a row per group) and sentences."""
+    shares = (0.1, 0.3, 0.5, 0.7)
+    headings = ["group", "channels", *(f"KL at {share:.0%}" for share in shares), "error at 50%"]
+    rows = []
+    for _, group in found.table.group_by("group", maintain_order=True):
+        cells = [str(group["group"][0]), str(group["num_channels"][0])]
+        for share in shares:
+            within = group.filter(pl.col("channel_ratio") <= share + 1e-9)
+            cells.append("-" if within.is_empty() else f"{within['divergence'][-1]:.4f}")
+        within = group.filter(pl.col("channel_ratio") <= 0.5)
+        rows.append([*cells, "-" if within.is_empty() else f"{within['error'][-1]:.2%}"])
+    lines = [
+        "",
+        "KL: mean divergence of the outputs from the dense model's, in nats, one group alone narrowed.",
+        "error: of what the layers reading the group compute, refitted, relative and squared; the sum over them.",
+    ]
+    for amount, keys in found.suggestions.items():
+        text = yaml.safe_dump({"pruning": keys}, width=100).rstrip()
+        lines += ["", f"# {amount}, shared out by sensitivity:", *text.split("\n")]
+    for amount, reason in found.refused.items():
+        lines += ["", f"# {amount}: {reason}"]
+    where = ", ".join((schemas.SENSITIVITY_FILE, RATIOS_FILE, CHART_FILE))
+    return headings, rows, [*lines, "", f"written to {run.location}: {where}"]

@@ -1,0 +1,165 @@
+"""The status of a running study, written to `status.json` in its run directory.
+
+It is written at every stage that begins, and in between from a thread of its own, so that a long stage does not look
+dead. An executor may publish it elsewhere, too: on Ray's metrics port, for instance.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from cleanai_ray.config.study import Study
+from cleanai_ray.errors import ArtifactError
+from cleanai_ray.executors.counts import ShardState, SweepState
+from cleanai_ray.executors.progress import ProgressReporter
+from cleanai_ray.storage.run_directory import RunDirectory
+from cleanai_ray.storage.status import HEARTBEAT, STATUS_FILE, StudyStatus, utc_now
+
+_LOG = logging.getLogger(__name__)
+
+
+class StatusWriter:
+    """Keeps a study's status, and writes it down.
+
+    Every change is kept at once, and written at every stage that begins, at the end, and every few seconds in between.
+
+    Args:
+        study: The study.
+        run: Its run directory.
+        publish: Given every status that is written.
+        interval: Seconds between two writings.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        run: RunDirectory,
+        *,
+        publish: Callable[[StudyStatus], None] = lambda status: None,
+        interval: float = HEARTBEAT,
+    ) -> None:
+        self._run = run
+        self._publish = publish
+        self._interval = interval
+        self._status = StudyStatus(
+            study=study.name,
+            state="running",
+            stage="start",
+            trials_total=len(study.trials()),
+            started=utc_now(),
+            updated=utc_now(),
+        )
+        self._changing, self._writing = threading.Lock(), threading.Lock()
+        self._ended = threading.Event()
+        self._unwritten = False
+        self._thread = threading.Thread(target=self._beat, name=f"watching-{study.name}", daemon=True)
+
+    def start(self) -> None:
+        """Write the first status, and go on writing it."""
+        self._write()
+        self._thread.start()
+
+    def end(self, state: Literal["finished", "failed"], error: str = "") -> None:
+        """Write the last status; nothing is written after it."""
+        self._ended.set()
+        self._thread.join()
+        self._change(state=state, error=error, trials_running=0, seconds_left=None, samples_per_second=None)
+        self._write()
+
+    def stage(self, name: str) -> None:
+        """Write down that a stage begins."""
+        self._change(stage=name, shards_done=None, shards_total=None, samples_per_second=None, seconds_left=None)
+        self._write()
+
+    def dense(self, accuracy: float) -> None:
+        """Note the accuracy of the dense model."""
+        self._change(accuracy_dense=accuracy)
+
+    def shards(self, state: ShardState) -> None:
+        """Note how many shards are done."""
+        self._change(
+            shards_done=state.done,
+            shards_total=state.total,
+            samples_per_second=state.samples_per_second,
+            seconds_left=state.seconds_left,
+        )
+
+    def complete(self, state: SweepState) -> None:
+        """Note the trials that were complete before."""
+        self._change(trials_done=state.done, **_best(state))
+
+    def sweep(self, state: SweepState) -> None:
+        """Note how many trials run and ended, those that were complete before included."""
+        before = self._status.trials_total - state.total
+        self._change(
+            trials_done=before + state.done,
+            trials_running=state.running,
+            trials_failed=state.failed,
+            seconds_left=state.seconds_left,
+            **_best(state),
+        )
+
+    def _change(self, **values: Any) -> StudyStatus:
+        with self._changing:
+            self._status = self._status.model_copy(update=values)
+            return self._status
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._interval):
+            self._write()
+
+    def _write(self) -> None:
+        with self._writing:
+            status = self._change(updated=utc_now())
+            try:
+                self._run.write_json(STATUS_FILE, status.model_dump(mode="json"))
+                self._unwritten = False
+            except ArtifactError as error:
+                # The study is worth more than being watched: it is told once, and the next beat tries again.
+                if not self._unwritten:
+                    _LOG.warning("%s", error)
+                self._unwritten = True
+            self._publish(status)
+
+
+def _best(state: SweepState) -> dict[str, Any]:
+    return {"best": state.best, "best_accuracy": state.best_accuracy} if state.best else {}
+
+
+@contextmanager
+def status_written(
+    study: Study,
+    run: RunDirectory,
+    progress: ProgressReporter,
+    publish: Callable[[StudyStatus], None] = lambda status: None,
+) -> Iterator[StatusWriter]:
+    """Write the status of a study while the context lasts: everything the progress reporter hears, and how it ended.
+
+    Args:
+        study: The study.
+        run: Its run directory.
+        progress: Hears of the course of the study.
+        publish: Given every status that is written.
+    """
+    watcher = StatusWriter(study, run, publish=publish)
+    watcher.start()
+    progress.watch(watcher)
+    try:
+        yield watcher
+    except BaseException as error:
+        watcher.end("failed", _sentence(error))
+        raise
+    else:
+        watcher.end("finished")
+    finally:
+        progress.watch(None)
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command resumes it"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,203 @@
+"""Writing a study into its run directory: files, the records of trials, and the models to keep.
+
+A trial's model is written before its record, and the record's completion marker last. Everything the writer knows it
+can read back, so it carries on where it was when its process was killed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+from cleanai_ray.config.study import Study
+from cleanai_ray.errors import DataError
+from cleanai_ray.executors.checkpoints import CHECKPOINTS, checkpoint_folder, record_name
+from cleanai_ray.stages.fingerprints import data_key
+from cleanai_ray.storage import schemas
+from cleanai_ray.storage.ranking import rank
+from cleanai_ray.storage.run_directory import PLAN_FILE, WEIGHTS_FILE, RunDirectory
+
+Record = dict[str, Any]
+UNREADABLE_FILE = "cache/unreadable.json"
+
+
+class RunStore(Protocol):
+    """A run directory as the driver and every worker reach it; `RunWriter` documents the methods."""
+
+    def read(self, name: str, inputs: str | None = None) -> bytes | None: ...  # noqa: D102
+    def write(self, name: str, content: bytes, inputs: str | None = None) -> None: ...  # noqa: D102
+    def note_unreadable(self, found: dict[str, str]) -> None: ...  # noqa: D102
+    def begin_sweep(self, completed: list[str]) -> None: ...  # noqa: D102
+    def wants_model(self, row: dict[str, Any]) -> bool: ...  # noqa: D102
+    def write_trial(self, record: Record, inputs: str, model: SavedTrialModel | None = None) -> None: ...  # noqa: D102
+    def recorded(self, trials: list[tuple[str, str]]) -> dict[str, str]: ...  # noqa: D102
+    def forget_checkpoints(self, names: list[str]) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedTrialModel:
+    """The files of a trial's model.
+
+    Attributes:
+        plan: Its plan, as JSON.
+        weights: Content of its safetensors file, in float.
+        quantized: Name and content of the quantised model's file, where there is one.
+    """
+
+    plan: str
+    weights: bytes
+    quantized: tuple[str, bytes] | None = None
+
+
+def model_folder(trial_id: str) -> str:
+    """Return the folder that holds a trial's pruned model."""
+    return f"models/{trial_id}"
+
+
+def lacks_model(rows: list[dict[str, Any]], save_models: str, run: RunDirectory) -> set[str]:
+    """Return the complete trials whose model should be in the run directory and is not."""
+    wanted = {"none": [], "best": sorted(rows, key=rank)[:1], "all": rows}[save_models]
+    return {row["trial_id"] for row in wanted if not run.exists(f"{model_folder(row['trial_id'])}/{PLAN_FILE}")}
+
+
+def unreadable_samples(study: Study, run: RunDirectory) -> dict[str, str]:
+    """Return the samples of a study that were left out because they could not be decoded, with the reasons."""
+    key = data_key(study)
+    return run.read_json(UNREADABLE_FILE) if run.is_complete(UNREADABLE_FILE, key) else {}
+
+
+class RunWriter:
+    """Writes files, records and models, and keeps those models that the study asks for.
+
+    Calls may overlap: files are independent of each other, records are taken one at a time.
+
+    Args:
+        location: The run directory.
+        study: The study.
+    """
+
+    def __init__(self, location: str, study: Study) -> None:
+        self._run = RunDirectory(location)
+        self._study = study
+        self._save_models = study.output.save_models
+        self._lock = threading.Lock()
+        self._statuses: dict[str, str] | None = None
+        self._unreadable = unreadable_samples(study, self._run)
+        self._saved = {row["trial_id"]: row for row in self._rows_with_model()}
+
+    def read(self, name: str, inputs: str | None = None) -> bytes | None:
+        """Return a file's content; None where there is none, or none that was completed from inputs of this digest."""
+        return read_file(self._run, name, inputs)
+
+    def write(self, name: str, content: bytes, inputs: str | None = None) -> None:
+        """Write a file, and then its marker where the digest of its inputs is given."""
+        write_file(self._run, name, content, inputs)
+
+    def note_unreadable(self, found: dict[str, str]) -> None:
+        """Add samples to those that could not be decoded.
+
+        Raises:
+            DataError: When there are more of them than `data.skip_unreadable` allows.
+        """
+        with self._lock:
+            if found.keys() - self._unreadable.keys():
+                self._unreadable = dict(sorted({**self._unreadable, **found}.items()))
+                self._run.write_json(UNREADABLE_FILE, self._unreadable)
+                self._run.mark(UNREADABLE_FILE, data_key(self._study))
+            allowed = self._study.data.skip_unreadable
+            if len(self._unreadable) > allowed:
+                some = ", ".join(list(self._unreadable)[:3])
+                raise DataError(
+                    f"{len(self._unreadable)} samples cannot be decoded, data.skip_unreadable allows {allowed}: {some}"
+                    + (", ..." if len(self._unreadable) > 3 else "")
+                )
+
+    def begin_sweep(self, completed: list[str]) -> None:
+        """Delete the models of trials that are not complete: the tables will not describe them."""
+        with self._lock:
+            self._statuses = {}
+            self._saved = {name: row for name, row in self._saved.items() if name in completed}
+            for trial_id in self._run.list("models"):
+                if trial_id not in self._saved:
+                    self._run.delete(model_folder(trial_id))
+
+    def wants_model(self, row: dict[str, Any]) -> bool:
+        """Return whether the model of a trial is to be kept."""
+        if self._save_models == "best":
+            return all(rank(row) < rank(other) for other in list(self._saved.values()))
+        return self._save_models == "all"
+
+    def write_trial(self, record: Record, inputs: str, model: SavedTrialModel | None = None) -> None:
+        """Write a trial: its model if it comes with one, its record, and the marker of a trial that succeeded.
+
+        Args:
+            record: Its rows of the tables.
+            inputs: The digest of its inputs.
+            model: Its model.
+        """
+        row = record["row"]
+        trial_id = row["trial_id"]
+        with self._lock:
+            if model is not None and self.wants_model(row):
+                folder = model_folder(trial_id)
+                if model.quantized is not None:
+                    self._run.write_bytes(f"{folder}/{model.quantized[0]}", model.quantized[1])
+                self._run.write_bytes(f"{folder}/{WEIGHTS_FILE}", model.weights)
+                self._run.write_text(f"{folder}/{PLAN_FILE}", model.plan)
+                self._saved[trial_id] = row
+            self._run.write_json(record_name(trial_id), record)
+            if row["status"] == schemas.OK:
+                self._run.mark(record_name(trial_id), inputs)
+            if self._statuses is not None:
+                self._statuses[trial_id] = row["status"]
+            if self._save_models == "best":
+                self._keep_best()
+
+    def recorded(self, trials: list[tuple[str, str]]) -> dict[str, str]:
+        """Return the status of those trials that were recorded since the sweep began, by trial id.
+
+        A writer whose process was replaced meanwhile finds those again that succeeded.
+
+        Args:
+            trials: Trial ids, and the digests of their inputs.
+        """
+        if self._statuses is not None:
+            return {trial_id: self._statuses[trial_id] for trial_id, _ in trials if trial_id in self._statuses}
+        return {
+            trial_id: schemas.OK for trial_id, inputs in trials if self._run.is_complete(record_name(trial_id), inputs)
+        }
+
+    def forget_checkpoints(self, names: list[str]) -> None:
+        """Delete the checkpoints of trainings that are done; names without a checkpoint are ignored."""
+        done = {PurePosixPath(file).name for name in names for file in (name, checkpoint_folder(name))}
+        for name in done.intersection(self._run.list(CHECKPOINTS)):
+            self._run.delete(f"{CHECKPOINTS}/{name}")
+
+    def _keep_best(self) -> None:
+        for trial_id in sorted(self._saved, key=lambda name: rank(self._saved[name]))[1:]:
+            self._run.delete(model_folder(trial_id))
+            del self._saved[trial_id]
+
+    def _rows_with_model(self) -> Iterator[dict[str, Any]]:
+        for trial_id in self._run.list("models"):
+            if self._run.exists(record_name(trial_id)):
+                row = self._run.read_json(record_name(trial_id))["row"]
+                if row["status"] == schemas.OK:
+                    yield row
+
+
+def read_file(run: RunDirectory, name: str, inputs: str | None) -> bytes | None:
+    """Return a file's content; None where there is none, or none that was completed from inputs of this digest."""
+    if not (run.exists(name) and (inputs is None or run.is_complete(name, inputs))):
+        return None
+    return run.read_bytes(name)
+
+
+def write_file(run: RunDirectory, name: str, content: bytes, inputs: str | None) -> None:
+    """Write a file, and then its marker where the digest of its inputs is given."""
+    run.write_bytes(name, content)
+    if inputs is not None:
+        run.mark(name, inputs)

@@ -1,0 +1,33 @@
+"""The chapter on the best trial: its stages, its speed and its layers."""
+
+from __future__ import annotations
+
+from cleanai_ray.analysis.wording import describe_trial
+from cleanai_ray.registry import CHAPTERS
+from cleanai_ray.report.blocks import Block, Chapter, Heading, Paragraph
+from cleanai_ray.report.sections import tables
+from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
+
+
+@CHAPTERS.register("best_trial")
+class BestTrial(ChapterWriter):
+    """The most accurate trial in detail."""
+
+    position = 50
+    charts = ("dense_vs_best", "class_change", "layer_channels")
+
+    def write(self, content: ReportContent) -> Chapter | None:
+        """Return the chapter; None where every trial failed."""
+        study, best = content.study, content.study.best
+        if best is None:
+            return None
+        overview, of_classes, of_layers = (content.charts(name) for name in self.charts)
+        blocks: list[Block] = [Paragraph(f"{describe_trial(best)}; trial {best['trial_id']}."), *overview]
+        blocks += [Heading("Accuracy after every stage"), tables.stages(best)]
+        timed = tables.latency(study, best["trial_id"])
+        blocks += [Heading("Speed"), timed] if timed is not None else []
+        blocks += of_classes
+        layers = tables.layers(study, best["trial_id"])
+        if layers is not None:
+            blocks += [*of_layers, Heading("Layers"), layers]
+        return Chapter("Best trial", tuple(blocks), starts_page=True)

@@ -1,0 +1,71 @@
+"""The first page: the verdict, its reasons, the key numbers and the facts of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cleanai_ray.analysis.findings import Headline
+from cleanai_ray.analysis.numbers import NONE, change, milliseconds, percent, plural, points, quantity, size, times
+from cleanai_ray.report.blocks import Block, Callout, KeyNumber, KeyNumbers, Paragraph, Tone
+from cleanai_ray.report.sections.base import ReportContent
+from cleanai_ray.report.sections.reproduction import run_facts
+
+COVER_CHART = "accuracy_macs"
+
+_TONES: dict[str, Tone] = {"acceptable": "good", "with reservations": "warn", "not acceptable": "bad"}
+_VERDICTS = {
+    "acceptable": "Acceptable by the checks of this report",
+    "with reservations": "Acceptable with reservations",
+    "not acceptable": "Not acceptable",
+}
+
+
+def cover_blocks(content: ReportContent) -> list[Block]:
+    """Return the blocks of the first page."""
+    headline = content.findings.headline
+    blocks: list[Block] = [Callout(_VERDICTS[headline.verdict], headline.sentence, _TONES[headline.verdict])]
+    blocks += [_why(headline)] if headline.reasons else []
+    blocks += [KeyNumbers(numbers)] if (numbers := _key_numbers(headline)) else []
+    return [*blocks, run_facts(content.study), *content.charts(COVER_CHART)]
+
+
+def _why(headline: Headline) -> Paragraph:
+    shown = [_clipped(reason, 300) for reason in headline.reasons[:3]]
+    rest = len(headline.reasons) - len(shown)
+    more = f" ({plural(rest, 'further reason')} under Risks)" if rest else ""
+    return Paragraph(f"Why: {'; '.join(reason.removesuffix('.') for reason in shown)}{more}.")
+
+
+def _clipped(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _key_numbers(headline: Headline) -> tuple[KeyNumber, ...]:
+    best = headline.trial
+    if best is None:
+        return ()
+    lost = None if best["loss_points"] is None else -best["loss_points"] / 100
+    numbers = [
+        KeyNumber("top-1 accuracy", percent(best["accuracy"]), f"{points(lost)} against dense"),
+        KeyNumber("MACs", change(best["macs"], best["macs_dense"]), _of(best["macs"], best["macs_dense"], quantity)),
+        KeyNumber(
+            "parameters",
+            change(best["params"], best["params_dense"]),
+            _of(best["params"], best["params_dense"], quantity),
+        ),
+        KeyNumber(
+            "size",
+            change(best["size_bytes"], best["size_bytes_dense"]),
+            _of(best["size_bytes"], best["size_bytes_dense"], size),
+        ),
+        KeyNumber(
+            "speed-up, batch 1",
+            times(headline.speedup),
+            _of(best["latency_ms_b1_p50"], best["latency_ms_b1_p50_dense"], milliseconds),
+        ),
+    ]
+    return tuple(number for number in numbers if number.value != NONE)
+
+
+def _of(value: float | None, dense: float | None, write: Callable[[float | None], str]) -> str:
+    return f"{write(value)}, dense {write(dense)}"

@@ -1,0 +1,75 @@
+"""The chapter of findings: every question with its answer, its interval and its test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cleanai_ray.analysis.answers import Answer, with_unit
+from cleanai_ray.analysis.numbers import NONE, p_text, signed
+from cleanai_ray.registry import CHAPTERS
+from cleanai_ray.report.blocks import Block, Chapter, Column, Figure, Heading, Paragraph, Table
+from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
+
+_METHOD = (
+    "Every line compares trials in pairs, in the cells (ratio or budget, mode, steps) that both have; seeds are "
+    "averaged within a cell, which is the unit of the interval and of the test. Yes and no: the 95 % interval excludes "
+    "zero and p < 0.05 after Holm's correction over all questions. Effects in percentage points of top-1 unless "
+    "another unit is named. They hold for this model and these images."
+)
+
+
+@CHAPTERS.register("findings")
+class Findings(ChapterWriter):
+    """The questions about methods that the study answers."""
+
+    position = 20
+    charts = ("critical_difference",)
+
+    def write(self, content: ReportContent) -> Chapter | None:
+        """Return the chapter; None where every trial failed, or no question has an effect to show."""
+        if content.study.best is None:
+            return None
+        return findings_chapter(content.findings.answers, content.figures)
+
+
+def findings_chapter(answers: Sequence[Answer], figures: Mapping[str, Figure]) -> Chapter | None:
+    """Return the table of findings with the diagram of ranks; None where no question has an effect to show."""
+    shown = [answer for answer in answers if answer.effect is not None]
+    if not shown:
+        return None
+    blocks: list[Block] = [findings_table(shown), Paragraph(_METHOD, is_small=True)]
+    if "critical_difference" in figures:
+        blocks.append(figures["critical_difference"])
+    blocks.append(Heading("In words"))
+    blocks += [Paragraph(f"{answer.question} {answer.verdict.capitalize()}. {answer.sentence}") for answer in shown]
+    reasons: dict[str, list[str]] = {}
+    for answer in answers:
+        if answer.effect is None:
+            reasons.setdefault(answer.sentence, []).append(answer.question)
+    if reasons:
+        blocks.append(Heading("Not answered"))
+        blocks += [Paragraph(f"{' '.join(asked)} {reason}") for reason, asked in reasons.items()]
+    return Chapter("Findings", tuple(blocks), starts_page=True)
+
+
+def findings_table(answers: Sequence[Answer]) -> Table:
+    """Return a row a question: verdict, effect, interval, pairs and p-value."""
+    columns = (
+        Column("question", 0.35),
+        Column("answer", 0.1),
+        Column("effect", 0.21, True),
+        Column("95 % interval", 0.16, True),
+        Column("pairs", 0.08, True),
+        Column("p (Holm)", 0.1, True),
+    )
+    rows = tuple(finding_row(answer) for answer in answers)
+    decided = tuple(place for place, answer in enumerate(answers) if answer.verdict != "cannot tell")
+    return Table(columns, rows, highlighted=decided)
+
+
+def finding_row(answer: Answer) -> tuple[str, ...]:
+    """Return an answer as the texts of a table's row."""
+    effect = NONE if answer.effect is None else with_unit(answer.effect, answer.unit).removesuffix(" points")
+    interval = NONE if answer.low is None or answer.high is None else f"{signed(answer.low)} to {signed(answer.high)}"
+    p_value = NONE if answer.p_value is None else p_text(answer.p_value).removeprefix("p ").removeprefix("= ")
+    return answer.question, answer.verdict, effect, interval, str(answer.num_pairs), p_value

@@ -1,0 +1,61 @@
+"""The dense model of a study: built or loaded, trained where the study says so, and scored."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
+from cleanai_ray.models import build_model
+from cleanai_ray.nn.weights import safetensors_bytes
+from cleanai_ray.stages.workspace import Workspace
+from cleanai_ray.storage import schemas
+from cleanai_ray.training.context import LocalContext, TrainingContext
+from cleanai_ray.training.train import train_dense
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseModel:
+    """The dense model and its score.
+
+    Attributes:
+        weights: Content of its safetensors file.
+        accuracy: Its score on the evaluation samples.
+        history: A row per epoch, where the study trained it.
+    """
+
+    weights: bytes
+    accuracy: Accuracy
+    history: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Digest of the weights."""
+        return hashlib.sha256(self.weights).hexdigest()[:16]
+
+
+def prepare_dense(workspace: Workspace, context: TrainingContext | None = None) -> DenseModel:
+    """Build the dense model of a study, train it where the study says so, and score it.
+
+    Args:
+        workspace: The opened study.
+        context: Where the training reports and keeps checkpoints; by default it does neither.
+    """
+    section = workspace.study.model
+    train = section.train
+    model = build_model(section, seed=train.seed if train else 0).to(workspace.device)
+    history: tuple[dict[str, Any], ...] = ()
+    if train is not None:
+        epoch_batches, steps = workspace.training_batches(train.seed, train.batch_size)
+        outcome = train_dense(
+            model,
+            section=train,
+            train_batches=epoch_batches,
+            steps_per_epoch=steps,
+            validation_batches=lambda: workspace.batches("validation"),
+            context=context or LocalContext(device=workspace.device),
+        )
+        history = tuple({"trial_id": schemas.DENSE, **row} for row in outcome.history)
+    accuracy = evaluate(model, workspace.batches("evaluation"), device=workspace.device)
+    return DenseModel(weights=safetensors_bytes(model), accuracy=accuracy, history=history)

@@ -1,0 +1,148 @@
+"""The stage `finetune`: training of the smaller model, in one process or in several."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from cleanai_ray.config.study import Study, Trial, digest
+from cleanai_ray.data import Share
+from cleanai_ray.registry import STAGES
+from cleanai_ray.repair.auto import is_held_back
+from cleanai_ray.stages.base import Stage
+from cleanai_ray.stages.state import TrialState
+from cleanai_ray.stages.workspace import Workspace
+from cleanai_ray.training.context import TrainingContext
+from cleanai_ray.training.fine_tune import Batches, FineTuneResult, fine_tune
+from cleanai_ray.training.part import TrainingPart
+
+
+@STAGES.register("finetune")
+class FineTune(Stage):
+    """Fine-tune the model: at the end, and between pruning steps where `finetune.between_steps` says so.
+
+    Each fine-tuning is a training of its own, with its own schedule, early stopping and best epoch.
+    """
+
+    position = 300
+    repeats = True
+    scored_as = "finetuned"
+    timed_as = "finetune"
+
+    @classmethod
+    def applies(cls, study: Study, trial: Trial, step: int) -> bool:
+        """Return whether the study fine-tunes after this step."""
+        epochs = study.finetune.epochs if step == trial.steps else study.finetune.between_steps
+        return epochs > 0
+
+    @classmethod
+    def key(cls, study: Study, trial: Trial) -> Any:
+        """Return the recipe, the batch size it falls back on, and the seed."""
+        return [study.finetune.model_dump(mode="json"), study.data.batch_size, trial.seed]
+
+    def run(self, state: TrialState) -> TrialState:
+        """Return the state with the fine-tuned model; unchanged where the last pruning step removed nothing."""
+        if not state.removed_some:
+            return state
+        setting, part, model = self.setting, self._part(state), copy.deepcopy(state.model)
+        with setting.context.together(model, part):
+            tuned = fine_tune_part(setting.workspace, self.trial, model, setting.dense_model, setting.context, part)
+        best_epoch = tuned.best_epoch if self.is_last_step else state.best_epoch
+        return replace(state, model=model, best_epoch=best_epoch, history=(*state.history, *tuned.history))
+
+    def _part(self, state: TrialState) -> TrainingPart:
+        """Return which of the trial's trainings this is.
+
+        Its name has a digest of the removed channels, so that a checkpoint never gives one choice of channels the
+        weights of another.
+        """
+        assert state.pruned is not None
+        is_only = not state.history and self.is_last_step
+        return TrainingPart(
+            name="" if is_only else f"step{self.step}-{digest(state.pruned.result.plan.removed)}",
+            step=self.step,
+            epochs_before=len(state.history),
+        )
+
+
+def fine_tune_part(
+    workspace: Workspace,
+    trial: Trial,
+    model: nn.Module,
+    teacher: nn.Module,
+    context: TrainingContext,
+    part: TrainingPart | None = None,
+) -> FineTuneResult:
+    """Fine-tune a trial's model in place; every process of the context calls it, with the same model.
+
+    Args:
+        workspace: The opened study.
+        trial: The cell of the sweep.
+        model: The pruned model.
+        teacher: The dense model.
+        context: This process among those that train.
+        part: Which of the trial's trainings this is; by default the one after its last pruning step.
+
+    Returns:
+        The outcome of the training; its history has the column `step`.
+    """
+    section, share = workspace.study.finetune, (context.rank, context.world_size)
+    part = part or TrainingPart(step=trial.steps)
+    if part.step < trial.steps:
+        section = section.model_copy(update={"epochs": section.between_steps})
+    images = _labelled if section.data == "training" else _unlabelled
+    train_batches, steps, validation_batches = images(workspace, trial.seed, section.batch_size, share)
+    tuned = fine_tune(
+        model,
+        section=section,
+        train_batches=train_batches,
+        steps_per_epoch=steps,
+        validation_batches=validation_batches,
+        context=context,
+        seed=trial.seed,
+        teacher=teacher if section.distillation else None,
+        start_competes=_is_start_impartial(workspace.study),
+        part=part,
+    )
+    return replace(tuned, history=tuple({**row, "step": part.step} for row in tuned.history))
+
+
+def _is_start_impartial(study: Study) -> bool:
+    """Return whether the model at the start was made without the validation images."""
+    if study.finetune.data == "training":
+        # Weights from elsewhere have most likely seen them.
+        return study.model.train is not None
+    # Repair that compares variants holds back the same images; repair with fixed settings reads all of them.
+    return not study.repair.is_on or "auto" in (study.repair.compensation, study.repair.batch_norm)
+
+
+_Images = tuple[Callable[[int], Batches], int, Callable[[], Batches]]
+"""A function from an epoch to its training batches, their number, and a function that returns validation batches."""
+
+
+def _labelled(workspace: Workspace, seed: int, batch_size: int | None, share: Share) -> _Images:
+    epoch_batches, steps = workspace.training_batches(seed, batch_size, share=share)
+    return epoch_batches, steps, lambda: workspace.batches("validation", share=share)
+
+
+def _unlabelled(workspace: Workspace, seed: int, batch_size: int | None, share: Share) -> _Images:
+    """Return the calibration images: those that repair holds back validate, the others train."""
+    positions = np.arange(len(workspace.roles.calibration))
+    validates = is_held_back(positions)
+    epoch_batches, steps = workspace.training_batches(
+        seed, batch_size, share=share, role="calibration", positions=positions[~validates]
+    )
+    return (
+        lambda epoch: _without_labels(epoch_batches(epoch)),
+        steps,
+        lambda: _without_labels(workspace.batches("calibration", positions=positions[validates], share=share)),
+    )
+
+
+def _without_labels(batches: Iterable[tuple[Tensor, Tensor]]) -> Batches:
+    return ((images, None) for images, _ in batches)

@@ -1,0 +1,46 @@
+"""The stage `measure`: size, MACs and latency of the final model beside the dense one."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cleanai_ray.config.study import Study, Trial
+from cleanai_ray.deploy import timing_of
+from cleanai_ray.evaluation.latency import measure_latency
+from cleanai_ray.registry import STAGES
+from cleanai_ray.stages.base import Stage
+from cleanai_ray.stages.columns import cost_columns, latency_columns
+from cleanai_ray.stages.state import TrialState
+
+
+@STAGES.register("measure")
+class Measure(Stage):
+    """Count the final model's parameters and MACs, and time it in those back ends that can run it."""
+
+    position = 500
+    timed_as = "evaluate"
+
+    @classmethod
+    def key(cls, study: Study, trial: Trial) -> Any:
+        """Return how the study times models, and the quantisation, which decides what runs them."""
+        latency = study.evaluation.latency
+        return [latency and latency.model_dump(mode="json"), trial.quantization]
+
+    def run(self, state: TrialState) -> TrialState:
+        """Return the state with costs and rows of latency.parquet."""
+        workspace, dense = self.setting.workspace, self.setting.dense_model
+        section, device, example = workspace.study.evaluation.latency, workspace.device, workspace.example_input()
+        costs = cost_columns(dense, state.model, example, state.quantized)
+        if section is None:
+            return replace(state, costs=costs)
+        backend = "eager"
+        if self.trial.quantization == "int8":
+            # onnxruntime runs it on the CPU, wherever the study computes; the dense model stays where it is.
+            backend, dense, device = "onnxruntime", copy.deepcopy(dense), torch.device("cpu")
+        timing = timing_of(self.trial.quantization, section)
+        rows = measure_latency({"dense": dense, "pruned": state.final_model}, example, timing, device=device)
+        return replace(state, latency=tuple(rows), costs={**costs, **latency_columns(rows, backend)})

@@ -1,0 +1,137 @@
+"""The outcome of a trial: its rows of every table, and its model."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from cleanai_ray.config.study import Study, Trial
+from cleanai_ray.deploy import Quantized
+from cleanai_ray.pruning.plan import PruningPlan
+from cleanai_ray.stages.base import TrialSetting
+from cleanai_ray.stages.columns import describe_repair, describe_trial, score_columns, skipped_by_repair
+from cleanai_ray.stages.dense import DenseModel
+from cleanai_ray.stages.dense_measures import DenseMeasures
+from cleanai_ray.stages.pipeline import plan_stages, run_stages
+from cleanai_ray.stages.state import TrialState
+from cleanai_ray.stages.workspace import Workspace
+from cleanai_ray.storage import schemas
+from cleanai_ray.training.context import LocalContext, TrainingContext
+
+_TIMED = ("prune", "repair", "finetune", "quantize", "evaluate")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrialOutcome:
+    """What one trial produced.
+
+    Attributes:
+        row: Its row of results.parquet.
+        layers: Its rows of layers.parquet.
+        classes: Its rows of classes.parquet.
+        history: Its rows of history.parquet.
+        latency: Its rows of latency.parquet.
+        model: The pruned model after the last stage, in float; None for a failed trial.
+        plan: What was removed; None for a failed trial.
+        quantized: The quantised model, where the trial asks for one.
+    """
+
+    row: dict[str, Any]
+    layers: tuple[dict[str, Any], ...] = ()
+    classes: tuple[dict[str, Any], ...] = ()
+    history: tuple[dict[str, Any], ...] = ()
+    latency: tuple[dict[str, Any], ...] = ()
+    model: nn.Module | None = None
+    plan: PruningPlan | None = None
+    quantized: Quantized | None = None
+
+
+def run_trial(
+    workspace: Workspace,
+    trial: Trial,
+    dense: DenseModel,
+    dense_model: nn.Module,
+    measures: DenseMeasures,
+    context: TrainingContext | None = None,
+) -> TrialOutcome:
+    """Run one trial through all its stages.
+
+    Args:
+        workspace: The opened study.
+        trial: The cell of the sweep.
+        dense: The dense weights and what they score.
+        dense_model: The dense model on the workspace's device; it is not changed.
+        measures: Measurements of it that all trials share.
+        context: The processes that fine-tune and score, and where they report and keep checkpoints; by default this
+            process alone.
+
+    Raises:
+        CleanAIError: When the trial cannot be carried out.
+    """
+    setting = TrialSetting(
+        workspace=workspace,
+        dense_model=dense_model,
+        measures=measures,
+        context=context or LocalContext(device=workspace.device),
+    )
+    ((_, state),) = run_stages(setting, [(trial, plan_stages(workspace.study, trial))])
+    if isinstance(state, Exception):
+        raise state
+    return describe_outcome(workspace, trial, dense, state)
+
+
+def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, state: TrialState) -> TrialOutcome:
+    """Return the outcome of a trial that went through all its stages.
+
+    Args:
+        workspace: The opened study.
+        trial: The cell of the sweep.
+        dense: The dense weights and what they score.
+        state: The trial after its last stage.
+    """
+    assert state.pruned is not None
+    study, pruned, repaired = workspace.study, state.pruned.result, state.repaired
+    comparison = list(state.scores.values())[-1].comparison
+    assert comparison is not None, "the last score is compared with the dense model's"
+    row = {
+        **describe_trial(study, trial),
+        "status": schemas.OK,
+        "warnings": [*pruned.plan.warnings, *(skipped_by_repair(repaired.skipped) if repaired else [])],
+        **score_columns(dense.accuracy, state.scores, study.model.num_classes),
+        "repair": describe_repair(repaired.chosen) if repaired else None,
+        **state.costs,
+        "channel_ratio_achieved": pruned.plan.channel_ratio,
+        "num_classes": study.model.num_classes,
+        "epochs_run": len(state.history),
+        "best_epoch": state.best_epoch,
+        "node": platform.node(),
+        "device": str(workspace.device),
+        **_seconds(state.seconds),
+    }
+    name = {"trial_id": trial.trial_id}
+    return TrialOutcome(
+        row=row,
+        layers=tuple({**name, **layer} for layer in pruned.layers),
+        classes=tuple({**name, **entry} for entry in comparison.class_rows()),
+        history=tuple({**name, **epoch} for epoch in state.history),
+        latency=tuple({**name, **entry} for entry in state.latency),
+        model=state.model,
+        plan=pruned.plan,
+        quantized=state.quantized,
+    )
+
+
+def failed_outcome(study: Study, trial: Trial, error: str) -> TrialOutcome:
+    """Return the outcome of a trial of a study that failed."""
+    row = {**describe_trial(study, trial), "status": schemas.FAILED, "error": error, "warnings": []}
+    return TrialOutcome(row={**row, "node": platform.node()})
+
+
+def _seconds(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the `seconds_` columns; the total counts stages that have no column of their own, too."""
+    own = {f"seconds_{name}": seconds[name] for name in _TIMED if name in seconds}
+    return {"seconds_total": sum(seconds.values()), **own}

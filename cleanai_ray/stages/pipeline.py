@@ -1,0 +1,135 @@
+"""The stages of a trial in their order, and trials that share the states they have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from cleanai_ray.config.study import Study, Trial, digest
+from cleanai_ray.registry import STAGES
+from cleanai_ray.stages.base import Stage, TrialSetting
+from cleanai_ray.stages.scores import score_model
+from cleanai_ray.stages.state import TrialState
+
+SCORING = "evaluate"
+"""What the time of scoring counts towards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One stage of a trial at its place.
+
+    Attributes:
+        stage: The class of the stage.
+        number: The pruning step it belongs to, from 1.
+        key: Digest of the stage's key, name and pruning step.
+        scored_as: Name of the score taken after it; None: none is.
+        compares: True where the model is compared with the dense one when it is scored.
+    """
+
+    stage: type[Stage]
+    number: int
+    key: str
+    scored_as: str | None
+    compares: bool
+
+
+def plan_stages(study: Study, trial: Trial) -> tuple[Step, ...]:
+    """Return the stages of a trial in the order in which they run.
+
+    Where a study fine-tunes between pruning steps, the stages that repeat run after every step. Scores are taken after
+    the last step only. A model is compared with the dense one after the last stage that is scored, and before each
+    variant of it.
+    """
+    classes = sorted((STAGES.get(name) for name in STAGES.names()), key=lambda stage: (stage.position, stage.__name__))
+    alternates = study.finetune.between_steps > 0
+    placed = [
+        (stage, number)
+        for number in range(1 if alternates else trial.steps, trial.steps + 1)
+        for stage in classes
+        if (stage.repeats or number == trial.steps) and stage.applies(study, trial, number)
+    ]
+    steps = []
+    for place, (stage, number) in enumerate(placed):
+        later = [other for other, _ in placed[place + 1 :] if other.scored_as is not None]
+        steps.append(
+            Step(
+                stage=stage,
+                number=number,
+                key=digest([stage.__module__, stage.__qualname__, number, stage.key(study, trial)]),
+                scored_as=stage.scored_as if number == trial.steps else None,
+                compares=all(other.is_variant for other in later),
+            )
+        )
+    return tuple(steps)
+
+
+def group_trials(study: Study, trials: Iterable[Trial]) -> list[tuple[Trial, ...]]:
+    """Return trials in groups that share at least their first stage, in the order in which they come.
+
+    Within a group, trials that share more stages follow each other.
+    """
+    groups: dict[str, list[tuple[tuple[str, ...], Trial]]] = {}
+    for trial in trials:
+        keys = tuple(step.key for step in plan_stages(study, trial))
+        groups.setdefault(keys[0], []).append((keys, trial))
+    return [tuple(trial for _, trial in _together(group)) for group in groups.values()]
+
+
+def _together(group: Sequence[tuple[tuple[str, ...], Trial]]) -> list[tuple[tuple[str, ...], Trial]]:
+    """Return trials such that those with the longest common beginnings follow each other; else their order stays."""
+    first_seen: dict[tuple[str, ...], int] = {}
+    for place, (keys, _) in enumerate(group):
+        for length in range(len(keys) + 1):
+            first_seen.setdefault(keys[:length], place)
+    return sorted(group, key=lambda entry: [first_seen[entry[0][:length]] for length in range(len(entry[0]) + 1)])
+
+
+def run_stages(
+    setting: TrialSetting, trials: Sequence[tuple[Trial, Sequence[Step]]]
+) -> Iterator[tuple[Trial, TrialState | Exception]]:
+    """Run trials one after another, and yield each with its last state, or with the error that ended it.
+
+    A stage that several trials share runs once; its time counts in the first of them, and its error ends all of them.
+
+    Args:
+        setting: The surroundings of the trials, which all read the same calibration samples.
+        trials: Trials and their stages, those with the longest common beginnings next to each other.
+    """
+    kept: dict[tuple[str, ...], TrialState | Exception] = {}
+    for place, (trial, steps) in enumerate(trials):
+        keys = tuple(step.key for step in steps)
+        later = [tuple(step.key for step in others) for _, others in trials[place + 1 :]]
+        branches = {keys[: _common_length(keys, other)] for other in later}
+        length = max((len(known) for known in kept if keys[: len(known)] == known), default=0)
+        state = kept[keys[:length]] if length else TrialState(model=setting.dense_model)
+        for number in range(length, len(steps)):
+            if isinstance(state, TrialState):
+                state = _advance(setting, trial, steps[number], state)
+            if keys[: number + 1] in branches:
+                kept[keys[: number + 1]] = state if isinstance(state, Exception) else state.without_time()
+        kept = {known: found for known, found in kept.items() if known in branches}
+        yield trial, state
+
+
+def _common_length(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _advance(setting: TrialSetting, trial: Trial, step: Step, state: TrialState) -> TrialState | Exception:
+    """Return the state after one stage and its score, or the error that it raised."""
+    try:
+        begun = time.perf_counter()
+        state = step.stage(setting, trial, step.number).run(state)
+        done = time.perf_counter()
+        state = state.spent(step.stage.timed_as, done - begun)
+        if step.scored_as is None:
+            return state
+        score = score_model(
+            setting.workspace, setting.dense_model, state.final_model, setting.context, compares=step.compares
+        )
+        return state.scored(step.scored_as, score).spent(SCORING, time.perf_counter() - done)
+    except Exception as error:
+        return error

@@ -1,0 +1,101 @@
+"""The stage `prune`: channels are scored, chosen and cut away."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from cleanai_ray.config.evaluation import LatencySection
+from cleanai_ray.config.study import Study, Trial
+from cleanai_ray.evaluation.latency import compare_latency
+from cleanai_ray.importance.base import create_method
+from cleanai_ray.pruning.latency_budget import prune_to_budget
+from cleanai_ray.pruning.measurements import Measurements
+from cleanai_ray.pruning.prune_result import PruneResult
+from cleanai_ray.pruning.pruner import Pruner
+from cleanai_ray.registry import STAGES
+from cleanai_ray.stages.base import Stage
+from cleanai_ray.stages.calibration import calibrate_locally
+from cleanai_ray.stages.state import Pruned, TrialState
+
+
+@STAGES.register("prune")
+class Prune(Stage):
+    """Remove channels: all steps at once, or one step where fine-tuning follows each.
+
+    After step k of n, (1 - ratio)^(k/n) of the channels are left (for a budget: budget^(k/n) of the dense cost). Where
+    steps alternate with fine-tuning, the next step scores the fine-tuned model: weights are those of the smaller model;
+    a method that measures again between steps measures that model; other methods read the dense model's statistics of
+    the channels that are left. Nothing follows a step that removes nothing.
+    """
+
+    position = 100
+    repeats = True
+    scored_as = "pruned"
+    timed_as = "prune"
+
+    @classmethod
+    def key(cls, study: Study, trial: Trial) -> Any:
+        """Return the trial without its quantisation, which matters only for how widths are rounded."""
+        cell = trial.model_copy(update={"quantization": "none"})
+        timing = study.evaluation.latency if trial.budget is not None and trial.budget.resource == "latency" else None
+        return [
+            cell.identity,
+            study.pruning.resolved(trial.quantization).model_dump(mode="json"),
+            timing and timing.model_dump(mode="json"),
+            study.finetune.between_steps > 0,
+        ]
+
+    def run(self, state: TrialState) -> TrialState:
+        """Return the state with the pruned model."""
+        if not self.setting.workspace.study.finetune.between_steps or self.trial.steps == 1:
+            return self._at_once(state)
+        pruner = self._pruner(self.trial) if state.pruner is None else state.pruner.branch()
+        if state.pruner is not None and state.removed_some:
+            pruner.adopt(state.model)
+        removed_some = pruner.take_step(self.step)
+        if not removed_some and not self.is_last_step:
+            return replace(state, pruner=pruner, removed_some=False)
+        result = pruner.finish() if self.is_last_step else pruner.present()
+        return self._after(state, result, None if self.is_last_step else pruner)
+
+    def _at_once(self, state: TrialState) -> TrialState:
+        study, dense_model = self.setting.workspace.study, self.setting.dense_model
+        timing = study.evaluation.latency or LatencySection()
+
+        def compare(small: nn.Module) -> dict[str, Any]:
+            example, device = self.setting.workspace.example_input(), self.setting.workspace.device
+            return compare_latency(dense_model, small, example, timing, device=device)
+
+        result = prune_to_budget(lambda part: self._pruner(part).run(), self.trial, study.pruning, compare)
+        return self._after(state, result, None)
+
+    def _after(self, state: TrialState, result: PruneResult, pruner: Pruner | None) -> TrialState:
+        """Return the state after a step. Moments are those of the dense model, so only the first step can use them."""
+        is_first = state.pruned is None
+        pruned = Pruned(
+            result=result,
+            reference=self.setting.dense_model if is_first else state.model,
+            earlier=None if state.pruned is None else state.pruned.result,
+            moments=self.setting.measures.moments if is_first else None,
+        )
+        return replace(state, model=result.model, pruner=pruner, pruned=pruned, removed_some=True)
+
+    def _pruner(self, part: Trial) -> Pruner:
+        workspace, measures = self.setting.workspace, self.setting.measures
+        method = create_method(self.trial.method, dict(self.trial.options))
+        return Pruner(
+            self.setting.dense_model,
+            workspace.example_input(),
+            part,
+            bounds=workspace.study.pruning,
+            ignored_layers=workspace.ignored_layers(),
+            measured=Measurements(
+                statistics=measures.statistics if method.needs_statistics else None,
+                curves=measures.curves,
+                remeasure=lambda smaller: calibrate_locally(workspace, smaller, self.trial),
+                observe=workspace.study.data.calibration.observe,
+            ),
+        )

@@ -1,0 +1,80 @@
+"""The stage `repair`: training-free recovery of what the last pruning step broke."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from cleanai_ray.config.study import Study, Trial
+from cleanai_ray.registry import STAGES
+from cleanai_ray.repair import RepairOptions, repair
+from cleanai_ray.stages.base import Stage
+from cleanai_ray.stages.state import Pruned, TrialState
+
+
+@STAGES.register("repair")
+class Repair(Stage):
+    """Repair the pruned model with calibration images: weight compensation, then batch-norm recalibration."""
+
+    position = 200
+    repeats = True
+    scored_as = "repaired"
+    timed_as = "repair"
+
+    @classmethod
+    def applies(cls, study: Study, trial: Trial, step: int) -> bool:
+        """Return whether the study has repair switched on."""
+        return study.repair.is_on
+
+    @classmethod
+    def key(cls, study: Study, trial: Trial) -> Any:
+        """Return the study's `repair` section."""
+        return study.repair.model_dump(mode="json")
+
+    def run(self, state: TrialState) -> TrialState:
+        """Return the state with the repaired model; unchanged where the last pruning step removed nothing."""
+        if not state.removed_some:
+            return state
+        assert state.pruned is not None
+        workspace, section = self.setting.workspace, self.setting.workspace.study.repair
+        positions = np.arange(min(section.samples, len(workspace.roles.calibration)))
+        outcome = repair(
+            state.pruned.reference,
+            in_numbering_of_reference(state.pruned),
+            list(workspace.batches("calibration", positions=positions)),
+            RepairOptions(compensation=section.compensation, batch_norm=section.batch_norm, ridge=section.ridge),
+            moments=state.pruned.moments,
+        )
+        return replace(state, model=outcome.model, repaired=outcome)
+
+
+def in_numbering_of_reference(pruned: Pruned) -> Any:
+    """Return the outcome of a pruning step with the kept channels in the numbering of the model before the step."""
+    result, earlier = pruned.result, pruned.earlier
+    if earlier is None:
+        return result
+    return replace(
+        result,
+        kept_inputs=renumber(result.kept_inputs, earlier.kept_inputs),
+        kept_outputs=renumber(result.kept_outputs, earlier.kept_outputs),
+    )
+
+
+def renumber(kept: Mapping[str, np.ndarray], earlier: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return kept channels as positions among those that were kept earlier; layers that lost none since are left out.
+
+    Args:
+        kept: Dense indices of the channels each narrowed layer has now, ascending.
+        earlier: The same at an earlier time.
+    """
+    found = {}
+    for layer, channels in kept.items():
+        before = earlier.get(layer)
+        if before is None:
+            found[layer] = channels
+        elif len(channels) < len(before):
+            found[layer] = np.searchsorted(before, channels)
+    return found

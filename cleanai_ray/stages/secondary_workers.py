@@ -1,0 +1,50 @@
+"""The work of all processes of a trial but the first, which runs the trial and shares out its training and scoring."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from cleanai_ray.config.study import Trial
+from cleanai_ray.stages.finetune import fine_tune_part
+from cleanai_ray.stages.scores import StageScore, score_share
+from cleanai_ray.stages.workspace import Workspace
+from cleanai_ray.training.context import TrainingError
+from cleanai_ray.training.part import ScoringPart
+from cleanai_ray.training.processes import ProcessGroupContext
+
+
+def assist_trial(
+    workspace: Workspace,
+    trial: Trial,
+    dense: nn.Module,
+    context: ProcessGroupContext,
+    note: Callable[[], None] = lambda: None,
+) -> None:
+    """Fine-tune what the first process fine-tunes, and score a share of what it scores, until it dismisses the others.
+
+    Args:
+        workspace: The opened study.
+        trial: The cell of the sweep.
+        dense: The dense model on the workspace's device; it is not changed.
+        context: This process among those of the trial.
+        note: Called after each scoring, to take note of what could not be read; what it raises, the first process
+            raises.
+    """
+    share = context.rank, context.world_size
+
+    def score(model: nn.Module, part: ScoringPart) -> StageScore | None:
+        found = score_share(workspace, dense, model, part, share)
+        note()
+        return found
+
+    while (task := context.await_part()) is not None:
+        model, part = task
+        if isinstance(part, ScoringPart):
+            context.contribute(partial(score, model, part))
+        else:
+            with contextlib.suppress(TrainingError):  # The first process has it, too, and tells of it.
+                fine_tune_part(workspace, trial, model, dense, context, part)
