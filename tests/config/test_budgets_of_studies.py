@@ -1,4 +1,4 @@
-"""Trials of a study whose budget is a file size or a latency: what they leave in the tables."""
+"""Trials of a study with a budget of file size or latency, and their rows in the tables."""
 
 from __future__ import annotations
 

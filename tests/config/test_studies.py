@@ -1,4 +1,4 @@
-"""The study files that ship: they load, say what they ask and cost, and expand to the grids that they promise."""
+"""The study files of the repository: they load, state their question and cost, and expand to the grids they promise."""
 
 from __future__ import annotations
 

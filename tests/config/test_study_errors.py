@@ -1,4 +1,4 @@
-"""What is wrong with a study file is said in one sentence: the field, the value and what is allowed."""
+"""Errors in a study file are reported in one sentence: the field, the value and what is allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the conformance suites run over: whatever the registries hold when they are asked."""
+"""The cases of the conformance suites: everything that is in the registries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every registered importance method: what holds for all of them, above all that high means keep."""
+"""Every registered importance method, and the rules for all of them, above all that high means keep."""
 
 from __future__ import annotations
 

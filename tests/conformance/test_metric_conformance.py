@@ -122,7 +122,7 @@ def unreferenced() -> set[str]:
 
 
 def store(model: nn.Module, data: list) -> dict[str, Stored]:
-    """What every Conv2d and Linear receives, whole."""
+    """Everything that each Conv2d and Linear receives."""
     kept: dict[str, list[Tensor]] = {}
     handles = [
         module.register_forward_hook(

@@ -1,4 +1,4 @@
-"""The definitions of the coverage metrics on numbers small enough to follow on paper."""
+"""The coverage metrics on numbers small enough to check by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pruned networks of torchvision's in every format of floats: another process loads the files and computes the same."""
+"""Pruned torchvision networks in every float format: another process loads the files and computes the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantised models against what their definitions say, and what is refused."""
+"""Quantised models against their definitions, and models that are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where tracing must stop: shuffled channels, windows and heads keep their width; what fails is named."""
+"""The limits of tracing: shuffled channels, windows and heads keep their width, and errors name the layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Geometric means of two methods: what they compute, what they need, and which are refused."""
+"""Geometric means of two methods: their scores, their needs, and combinations that are refused."""
 
 from __future__ import annotations
 

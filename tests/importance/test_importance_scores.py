@@ -1,4 +1,4 @@
-"""What each method computes, by hand, and what it refuses."""
+"""The scores of each method, computed by hand, and the inputs that it refuses."""
 
 from __future__ import annotations
 

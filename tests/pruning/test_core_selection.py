@@ -1,4 +1,4 @@
-"""How many channels go, and which: against torch-pruning, by hand, and as properties of random groups."""
+"""The number and the choice of removed channels: against torch-pruning, by hand, and as properties of random groups."""
 
 from __future__ import annotations
 

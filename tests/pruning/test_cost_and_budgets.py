@@ -1,4 +1,4 @@
-"""What pruning costs and saves: estimates against surgery, and budgets against the pruned model."""
+"""Costs and budgets: estimates against really pruned models, and budgets against what is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan says of itself, read as its user reads it: every row, every reason, every total."""
+"""The explanation of a plan as its user reads it: every row, every reason, every total."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A budget of latency: the search, with a cost in place of a clock; and once with a clock, whatever it says."""
+"""A latency budget: the search, with a computed cost instead of a clock, and once with a real clock."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_several_steps_and_a_calibrated_method() -> None:
 
 
 def test_with_a_real_clock_the_plan_says_how_it_was_measured() -> None:
-    """What the clock says is not looked at; the smallest model has a hundredth of the work, and a limit of 1.0 room."""
+    """The times do not matter here: the smallest model has a hundredth of the work, and a limit of 1.0 leaves room."""
     layers = nn.Conv2d(1, 128, 3), nn.ReLU(), nn.Conv2d(128, 128, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     dense, images = nn.Sequential(*layers, nn.Linear(128, 10)).eval(), example(1, size=20, channels=1)
     before = {name: value.clone() for name, value in dense.state_dict().items()}

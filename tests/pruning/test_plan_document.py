@@ -1,4 +1,4 @@
-"""The plan as a document: lossless, and refused when it is not what was written."""
+"""The plan as a document: it loses nothing, and is refused if it was changed."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_steps_and_bounds_together_end_at_the_widths_of_one() -> None:
 
 
 class Recorder:
-    """Measures anew, and notes how wide the model then was."""
+    """Calibrates the smaller model, and records its widths."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, int]] = []

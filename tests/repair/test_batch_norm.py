@@ -1,4 +1,4 @@
-"""Batch-norm recalibration: by its definition, and nothing where nothing was pruned."""
+"""Batch-norm recalibration: it follows its definition, and changes nothing if nothing was pruned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compensation: what kept channels can say of removed ones is not lost, and the formula is least squares."""
+"""Compensation: nothing is lost that kept channels can predict, and the formula is least squares."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def distance(dense: nn.Module, other: nn.Module, images: Tensor) -> float:
 
 @torch.no_grad()
 def inputs_of(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """What every plain convolution and linear layer reads at every position, [positions, channels]."""
+    """The input of every plain convolution and linear layer at every position, [positions, channels]."""
     found: dict[str, Tensor] = {}
     handles = []
     for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""Consumer moments: numerically sound, mergeable, and the same however the samples are cut into shards."""
+"""Moments of consumers: accurate, mergeable, and the same however samples are divided into shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Repair as one call: what it chooses, what it records, and what it leaves alone."""
+"""Repair as one call: its choice, its record, and the models that it must not change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers are consumers, in which order they run, and where a shift of their output may go."""
+"""The consumers of a model, their order, and the place where their output can be shifted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sensitivity of whole networks: what is probed is what pruning and compensation really do."""
+"""The sensitivity of whole networks: probes measure what pruning and compensation really do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run directory on an object store has one driver at a time: a lease that is renewed, and that runs out."""
+"""A run directory on an object store has one driver at a time, by a lease that is renewed and expires."""
 
 from __future__ import annotations
 

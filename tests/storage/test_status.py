@@ -1,4 +1,4 @@
-"""`cleanai status`: what it says of a study that runs, ended, failed or fell silent, and of folders that hold none."""
+"""`cleanai status` for studies that run, ended, failed or stopped, and for folders without a study."""
 
 from __future__ import annotations
 
