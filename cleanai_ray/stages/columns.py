@@ -19,7 +19,6 @@ from cleanai_ray.evaluation.significance import mcnemar_p
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.stages.scores import StageScore
-from cleanai_ray.tasks.classification import Classification
 
 _SCORED_STAGES = ("pruned", "repaired", "finetuned", "quantized")
 """The stages whose score has a column of its own."""
@@ -114,7 +113,7 @@ def score_columns(dense: Accuracy, scores: Mapping[str, StageScore], num_classes
         f"accuracy_{stage}": scores[stage].accuracy.accuracy if stage in scores else None for stage in _SCORED_STAGES
     }
     return {
-        "metric": Classification.metric_name,
+        "metric": last.accuracy.metric_name,
         "accuracy_dense": dense.accuracy,
         **stages,
         "accuracy": last.accuracy.accuracy,

@@ -15,6 +15,8 @@ import cleanai_ray as cleanai
 from cleanai_ray.deploy._files import TOLERANCE
 from cleanai_ray.registry import FORMATS
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"resnet18": 64, "mobilenet_v2": 64, "vit_b_16": 32}
 BATCH = 5
 

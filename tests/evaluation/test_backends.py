@@ -18,6 +18,8 @@ from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.backends import prepare, require_backends
 from cleanai_ray.evaluation.latency import measure_latency
 
+pytestmark = pytest.mark.slow
+
 
 def small_net(width: int) -> nn.Module:
     torch.manual_seed(width)

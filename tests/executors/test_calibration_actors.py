@@ -133,6 +133,7 @@ def _is_mine(process: int) -> bool:
     return process == os.getpid()
 
 
+@pytest.mark.slow
 def test_an_actor_killed_in_the_middle_of_a_shard_changes_no_bit(ray_session, tmp_path):
     study = parse_study(small.SMALL)
     weights = safetensors_bytes(build_model(study.model))
@@ -144,6 +145,7 @@ def test_an_actor_killed_in_the_middle_of_a_shard_changes_no_bit(ray_session, tm
     assert statistics.to_bytes() == calibrate_locally(workspace, workspace.dense_model(weights)).to_bytes()
 
 
+@pytest.mark.slow
 def test_a_shard_whose_process_always_dies_is_tried_three_times(ray_session, tmp_path):
     data = {**small.SMALL["data"], "calibration": {"samples": 8, "shard_size": 8}}
     study = parse_study({**small.SMALL, "data": data})

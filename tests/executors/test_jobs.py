@@ -23,7 +23,7 @@ import polars as pl
 import pytest
 import yaml
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOKEN = "4f1d0c2b9a8e7d6c5b4a39281706f5e4d3c2b1a0"

@@ -21,7 +21,7 @@ import yaml
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.storage import schemas
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STUDY: dict[str, Any] = {
     **small.SMALL,

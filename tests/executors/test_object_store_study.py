@@ -17,7 +17,7 @@ from cleanai_ray.storage import schemas
 from cleanai_ray.storage.locking import locked
 from cleanai_ray.storage.run_directory import RunDirectory
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SETTINGS = {
     **small.SMALL,

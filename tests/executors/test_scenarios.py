@@ -14,6 +14,8 @@ from sklearn.datasets import load_digits
 
 from cleanai_ray.config.study import load_study
 
+pytestmark = pytest.mark.slow
+
 STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
 SHORT = [
     "finetune.epochs=1",

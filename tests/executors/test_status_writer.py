@@ -137,6 +137,7 @@ def scrape(study: str) -> dict[tuple[str, str], float]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_every_metric_is_on_the_port_that_ray_exports(ray_session, tmp_path):
     study = parse_study({**small.SMALL, "name": "scraped"})
     progress = quiet()

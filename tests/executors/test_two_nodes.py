@@ -11,7 +11,7 @@ import small_study as small
 from cleanai_ray.data.fashion_mnist import read_idx
 from cleanai_ray.storage import schemas
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def shortened(root: Path, folder: Path) -> Path:

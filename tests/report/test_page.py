@@ -13,6 +13,8 @@ from report.browser import OpenPage, browser, opened
 
 from cleanai_ray.report import make_report
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("coverage", "wanda", "magnitude", "random")
 
 

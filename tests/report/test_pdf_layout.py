@@ -22,6 +22,8 @@ from cleanai_ray.report.pdf import style as look
 from cleanai_ray.report.pdf.document import to_pdf
 from cleanai_ray.report.sections import write_document
 
+pytestmark = pytest.mark.slow
+
 SLACK = 1.0
 """Points by which a glyph may reach over the width that its font gives it."""
 

@@ -23,6 +23,8 @@ from cleanai_ray.analysis.questions import answer_questions
 from cleanai_ray.report import make_report
 from cleanai_ray.storage.run_directory import RunDirectory
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "artifacts" / "research_fashion_mnist"
 READ_NO_DATA = {"bn_scale", "fpgm", "lamp", "magnitude", "random"}

@@ -23,6 +23,8 @@ from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.training.context import LocalContext, TrainingContext
 from cleanai_ray.training.processes import ProcessGroupContext
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxruntime")
 
 SETTINGS: dict[str, Any] = {

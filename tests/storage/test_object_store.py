@@ -27,6 +27,8 @@ from cleanai_ray.models import build_model
 from cleanai_ray.stages.fingerprints import dense_key
 from cleanai_ray.storage.run_directory import RunDirectory, resolve_filesystem
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(store: ObjectStore, request: pytest.FixtureRequest) -> RunDirectory:

@@ -150,6 +150,7 @@ def test_both_executors_give_the_same_tables(small_run, small_run_on_ray):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_raylet_killed_in_mid_study_changes_no_table(small_run, tmp_path):
     _, quiet, _ = small_run
     said = small.run_on_two_nodes({**small.SMALL, "resources": {}}, tmp_path, "trials/*.done")
@@ -170,6 +171,7 @@ def plugin(monkeypatch):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_failing_and_a_dying_trial_are_rows_and_the_others_go_on(ray_session, plugin, tmp_path):
     study = parse_study(
         {
