@@ -16,7 +16,7 @@ from cleanai_ray.config.study import Trial
 from cleanai_ray.coverage.base import needs_sections
 from cleanai_ray.errors import PruningError
 from cleanai_ray.evaluation.latency import compare_latency
-from cleanai_ray.importance.base import ImportanceMethod, create_method
+from cleanai_ray.importance.base import create_method
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.measurements import Measurements, Remeasure
@@ -97,12 +97,11 @@ def prune(
     Args:
         model: The trained model.
         example_inputs: One input batch, or a tuple that holds just it, on the model's device.
-        batches: Inputs [N, ...] or (inputs, targets). If they are read several times, a generator is read into memory.
+        batches: Inputs [N, ...] or (inputs, targets); a generator that is needed several times is read into memory.
         method: A name of `cleanai list methods`.
         mode: `local`, `global` or `isomorphic`: which groups of layers are ranked together.
         ratio: Share of channels to remove, in (0, 1). Either this or `budget`.
-        budget: The most that the model may cost: a share of the dense model's macs, params or latency, for instance
-            {"macs": 0.5}, or {"size_mb": 10}.
+        budget: Limit of macs, params or latency as a share of the dense model's, as {"macs": 0.5}; or {"size_mb": 10}.
         coverage_metric: For coverage, adaptive and hybrids of them; `normalized_mean` by default.
         steps: Iterative pruning steps, over which the width shrinks geometrically.
         seed: Seed of random choices.
@@ -114,37 +113,37 @@ def prune(
         round_to: Widths of pruned layers are multiples of this; "auto": of 8.
         min_channels: No group keeps fewer channels.
         method_options: Options of the method, for instance {"variant": "producer"}.
-        repair: Repair without training: True or "auto" (judged on held-back images), "closed_form", "sequential", or
-            False.
+        repair: True or "auto" (judged on held-back images), "closed_form", "sequential", or False: no repair.
         loss: Mean loss of (output, targets) for gradient-based methods; the task's by default.
-        latency: How to time models for a budget: keys of `evaluation.latency`, or a function of (dense, pruned) that
-            returns the ratio of their latencies.
+        latency: Keys of `evaluation.latency` for a latency budget, or a function (dense, pruned) -> ratio of latencies.
         task: What the model is for: `classification`, `segmentation`, `detection`, `language_modelling`, or a `Task`.
 
     Raises:
         CleanAIError: When a name is unknown, an argument not allowed, or the model cannot be pruned as asked.
     """
     compensation, task = _compensation(repair, batches), find_task(task)
-    options = dict(method_options or {})
-    chosen = create_method(method, options)
-    if coverage_metric is None and chosen.uses_coverage_metric:
-        coverage_metric = "normalized_mean"
-    trial = _checked(
-        Trial,
-        method=method,
-        coverage_metric=coverage_metric,
-        ratio=ratio,
-        budget=None if budget is None else dict(budget),
-        mode=mode,
-        steps=steps,
-        seed=seed,
-        options=options,
+    trial = _trial(
+        budget, coverage_metric, method_options, method=method, mode=mode, ratio=ratio, steps=steps, seed=seed
     )
     bounds = _bounds(layer_ratios, [*ignored_layers, *task.ignored_layers(model)], max_ratio, round_to, min_channels)
-    batches = _readable_again(batches, chosen, compensation)
+    batches = _readable_again(batches, trial, compensation)
     job = _Job(model=model, example_inputs=example_inputs, trial=trial, bounds=bounds, task=task)
     measured = job.measure(Measurements(statistics=stats, curves=curves), batches, loss)
     return _repaired(model, job.prune(measured, latency), batches, compensation, task)
+
+
+def _trial(
+    budget: Mapping[str, float] | None,
+    coverage_metric: str | None,
+    method_options: Mapping[str, Any] | None,
+    **cell: Any,
+) -> Trial:
+    """Return the arguments of `prune` as a cell of a sweep."""
+    options = dict(method_options or {})
+    if coverage_metric is None and create_method(cell["method"], options).uses_coverage_metric:
+        coverage_metric = "normalized_mean"
+    limits = None if budget is None else dict(budget)
+    return _checked(Trial, **cell, budget=limits, coverage_metric=coverage_metric, options=options)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -186,10 +185,9 @@ class _Job:
         return prune_to_budget(prune_as, self.trial, self.bounds, compare)
 
 
-def _readable_again(
-    batches: Iterable[Batch] | None, method: ImportanceMethod, compensation: str | None
-) -> Iterable[Batch] | None:
+def _readable_again(batches: Iterable[Batch] | None, trial: Trial, compensation: str | None) -> Iterable[Batch] | None:
     """Return batches that can be read as often as the method and the repair read them."""
+    method = create_method(trial.method, trial.options)
     is_read_again = compensation or method.needs_curves or method.remeasures
     return list(batches) if is_read_again and isinstance(batches, Iterator) else batches
 
