@@ -1,4 +1,4 @@
-"""Activation statistics: a mergeable value, and the recorders that fill it during forward passes."""
+"""Activation statistics: a value that can be merged, and the recorders that fill it during forward passes."""
 
 from cleanai_ray.statistics.calibration import CalibrationOptions, calibrate, count_sections
 from cleanai_ray.statistics.channel_statistics import ActivationStatistics, LayerStatistics

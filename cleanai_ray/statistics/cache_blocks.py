@@ -1,4 +1,4 @@
-"""Activations in parts that fit the caches of a processor."""
+"""Blocks of activations that fit in the caches of a processor."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor
 
 
 def cache_sized_blocks(activation: Tensor, limit: int) -> Iterator[tuple[slice, slice]]:
-    """Yield slices of samples and channels that cut activations [samples, channels, positions] into small parts.
+    """Yield slices of samples and channels that cut activations [samples, channels, positions] into small blocks.
 
-    What works on one part at a time stays in the processor's caches, and needs little memory. The positions of a
-    channel in a sample are never cut, so that a sum over them does not depend on the limit by more than rounding, and
-    not at all where they lie next to each other in memory.
+    Work on one block at a time stays in the processor's caches and needs little memory. The positions of a channel in a
+    sample are never cut, so that a sum over them depends on the limit by no more than rounding, and not at all where
+    they lie next to each other in memory.
 
     Args:
-        activation: What is cut.
-        limit: Most activations of a part, as far as the positions of one channel allow.
+        activation: The activations to cut.
+        limit: Most activations of a block; exceeded only where one channel of a sample has more positions.
     """
     num_samples, num_channels, num_positions = activation.shape
     channels = min(num_channels, max(1, limit // max(1, num_positions)))

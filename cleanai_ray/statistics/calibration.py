@@ -1,4 +1,4 @@
-"""One pass of a model over calibration samples, or two."""
+"""Calibration: one or two passes of a model over calibration samples."""
 
 from __future__ import annotations
 
@@ -108,23 +108,23 @@ def _first_pass(
 def count_sections(
     model: nn.Module, batches: Iterable[Batch], ranges: Ranges, *, sections: int
 ) -> ActivationHistograms:
-    """Run a model over batches again, and count each channel's activations by section of its layer's range.
+    """Run a model over batches again, and count each channel's activations by bin of its layer's range.
 
     This is the second pass of a calibration in shards: `ranges` are those of the merged statistics of all shards, and
-    `statistics.with_histograms` takes the merged histograms in. The model is left as it was.
+    `statistics.with_histograms` adds the merged histograms. The model is left as it was.
 
     Args:
         model: The model that the ranges were measured on.
         batches: Images [N, ...], or pairs (images, targets).
         ranges: `ActivationStatistics.ranges`.
-        sections: Number of sections.
+        sections: Number of bins.
 
     Raises:
         CalibrationError: When an argument is not allowed, or a batch cannot be run; the message says which samples it
             holds.
     """
     _check_sections(sections)
-    with evaluation_mode(model), HistogramRecorder(model, ranges, sections=sections) as recorder:
+    with evaluation_mode(model), HistogramRecorder(model, ranges, num_bins=sections) as recorder:
         _run_all(model, batches, lambda images, _: _forward(model, images))
         return recorder.histograms()
 

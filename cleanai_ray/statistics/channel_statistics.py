@@ -1,4 +1,4 @@
-"""The mergeable value: per-channel sums of what layers received or computed during calibration."""
+"""Per-channel sums over what layers received or computed during calibration; they can be merged."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class LayerStatistics:
     """Sums over the activations x[i,c,p] of one layer; all tensors are float64 of shape [C], on the CPU.
 
     Attributes:
-        num_samples: Samples i that were seen, as a tensor of shape [].
-        num_positions: Positions p over all samples, as a tensor of shape [].
+        num_samples: Number of samples i, as a tensor of shape [].
+        num_positions: Number of positions p over all samples, as a tensor of shape [].
         sum: Sum of x over samples and positions.
         sum_squares: Sum of x^2.
         sum_absolutes: Sum of |x|.
@@ -42,10 +42,11 @@ class LayerStatistics:
         active_samples: Number of samples with s[i,c] > threshold.
         positive_positions: Number of positions with x > 0.
         top_samples: Number of samples in which the channel is among the k strongest of its layer by s[i,c]: fewer than
-            k others are as strong. k is the calibration's `top_k`, and at most all channels of the layer but one.
+            k others are as strong. k is the calibration's `top_k`, or the number of the layer's channels less one where
+            that is smaller.
         minimum: Smallest x.
         maximum: Largest x.
-        histogram: Counts of x in sections of the layer's range; None unless a second pass made them.
+        histogram: Counts of x in bins of the layer's range; None unless a second pass made them.
     """
 
     num_samples: Tensor
@@ -94,8 +95,7 @@ class LayerStatistics:
     def select(self, channels: Tensor) -> LayerStatistics:
         """Return the statistics of some of the channels, in the given order.
 
-        What compares a channel with its layer stays as it was with all channels: `top_samples` and the sections of the
-        histogram.
+        `top_samples` and the bins of the histogram compare a channel with its whole layer, and stay as they are.
         """
         chosen: dict[str, Any] = {
             name: value if value.dim() == 0 else value[channels] for name, value in self.tensors().items()
@@ -105,7 +105,7 @@ class LayerStatistics:
         return LayerStatistics(**chosen)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor by name, the histogram's apart."""
+        """Return every tensor by name, without those of the histogram."""
         return {name: getattr(self, name) for name in _TENSORS}
 
     def __add__(self, other: LayerStatistics) -> LayerStatistics:
@@ -125,7 +125,7 @@ _TENSORS = tuple(item.name for item in fields(LayerStatistics) if item.name != "
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActivationStatistics:
-    """What calibration saw. The statistics of a union of samples is the sum of the parts' statistics.
+    """Statistics of a model's activations. Those of two sets of samples add up to those of their union: `a + b`.
 
     Attributes:
         inputs: Statistics of what each layer receives, by module name.
@@ -136,7 +136,7 @@ class ActivationStatistics:
             unless asked for.
         squared_gradients: Sum over samples of the square of the gradient of the sample's loss, by parameter name; empty
             unless asked for.
-        num_gradient_samples: Samples that `gradients` and `squared_gradients` sum over.
+        num_gradient_samples: Number of samples that `gradients` and `squared_gradients` sum over.
     """
 
     inputs: Mapping[str, LayerStatistics]
@@ -181,10 +181,10 @@ class ActivationStatistics:
         return replace(self, **sums, num_gradient_samples=number)
 
     def with_histograms(self, histograms: ActivationHistograms) -> ActivationStatistics:
-        """Return the statistics with histograms that were counted over their `ranges`.
+        """Return the statistics together with histograms that were counted over their `ranges`.
 
         Raises:
-            CalibrationError: When they are those of other layers, or were counted over other ranges.
+            CalibrationError: When the histograms are of other layers, or were counted over other ranges or samples.
         """
         sides: dict[str, Any] = {}
         for side, ranges in self.ranges.items():
@@ -209,19 +209,19 @@ class ActivationStatistics:
 
     @property
     def ranges(self) -> Ranges:
-        """Smallest and largest activation of every layer, by side and name: what histograms are counted over."""
+        """Smallest and largest activation of every layer, by side and name: the ranges of its histograms."""
         return {side: {name: value.range for name, value in getattr(self, side).items()} for side in _SIDES}
 
     @property
     def num_samples(self) -> int:
-        """Samples seen."""
+        """Number of samples."""
         first = next(iter((*self.inputs.values(), *self.outputs.values())))
         return int(first.num_samples)
 
     def select(
         self, kept_inputs: Mapping[str, np.ndarray], kept_outputs: Mapping[str, np.ndarray]
     ) -> ActivationStatistics:
-        """Return the statistics as a pruned network's layers see them: only the kept channels. Drops gradients."""
+        """Return the statistics as a pruned network's layers see them: only the kept channels, without gradients."""
         return ActivationStatistics(
             inputs={name: _select(value, kept_inputs.get(name)) for name, value in self.inputs.items()},
             outputs={name: _select(value, kept_outputs.get(name)) for name, value in self.outputs.items()},

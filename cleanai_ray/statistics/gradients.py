@@ -1,4 +1,4 @@
-"""Gradients of the loss during calibration, as sums that do not cancel: magnitudes and squares."""
+"""Gradients of the loss during calibration, as sums in which signs do not cancel: magnitudes and squares."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def add_magnitudes(model: nn.Module, images: Tensor, targets: Any, loss: ModelLo
 def add_squares(model: nn.Module, images: Tensor, targets: Any, loss: ModelLoss, sums: dict[str, Tensor]) -> None:
     """Run the samples of a batch one by one, and add the square of the gradient of each one's loss to `sums`.
 
-    Their mean is the diagonal of the empirical Fisher matrix, which stands in for that of the Hessian. The square of a
-    batch's gradient is something else: it depends on the batch. A sample takes a backward pass of its own.
+    Their mean is the diagonal of the empirical Fisher matrix, which approximates that of the Hessian. The square of a
+    batch's gradient would not do: it depends on how samples are cut into batches. Each sample takes a backward pass.
     """
     for position in range(len(images)):
         chosen = slice(position, position + 1)

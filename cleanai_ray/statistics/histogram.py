@@ -1,4 +1,4 @@
-"""How often each channel's activations fell into each section of its layer's range: a mergeable count."""
+"""Histograms of each channel's activations over its layer's range: counts that can be merged."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Ranges = Mapping[str, Mapping[str, tuple[float, float]]]
 """Smallest and largest activation of each layer, by side (`inputs`, `outputs`) and module name."""
 
 _MAX_INDICES = 1 << 18
-"""Activations that are indexed at a time on a CPU: 2 MiB of float64 and 1 MiB of int32; elsewhere 16 times as many."""
+"""Activations that are binned at a time on a CPU: 2 MiB of float64, 1 MiB of int32; elsewhere 16 times that."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerHistogram:
-    """Activations x[i,c,p] of one layer, counted in k equal sections of [low, high]; float64, on the CPU.
+    """Activations x[i,c,p] of one layer, counted in k equal bins of [low, high]; float64, on the CPU.
 
     Attributes:
-        counts: Number of activations of each channel in each section, [C, k].
-        low: Where the first section begins, [].
-        high: Where the last section ends, [].
+        counts: Number of activations of each channel in each bin, [C, k].
+        low: Lower end of the first bin, [].
+        high: Upper end of the last bin, [].
     """
 
     counts: Tensor
@@ -36,12 +36,12 @@ class LayerHistogram:
     high: Tensor
 
     @property
-    def num_sections(self) -> int:
-        """Number of sections, k."""
+    def num_bins(self) -> int:
+        """Number of bins, k."""
         return self.counts.shape[1]
 
     def select(self, channels: Tensor) -> LayerHistogram:
-        """Return the histogram of some of the channels, in the given order; the sections stay those of the layer."""
+        """Return the histogram of some of the channels, in the given order; the bins stay those of the layer."""
         return LayerHistogram(counts=self.counts[channels], low=self.low, high=self.high)
 
     def __add__(self, other: LayerHistogram) -> LayerHistogram:
@@ -58,7 +58,7 @@ class LayerHistogram:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActivationHistograms:
-    """The histograms of a model. Those of a union of samples are the sum of the parts', over one and the same range.
+    """The histograms of a model. Over one range, the histograms of two sets of samples add up to those of their union.
 
     Attributes:
         inputs: Histograms of what each layer receives, by module name.
@@ -72,7 +72,7 @@ class ActivationHistograms:
         """Merge with the histograms of other samples of the same model.
 
         Raises:
-            CalibrationError: When the two were not counted in the same layers and sections.
+            CalibrationError: When the two were not counted in the same layers and bins.
         """
         if not isinstance(other, ActivationHistograms):
             return NotImplemented
@@ -122,24 +122,24 @@ def read_histogram(prefix: str, tensors: Mapping[str, Tensor]) -> LayerHistogram
     return LayerHistogram(**{name: tensors[f"{prefix}/histogram/{name}"] for name in ("counts", "low", "high")})
 
 
-def count_in_sections(activation: Tensor, low: float, high: float, sections: int, totals: Tensor) -> None:
-    """Add to `totals` how many activations of each channel lie in each of the sections of [low, high].
+def count_in_bins(activation: Tensor, low: float, high: float, num_bins: int, totals: Tensor) -> None:
+    """Add to `totals` how many activations of each channel lie in each bin of [low, high].
 
-    Section j holds low + j w <= x < low + (j + 1) w, with w = (high - low) / k; x = high belongs to the last one, and
-    what a range of other samples leaves outside to the nearest. Where low = high there is but one section, the first.
-    Nothing waits for the device. An index of every activation takes memory, so that it is made for some samples and
-    channels at a time.
+    Bin j holds low + j w <= x < low + (j + 1) w, with w = (high - low) / k; x = high belongs to the last bin, and
+    activations outside of the range to the nearest. Where low = high, all are in the first bin. Nothing waits for the
+    device. The bin numbers of all activations take memory, so they are computed for a block of samples and channels at
+    a time.
 
     Args:
         activation: Activations [samples, channels, positions].
         low: Smallest activation of the layer.
         high: Largest activation of the layer.
-        sections: Number of sections, k.
+        num_bins: Number of bins, k.
         totals: Counts so far, int64 of shape [channels * k], on the device of the activations.
     """
     _, num_channels, _ = activation.shape
-    offsets = torch.arange(num_channels, dtype=torch.int32, device=activation.device)[:, None] * sections
-    width = (high - low) / sections
+    offsets = torch.arange(num_channels, dtype=torch.int32, device=activation.device)[:, None] * num_bins
+    width = (high - low) / num_bins
     one = totals.new_ones(())
     for samples, channels in cache_sized_blocks(
         activation, _MAX_INDICES * (1 if activation.device.type == "cpu" else 16)
@@ -149,5 +149,5 @@ def count_in_sections(activation: Tensor, low: float, high: float, sections: int
             place -= low
         if width > 0:
             place /= width
-        index = place.clamp_(0, sections - 1).int().add_(offsets[channels]).flatten()
+        index = place.clamp_(0, num_bins - 1).int().add_(offsets[channels]).flatten()
         totals.index_add_(0, index, one.expand(len(index)))

@@ -1,4 +1,4 @@
-"""The observer of a second pass, which knows the range of every layer: counts by section, on the device."""
+"""The observer of a second pass, which knows the range of every layer and counts activations by bin, on the device."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import CalibrationError
-from cleanai_ray.statistics.histogram import ActivationHistograms, LayerHistogram, Ranges, count_in_sections
+from cleanai_ray.statistics.histogram import ActivationHistograms, LayerHistogram, Ranges, count_in_bins
 from cleanai_ray.statistics.observer import LayerObserver
 
 
 class HistogramRecorder(LayerObserver):
-    """Counts the activations of each channel by section of its layer's range.
+    """Counts the activations of each channel by bin of its layer's range.
 
     Args:
         model: The model; the caller runs it.
         ranges: The range of every layer that is counted, by side and name.
-        sections: Number of sections, k.
+        num_bins: Number of bins, k.
     """
 
-    def __init__(self, model: nn.Module, ranges: Ranges, *, sections: int) -> None:
+    def __init__(self, model: nn.Module, ranges: Ranges, *, num_bins: int) -> None:
         super().__init__(model, outputs=bool(ranges["outputs"]))
         self._ranges = ranges
-        self._sections = sections
+        self._num_bins = num_bins
         self._counts: dict[tuple[str, str], Tensor] = {}
 
     def see(self, side: str, layer: str, activation: Tensor) -> None:
         """Add the counts of a batch to those so far."""
         if layer not in self._ranges[side]:
-            raise CalibrationError(f"the {side} of layer '{layer}' have no range to count sections in")
+            raise CalibrationError(f"the {side} of layer '{layer}' have no range to divide into bins")
         key = side, layer
         if key not in self._counts:
-            size = activation.shape[1] * self._sections
+            size = activation.shape[1] * self._num_bins
             self._counts[key] = torch.zeros(size, dtype=torch.int64, device=activation.device)
-        count_in_sections(activation, *self._ranges[side][layer], self._sections, self._counts[key])
+        count_in_bins(activation, *self._ranges[side][layer], self._num_bins, self._counts[key])
 
     def histograms(self) -> ActivationHistograms:
         """Return what was counted so far.
@@ -47,7 +47,7 @@ class HistogramRecorder(LayerObserver):
         for (side, layer), counts in self._counts.items():
             low, high = self._ranges[side][layer]
             sides[side][layer] = LayerHistogram(
-                counts=counts.reshape(-1, self._sections).double().cpu(),
+                counts=counts.reshape(-1, self._num_bins).double().cpu(),
                 low=torch.tensor(low, dtype=torch.float64),
                 high=torch.tensor(high, dtype=torch.float64),
             )

@@ -1,4 +1,4 @@
-"""Sums of many values in a tree of fixed shape: the same bits whoever adds, wherever and in whatever order.
+"""Sums of many values in a tree of fixed shape: the same bits wherever and in whatever order the sums are made.
 
 Floating-point addition is not associative, so the shape of the tree follows from the number of values alone: values are
 added in runs of `FAN_IN` neighbours, the sums again in runs of `FAN_IN`, until one is left.
@@ -37,10 +37,10 @@ def merge_tree(values: Sequence[Value]) -> Value:
 
 
 class MergeTree:
-    """Which sums of a fixed tree are there, and which can be made next.
+    """The sums of a fixed tree that exist, and those that can be made next.
 
-    Values are opaque here (references to an object store, for instance); what has been added up is forgotten, so that
-    no more than `FAN_IN` values a level are held beside those that are being worked on.
+    Values are opaque here (references to an object store, for instance). A value is dropped once it has been added up,
+    so that no more than `FAN_IN` values a level are held beside those in progress.
 
     Args:
         num_values: Number of values to add up, at least 1.
@@ -60,26 +60,26 @@ class MergeTree:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the sum of all is there."""
+        """True if the sum of all values exists."""
         return self.root in self._values
 
     def value(self, node: Node) -> Any:
-        """Return the value at a node that is there."""
+        """Return the value at a node that exists."""
         return self._values[node]
 
     def children(self, node: Node) -> list[Node]:
-        """Return the nodes that a node is the sum of."""
+        """Return the nodes whose sum a node is."""
         level, position = node
         last = min((position + 1) * FAN_IN, self._widths[level - 1])
         return [(level - 1, child) for child in range(position * FAN_IN, last)]
 
     def leaves(self, node: Node) -> list[int]:
-        """Return the positions of the values that a node is the sum of, itself where it is one."""
+        """Return the positions of the values whose sum a node is; that of the node itself where it is a value."""
         size = FAN_IN ** node[0]
         return list(range(node[1] * size, min((node[1] + 1) * size, self._widths[0])))
 
     def put(self, node: Node, value: Any) -> None:
-        """Take in the value at a node: one of those to add up, or a sum that was made."""
+        """Store the value at a node: one of the values to add up, or a sum."""
         self._values[node] = value
         for child in self.children(node) if node[0] else ():
             self._values.pop(child, None)
@@ -90,11 +90,11 @@ class MergeTree:
             self._ready.append(parent)
 
     def take_ready(self) -> Node | None:
-        """Return a node whose summands are all there, once; None where there is none now."""
+        """Return a node whose summands all exist, each node once; None if there is none at the moment."""
         return self._ready.pop(0) if self._ready else None
 
     def forget(self, node: Node) -> list[int]:
-        """Forget a node and its summands, since one of them was lost; return the values that have to come again."""
+        """Forget a node and its summands, since one of them was lost; return the values that must be computed again."""
         for lost in (node, *(self.children(node) if node[0] else ())):
             self._values.pop(lost, None)
         return self.leaves(node)

@@ -19,11 +19,11 @@ Self = TypeVar("Self", bound="LayerObserver")
 
 
 class LayerObserver(HookOwner, ABC):
-    """Sees every Conv2d, Linear and MultiheadAttention of a model at work while it is entered; leaves no hook behind.
+    """Observes every Conv2d, Linear and MultiheadAttention of a model while it is entered; leaves no hook behind.
 
     Args:
         model: The model; the caller runs it.
-        outputs: See what layers compute, too, and not only what they receive.
+        outputs: Also observe what layers compute, and not only what they receive.
     """
 
     def __init__(self, model: nn.Module, *, outputs: bool = False) -> None:
@@ -34,11 +34,11 @@ class LayerObserver(HookOwner, ABC):
 
     @abstractmethod
     def see(self, side: str, layer: str, activation: Tensor) -> None:
-        """Take in activations [samples, channels, positions] of a side, `inputs` or `outputs`, of a layer."""
+        """Add activations [samples, channels, positions] of a side, `inputs` or `outputs`, of a layer."""
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """See nothing within."""
+        """Observe nothing within the context."""
         self._paused = True
         try:
             yield

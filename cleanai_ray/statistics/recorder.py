@@ -22,10 +22,10 @@ _SUMS = (
     "positive_positions",
     "top_samples",
 )
-"""What is added up, in the order of `_BatchSums.totals`."""
+"""Names of the sums, in the order of `_BatchSums.totals`."""
 
 _AT_ONCE = {"cpu": 1 << 19}
-"""Activations that are reduced at a time, by device: 2 MiB of them, and as much of what is made of them."""
+"""Activations that are reduced at a time, by device: 2 MiB, and as much again for intermediate results."""
 
 _AT_ONCE_ELSEWHERE = 1 << 26
 
@@ -49,7 +49,7 @@ class _BatchSums:
     maximum: Tensor
 
     def add(self, other: _BatchSums) -> None:
-        """Take in the sums over other samples."""
+        """Add the sums over other samples."""
         self.num_samples += other.num_samples
         self.num_positions += other.num_positions
         self.totals += other.totals
@@ -65,13 +65,13 @@ class _BatchSums:
 
 
 class ActivationRecorder(LayerObserver):
-    """Records what layers receive, and compute.
+    """Records statistics of what layers receive, and of what they compute.
 
     Args:
         model: The model; the caller runs it.
         threshold: Mean activation above which a sample counts as active.
         top_k: How many channels of a layer count as the strongest of a sample.
-        outputs: Record what layers compute, too, and not only what they receive.
+        outputs: Also record what layers compute, and not only what they receive.
     """
 
     def __init__(self, model: nn.Module, *, threshold: float = 0.0, top_k: int = 10, outputs: bool = False) -> None:
@@ -88,7 +88,7 @@ class ActivationRecorder(LayerObserver):
             known.add(new)
 
     def statistics(self) -> ActivationStatistics:
-        """Return what was recorded so far.
+        """Return the statistics of the batches so far.
 
         Raises:
             CalibrationError: When nothing ran, or a layer's activations were not finite.
@@ -138,10 +138,10 @@ def _sums(activation: Tensor, threshold: float, top_k: int) -> _BatchSums:
 def _reduce(
     part: Tensor, sums: Tensor, norms: Tensor, absolutes: Tensor, positive: Tensor, low: Tensor, high: Tensor
 ) -> None:
-    """Reduce activations [samples, channels, positions] over positions, into tensors of the rest of the shape.
+    """Reduce activations [samples, channels, positions] over positions, into tensors [samples, channels].
 
-    What no activation makes negative needs no absolute values. A CPU can look at once; elsewhere nothing is looked at,
-    since that would wait for the device, and the results are the same. Counts are exact up to 2^24 positions.
+    Where no activation is negative, absolute values need not be computed. That is checked on CPUs only: elsewhere the
+    check would wait for the device. The results are the same. Counts are exact up to 2^24 positions.
     """
     torch.sum(part, dim=2, out=sums)
     torch.linalg.vector_norm(part, ord=2, dim=2, out=norms)
@@ -157,11 +157,11 @@ def _reduce(
 
 
 def _among_strongest(means: Tensor, top_k: int) -> Tensor:
-    """Return which channels are among the k strongest of each sample, [samples, channels], bool.
+    """Return a mask of the channels that are among the k strongest of each sample, bool [samples, channels].
 
-    Channels that are no stronger than the first one after the k do not count: which of equals would come first is not
-    up to the activations, and silent channels must not count for want of others. k is at most all channels but one:
-    where all are among the strongest, none is.
+    A channel that only ties with the next one after the k strongest does not count: the activations do not say which of
+    equals comes first, and silent channels must not count because there are no others. k is at most the number of
+    channels less one: if all were among the strongest, the count would say nothing.
     """
     if means.shape[1] == 1:
         return torch.ones_like(means, dtype=torch.bool)

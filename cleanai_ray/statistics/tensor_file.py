@@ -16,7 +16,7 @@ from cleanai_ray.errors import ArtifactError
 def pack(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
     """Serialise without loss.
 
-    The header is one metadata key: safetensors writes several in no particular order.
+    The header is one metadata key, because safetensors writes several in no particular order.
     """
     contiguous = {name: value.contiguous() for name, value in tensors.items()}
     return safetensors.torch.save(contiguous, {"header": json.dumps(header)})
@@ -27,8 +27,8 @@ def unpack(content: bytes, kind: str, format_name: str) -> tuple[dict[str, Tenso
 
     Args:
         content: The bytes.
-        kind: What they should be, for the error message.
-        format_name: What the header's `format` must be.
+        kind: What the bytes should be, for the error message.
+        format_name: The format that the header must name.
 
     Raises:
         ArtifactError: When the bytes are something else.

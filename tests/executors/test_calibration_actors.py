@@ -72,7 +72,7 @@ def test_sections_are_counted_in_a_second_pass_over_the_range_of_all_shards(ray_
     assert statistics.top_k == 3
     assert statistics.squared_gradients
     for value in statistics.inputs.values():
-        assert value.histogram.num_sections == 8
+        assert value.histogram.num_bins == 8
         assert (value.histogram.counts.sum(dim=1) == value.num_positions).all()
 
 

@@ -1,4 +1,4 @@
-"""Counting activations by section of the layer's range: exact, in two passes, and in shards."""
+"""Counting activations by bin of the layer's range: exact, in two passes, and in shards."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from cleanai_ray.errors import CalibrationError
 from cleanai_ray.statistics import LayerHistogram, count_sections, histogram
 
 
-def histogram_of(images: Tensor, sections: int) -> LayerHistogram:
+def histogram_of(images: Tensor, num_bins: int) -> LayerHistogram:
     """The histogram of what the first layer of a model receives: images [samples, channels, 1, positions]."""
     model = nn.Sequential(nn.Conv2d(images.shape[1], 1, 1), nn.Flatten())
-    found = calibrate(model, [images], sections=sections).inputs["0"].histogram
+    found = calibrate(model, [images], sections=num_bins).inputs["0"].histogram
     assert found is not None
     return found
 
 
-def test_sections_by_hand() -> None:
-    # The range is [-2, 6], and a section is 2 wide: [-2, 0), [0, 2), [2, 4) and [4, 6].
+def test_bins_by_hand() -> None:
+    # The range is [-2, 6], and a bin is 2 wide: [-2, 0), [0, 2), [2, 4) and [4, 6].
     images = torch.tensor(
         [[[-2.0, -0.5, 0.0, 1.9], [2.0, 3.9, 4.0, 6.0]], [[0.0, 0.0, 0.0, 5.0], [6.0, 6.0, -2.0, 2.0]]]
     )
@@ -36,23 +36,23 @@ def test_sections_by_hand() -> None:
     assert found.counts.tolist() == [[2, 5, 0, 1], [1, 0, 3, 4]]
     assert (float(found.low), float(found.high)) == (-2.0, 6.0)
     assert found.counts.dtype == torch.float64
-    assert found.num_sections == 4
+    assert found.num_bins == 4
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 2.5])
-def test_a_layer_of_one_value_has_one_section(value: float) -> None:
+def test_a_layer_of_one_value_has_one_bin(value: float) -> None:
     found = histogram_of(torch.full((3, 2, 1, 5), value), 4)
     assert found.counts.tolist() == [[15, 0, 0, 0], [15, 0, 0, 0]]
 
 
-def slow_counts(stored: Tensor, sections: int) -> list[list[int]]:
-    """Counts of x[i, c, p], by loops over values and sections."""
+def slow_counts(stored: Tensor, num_bins: int) -> list[list[int]]:
+    """Counts of x[i, c, p], by loops over values and bins."""
     low, high = float(stored.min()), float(stored.max())
-    width = (high - low) / sections
+    width = (high - low) / num_bins
     counts = []
     for channel in range(stored.shape[1]):
         values = [float(x) for sample in stored for x in sample[channel]]
-        inside = [sum(low + j * width <= x < low + (j + 1) * width for x in values) for j in range(sections - 1)]
+        inside = [sum(low + j * width <= x < low + (j + 1) * width for x in values) for j in range(num_bins - 1)]
         counts.append([*inside, len(values) - sum(inside)])
     return counts
 
