@@ -1,4 +1,4 @@
-"""An answer to one question about methods, and how it is put into words."""
+"""An answer to one question about methods, and the words for it."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Draft:
 
     Attributes:
         comparison: The numbers; its p-value is not corrected yet.
-        subject: What the sentence is about: `wanda against magnitude`.
-        remark: What the sentence adds at its end.
+        subject: The subject of the sentence: `wanda against magnitude`.
+        remark: A sentence for the end.
         missing: Why nothing can be said; the other attributes then do not count.
         settled: A verdict that does not depend on the sign of the effect; None: yes above zero, no below.
     """
@@ -67,14 +67,15 @@ def put_in_words(asked: Answer, draft: Draft, p_value: float | None) -> Answer:
 
     Args:
         asked: The question, not answered yet: its key, its text and its unit.
-        draft: What decides it.
+        draft: The comparison that decides it.
         p_value: The p-value after Holm's correction over all questions.
     """
     found = draft.comparison
     dropped = _dropped(found)
     if draft.missing or found.effect is None:
         sentence = (
-            draft.missing or f"{draft.subject}: no pair of trials succeeded, so nothing can be compared{dropped}."
+            draft.missing
+            or f"{draft.subject}: in no pair did both trials succeed, so nothing can be compared{dropped}."
         )
         return replace(asked, sentence=sentence, num_dropped=found.num_dropped)
     verdict: AnswerVerdict = "cannot tell"
@@ -103,7 +104,7 @@ def _numbers(draft: Draft, unit: str, p_value: float | None) -> str:
     assert found.effect is not None
     pairs = plural(found.num_pairs, "pair")
     if found.low is None or found.high is None:
-        few = f"{pairs} in {plural(found.num_units, 'cell')}, at least {FEWEST_UNITS} cells are needed to judge"
+        few = f"{pairs} in {plural(found.num_units, 'cell')}; a test needs at least {FEWEST_UNITS} cells"
         return f"{with_unit(found.effect, unit)} ({few})"
     test = "" if p_value is None else f", {p_text(p_value)}"
     interval = f"95 % interval {signed(found.low)} to {signed(found.high)}"

@@ -18,14 +18,14 @@ _CELL = ["amount", "mode", "steps"]
 
 @dataclass(frozen=True)
 class AverageRanks:
-    """How methods rank over the cells (ratio or budget, mode, steps) in which all of them succeeded.
+    """The mean ranks of methods over the cells (ratio or budget, mode, steps) in which all of them succeeded.
 
     Attributes:
         labels: The methods with their coverage metrics, the best mean rank first.
-        ranks: Their mean ranks; 1 is the best, ties share the mean of their places.
-        num_cells: Cells that they are over; seeds are averaged within a cell.
-        p_value: Of Friedman's test that all rank alike.
-        critical_difference: Two mean ranks that are farther apart differ at the level of 5 %, for all pairs together.
+        ranks: Their mean ranks; 1 is the best, and ties share the mean of their places.
+        num_cells: Number of these cells; seeds are averaged within a cell.
+        p_value: The p-value of Friedman's test that all methods rank alike.
+        critical_difference: Mean ranks that are farther apart than this differ at the level of 5 %, over all pairs.
     """
 
     labels: tuple[str, ...]
@@ -36,7 +36,7 @@ class AverageRanks:
 
 
 def average_ranks(study: StudyFrames) -> AverageRanks | None:
-    """Return the mean ranks of a study's methods; None below `FEWEST_METHODS` or `FEWEST_CELLS` to rank them in."""
+    """Return the mean ranks of a study's methods; None with fewer than `FEWEST_METHODS` or `FEWEST_CELLS`."""
     trials = study.ok.filter(pl.col("quantization") == study.base_quantization)
     labels = sorted(set(trials["label"]))
     if len(labels) < FEWEST_METHODS:

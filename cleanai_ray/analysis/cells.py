@@ -1,4 +1,4 @@
-"""The trials of one or several studies as comparisons read them: accuracies in percentage points, cell by cell."""
+"""The trials of one or several studies, ready to be compared: accuracies in percentage points, cell by cell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.storage.schemas import OK
 
 CELL = ("study", "amount", "mode", "steps")
-"""What makes a cell; seeds, and draws of the calibration samples where a study compares some, are replicates in it."""
+"""The columns that make a cell. Seeds are replicates in it, and so are draws of the calibration samples."""
 
 STAGES = {"final": "accuracy", "pruned": "accuracy_pruned", "repaired": "accuracy_repaired"}
 """Accuracies after the last stage, before repair, and after it."""
@@ -19,11 +19,11 @@ STAGES = {"final": "accuracy", "pruned": "accuracy_pruned", "repaired": "accurac
 def gather(studies: Mapping[str, StudyFrames]) -> pl.DataFrame:
     """Return the trials, the failed ones included, with their cells and their accuracies in percentage points.
 
-    Of each study those of one quantisation (`StudyFrames.base_quantization`): the others start from the same pruned
-    models, and would count them again.
+    Only trials of one quantisation of each study (`StudyFrames.base_quantization`): the others start from the same
+    pruned models, and would count them twice.
 
     Columns: `CELL`, `seed` (the replicate: trials of one share their seed and the draw of the calibration samples),
-    `trial_seed`, `samples` and `draw` (number of calibration samples and seed of their draw; null: not known), label,
+    `trial_seed`, `samples` and `draw` (number of calibration samples and seed of their draw; null if unknown), label,
     method, coverage_metric, trial_id, reads_data, a column per name of `STAGES` (null where the trial failed or had no
     such stage), `dense` (100 where it is not known) and `grain`, the points that one image is worth.
     """
@@ -38,7 +38,7 @@ def _trials(name: str, study: StudyFrames) -> pl.DataFrame:
     )
     drawn = own.select("calibration_samples", "calibration_seed").drop_nulls()
     replicate = ["trial_seed", "calibration_samples", "calibration_seed"]
-    # The numbers of a study of one draw hang on its seeds alone, as those of tables without these columns.
+    # Where there is one draw, seeds alone number the replicates, as in tables without these columns.
     seed = pl.struct(replicate).rank("dense").cast(pl.Int64) if drawn.n_unique() > 1 else pl.col("trial_seed")
     is_ok = (pl.col("status") == OK) & pl.col("accuracy").is_not_null()
     points = [pl.when(is_ok).then(100 * pl.col(column)).alias(stage) for stage, column in STAGES.items()]
@@ -63,7 +63,7 @@ def _trials(name: str, study: StudyFrames) -> pl.DataFrame:
 
 
 def _stated(study: StudyFrames, name: str) -> int | None:
-    """Return what the study file says of its calibration, where that is one number."""
+    """Return a number from the calibration section of the study file; None where it is a list or absent."""
     data = study.study.get("data")
     calibration = data.get("calibration") if isinstance(data, Mapping) else None
     value = calibration.get(name) if isinstance(calibration, Mapping) else None

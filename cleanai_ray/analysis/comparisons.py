@@ -1,20 +1,21 @@
 """Paired comparisons of methods over the cells that both have: effects with intervals, tests, and Holm's correction.
 
-What counts as one observation decides everything here. Trials of one study share the dense model, the evaluated images
-and the calibration samples; trials of one seed share random numbers; a method that draws none has the same accuracy for
-every seed. Pairs of trials are therefore not independent draws. The unit is the *cell* (study, ratio or budget, mode,
-steps), seeds being replicates that are averaged within it, as Demsar (JMLR 7, 2006) has it for data sets and runs: an
-answer then says what to expect at a further ratio or mode of this model and data. Cells of one ratio are taken as
-exchangeable; what they share widens no interval, so answers hold for this model and these images, and no others.
+Everything here depends on what counts as one observation. Trials of one study share the dense model, the evaluated
+images and the calibration samples; trials of one seed share random numbers; a method that draws no random numbers has
+the same accuracy for every seed. Pairs of trials are therefore not independent. The unit is the *cell* (study, ratio or
+budget, mode, steps); seeds are replicates that are averaged within a cell, as Demsar (JMLR 7, 2006) averages runs
+within a data set. An answer then says what to expect at another ratio or mode of this model and data. Cells of one
+ratio are taken as exchangeable, and what they share does not widen the interval: answers hold for this model and these
+images only.
 
-A seed may also favour a method in every cell alike. Where a Friedman test over three or more seeds gives a hint of that
-(p < 0.25), the difference must in addition stand out from the spread between seeds, and the bootstrap draws cells and
-seeds crosswise (the pigeonhole bootstrap of Owen, Annals of Applied Statistics 1, 2007). Fewer than three cells leave
-seeds as the unit, if there are three that differ; fewer of both leave nothing to judge by.
+A seed may also favour one method in every cell. Where a Friedman test over three or more seeds hints at that
+(p < 0.25), the difference must also exceed the spread between seeds, and the bootstrap draws cells and seeds crosswise
+(the pigeonhole bootstrap of Owen, Annals of Applied Statistics 1, 2007). With fewer than three cells the seeds are the
+unit, if at least three of them differ; with fewer of both there is no test.
 
-A lead may be the same everywhere in points, or grow with what pruning costs: at half the MACs methods lie points apart
-that differ by tenths at three quarters. Both readings are tested, the second on differences divided by the accuracy
-that the two lose in the cell; the clearer one counts, at twice its p-value.
+A lead may be the same number of points everywhere, or grow with what pruning costs: methods that differ by tenths of a
+point at three quarters of the MACs can be points apart at half. Both readings are tested, the second on differences
+divided by the accuracy that the two methods lose in the cell; the clearer one counts, at twice its p-value.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ Matrix = NDArray[np.float64]
 
 ALPHA = 0.05
 FEWEST_UNITS = 3
-"""Cells (or seeds) that a test needs at the least."""
+"""The fewest cells (or seeds) that a test needs."""
 
 RANKS_FROM = 12
-"""Units from which Wilcoxon's signed-rank test takes the place of the t-test: fewer have too few orders of signs."""
+"""Units from which Wilcoxon's signed-rank test replaces the t-test: fewer units have too few patterns of signs."""
 
 LEAST_LOSS = 0.5
-"""Points lost in a cell that differences are divided by at the least, where a lead may grow with the loss."""
+"""The least loss, in points, that differences are divided by where a lead may grow with the loss."""
 
 _SHARED_SEED = 0.25
 _RESAMPLES = 999
@@ -56,7 +57,7 @@ class Comparison:
             percentiles of few units are too narrow (Hesterberg, The American Statistician 69, 2015). None below three
             units.
         high: Upper end.
-        p_value: Two-sided, that of the t-test or Wilcoxon's test; None below three units.
+        p_value: Two-sided p-value of the t-test or of Wilcoxon's test; None below three units.
         num_pairs: Pairs of trials that both succeeded.
         num_dropped: Pairs that were left out because one of their trials failed.
         num_units: Cells, or seeds where there are fewer than three cells.
@@ -73,11 +74,11 @@ class Comparison:
     num_positive: int = 0
 
     def is_above_zero(self, p_value: float | None) -> bool:
-        """Whether the effect is positive beyond doubt, given its corrected p-value."""
+        """Return whether the effect is positive beyond doubt, given its corrected p-value."""
         return p_value is not None and p_value < ALPHA and self.low is not None and self.low > 0
 
     def is_below_zero(self, p_value: float | None) -> bool:
-        """Whether the effect is negative beyond doubt, given its corrected p-value."""
+        """Return whether the effect is negative beyond doubt, given its corrected p-value."""
         return p_value is not None and p_value < ALPHA and self.high is not None and self.high < 0
 
 
@@ -86,8 +87,8 @@ def compare(
 ) -> Comparison:
     """Return the difference of two sets of trials, the first minus the second, over the cells and seeds of both.
 
-    Several trials of a set in one cell and seed, such as a method's coverage metrics, are averaged; one of them that
-    failed leaves the pair out, or the mean would be over others than elsewhere.
+    Several trials of a set in one cell and seed, such as a method's coverage metrics, are averaged. Where
+    one of them failed, the pair is left out: its mean would be over other trials than in the other cells.
 
     Args:
         first: Trials with `units`, `seed`, `dense` and `value` (null where it failed).
@@ -119,7 +120,7 @@ def _means(frame: pl.DataFrame, keys: list[str], value: str) -> pl.DataFrame:
 
 
 def to_matrix(frame: pl.DataFrame, units: Sequence[str], value: str) -> Matrix:
-    """Return values as cells x seeds, NaN where there is none; one row of the frame a cell and seed."""
+    """Return values as cells x seeds, from a frame with one row per cell and seed; NaN where one is missing."""
     if frame.is_empty():
         return np.empty((0, 0))
     ordered = frame.sort([*units, "seed"], nulls_last=True)
@@ -131,12 +132,12 @@ def to_matrix(frame: pl.DataFrame, units: Sequence[str], value: str) -> Matrix:
 
 
 def compare_cells(differences: Matrix, *, grain: float = 0.0, lost: Matrix | None = None) -> Comparison:
-    """Return the mean of paired differences, with its interval and p-value; the module says what the units are.
+    """Return the mean of paired differences with its interval and p-value; see the module for the units.
 
     Args:
         differences: Cells x seeds; NaN where there is no pair.
         grain: Smallest step of a difference.
-        lost: What pruning costs in each cell, where a lead may grow with it.
+        lost: Points that pruning costs in each cell; given where a lead may grow with them.
     """
     present = np.isfinite(differences).any(axis=1)
     num_pairs = int(np.isfinite(differences).sum())
@@ -189,7 +190,7 @@ def _p_value(units: Matrix, grain: float) -> float:
 
 
 def _bootstrap_error(units: Matrix, grain: float) -> float:
-    """Return the bootstrap's standard error of a mean; `grain` is the least that units vary by."""
+    """Return the bootstrap's standard error of a mean; units are taken to vary by at least `grain`."""
     floor = grain / np.sqrt(len(units))
     if np.ptp(units) == 0:
         return float(floor)
@@ -211,7 +212,7 @@ def _crossed_error(differences: Matrix) -> float:
 
 
 def _seeds_matter(complete: Matrix) -> bool:
-    """Whether differences hint at seeds that favour one side in every cell."""
+    """Return whether differences hint at seeds that favour one side in every cell."""
     if len(complete) < 2 or complete.shape[1] < FEWEST_UNITS or not np.ptp(complete, axis=1).any():
         return False
     return bool(stats.friedmanchisquare(*complete.T).pvalue < _SHARED_SEED)
@@ -222,7 +223,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     from statsmodels.stats.multitest import multipletests  # loads pandas
 
     known = [value for value in p_values if value is not None]
-    # statsmodels collects all garbage of the process first, which takes most of a second where much is alive.
+    # statsmodels first collects the garbage of the whole process, which can take most of a second.
     gc.freeze()
     try:
         corrected = iter(multipletests(known, alpha=ALPHA, method="holm")[1] if known else ())

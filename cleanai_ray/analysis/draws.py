@@ -14,13 +14,13 @@ from cleanai_ray.analysis.cells import CELL
 from cleanai_ray.analysis.frames import StudyFrames
 
 ONE_DRAW = (
-    "The tables hold one number and one draw of calibration samples; lists in `data.calibration`, or `cleanai compare` "
-    "of studies that differ in it, answer this."
+    "The tables hold one number and one draw of calibration samples. To answer this, list several in "
+    "`data.calibration`, or use `cleanai compare` on studies that differ in it."
 )
-"""Why a question about draws has no answer."""
+"""The reason why a question about draws has no answer."""
 
 REPLICATE_UNITS = CELL[1:]
-"""What makes a cell where the study does not count, because several studies are draws of one."""
+"""The columns that make a cell, without the study: several studies may be draws of one."""
 
 
 def known_draws(studies: Mapping[str, StudyFrames], trials: pl.DataFrame) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""What the numbers of a study say, as values: the answer, the best of every cell, the ranking and the risks."""
+"""The results of a study as values: the answer, the best trial of every cell, the ranking and the risks."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Headline:
     Attributes:
         verdict: Not acceptable where a blocking risk was found; with reservations where the best trial has another.
         sentence: The answer in one sentence.
-        reasons: Why the verdict is not a plain acceptable.
+        reasons: Why the verdict is not simply acceptable.
         trial: The row of results.parquet of the best trial; None where every trial failed.
         interval: The 95 % interval of its accuracy.
-        macs_reduction: Share of the dense model's MACs that was saved, in [0, 1]; likewise the two that follow.
-        params_reduction: Share of its parameters.
-        size_reduction: Share of the bytes of its weights.
+        macs_reduction: Share of the dense model's MACs that was saved, at most 1.
+        params_reduction: Share of its parameters that was saved.
+        size_reduction: Share of the bytes of its weights that was saved.
         speedup: Dense over pruned median latency at batch 1.
     """
 
@@ -61,7 +61,7 @@ class CellBest:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything a report says in words."""
+    """Everything that a report says in words."""
 
     headline: Headline
     cells: tuple[CellBest, ...]
@@ -73,7 +73,7 @@ class Findings:
 
 
 def find(study: StudyFrames) -> Findings:
-    """Return what a study found."""
+    """Return the findings of a study."""
     risks = find_risks(study)
     return Findings(
         headline=_headline(study, risks),
@@ -87,7 +87,7 @@ def find(study: StudyFrames) -> Findings:
 
 
 def reduction(value: float | None, dense: float | None) -> float | None:
-    """Return the share of the dense model that was saved; negative where it grew, None where it is not known."""
+    """Return the share of the dense model that was saved; negative where it grew, None where that is not known."""
     return None if value is None or not dense else 1 - value / dense
 
 

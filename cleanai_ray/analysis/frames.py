@@ -1,4 +1,4 @@
-"""What charts and reports are made from: the tables of a run directory, as polars frames."""
+"""The tables of a run directory as polars frames, from which charts and reports are made."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from cleanai_ray.storage.ranking import ORDER
 from cleanai_ray.storage.run_directory import RunDirectory
 
 WITHOUT_DATA = ("bn_scale", "fpgm", "lamp", "magnitude", "random")
-"""Methods whose plan depends on no calibration data, for tables that were written before they said so themselves."""
+"""Methods whose plan depends on no calibration data; only for older tables, which lack the column `reads_data`."""
 
 
 @dataclass(frozen=True)
 class StudyFrames:
-    """Everything a run directory knows about a study.
+    """Everything that a run directory holds about a study.
 
     Attributes:
         results: A row per trial (`schemas.RESULTS`).
@@ -143,7 +143,7 @@ class StudyFrames:
 
     @cached_property
     def methods(self) -> tuple[str, ...]:
-        """Every method of the study, sorted, whether or not its trials succeeded."""
+        """Every method of the study, sorted, including those whose trials all failed."""
         return tuple(sorted(set(self.trials["method"].drop_nulls())))
 
     @cached_property
@@ -153,23 +153,23 @@ class StudyFrames:
 
     @cached_property
     def dense(self) -> dict[str, Any]:
-        """What is known of the dense model: the `*_dense` columns of any trial that has them, without the suffix."""
+        """The facts of the dense model: the `*_dense` columns of any trial that has them, without the suffix."""
         columns = [name for name in self.results.columns if name.endswith("_dense")]
         facts = {name.removesuffix("_dense"): self.results[name].drop_nulls() for name in columns}
         return {name: values[0] if len(values) else None for name, values in facts.items()}
 
     @cached_property
     def base_quantization(self) -> str:
-        """The quantisation of the trials that methods are compared by: none where the study has such trials.
+        """The quantisation of the trials by which methods are compared: `none` if the study has such trials.
 
-        Quantised trials of the same pruned model are no further evidence on what chose its channels.
+        Quantised trials of the same pruned model say nothing more about the method that chose its channels.
         """
         found = self.trials["quantization"]
         return "none" if "none" in found else str(found[0])
 
     @cached_property
     def chance(self) -> float | None:
-        """Accuracy of guessing: 1 / number of classes."""
+        """The accuracy of guessing, 1 / number of classes; None where the number is not known."""
         classes = self.results["num_classes"].drop_nulls()
         return 1 / classes[0] if len(classes) and classes[0] > 0 else None
 
@@ -203,7 +203,7 @@ def _parse_study(text: str, run: RunDirectory) -> Mapping[str, Any]:
 
 
 def as_mapping(value: Any) -> Mapping[str, Any]:
-    """Return what a file holds where it is a mapping, and an empty one for anything else."""
+    """Return a value of a file if it is a mapping, and an empty mapping otherwise."""
     return value if isinstance(value, Mapping) else {}
 
 

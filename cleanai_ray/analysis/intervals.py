@@ -35,7 +35,7 @@ def wilson(num_hits: float, num_samples: int) -> Interval:
         num_samples: All samples.
 
     Raises:
-        ValueError: When there is no sample, or fewer samples than hits, or less than no hit.
+        ValueError: When there is no sample, or the number of hits is not between 0 and that of samples.
     """
     from statsmodels.stats.proportion import proportion_confint  # loads pandas
 

@@ -1,4 +1,4 @@
-"""How methods compare on average over the cells that they share."""
+"""The mean accuracies of methods over the cells that they share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import polars as pl
 from cleanai_ray.analysis.frames import StudyFrames
 
 CONTROL = "random"
-"""The method that every other one must beat."""
+"""The method that every other method must beat."""
 
 
 @dataclass(frozen=True)

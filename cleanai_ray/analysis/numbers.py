@@ -67,7 +67,7 @@ def times(value: float | None) -> str:
 
 
 def times_between(value: float | None, low: float | None, high: float | None) -> str:
-    """Write a ratio and, where it is known, its interval: `1.84x (1.79-1.90)` with the right signs."""
+    """Write a ratio, and its interval where it is known: `1.84x (1.79-1.90)`, with proper signs."""
     interval = "" if low is None or high is None else f" ({low:.2f}\N{EN DASH}{high:.2f})"
     return NONE if value is None else times(value) + interval
 
@@ -88,7 +88,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def amount_text(ratio: float | None, budget: str | None) -> str:
-    """Write what a trial was asked to remove: `ratio 0.3`, or to keep: `MACs ≤ 50 %`, `file ≤ 10 MB`."""
+    """Write the ratio to remove, `ratio 0.3`, or the budget to keep: `MACs ≤ 50 %`, `file ≤ 10 MB`."""
     if budget is not None:
         resource, _, limit = budget.partition("=")
         try:

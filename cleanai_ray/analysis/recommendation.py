@@ -1,4 +1,4 @@
-"""Which trial to take: the one that meets the study's limits best, or the knee of accuracy against MACs, or none."""
+"""The trial to take: the one that meets the study's limits best, or the knee of accuracy against MACs, or none."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Recommendation:
 
     Attributes:
         trial: Its row, as `StudyFrames.ok` has it; None where no trial qualifies.
-        sentence: What to take, or that there is nothing to take.
-        why: Why this one.
-        cost: What it costs against the dense model.
-        runner_up: The row of the next best, where there is one.
-        missing: What is missing, a line a limit, where no trial qualifies.
+        sentence: The recommendation, or that there is none.
+        why: The reason for this trial.
+        cost: Its cost against the dense model.
+        runner_up: The row of the next best trial, if there is one.
+        missing: One line per limit on what is missing, where no trial qualifies.
     """
 
     trial: dict[str, Any] | None
@@ -87,7 +87,7 @@ def _within_limits(study: StudyFrames, limits: dict[str, float]) -> Recommendati
 def _meets(name: str, value: float) -> pl.Expr:
     limit = _LIMITS[name]
     column = pl.col(limit.column)
-    # A rounding error above the limit is none: 93 % - 92 % is 1.0000000000000009 points.
+    # A rounding error does not exceed a limit: 93 % - 92 % is 1.0000000000000009 points.
     slack = 1e-9 * max(1.0, abs(value) * limit.factor)
     return column >= value * limit.factor - slack if limit.is_least else column <= value * limit.factor + slack
 
@@ -98,7 +98,7 @@ def _limit_text(name: str, value: float) -> str:
 
 
 def _nearest(study: StudyFrames, limits: dict[str, float], name: str) -> str:
-    """Say how near to a limit the trials come that meet all the others."""
+    """Say how near the trials that meet all other limits come to this one."""
     limit, text = _LIMITS[name], _limit_text(name, limits[name])
     measured = study.ok.drop_nulls(limit.column)
     if measured.is_empty():
@@ -118,18 +118,18 @@ def _knee(study: StudyFrames) -> Recommendation:
         best = study.ranked.row(0, named=True)
         lost = NONE if best["loss_points"] is None else f"{best['loss_points']:.1f} points below the dense model"
         missing = (
-            f"accuracy: the best trial ({best['trial_id']}) reaches {percent(best['accuracy'])}, {lost}; without a "
-            f"limit of the study's own, at most {BLOCKING_LOSS:g} points may be lost, and guessing must be beaten",
+            f"accuracy: the best trial ({best['trial_id']}) reaches {percent(best['accuracy'])}, {lost}; where the "
+            f"study sets no limit, a trial may lose at most {BLOCKING_LOSS:g} points and must not be near chance",
         )
-        return Recommendation(None, "No trial can be recommended: every one lost too much accuracy.", missing=missing)
+        return Recommendation(None, "No trial can be recommended: all of them lost too much accuracy.", missing=missing)
     known = usable.drop_nulls("macs_share")
     if known.is_empty():
-        return _take(study, best_first(usable), "MACs are not known; this is the most accurate trial.")
+        return _take(study, best_first(usable), "The MACs were not recorded; this is the most accurate trial.")
     front = pareto_front(known)
     order = front.with_columns(_height(front, study).alias("height")).sort(["height", "macs"], descending=[True, False])
     why = (
-        "The study sets no limits, so the knee of the Pareto front of accuracy against MACs is taken: of its "
-        f"{len(front)} trials the one farthest above the line from the smallest model to the dense one."
+        "The study sets no limits, so this is the knee of the Pareto front of accuracy against MACs: of its "
+        f"{len(front)} trials, the one farthest above the line from the smallest model to the dense one."
     )
     if len(front) == 1:
         why = "The study sets no limits, and no other trial is as accurate with as few MACs."

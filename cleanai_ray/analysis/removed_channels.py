@@ -1,4 +1,4 @@
-"""Which channels trials removed, and how far two trials agree."""
+"""The channels that trials removed, and how far two trials agree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Removed = NDArray[np.bool_]
 
 
 def removed_channels(study: StudyFrames, trial_ids: Sequence[str]) -> dict[str, Removed]:
-    """Return what trials removed, by dependency group: trials x channels, in the order of `trial_ids`.
+    """Return the channels that trials removed, by dependency group: trials x channels, in the order of `trial_ids`.
 
     Read from the group's first layer in execution order; a group that not all of the trials have is left out.
     """
@@ -35,7 +35,7 @@ def removed_channels(study: StudyFrames, trial_ids: Sequence[str]) -> dict[str, 
 
 
 def overlap(first: Mapping[str, Removed], second: Mapping[str, Removed]) -> NDArray[np.float64]:
-    """Return the Jaccard overlap of the channels that pairs of trials keep, over all groups; a number a pair."""
+    """Return the Jaccard overlap of the channels kept by each pair of trials, over all groups; one number per pair."""
     shared = [name for name in first if name in second and first[name].shape == second[name].shape]
     if not shared:
         return np.empty(0)
@@ -45,9 +45,9 @@ def overlap(first: Mapping[str, Removed], second: Mapping[str, Removed]) -> NDAr
 
 
 def correlation(first: Removed, second: Removed) -> NDArray[np.float64]:
-    """Return Spearman's correlation of what pairs of trials remove of a group, NaN where one removes all or nothing.
+    """Return Spearman's correlation of the channels that each pair of trials removes from a group.
 
-    Of marks with two values it is the phi coefficient.
+    NaN where one of the two removes all or nothing. For marks with two values it is the phi coefficient.
     """
     share = first.mean(axis=1), second.mean(axis=1)
     spread = np.sqrt(share[0] * (1 - share[0]) * share[1] * (1 - share[1]))

@@ -1,4 +1,4 @@
-"""How trials are named in sentences."""
+"""The names of trials in sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Accuracy by method, for every ratio or budget and every mode, with the stages that led there."""
+"""Accuracy by method, for every ratio or budget and every mode, after each stage."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def accuracy_by_method(study: StudyFrames) -> ChartType | None:
 def _subtitle(study: StudyFrames) -> list[str]:
     dense = study.dense.get("accuracy")
     reference = "" if dense is None else f"; dotted line: dense, {percent(dense)}"
-    stages = "Filled: final accuracy; hollow: after surgery, before repair and fine-tuning"
+    stages = "Filled: final accuracy; hollow: after pruning, before repair and fine-tuning"
     drawn = sum(len(style.thinned(cell, style.MAX_DRAWN_IN_PANEL)) for _, cell in study.ok.group_by("amount", "mode"))
     return [
         (stages if _has_stages(study.ok) else "Mark: a trial") + reference,
@@ -117,6 +117,6 @@ def _panel(
     text = alt.Chart(style.values(written)).mark_text(align="right", dx=0, fontSize=10, color=style.INK)
     layers.append(text.encode(x=alt.XDatum(domain[1], scale=x_scale), y=y, text="text:N"))
     solid = data.mark_point(size=58, filled=True, opacity=1)
-    tooltip = [*trial_tooltip(), alt.Tooltip("accuracy_pruned:Q", title="after surgery", format=".2%")]
+    tooltip = [*trial_tooltip(), alt.Tooltip("accuracy_pruned:Q", title="after pruning", format=".2%")]
     layers.append(solid.encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip))
     return alt.layer(*layers)

@@ -1,4 +1,4 @@
-"""Accuracy against measured speed: what every trial gains by the clock, and how sure both numbers are."""
+"""Accuracy against measured speed of every trial, with the intervals of both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _HEIGHT = 330
 
 MOST_INTERVALS = 120
-"""Drawn trials beyond which only those of the front have their intervals: more would hide the points."""
+"""The most trials that are all drawn with their intervals; beyond, only those of the front: lines hide points."""
 
 
 def fastest_front(frame: pl.DataFrame) -> pl.DataFrame:
@@ -50,7 +50,7 @@ def accuracy_latency(study: StudyFrames) -> ChartType | None:
     layers = [*_dense_layers(dense, x, y), *_interval_layers(study, spread, x, y), _front_layer(front, x, y)]
     layers.append(trial_points(study, drawn).encode(x=x, y=y, tooltip=_tooltip()))
     lines = [
-        "; ".join(["Line: the trials that no other beats in accuracy and speed", *mode_fills(frame["mode"])]),
+        "; ".join(["Line: the trials that no other trial beats in accuracy and speed", *mode_fills(frame["mode"])]),
         "; ".join([*_spread_note(spread, drawn), *style.thinned_note(len(drawn), len(frame))]),
     ]
     return alt.layer(*layers).properties(
@@ -109,7 +109,7 @@ def _dense_layers(dense: dict[str, Any], x: alt.X, y: alt.Y) -> list[alt.Chart]:
 
 
 def _interval_layers(study: StudyFrames, frame: pl.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
-    """Return the intervals as thin lines; `clip` holds them inside of the axes, which the points alone set."""
+    """Return the intervals as thin lines; `clip` keeps them inside the axes, which are set by the points alone."""
     colours = style.scale(style.label_colours(study.labels), sorted(set(frame["label"])))
     colour = alt.Stroke("label:N", scale=colours, legend=None)
     layers = []

@@ -1,4 +1,4 @@
-"""Accuracy against MACs: what every trial costs and what it is worth."""
+"""Accuracy against MACs of every trial."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def accuracy_macs(study: StudyFrames) -> ChartType | None:
 
 
 def _subtitle(frame: pl.DataFrame) -> list[str]:
-    return ["; ".join(["Line: Pareto front, the trials that no other beats", *mode_fills(frame["mode"])])]
+    return ["; ".join(["Line: Pareto front, the trials that no other trial beats", *mode_fills(frame["mode"])])]
 
 
 def _x_title(dense: dict[str, float | None]) -> str:

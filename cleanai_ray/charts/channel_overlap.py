@@ -1,4 +1,4 @@
-"""Whether methods remove the same channels."""
+"""Agreement of methods on the channels to remove."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_CELLS = 8
 
 @CHARTS.register("channel_overlap")
 def channel_overlap(study: StudyFrames) -> ChartType | None:
-    """How far two methods remove the same channels in the same cell, of 1 (the same) and 0 (no more than by chance)."""
+    """Agreement of two methods on the channels to remove in one cell: 1 is the same, 0 no more than by chance."""
     found = overlap_of_methods(study)
     if found is None:
         return None
@@ -62,9 +62,9 @@ def _write(value: float) -> str:
 
 
 def overlap_of_methods(study: StudyFrames) -> tuple[list[str], np.ndarray] | None:
-    """Return labels and the mean correlation of what pairs of them remove, NaN where they share no cell.
+    """Return labels and, for each pair, the mean correlation of the channels they remove; NaN without a shared cell.
 
-    At most `_MOST_CELLS` cells are read: those with the most methods, in the order of the study.
+    Reads at most `_MOST_CELLS` cells: those with the most methods, in the order of the study.
     """
     ok = study.ok.unique(["label", *_CELL], keep="first", maintain_order=True)
     sizes = ok.group_by(_CELL, maintain_order=True).agg(pl.col("trial_id"), pl.col("label"), pl.len())

@@ -1,4 +1,4 @@
-"""What the best trial gives and takes class by class, and whether other methods do the same to a class."""
+"""Accuracy that the best trial gains or loses in each class, beside that of other methods."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from altair.typing import ChartType
 
 MOST_CLASSES = 25
-"""Classes that are drawn; of more, those that lost most."""
+"""The most classes that are drawn: those that lost most."""
 
 
 @CHARTS.register("class_change")
 def class_change(study: StudyFrames) -> ChartType | None:
-    """Accuracy lost or gained in each class with the best trial, the worst first, beside the other methods."""
+    """Accuracy gained or lost in each class with the best trial, the worst first, beside the other methods."""
     best = study.best
     if best is None:
         return None
@@ -34,7 +34,7 @@ def class_change(study: StudyFrames) -> ChartType | None:
     others = _others(study, best, shown)
     scale = _scale([*shown["change"], *others["change"], 0.0])
     axis = alt.Axis(format="+.3~%", values=_ticks([*shown["change"], *others["change"], 0.0]))
-    x = alt.X("change:Q", title="top-1 accuracy of the class, pruned less dense", scale=scale, axis=axis)
+    x = alt.X("change:Q", title="top-1 accuracy of the class, pruned minus dense", scale=scale, axis=axis)
     y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=8))
     colour = style.method_colours(study.methods)[best["method"]]
     mean = float((own["change"] * own["num_evaluated"]).sum()) / max(1, int(own["num_evaluated"].sum()))
@@ -66,7 +66,7 @@ def _written() -> pl.Expr:
 
 
 def _others(study: StudyFrames, best: dict[str, Any], shown: pl.DataFrame) -> pl.DataFrame:
-    """Return the mean change a class of every other method in the best trial's cell: name, method and change."""
+    """Return the mean change per class of every other method in the best trial's cell: name, method and change."""
     same = [pl.col(name).eq_missing(pl.lit(best[name])) for name in ("amount", "mode", "steps")]
     rivals = study.ok.filter(*same, pl.col("label") != best["label"]).select("trial_id", method="label")
     classes = study.classes.filter(pl.col("label").is_in(shown["label"].to_list())).drop_nulls("change")
@@ -75,14 +75,14 @@ def _others(study: StudyFrames, best: dict[str, Any], shown: pl.DataFrame) -> pl
 
 
 def _scale(changes: list[float]) -> alt.Scale:
-    """Return an axis that holds every change, and room at its right for the texts."""
+    """Return an axis with room for every change, and for the texts at its right."""
     low, high = min(changes), max(changes)
     spread = max(high - low, 0.01)
     return alt.Scale(domain=[low - 0.03 * spread, high + 0.36 * spread], nice=False, zero=False)
 
 
 def _ticks(changes: list[float]) -> list[float]:
-    """Return round numbers at most seven steps apart, none of them under the texts at the right."""
+    """Return round numbers for at most seven steps, none of them under the texts at the right."""
     low, high = min(changes), max(changes)
     steps = (factor * 10.0**power for power in range(-4, 1) for factor in (1, 2, 5))
     step = next(step for step in steps if (high - low) / step <= 7)
@@ -110,8 +110,8 @@ def _tooltip() -> list[alt.Tooltip]:
 
 
 def _subtitle(best: dict[str, Any], own: pl.DataFrame, others: pl.DataFrame, mean: float) -> list[str]:
-    count = f"; of {len(own)} classes the {MOST_CLASSES} that lost most" if len(own) > MOST_CLASSES else ""
+    count = f"; the {MOST_CLASSES} of {len(own)} classes that lost most" if len(own) > MOST_CLASSES else ""
     lines = [f"Bars: {best['trial_id']}", f"Dotted: mean over the images, {points(mean, 2)}{count}"]
     if len(others):
-        lines.append("Short upright lines: other methods at the same ratio or budget, mode and steps, mean over seeds")
+        lines.append("Short vertical lines: other methods at the same ratio or budget, mode and steps, mean over seeds")
     return lines

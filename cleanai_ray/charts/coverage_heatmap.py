@@ -1,4 +1,4 @@
-"""How active every channel of every layer is on the calibration samples."""
+"""Activity of every channel of every layer on the calibration samples."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from altair.typing import ChartType
 
 NUM_BINS = 64
-"""Layers with more channels are averaged into this many cells."""
+"""The most cells of a layer; where it has more channels, neighbours are averaged."""
 
 _MOST_NAMED_LAYERS = 64
-"""Beyond these, rows are numbered: names would not be legible on a page."""
+"""Beyond these, rows are numbered: names would be too small to read on a page."""
 
 _PREFERRED = ("normalized_mean", "frequency", "mean_absolute")
 
@@ -44,14 +44,14 @@ def coverage_heatmap(study: StudyFrames) -> ChartType | None:
         f"Coverage of every channel ({metric})",
         subtitle=[
             f"Side: {side}. Colour: relative to the most active channel of the layer.",
-            "Red, outlined: channels that never change on the calibration samples (dead); right: how many.",
+            "Red, outlined: dead channels, which never change on the calibration samples; right: their number.",
         ],
     )
     return _draw(cells, [short[name] for name in names]).properties(title=title)
 
 
 def choose_metric(study: StudyFrames) -> str | None:
-    """Return the coverage metric to draw: the best trial's own, else a usual one, else any that was computed."""
+    """Return the coverage metric to draw: the best trial's own, else a common one, else any that was computed."""
     base = set(coverage_schema(()).names)
     frame = study.coverage
     computed = [name for name in frame.columns if name not in base and frame[name].count()]
@@ -63,14 +63,14 @@ def choose_metric(study: StudyFrames) -> str | None:
 
 
 def select_side(coverage: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of one side: that on which more layers were observed, of equals what layers receive."""
+    """Return the rows of the side on which more layers were observed; of what layers receive if both are equal."""
     counts = coverage.group_by("side").agg(pl.n_unique("layer").alias("layers"))
     side = counts.sort(["layers", "side"], descending=[True, False])["side"][0]
     return coverage.filter(pl.col("side").eq_missing(side))
 
 
 def is_dead() -> pl.Expr:
-    """Whether a channel of coverage.parquet had one and the same value throughout calibration."""
+    """Return the condition that a channel of coverage.parquet had the same value throughout calibration."""
     return (pl.col("maximum") == pl.col("minimum")).fill_null(False)
 
 

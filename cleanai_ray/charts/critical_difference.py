@@ -1,4 +1,4 @@
-"""Which methods rank apart: mean ranks over all cells with the critical difference."""
+"""Mean ranks of the methods over all cells, with the critical difference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @CHARTS.register("critical_difference")
 def critical_difference(study: StudyFrames) -> ChartType | None:
-    """Mean rank of every method over the cells of all, with bars as wide as Nemenyi's critical difference."""
+    """Mean rank of every method over the cells that all share, with bars as wide as Nemenyi's critical difference."""
     found = average_ranks(study)
     if found is None:
         return None
@@ -42,7 +42,7 @@ def critical_difference(study: StudyFrames) -> ChartType | None:
     )
     texts = base.mark_text(dy=-10, fontSize=10, color=style.INK).encode(x=x, y=y, text="text:N")
     subtitle = [
-        f"Bars that do not overlap: methods that differ (Nemenyi, critical difference {found.critical_difference:.1f})",
+        f"Methods whose bars do not overlap differ (Nemenyi, critical difference {found.critical_difference:.1f})",
         f"Over {found.num_cells} cells of ratio or budget, mode and steps; test that all methods rank alike: "
         f"{p_text(found.p_value)} (Friedman)",
     ]

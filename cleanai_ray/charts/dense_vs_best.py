@@ -1,4 +1,4 @@
-"""The best trial beside the dense model, in everything that was measured."""
+"""The best trial beside the dense model, in every quantity that was measured."""
 
 from __future__ import annotations
 

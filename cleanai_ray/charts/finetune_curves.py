@@ -28,9 +28,9 @@ _TOOLTIP = [
 
 @CHARTS.register("finetune_curves")
 def finetune_curves(study: StudyFrames) -> ChartType | None:
-    """Validation accuracy per epoch of fine-tuning, a panel a method; the epoch that was kept is marked.
+    """Validation accuracy per epoch of fine-tuning, one panel per method, with a dot at the epoch that was kept.
 
-    A point is not a curve: without a trial of two epochs there is no chart.
+    Without a trial of at least two epochs there is no chart.
     """
     trials = study.trials.select("trial_id", "label", "method", "mode", "amount", "amount_order")
     epochs = study.history.drop_nulls(["epoch", "validation_accuracy"]).join(trials, on="trial_id", how="inner")
@@ -47,9 +47,9 @@ def finetune_curves(study: StudyFrames) -> ChartType | None:
     legend = "; ".join(["Dot: the epoch that was kept", *cuts, "thicker: more is removed", *modes])
     lines = [f"{legend}."]
     if max(epochs.group_by("label").agg(pl.n_unique("trial_id"))["trial_id"]) > style.MAX_DRAWN_IN_PANEL:
-        lines.append(f"Of each method {style.MAX_DRAWN_IN_PANEL} trials are drawn, chosen at random.")
+        lines.append(f"At most {style.MAX_DRAWN_IN_PANEL} trials of each method are drawn, chosen at random.")
     if study.learns_without_labels:
-        lines.append("Without labels: how often the model agrees with the dense one on images held back.")
+        lines.append("Without labels: agreement with the dense model on images held back.")
     if dense is not None:
         lines.append(f"Dotted line: the dense model on the same validation samples, {percent(dense)}.")
     return alt.concat(*panels, columns=min(_COLUMNS, len(panels)), spacing=14).properties(
@@ -115,7 +115,7 @@ def _panel(study: StudyFrames, epochs: pl.DataFrame, label: str, *, is_last: boo
 
 
 def _whole_ticks(last: int) -> list[int]:
-    """Return the first epoch and six others at the most, evenly apart."""
+    """Return the first epoch and at most six others, evenly spaced."""
     step = -(-(last - 1) // 6)
     return list(range(1, last + 1, step))
 

@@ -1,4 +1,4 @@
-"""What the best trial kept of every layer."""
+"""Channels that the best trial kept in every layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from altair.typing import ChartType
 
 _MOST_NAMED_LAYERS = 60
-"""Beyond these, layers are drawn as columns along their index: names would not be legible on a page."""
+"""Beyond these, layers are columns along their index: names would be too small to read on a page."""
 
 
 @CHARTS.register("layer_channels")
@@ -77,7 +77,7 @@ def _indexed_columns(frame: pl.DataFrame, colour: str) -> ChartType:
         width = 0.72 * (style.WIDTH - 70) / length
         x = alt.X(
             "position:Q",
-            title="layer, in execution order (those that cannot be pruned are left out)"
+            title="layer, in execution order (without those that cannot be pruned)"
             if start + length >= len(frame)
             else None,
             scale=alt.Scale(domain=[first - 1, first + length + 1], nice=False),

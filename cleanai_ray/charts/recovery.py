@@ -1,4 +1,4 @@
-"""What each stage gives back: accuracy after surgery, repair and fine-tuning."""
+"""The accuracy that each stage recovers: after pruning, repair and fine-tuning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _STAGES = ("accuracy_pruned", "accuracy_repaired", "accuracy_finetuned")
 _PIECES = {
-    "after surgery": "#c3cad1",
+    "after pruning": "#c3cad1",
     "gained by repair": "#56b4e9",
     "gained by fine-tuning": "#e69f00",
     "lost again": "#d7301f",
@@ -27,7 +27,7 @@ _PIECES = {
 
 @CHARTS.register("recovery")
 def recovery(study: StudyFrames) -> ChartType | None:
-    """Mean accuracy of every method after surgery, and what repair and fine-tuning add to it."""
+    """Mean accuracy of every method after pruning, and what repair and fine-tuning add to it."""
     present = [name for name in _STAGES if study.ok[name].count()]
     if len(present) < 2 or present[0] != _STAGES[0]:
         return None
@@ -72,7 +72,7 @@ def recovery(study: StudyFrames) -> ChartType | None:
         width=style.WIDTH,
         height=alt.Step(24),
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-        title=alt.TitleParams("What each stage gives back", subtitle=[_subtitle(dense)]),
+        title=alt.TitleParams("Accuracy that each stage recovers", subtitle=[_subtitle(dense)]),
     )
 
 
@@ -89,7 +89,7 @@ def _subtitle(dense: float | None) -> str:
 
 
 def _pieces(row: dict[str, Any], present: list[str]) -> list[dict[str, Any]]:
-    pieces = [{"label": row["label"], "piece": "after surgery", "start": 0.0, "end": row[present[0]]}]
+    pieces = [{"label": row["label"], "piece": "after pruning", "start": 0.0, "end": row[present[0]]}]
     for before, after in pairwise(present):
         gained = "gained by repair" if after == "accuracy_repaired" else "gained by fine-tuning"
         low, high = sorted((row[before], row[after]))

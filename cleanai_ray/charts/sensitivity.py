@@ -1,4 +1,4 @@
-"""What narrowing each dependency group by itself does to the model's output."""
+"""The change of the model's output when one dependency group alone is narrowed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FLOOR = 1e-4
 
 @CHARTS.register("sensitivity")
 def sensitivity(study: StudyFrames) -> ChartType | None:
-    """Divergence from the dense model when one group alone is narrowed and compensated."""
+    """Divergence from the dense model when one group alone is narrowed, and compensated for."""
     return draw(study.sensitivity)
 
 

@@ -1,4 +1,4 @@
-"""One look for every chart: fonts, sizes, and one colour and shape a method wherever it appears.
+"""One look for every chart: fonts, sizes, and the same colour and shape for a method wherever it appears.
 
 The hues are Okabe and Ito's and Paul Tol's, chosen to stay apart for colour-blind readers; shapes tell methods apart in
 grey print.
@@ -29,7 +29,7 @@ CHARACTER = 6.6
 """Width of a label's character in pixels."""
 
 MAX_DRAWN, MAX_DRAWN_IN_PANEL = 1500, 150
-"""Trials that a chart draws at the most, and each panel of a chart that has one for every method or cell."""
+"""The most trials that a chart draws, and that one panel of a chart with several panels draws."""
 
 FONT = "DejaVu Sans, Bitstream Vera Sans, Verdana, sans-serif"
 INK, MUTED, GRID, FAINT = "#1b2733", "#5b6875", "#e3e7eb", "#c3cad1"
@@ -89,7 +89,7 @@ DARK = {
     "#4b0082": "#a374d9",
     "#b15928": "#cf7a48",
 }
-"""What a dark page draws instead of a colour; `white` only where it fills, outlines or lies behind."""
+"""Colours of a dark page by those of a light one; `white` only for fills, outlines and backgrounds."""
 
 _VERSION = alt.SCHEMA_VERSION.lstrip("v").rpartition(".")[0]
 
@@ -140,7 +140,7 @@ def method_colours(methods: Iterable[str]) -> dict[str, str]:
     """Return a colour for every method of a study.
 
     Methods that ship with CleanAI-Ray have a fixed one. Any other takes the spare colour that its name selects, or the
-    next that is free in this study, so that the answer depends on nothing but the set of names.
+    next one free in this study, so that the colours depend only on the set of names.
     """
     chosen: dict[str, str] = {}
     for method in sorted(set(methods)):
@@ -164,8 +164,8 @@ def label_colours(labels: Iterable[str]) -> dict[str, str]:
 def label_shapes(labels: Iterable[str]) -> dict[str, str]:
     """Return the point shape of every label.
 
-    Labels of one method, which share a colour, always differ; methods without a metric take turns, so that neighbours
-    in a legend differ in grey print too.
+    Labels of one method, which share a colour, always differ. Methods without a metric take the shapes in turn, so
+    that neighbours in a legend differ in grey print too.
     """
     labels = sorted(set(labels))
     members: dict[str, list[str]] = {}
@@ -188,7 +188,7 @@ def scale(mapping: dict[str, Any], domain: Sequence[str] | None = None) -> alt.S
 
 
 def mode_fill_scale(modes: Iterable[str]) -> alt.Scale:
-    """Return the scale of fill opacities that tells modes apart: local filled, global hollow."""
+    """Return the fill opacities of modes: local is filled, global is hollow."""
     return scale({name: _MODE_FILL.get(name, 0.2) for name in ordered_modes(modes)})
 
 
@@ -198,11 +198,11 @@ def ordered_modes(modes: Iterable[str]) -> list[str]:
 
 
 def thinned(frame: pl.DataFrame, limit: int = MAX_DRAWN) -> pl.DataFrame:
-    """Return the rows of at most `limit` trials, which their ids alone choose: a chart of more marks shows no more.
+    """Return the rows of at most `limit` trials, chosen by their ids alone: more marks would show no more.
 
     Args:
         frame: Rows with a `trial_id`.
-        limit: Trials.
+        limit: The most trials to keep.
     """
     names = frame["trial_id"].unique().to_list()
     if len(names) <= limit:
@@ -212,7 +212,7 @@ def thinned(frame: pl.DataFrame, limit: int = MAX_DRAWN) -> pl.DataFrame:
 
 
 def thinned_note(drawn: int, total: int) -> list[str]:
-    """Return a line that says how many trials a chart draws; none where it draws all."""
+    """Return a line that says how many trials a chart draws; no line where it draws all."""
     return [f"{drawn:,} of {total:,} trials are drawn, chosen at random"] if drawn < total else []
 
 
@@ -223,7 +223,7 @@ def values(frame: pl.DataFrame) -> alt.InlineData:
 
 
 def shorten(name: str, limit: int) -> str:
-    """Return a module name of at most `limit` characters; what is cut out of the middle becomes an ellipsis."""
+    """Return a module name cut to at most `limit` characters, with an ellipsis in the middle."""
     if len(name) <= limit:
         return name
     head = max(1, (limit - 1) // 3)
@@ -254,7 +254,7 @@ def javascript() -> str:
 
 @cache
 def _register_fonts() -> None:
-    """Offer the fonts that reportlab ships, so that charts look the same on a machine that has no fonts."""
+    """Register the fonts that reportlab ships, so that charts look the same on a machine without fonts."""
     found = importlib.util.find_spec("reportlab")
     if found is None or found.origin is None:
         return

@@ -1,4 +1,4 @@
-"""Where the hours went: the time of all trials, by method and stage."""
+"""The time of all trials, by method and stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from altair.typing import ChartType
 
 _STAGES = {
-    "scoring and surgery": ("seconds_prune", "#332288"),
+    "scoring and pruning": ("seconds_prune", "#332288"),
     "repair": ("seconds_repair", "#0072b2"),
     "fine-tuning": ("seconds_finetune", "#e69f00"),
     "quantisation": ("seconds_quantize", "#cc79a7"),
@@ -25,12 +25,12 @@ _STAGES = {
 
 
 _TEXT = 80
-"""Pixels that a duration takes behind the longest bar."""
+"""Width of a duration behind the longest bar, in pixels."""
 
 
 @CHARTS.register("time_by_stage")
 def time_by_stage(study: StudyFrames) -> ChartType | None:
-    """Time that the trials of each method took, added up and shared out among their stages."""
+    """Time that the trials of each method took, added up by stage."""
     sums = [pl.col(column).sum().alias(stage) for stage, (column, _) in _STAGES.items()]
     wide = study.trials.group_by("label", maintain_order=True).agg(*sums)
     frame = wide.unpivot(index="label", variable_name="stage", value_name="seconds").filter(pl.col("seconds") > 0)

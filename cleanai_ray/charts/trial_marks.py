@@ -1,4 +1,4 @@
-"""What charts with a mark a trial share: points, their legend, their tooltip, and an axis of accuracies."""
+"""The common parts of charts with one mark per trial: points, legend, tooltip and an axis of accuracies."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts import style
 
 _LEGEND, _SYMBOL = style.WIDTH - 50, 34
-"""Width of a legend below a chart, and of what stands before and between its labels, in pixels."""
+"""Width of a legend below a chart, and of a label's symbol with the gaps around it, in pixels."""
 
 _FILLS = {"local": "filled", "global": "hollow", "isomorphic": "half filled"}
 
 
 def trial_points(study: StudyFrames, frame: pl.DataFrame) -> alt.Chart:
-    """Return a point a trial in its method's colour and shape; a click on the legend dims all other methods.
+    """Return one point per trial in its method's colour and shape; a click on the legend dims all other methods.
 
     Args:
         study: Its methods have the same colours in every chart.
-        frame: Rows with `label`, `mode` and what the encodings to come need.
+        frame: Rows with `label`, `mode` and the columns of later encodings.
     """
     labels = sorted(set(frame["label"]))
     columns = max(1, min(4, int(_LEGEND / (_SYMBOL + style.CHARACTER * max(map(len, labels))))))
@@ -40,14 +40,14 @@ def trial_points(study: StudyFrames, frame: pl.DataFrame) -> alt.Chart:
 
 
 def trial_tooltip() -> list[alt.Tooltip]:
-    """Return what a page says of the trial under the pointer: `trial_id`, `label`, `amount`, `mode` and `accuracy`."""
+    """Return the tooltip of a trial: its `trial_id`, `label`, `amount`, `mode` and `accuracy`."""
     names = {"trial_id": "trial", "label": "method", "amount": "asked for", "mode": "mode"}
     texts = [alt.Tooltip(f"{field}:N", title=title) for field, title in names.items()]
     return [*texts, alt.Tooltip("accuracy:Q", title="top-1", format=".2%")]
 
 
 def mode_fills(modes: Iterable[str]) -> list[str]:
-    """Return how each mode is drawn, in words."""
+    """Return the fill of each mode, in words."""
     return [f"{_FILLS.get(mode, 'pale')}: {mode} mode" for mode in style.ordered_modes(modes)]
 
 

@@ -18,8 +18,8 @@ __all__ = ["make_report"]
 def make_report(run: RunDirectory) -> list[str]:
     """Write charts/<name>.svg for every chart that the study has data for, report.pdf and report.html.
 
-    Needs neither the model nor the data, and may be called again at any time; charts of an earlier report that the
-    study has no data for any more are deleted.
+    Needs neither the model nor the data, and may be called again at any time. Charts of an earlier report are deleted
+    where the study no longer has data for them.
 
     Returns:
         The names of the files written, relative to the run directory.

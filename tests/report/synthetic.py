@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import yaml
+from report.networks import NETWORKS, Layer
+from report.synthetic_study import environment, study_file
 
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
@@ -24,7 +26,7 @@ SKILL = {
     "coverage": 1.6,
     "random": 3.2,
 }
-"""How many points a method loses at ratio 0.3 after everything was tried."""
+"""Points that a method loses at ratio 0.3 after all stages."""
 
 
 @dataclass
@@ -53,73 +55,6 @@ class Tables:
         run.write_text("study.yaml", yaml.safe_dump(self.study, sort_keys=False))
         run.write_json("environment.json", self.environment)
         return run
-
-
-@dataclass(frozen=True)
-class Layer:
-    name: str
-    kind: str
-    inputs: int
-    outputs: int
-    kernel: int
-    size: int
-    group: str | None
-
-    def params(self, inputs: int, outputs: int) -> int:
-        return inputs * outputs * self.kernel**2
-
-    def macs(self, inputs: int, outputs: int) -> int:
-        return self.params(inputs, outputs) * self.size**2
-
-
-def resnet20() -> list[Layer]:
-    layers = [Layer("conv1", "Conv2d", 1, 16, 3, 28, "conv1")]
-    width = 16
-    for stage, outputs in enumerate((16, 32, 64), start=1):
-        size = 28 // 2 ** (stage - 1)
-        for block in range(3):
-            name = f"layer{stage}.{block}"
-            layers.append(Layer(f"{name}.conv1", "Conv2d", width, outputs, 3, size, f"{name}.conv1"))
-            layers.append(Layer(f"{name}.conv2", "Conv2d", outputs, outputs, 3, size, f"stage{stage}"))
-            if width != outputs:
-                layers.append(Layer(f"{name}.downsample.0", "Conv2d", width, outputs, 1, size, f"stage{stage}"))
-            width = outputs
-    return [*layers, Layer("fc", "Linear", 64, 10, 1, 1, None)]
-
-
-def resnet50() -> list[Layer]:
-    layers = [Layer("conv1", "Conv2d", 3, 64, 7, 112, "conv1")]
-    width = 64
-    for stage, (blocks, inner) in enumerate(((3, 64), (4, 128), (6, 256), (3, 512)), start=1):
-        size = 56 // 2 ** (stage - 1)
-        for block in range(blocks):
-            name = f"layer{stage}.{block}"
-            layers.append(Layer(f"{name}.conv1", "Conv2d", width, inner, 1, size, f"{name}.conv1"))
-            layers.append(Layer(f"{name}.conv2", "Conv2d", inner, inner, 3, size, f"{name}.conv2"))
-            layers.append(Layer(f"{name}.conv3", "Conv2d", inner, 4 * inner, 1, size, f"stage{stage}"))
-            if block == 0:
-                layers.append(Layer(f"{name}.downsample.0", "Conv2d", width, 4 * inner, 1, size, f"stage{stage}"))
-            width = 4 * inner
-    return [*layers, Layer("fc", "Linear", 2048, 1000, 1, 1, None)]
-
-
-def densenet121() -> list[Layer]:
-    layers = [Layer("features.conv0", "Conv2d", 3, 64, 7, 112, "features.conv0")]
-    width = 64
-    for block, count in enumerate((6, 12, 24, 16), start=1):
-        size = 56 // 2 ** (block - 1)
-        for unit in range(1, count + 1):
-            name = f"features.denseblock{block}.denselayer{unit}"
-            layers.append(Layer(f"{name}.conv1", "Conv2d", width, 128, 1, size, f"{name}.conv1"))
-            layers.append(Layer(f"{name}.conv2", "Conv2d", 128, 32, 3, size, f"{name}.conv2"))
-            width += 32
-        if block < 4:
-            layers.append(Layer(f"features.transition{block}.conv", "Conv2d", width, width // 2, 1, size, f"t{block}"))
-            width //= 2
-    return [*layers, Layer("classifier", "Linear", width, 1000, 1, 1, None)]
-
-
-NETWORKS = {"resnet20": resnet20, "resnet50": resnet50, "densenet121": densenet121}
 
 
 def make(
@@ -176,8 +111,8 @@ def make(
             tables.results.append(row)
             if timed:
                 tables.latency += _latency(row)
-    tables.study = _study(methods, metrics, ratios, budgets, modes, seeds, network, num_classes, finetune_epochs)
-    tables.environment = _environment()
+    tables.study = study_file(methods, metrics, ratios, budgets, modes, seeds, network, num_classes, finetune_epochs)
+    tables.environment = environment()
     return tables
 
 
@@ -354,61 +289,3 @@ def _coverage(layers: list[Layer], random: np.random.Generator) -> list[dict[str
                 }
             )
     return rows
-
-
-def _study(
-    methods: tuple[str, ...],
-    metrics: tuple[str, ...],
-    ratios: tuple[float, ...],
-    budgets: tuple[str, ...],
-    modes: tuple[str, ...],
-    seeds: tuple[int, ...],
-    network: str,
-    num_classes: int,
-    epochs: int,
-) -> dict[str, Any]:
-    return {
-        "name": "fashion-mnist",
-        "question": "Which way of choosing channels keeps a ResNet-20 accurate at half its cost?",
-        "model": {
-            "name": network,
-            "weights": "weights.safetensors",
-            "num_classes": num_classes,
-            "input_shape": [1, 28, 28],
-        },
-        "data": {"name": "fashion_mnist", "calibration": {"samples": 2048, "split": "train", "seed": 0}},
-        "sweep": {
-            "methods": list(methods),
-            "coverage_metrics": list(metrics),
-            "ratios": list(ratios),
-            "budgets": [{budget.partition("=")[0]: float(budget.partition("=")[2])} for budget in budgets],
-            "modes": list(modes),
-            "steps": [1],
-            "seeds": list(seeds),
-        },
-        "finetune": {"epochs": epochs, "optimizer": "sgd", "learning_rate": 0.01},
-        "evaluation": {"split": "test", "latency": {"batch_sizes": [1, 64], "warmup": 10, "runs": 50, "threads": 1}},
-    }
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "version": "0.1.0",
-        "started": "2026-03-14T09:26:53+00:00",
-        "seconds": 1835.0,
-        "command": "cleanai run jobs/studies/fashion_mnist.yaml --out artifacts/fashion-mnist",
-        "python": "3.11.9",
-        "platform": "Linux-6.1-x86_64",
-        "packages": {"ray": "2.60.0", "torch": "2.14.1", "torch-pruning": "1.6.1"},
-        "hardware": {"cpu": "AMD EPYC 7763", "cores": 8, "memory_gib": 31.3, "gpus": []},
-        "cluster": {"nodes": 2, "cpus": 16.0, "gpus": 0.0},
-        "digests": {"study": "0f1e2d3c4b5a6978", "weights": "1122334455667788", "calibration": "99aabbccddeeff00"},
-        "samples": {
-            "calibration": 2048,
-            "training": 54000,
-            "validation": 6000,
-            "evaluation": 10000,
-            "calibration_withheld_from_training": True,
-        },
-        "warnings": [],
-    }

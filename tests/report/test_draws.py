@@ -148,7 +148,7 @@ def test_without_two_draws_the_plans_of_two_numbers_are_compared() -> None:
     )
     found = answers_of(study)["h2"]
     assert found.effect == pytest.approx(3 / 5)
-    assert found.sentence.startswith("Channels kept with two numbers of calibration samples")
+    assert "two numbers of calibration samples" in found.sentence
 
 
 @pytest.mark.parametrize(("samples", "said"), [((64, 1024), "in some trials"), ((64,), "calibration images: act")])

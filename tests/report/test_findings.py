@@ -1,4 +1,4 @@
-"""What a report says in words follows from the tables, and it can say no."""
+"""The words of a report follow from the tables, and can say no."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def test_all_failed(findings_of: Callable[[Tables], Findings]) -> None:
     tables = synthetic.fail(small(), error="out of memory")
     findings = findings_of(tables)
     assert findings.headline.verdict == "not acceptable"
-    assert findings.headline.sentence == "No trial is acceptable: all 12 trials failed."
+    assert findings.headline.sentence.startswith("No trial is acceptable")
+    assert "all 12 trials failed" in findings.headline.sentence
     details = " ".join(findings.risks[0].details)
     assert all(row["error"] in details for row in tables.results)
     assert findings.cells == ()
@@ -291,8 +292,7 @@ def test_fine_tuning_that_was_for_nothing_is_named_and_not_called_over_fitting(
     number = len(tables.results)
     assert risk.severity == "medium"
     assert f"{number} of {number} trials" in risk.sentence
-    assert "validation accuracy" in risk.sentence
-    assert "before fine-tuning was kept" in risk.sentence
+    assert all(fact in risk.sentence for fact in ("validation accuracy", "before fine-tuning was kept"))
     tables.results[0]["best_epoch"] = 2
     (risk,) = (risk for risk in findings_of(tables).risks if risk.kind == "fine-tuning without gain")
     assert risk.severity == "info"

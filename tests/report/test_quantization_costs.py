@@ -1,4 +1,4 @@
-"""What a report says of quantisation, on numbers that can be checked by hand."""
+"""The report's costs of quantisation, on numbers that can be checked by hand."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_a_metric_that_failed_leaves_its_cell_out_of_the_mean_of_metrics() -> No
     answer = answers_of(study=study_of(accuracy, labels=tuple(levels)))["b1"]
     assert answer.effect == pytest.approx(0.0, abs=1e-9)
     assert (answer.num_pairs, answer.num_dropped) == (11, 1)
-    assert answer.sentence.endswith("Its best metric on average, entropy: +5.00 points.")
+    assert all(fact in answer.sentence for fact in ("best metric", "entropy: +5.00 points"))
 
 
 def test_seeds_that_change_nothing_are_no_further_evidence() -> None:
@@ -99,10 +99,10 @@ def test_seeds_that_change_nothing_are_no_further_evidence() -> None:
     assert answer.verdict == "cannot tell"
     assert answer.num_pairs == 16
     assert answer.low is None
-    assert "16 pairs in 2 cells, at least 3 cells are needed" in answer.sentence
+    assert all(fact in answer.sentence for fact in ("16 pairs", "2 cells", "at least 3 cells"))
 
 
-def test_adaptive_is_judged_where_it_measures_anew() -> None:
+def test_adaptive_is_judged_where_it_measures_again() -> None:
     random = np.random.default_rng(1)
 
     def accuracy(label: str, ratio: float, mode: str, steps: int, seed: int) -> float:

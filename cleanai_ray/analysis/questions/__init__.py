@@ -1,4 +1,4 @@
-"""The questions that a study of pruning methods is there to answer: a file a question, found by its registry."""
+"""The questions that a study of pruning methods answers: one file per question, found by its registry."""
 
 from __future__ import annotations
 

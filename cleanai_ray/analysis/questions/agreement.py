@@ -14,14 +14,14 @@ from cleanai_ray.analysis.removed_channels import correlation, removed_channels
 from cleanai_ray.registry import QUESTIONS
 
 IMPORTANCE = ("magnitude", "taylor")
-"""Methods that read weights and gradients, which coverage is compared with."""
+"""The methods that coverage is compared with: they read weights and gradients."""
 
 _MOST_PAIRS = 400
 
 
 @QUESTIONS.register("i")
 class Agreement(Question):
-    """What coverage removes against what methods of weights and gradients remove, group of layers by group."""
+    """Channels that coverage removes against those that weights and gradients remove, for each group of layers."""
 
     position = 120
     text = "Are coverage and importance related?"

@@ -19,7 +19,7 @@ from cleanai_ray.analysis.numbers import plural, signed
 
 @dataclass(frozen=True)
 class Evidence:
-    """What questions are answered from.
+    """The tables that questions are answered from.
 
     Attributes:
         studies: The frames of every study, by its name.
@@ -68,7 +68,7 @@ class Question(ABC):
 
     @abstractmethod
     def draft(self, evidence: Evidence) -> Draft:
-        """Return what decides the question, before its p-value is corrected for the number of questions."""
+        """Return the comparison that decides the question; p-values of all questions are corrected together later."""
 
 
 class Versus(Question):
@@ -91,7 +91,7 @@ class Versus(Question):
         return Draft(found, subject, remark, missing)
 
     def _with_best_metric(self, evidence: Evidence) -> str:
-        """Say what the best of several metrics does; it was chosen by the same accuracies, so it is given no test."""
+        """Say how the best of several metrics does; it was chosen by the same accuracies, so there is no test."""
         own = evidence.of(self.first)
         order = metrics_by_mean(own)
         if len(order) < 2:

@@ -16,7 +16,7 @@ class MeasuringBetweenSteps(Question):
     """Adaptive against coverage in several steps, over the coverage metrics that both have."""
 
     position = 50
-    text = "Does measuring coverage anew between steps (adaptive) help?"
+    text = "Does measuring coverage again between steps (adaptive) help?"
 
     def draft(self, evidence: Evidence) -> Draft:
         """Compare the two; the metrics of one cell share nearly everything and are averaged into one observation."""

@@ -18,14 +18,14 @@ from cleanai_ray.analysis.removed_channels import overlap, removed_channels
 from cleanai_ray.registry import QUESTIONS
 
 SAME_PLAN = 0.95
-"""Overlap of kept channels from which on two plans count as the same."""
+"""Overlap of kept channels above which two plans count as the same."""
 
 _SOURCE = ("study", "samples", "draw")
 
 
 @QUESTIONS.register("h2")
 class SamePlan(Question):
-    """The channels that trials keep which differ in the draw of their calibration samples and in nothing else."""
+    """The channels kept by trials that differ only in the draw of their calibration samples."""
 
     position = 110
     text = "Does another draw of the calibration samples change the plan?"
@@ -51,7 +51,7 @@ class SamePlan(Question):
         subject = f"Channels kept with {what}, intersection over union, methods that read the samples"
         # The p-value of an overlap against zero answers nothing.
         bare = Comparison(found.effect, found.low, found.high, None, len(read), 0, found.num_units)
-        remark = f"1 is the same plan; from {SAME_PLAN:g} on plans count as the same.{_by_method(plans, read)}"
+        remark = f"1 is the same plan; above {SAME_PLAN:g} plans count as the same.{_by_method(plans, read)}"
         return Draft(bare, subject, remark, settled=verdict)
 
 
@@ -68,7 +68,7 @@ def _by_method(plans: pl.DataFrame, read: pl.DataFrame) -> str:
 
 
 def _pairs_of_sources(trials: pl.DataFrame) -> tuple[list[tuple[pl.DataFrame, pl.DataFrame]], bool]:
-    """Return the pairs of sources of trials that are compared; True with them if they are two draws of one number."""
+    """Return the pairs of sources to compare, and True if each is two draws of one number of samples."""
     draws, sizes = [], []
     for _, own in trials.group_by(["kin"], maintain_order=True):
         sources = own.select(_SOURCE).unique(maintain_order=True).rows()
@@ -86,7 +86,7 @@ def _only(trials: pl.DataFrame, source: Sequence[object]) -> pl.DataFrame:
 
 
 def _overlaps(studies: Mapping[str, StudyFrames], first: pl.DataFrame, second: pl.DataFrame) -> pl.DataFrame | None:
-    """Return the overlap of what trials of two sources keep, a row a pair; None where there is no pair.
+    """Return the overlap of the channels that trials of two sources keep, one row per pair; None without a pair.
 
     Of the methods that read no data, only the control is kept: all others have one plan.
     """

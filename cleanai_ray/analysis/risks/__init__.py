@@ -1,4 +1,4 @@
-"""Everything that speaks against using a study's result: a file a check, found by its registry."""
+"""Everything that speaks against using a study's result: one file per check, found by its registry."""
 
 from __future__ import annotations
 

@@ -12,10 +12,10 @@ from cleanai_ray.analysis.frames import StudyFrames
 Severity = Literal["high", "medium", "info"]
 
 LARGE_LOSS, BLOCKING_LOSS = 1.0, 5.0
-"""Percentage points below the dense model from which a loss is named, and from which no trial is acceptable."""
+"""Points below the dense model beyond which a loss is named, and beyond which no trial is acceptable."""
 
 MOST_DETAILS = 12
-"""Lines that a risk lists at the most; failed trials are always listed in full."""
+"""The most lines that a risk lists; failed trials are always listed in full."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Risk:
     Attributes:
         severity: high, medium or info.
         kind: A short name, the same for every risk of its kind.
-        sentence: What was found, with its numbers.
+        sentence: The finding, with its numbers.
         details: Further lines, for instance the error of every failed trial.
         is_about_best: True if it concerns the most accurate trial.
         is_blocking: True if no trial is acceptable because of it.
@@ -45,7 +45,7 @@ class Check(ABC):
     Attributes:
         position: Place among the checks; any number, so that a new one goes between two that are there. Risks of equal
             weight are listed in this order.
-        looks_for: What it looks for, in a few words; the report lists it, found or not.
+        looks_for: The risk in a few words; the report lists it among what was checked.
     """
 
     position: float
@@ -53,10 +53,10 @@ class Check(ABC):
 
     @abstractmethod
     def find(self, study: StudyFrames) -> Iterator[Risk]:
-        """Yield what was found in a study."""
+        """Yield the risks of a study."""
 
 
 def shorten_list(lines: list[str]) -> tuple[str, ...]:
-    """Return the first lines, and how many more there are."""
+    """Return the first `MOST_DETAILS` lines, and a line that counts the rest."""
     rest = len(lines) - MOST_DETAILS
     return (*lines[:MOST_DETAILS], f"and {rest} more") if rest > 0 else tuple(lines)

@@ -18,7 +18,7 @@ _CELL = ["amount", "mode", "steps", "calibration_samples", "calibration_seed"]
 
 @RISKS.register("luck_of_a_seed")
 class LuckOfASeed(Check):
-    """A best trial and winners that owe their place to the seed of a trial."""
+    """Winners that owe their place to the seed of a trial."""
 
     position = 250
     looks_for = "winners and accuracies that change with the seed"
@@ -33,7 +33,7 @@ class LuckOfASeed(Check):
 
 
 def _best_trial(several: pl.DataFrame, best: dict[str, Any]) -> Iterator[Risk]:
-    """Yield a risk where the accuracies of the best trial's method range over more than a point in its cell."""
+    """Yield a risk if the accuracies of the best trial's method spread over more than a point in its cell."""
     of_cell = pl.all_horizontal(pl.col(name).eq_missing(pl.lit(best[name])) for name in _CELL)
     own = several.filter(of_cell & (pl.col("label") == best["label"])).sort("seed")
     if len(own) < 2:
@@ -50,7 +50,7 @@ def _best_trial(several: pl.DataFrame, best: dict[str, Any]) -> Iterator[Risk]:
 
 
 def _winners(several: pl.DataFrame) -> Iterator[Risk]:
-    """Yield a risk where the most accurate method of a cell changes with the seed."""
+    """Yield a risk if the most accurate method of a cell changes with the seed."""
     winners = best_first(several).group_by([*_CELL, "seed"], maintain_order=True).first()
     counted = winners.group_by(_CELL).agg(pl.n_unique("label").alias("winners"), pl.col("label"))
     flipped = counted.filter(pl.col("winners") > 1)

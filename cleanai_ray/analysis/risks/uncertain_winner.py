@@ -1,4 +1,4 @@
-"""Risk: rivals that cannot be told from the best trial."""
+"""Risk: rivals that cannot be told apart from the best trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class UncertainWinner(Check):
     """Trials of other methods whose interval overlaps that of the best trial."""
 
     position = 150
-    looks_for = "rivals that the evaluated images cannot tell from the best"
+    looks_for = "rivals that cannot be told apart from the best trial"
 
     def find(self, study: StudyFrames) -> Iterator[Risk]:
         """Yield one risk that counts them and names their methods."""

@@ -57,7 +57,7 @@ def _templates() -> Environment:
 
 
 def _read(name: str) -> Markup:
-    """Return a file of the page, which is written into it as it is."""
+    """Return a file of the page, to be written into it unescaped."""
     return Markup((resources.files("cleanai_ray.report.html") / "page" / name).read_text(encoding="utf-8").strip())
 
 
@@ -85,7 +85,7 @@ def _rounded(value: Any) -> Any:
 
 
 def embed_svg(svg: str, name: str) -> str:
-    """Return an SVG that can stand in a page beside others: every id in it, and every reference to one, gets a prefix.
+    """Return an SVG that can share a page with others: every id in it, and every reference to one, gets a prefix.
 
     Args:
         svg: The SVG.

@@ -1,4 +1,4 @@
-"""The report as a PDF: reportlab sets the text, and every chart is laid over it as the vector page that it is."""
+"""The report as a PDF: reportlab sets the text, and every chart is laid over it as a vector drawing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from cleanai_ray.report.pdf.vector import Placement, lay_over, to_page, wrap_cod
 
 
 class _Chart(Flowable):
-    """Room for a chart, somewhat smaller where it then fits on the page; notes where the chart is to be laid."""
+    """Room for a chart, which may shrink a little to fit on the page; records where the chart goes."""
 
     def __init__(
         self, figure: blocks.Figure, page: PageObject, placements: list[Placement], least_share: float
@@ -60,7 +60,7 @@ class _Chart(Flowable):
 
 
 class _Template(BaseDocTemplate):
-    """Adds every heading to the outline, and notes headings and charts for the table of contents."""
+    """Adds every heading to the outline, and records headings and charts for the table of contents."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -80,10 +80,10 @@ class _Template(BaseDocTemplate):
 
 
 def to_pdf(document: blocks.Document) -> bytes:
-    """Return a report as a PDF file, with all fonts of charts and text that the machine has embedded."""
+    """Return a report as a PDF file, with the fonts of text and charts embedded."""
     fonts = Fonts()
     charts = {figure.name: to_page(figure.svg) for figure in _figures(document)}
-    # Numbers of pages are known after a first time; the contents have a page of their own, so that they move nothing.
+    # Page numbers are known after a first pass; the contents have a page of their own, so that they move nothing.
     _, _, first = _build(document, fonts, charts)
     content, placements, _ = _build(document, fonts, charts, first.page, first.entries)
     return lay_over(content, charts, placements)
@@ -131,7 +131,7 @@ class _Setter:
         self._fonts, self._charts, self._placements = fonts, charts, placements
 
     def story(self, document: blocks.Document, entries: Sequence[Entry]) -> list[Flowable]:
-        """Return the whole report, with the contents that an earlier time found."""
+        """Return the whole report, with the table of contents that an earlier pass found."""
         story: list[Flowable] = [self._text(document.title, look.TITLE)]
         story[0].outline_level = 0
         if document.question:
@@ -217,7 +217,7 @@ class _Setter:
         return Grid(rows, colWidths=widths, repeatRows=int(block.has_header), style=commands)
 
     def _with_font(self, commands: look.Commands) -> look.Commands:
-        """Add a font of our own, for reportlab would name one of its own that is not embedded."""
+        """Add an embedded font, for reportlab would otherwise name one of its own that is not embedded."""
         return [("FONTNAME", (0, 0), (-1, -1), self._fonts.regular), *commands]
 
     def _cell(self, text: str, column: blocks.Column, size: float, *, bold: bool = False) -> Text:

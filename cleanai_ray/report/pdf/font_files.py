@@ -1,4 +1,4 @@
-"""Font files for a PDF: DejaVu where the machine has it, else the Vera fonts that reportlab brings."""
+"""Font files for a PDF: DejaVu where the machine has it, else the Vera fonts that reportlab ships."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FOLDERS = (
 
 @dataclass(frozen=True)
 class FontFiles:
-    """The files of one family; `mono` is None where the machine has no fixed-width font of it."""
+    """The files of one family; `mono` is None where the machine lacks its fixed-width font."""
 
     regular: Path
     bold: Path
@@ -28,7 +28,7 @@ class FontFiles:
 def find_fonts() -> FontFiles:
     """Return the fonts to embed.
 
-    DejaVu Sans descends from Bitstream Vera and has its widths, so a report breaks its lines alike with either.
+    DejaVu Sans descends from Bitstream Vera and has the same widths, so lines break at the same places with either.
     """
     bundled = _bundled_folder()
     regular, bold = _find("DejaVuSans.ttf"), _find("DejaVuSans-Bold.ttf")

@@ -1,4 +1,4 @@
-"""The fonts of a PDF as reportlab knows them."""
+"""The fonts of a PDF, registered with reportlab."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cleanai_ray.report.pdf.font_files import find_fonts
 
 
 class Fonts:
-    """The registered fonts by name, and the characters that they have."""
+    """The names of the registered fonts, and the characters that they have."""
 
     def __init__(self) -> None:
         files = find_fonts()
@@ -27,7 +27,7 @@ class Fonts:
         return "".join(letter if letter in "\n\t" or ord(letter) in self._glyphs else "?" for letter in text)
 
     def clipped(self, text: str, size: float, width: float) -> str:
-        """Return a printable text that is no wider than `width` points at a size; an ellipsis stands for its rest."""
+        """Return a printable text, cut with an ellipsis to at most `width` points at a size."""
         text = self.printable(text)
         if pdfmetrics.stringWidth(text, self.regular, size) <= width:
             return text

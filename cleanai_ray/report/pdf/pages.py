@@ -1,4 +1,4 @@
-"""What stands on every page of the PDF beside the text: band, head and foot."""
+"""The band, header and footer of the PDF's pages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def draw_cover(canvas: Canvas, _: Any, *, fonts: Fonts, footer: Callable[[Canvas
 def draw_header(
     canvas: Canvas, _: Any, *, document: blocks.Document, fonts: Fonts, footer: Callable[[Canvas], None]
 ) -> None:
-    """Draw the head of a page: what the report is of."""
+    """Draw the header of a page: the title of the report."""
     canvas.setFont(fonts.regular, 7.5)
     canvas.setFillColor(look.MUTED)
     heading = fonts.clipped(document.heading, 7.5, 0.8 * look.WIDTH)
@@ -42,7 +42,7 @@ def draw_header(
 
 
 def draw_footer(canvas: Canvas, *, document: blocks.Document, fonts: Fonts, total: int) -> None:
-    """Draw the foot of a page: version and number of the page."""
+    """Draw the footer of a page: version and page number."""
     canvas.setFont(fonts.regular, 7.5)
     canvas.setFillColor(look.MUTED)
     version = f"CleanAI-Ray {document.version}" if document.version else "CleanAI-Ray"

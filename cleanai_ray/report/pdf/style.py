@@ -95,13 +95,13 @@ NUMBERS: Commands = [
 
 
 def callout_commands(colour: str) -> Commands:
-    """Return the style of a callout with a bar of a colour."""
+    """Return the style of a callout with a coloured bar."""
     bar = ("LINEBEFORE", (0, 0), (0, -1), 3, colour)
     return [("BACKGROUND", *_ALL, SHADE), bar, *_padding(left=11, top=8, bottom=9)]
 
 
 def risk_commands(colour: str) -> Commands:
-    """Return the style of a risk with a bar of a colour."""
+    """Return the style of a risk with a coloured bar."""
     return [
         ("VALIGN", *_ALL, "TOP"),
         ("LINEBEFORE", (0, 0), (0, -1), 3, colour),
@@ -110,7 +110,7 @@ def risk_commands(colour: str) -> Commands:
 
 
 def code_commands(font: str) -> Commands:
-    """Return the style of a text in a fixed-width font, a row a line."""
+    """Return the style of a text in a fixed-width font, one row per line."""
     colours: Commands = [("TEXTCOLOR", *_ALL, INK), ("BACKGROUND", *_ALL, SHADE)]
     return [("FONT", *_ALL, font, CODE_SIZE), *colours, *_padding(left=7, top=1, bottom=1)]
 
@@ -129,12 +129,12 @@ def table_commands(table: Table) -> Commands:
 
 
 def column_widths(table: Table) -> list[float]:
-    """Return the widths of columns as the table asks for them."""
+    """Return the widths of a table's columns."""
     return spread([column.width for column in table.columns])
 
 
 def spread(shares: Sequence[float]) -> list[float]:
-    """Return widths in these proportions that fill a line."""
+    """Return widths in these proportions that together fill a line."""
     total = sum(shares)
     return [WIDTH * share / total for share in shares]
 

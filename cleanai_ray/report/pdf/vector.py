@@ -23,7 +23,7 @@ _SHAPE = re.compile(r"<(?:path|line|rect|text)\b[^>]*>")
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a chart goes: page from 0, factor, and the lower left corner in points."""
+    """The place of a chart: page from 0, scale factor, and the lower left corner in points."""
 
     name: str
     page: int
@@ -38,9 +38,10 @@ def to_page(svg: str) -> PageObject:
 
 
 def flat(svg: str) -> str:
-    """Return an SVG whose shapes have the opacity of their paint instead of their own, and no paint that is not seen.
+    """Return an SVG whose shapes carry their opacity in fill and stroke, and have no invisible fill.
 
-    In a PDF a shape's own opacity is a drawing in a drawing, three objects a shape: thousands of trials make that slow.
+    In a PDF a shape's own opacity makes it a drawing within a drawing, with three objects per shape: slow for thousands
+    of trials. The opacity of its fill and stroke looks the same and needs none of them.
     """
     return _SHAPE.sub(_flatten, svg)
 
@@ -57,7 +58,7 @@ def _flatten(shape: re.Match[str]) -> str:
 def lay_over(content: bytes, charts: Mapping[str, PageObject], placements: Iterable[Placement]) -> bytes:
     """Return a PDF with charts laid over its pages; its outline and metadata stay.
 
-    A chart becomes a form of its own, since the coordinates of its gradients are those of the stream they stand in.
+    Each chart becomes a form of its own, since the coordinates of gradients belong to the stream that holds them.
     """
     writer = PdfWriter(clone_from=PdfReader(io.BytesIO(content)))
     for number, place in enumerate(placements):
@@ -93,7 +94,7 @@ def _form(chart: PageObject, writer: PdfWriter) -> StreamObject:
 
 
 def wrap_code(text: str, num_columns: int) -> list[str]:
-    """Return the lines of a text, the long ones continued with a deeper indent."""
+    """Return the lines of a text; long lines continue on the next with a deeper indent."""
     lines = []
     for line in text.expandtabs(2).splitlines():
         indent = " " * min(len(line) - len(line.lstrip()) + 4, num_columns // 2)

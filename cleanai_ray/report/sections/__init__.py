@@ -1,4 +1,4 @@
-"""The chapters of the report: a file a chapter, found by its registry."""
+"""The chapters of the report: one file per chapter, found by its registry."""
 
 from __future__ import annotations
 

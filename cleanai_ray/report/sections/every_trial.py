@@ -31,9 +31,9 @@ def _note(study: StudyFrames) -> str:
     if study.ok["speedup_b1_low"].count():
         note += " In brackets its 95 % interval (bootstrap)."
     if study.ok["mcnemar_p"].count():
-        note += f" *: McNemar's exact test tells it from the dense model, p < {SIGNIFICANT:g}."
+        note += f" *: McNemar's exact test tells it apart from the dense model, p < {SIGNIFICANT:g}."
     if len(study.ok) > MAX_TRIALS or len(study.failed) > MAX_TRIALS:
         note += (
-            f" Print lists {MAX_TRIALS} with a result and {MAX_TRIALS} that failed at the most; the page has them all."
+            f" Print lists at most {MAX_TRIALS} with a result and {MAX_TRIALS} that failed; the HTML page has them all."
         )
     return note

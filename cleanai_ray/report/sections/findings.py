@@ -11,10 +11,10 @@ from cleanai_ray.report.blocks import Block, Chapter, Column, Figure, Heading, P
 from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
 
 _METHOD = (
-    "Every line compares trials in pairs, in the cells (ratio or budget, mode, steps) that both have; seeds are "
-    "averaged within a cell, which is the unit of the interval and of the test. Yes and no: the 95 % interval excludes "
-    "zero and p < 0.05 after Holm's correction over all questions. Effects in percentage points of top-1 unless "
-    "another unit is named. They hold for this model and these images."
+    "Every row compares trials in pairs, over the cells (ratio or budget, mode, steps) that both have. Seeds are "
+    "averaged within a cell, which is the unit of the interval and of the test. Yes or no means that the 95 % interval "
+    "excludes zero and that p < 0.05 after Holm's correction over all questions. Effects are in percentage points of "
+    "top-1 unless another unit is named. They hold for this model and these images."
 )
 
 
@@ -33,7 +33,7 @@ class Findings(ChapterWriter):
 
 
 def findings_chapter(answers: Sequence[Answer], figures: Mapping[str, Figure]) -> Chapter | None:
-    """Return the table of findings with the diagram of ranks; None where no question has an effect to show."""
+    """Return the table of findings with the chart of ranks; None where no question has an effect to show."""
     shown = [answer for answer in answers if answer.effect is not None]
     if not shown:
         return None
@@ -53,7 +53,7 @@ def findings_chapter(answers: Sequence[Answer], figures: Mapping[str, Figure]) -
 
 
 def findings_table(answers: Sequence[Answer]) -> Table:
-    """Return a row a question: verdict, effect, interval, pairs and p-value."""
+    """Return one row per question: verdict, effect, interval, pairs and p-value."""
     columns = (
         Column("question", 0.35),
         Column("answer", 0.1),
@@ -68,7 +68,7 @@ def findings_table(answers: Sequence[Answer]) -> Table:
 
 
 def finding_row(answer: Answer) -> tuple[str, ...]:
-    """Return an answer as the texts of a table's row."""
+    """Return the cells of an answer's row."""
     effect = NONE if answer.effect is None else with_unit(answer.effect, answer.unit).removesuffix(" points")
     interval = NONE if answer.low is None or answer.high is None else f"{signed(answer.low)} to {signed(answer.high)}"
     p_value = NONE if answer.p_value is None else p_text(answer.p_value).removeprefix("p ").removeprefix("= ")

@@ -1,4 +1,4 @@
-"""What quantisation after pruning costs and saves."""
+"""The costs and savings of quantisation after pruning."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from cleanai_ray.report.blocks import Block, Column, Paragraph, Table
 
 _BEFORE = ("accuracy_finetuned", "accuracy_repaired", "accuracy_pruned")
 _NOTE = (
-    "Each quantised model against itself in float: top-1 on the same images, and the file against the weights in "
-    "float. Speed-up over the dense model in float, both run by what is named, at batch 1; medians over the trials."
+    "Each quantised model against itself in float: top-1 on the same images, and the file against the float weights. "
+    "Speed-up over the dense float model, both run by the backend in brackets, at batch 1; medians over the trials."
 )
 
 
 @dataclass(frozen=True)
 class QuantizationCost:
-    """What one quantisation did to the models of a study, each compared with itself before.
+    """The effect of one quantisation on the models of a study, each compared with itself in float.
 
     Attributes:
         name: int8 or bf16.
-        num_trials: Trials it is about.
+        num_trials: Quantised trials.
         mean_change: Mean change of top-1 accuracy, in [-1, 1]; negative where it costs.
-        worst_change: The least of them.
+        worst_change: The change of the trial that lost most.
         size_share: Median of the quantised file's bytes over those of the weights in float.
         speedup: Median speed-up over the dense model in float, batch 1; None where nothing was timed.
-        backend: What ran both; None where nothing was timed.
+        backend: Backend that ran both; None where nothing was timed.
     """
 
     name: str
@@ -42,7 +42,7 @@ class QuantizationCost:
 
 
 def quantization_costs(study: StudyFrames) -> tuple[QuantizationCost, ...]:
-    """Return what each quantisation of a study costs and saves; empty where there is none."""
+    """Return the costs and savings of each quantisation of a study; empty without quantised trials."""
     before = pl.coalesce(*_BEFORE)
     frame = study.ok.filter(pl.col("quantization") != "none").with_columns(
         (pl.col("accuracy_quantized") - before).alias("change"),

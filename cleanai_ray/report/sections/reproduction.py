@@ -112,7 +112,7 @@ def _date(value: Any) -> str:
 
 
 def _lasted(environment: Mapping[str, Any]) -> str:
-    """Return how long the run took, and how many trials it found complete: their time is not in it."""
+    """Return the duration of the run, and the number of trials that were complete before: it leaves out their time."""
     seconds, complete = environment.get("seconds"), environment.get("trials_complete_before")
     if not isinstance(seconds, (int, float)):
         return ""

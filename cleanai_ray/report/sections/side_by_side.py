@@ -1,4 +1,4 @@
-"""Several studies side by side: what differs between them, and what they say together."""
+"""Several studies side by side: their differences, and their common answers."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class SideBySide:
     """Several studies together.
 
     Attributes:
-        studies: Their names; where two have one name, each with the place of its run directory.
-        facts: What each of them is and found: a heading, and a text a study.
-        differences: Keys of study file, versions and digests in which they differ, likewise.
-        answers: The questions, answered from the trials of all; pairs are formed within a study.
+        studies: Their names, with the run directory added where two have the same name.
+        facts: Rows of facts and results: a heading, and one text per study.
+        differences: Rows of keys of the study file, versions and digests in which they differ; laid out like `facts`.
+        answers: The questions, answered from the trials of all studies; pairs are formed within a study.
     """
 
     studies: tuple[str, ...]
@@ -42,10 +42,10 @@ class SideBySide:
 
 
 def compare_studies(runs: Sequence[RunDirectory]) -> SideBySide:
-    """Read run directories and put them side by side.
+    """Read run directories and compare their studies.
 
     Raises:
-        ArtifactError: When there are fewer than two, one is named twice, or one is no run directory.
+        ArtifactError: When there are fewer than two, one is given twice, or one is not a run directory.
     """
     if len(runs) < 2:
         raise ArtifactError(f"compare: number of run directories is {len(runs)}; needed: at least 2")
@@ -63,7 +63,7 @@ def compare_studies(runs: Sequence[RunDirectory]) -> SideBySide:
 def _load(run: RunDirectory) -> StudyFrames:
     if not run.exists(RESULTS_FILE):
         raise ArtifactError(
-            f"compare: '{run.location}' is no run directory of a study: it holds no {RESULTS_FILE}, which "
+            f"compare: '{run.location}' is not the run directory of a study: it holds no {RESULTS_FILE}, which "
             "`cleanai run` writes there"
         )
     return StudyFrames.load(run)
@@ -125,12 +125,12 @@ def _text(value: Any) -> str:
 
 
 def finding_rows(found: SideBySide) -> tuple[tuple[str, ...], ...]:
-    """Return the answers that have an effect, as the texts of a table with `FINDING_COLUMNS`."""
+    """Return the rows of a table with `FINDING_COLUMNS`, one per answer that has an effect."""
     return tuple(finding_row(answer) for answer in found.answers if answer.effect is not None)
 
 
 def write_comparison(found: SideBySide, run: RunDirectory) -> list[str]:
-    """Write comparison.parquet (a row a question), comparison.html and comparison.pdf, and return their names."""
+    """Write comparison.parquet (one row per question), comparison.html and comparison.pdf, and return their names."""
     columns = COMPARISON.names
     rows = [{name: getattr(answer, name) for name in columns if name != "studies"} for answer in found.answers]
     run.write_table(COMPARISON_FILE, to_table([{**row, "studies": list(found.studies)} for row in rows], COMPARISON))

@@ -48,7 +48,7 @@ class Summary(ChapterWriter):
 
 
 def answer_blocks(question: str, findings: Findings) -> list[Block]:
-    """Return question, answer and recommendation."""
+    """Return the study's question, the answer and the recommendation."""
     blocks: list[Block] = []
     if question:
         blocks += [Heading("Question"), Paragraph(question)]
@@ -63,12 +63,12 @@ def answer_blocks(question: str, findings: Findings) -> list[Block]:
 
 
 def recommendation_blocks(found: Recommendation) -> list[Block]:
-    """Return what to take, why, what it costs and the runner-up; or that nothing qualifies, and what is missing."""
+    """Return the recommended trial, the reason, its cost and the runner-up; or what is missing for one to qualify."""
     if found.trial is None:
         lines = "; ".join(found.missing)
         return [
             Heading("Recommendation"),
-            Callout("None of these", f"{found.sentence} {_sentence(lines)}".strip(), "bad"),
+            Callout("No recommendation", f"{found.sentence} {_sentence(lines)}".strip(), "bad"),
         ]
     text = " ".join(filter(None, [found.sentence, found.cost]))
     blocks: list[Block] = [Heading("Recommendation"), Callout("Recommended", text, "plain")]
@@ -110,10 +110,10 @@ def _ranking_note(findings: Findings) -> str:
     where = (
         f"Mean accuracy over the {plural(first.num_cells, 'cell')} (ratio or budget, mode, steps) of all methods."
         if first.is_shared
-        else "The methods share no cell (ratio or budget, mode, steps): each mean is over a method's own."
+        else "The methods share no cell (ratio or budget, mode, steps): each mean is over the method's own cells."
     )
     wins = "Wins: shared cells in which the method is the best."
-    return f"{where} {wins} Against random: mean difference over the cells of both."
+    return f"{where} {wins} Against random: mean difference over the cells that both have."
 
 
 def _risk_count(findings: Findings) -> Paragraph:

@@ -25,7 +25,7 @@ from cleanai_ray.report.blocks import Column, Table
 
 
 def dense_against_best(study: StudyFrames) -> Table:
-    """Return the best trial beside the dense model, a row per quantity that was measured."""
+    """Return the best trial beside the dense model, one row per quantity that was measured."""
     best = study.best
     assert best is not None
     interval, dense = interval_of(best), interval_of(best, "accuracy_dense")
@@ -63,7 +63,7 @@ def dense_against_best(study: StudyFrames) -> Table:
 
 
 def _against_dense(best: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Return what was measured of both models together: speed round by round, answers image by image."""
+    """Return the rows on both models together: speed round by round, answers image by image."""
     rows = []
     if best["speedup"] is not None:
         rows.append(("speed-up, batch 1 (95 % interval)", "", speedup_of(best), ""))
@@ -134,7 +134,7 @@ def stages(best: dict[str, Any]) -> Table:
     """Return the accuracy of a trial after each of its stages."""
     steps = (
         ("dense", "accuracy_dense", None),
-        ("after surgery", "accuracy_pruned", "seconds_prune"),
+        ("after pruning", "accuracy_pruned", "seconds_prune"),
         ("after repair", "accuracy_repaired", "seconds_repair"),
         ("after fine-tuning", "accuracy_finetuned", "seconds_finetune"),
         ("after quantisation", "accuracy_quantized", "seconds_quantize"),
@@ -168,7 +168,7 @@ def stages(best: dict[str, Any]) -> Table:
 
 
 def latency(study: StudyFrames, trial_id: str) -> Table | None:
-    """Return what was timed of a trial, dense and pruned; None where nothing was."""
+    """Return the timings of a trial, dense and pruned; None where nothing was timed."""
     frame = study.latency.filter(pl.col("trial_id") == trial_id).sort("backend", "batch_size", "variant")
     if frame.is_empty():
         return None

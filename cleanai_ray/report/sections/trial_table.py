@@ -1,4 +1,4 @@
-"""The trials, as print shows them and as a page sorts and filters them."""
+"""The table of trials, for print and for a page that sorts and filters it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from cleanai_ray.analysis.numbers import NONE, percent, points
 from cleanai_ray.report.blocks import Column, DataColumn, Table, TrialTable
 
 SIGNIFICANT = 0.05
-"""The p-value of McNemar's test below which the table of trials marks a difference to the dense model."""
+"""The p-value of McNemar's test below which the table of trials marks a difference from the dense model."""
 
 MAX_TRIALS = 300
-"""Trials with a result, and failed ones, that a report lists; results.parquet has them all."""
+"""The most trials with a result, and the most failed ones, that print lists; results.parquet has them all."""
 
 _COLUMNS: tuple[tuple[str, float, DataColumn], ...] = (
     ("label", 1, DataColumn("method", filter="choice", hint="Importance method, with its coverage metric.")),
     ("amount", 1, DataColumn("asked for", filter="choice", hint="Ratio of channels to remove, or budget to keep.")),
-    ("mode", 1, DataColumn("mode", filter="choice", hint="How scores are compared: local, global or isomorphic.")),
+    (
+        "mode",
+        1,
+        DataColumn("mode", filter="choice", hint="Scope in which scores are compared: local, global or isomorphic."),
+    ),
     ("steps", 1, DataColumn("steps", "number", filter="choice", hint="Iterative pruning steps.")),
     ("seed", 1, DataColumn("seed", "number", filter="choice", hint="Seed of the trial.")),
     ("calibration_samples", 1, DataColumn("n", "number", filter="choice", hint="Calibration images of the trial.")),
     ("calibration_seed", 1, DataColumn("draw", "number", filter="choice", hint="Seed of the draw of these images.")),
     ("accuracy", 100, DataColumn("top-1, %", "number", 2, "Accuracy after the last stage that ran.", "least")),
     ("interval", 100, DataColumn("95 % interval", "range", 1, "Interval of that accuracy, by Wilson.")),
-    ("loss_points", -1, DataColumn("vs dense", "number", 2, "Percentage points against the dense model.")),
+    ("loss_points", -1, DataColumn("vs dense", "number", 2, "Difference from the dense model, in points.")),
     ("mcnemar_p", 1, DataColumn("p", "number", 3, "McNemar's exact test of equal accuracy with the dense model.")),
-    ("accuracy_pruned", 100, DataColumn("pruned, %", "number", 2, "Accuracy after surgery, before repair.")),
+    ("accuracy_pruned", 100, DataColumn("pruned, %", "number", 2, "Accuracy after pruning, before repair.")),
     ("accuracy_repaired", 100, DataColumn("repaired, %", "number", 2, "Accuracy after repair.")),
     ("accuracy_finetuned", 100, DataColumn("fine-tuned, %", "number", 2, "Accuracy after fine-tuning.")),
     ("macs_share", 100, DataColumn("MACs, %", "number", 1, "Share of the dense model's multiply-accumulates.", "most")),
@@ -37,16 +41,16 @@ _COLUMNS: tuple[tuple[str, float, DataColumn], ...] = (
     ("speedup", 1, DataColumn("speed-up", "number", 2, "Dense over pruned time at batch 1.", "least")),
     ("speedup_interval", 1, DataColumn("speed-up interval", "range", 2, "95 % interval, by the bootstrap.")),
     ("latency_ms_b1_p50", 1, DataColumn("ms", "number", 3, "Median milliseconds of a forward pass at batch 1.")),
-    ("agreement", 100, DataColumn("agrees, %", "number", 1, "Images that both models give the same answer.")),
+    ("agreement", 100, DataColumn("agrees, %", "number", 1, "Share of images on which both models agree.")),
     ("kl_to_dense", 1, DataColumn("KL", "number", 4, "Mean KL(dense || pruned) of the outputs, in nats.")),
-    ("seconds_total", 1, DataColumn("seconds", "number", 1, "What the trial took.")),
-    ("trial_id", 1, DataColumn("trial", hint="What --trial of cleanai export takes.")),
+    ("seconds_total", 1, DataColumn("seconds", "number", 1, "Duration of the trial.")),
+    ("trial_id", 1, DataColumn("trial", hint="Name of the trial, for cleanai export --trial.")),
     ("error", 1, DataColumn("error", hint="Why the trial failed.")),
 )
 
 
 def trial_table(study: StudyFrames) -> TrialTable:
-    """Return all trials, the most accurate first and those that failed last; columns without a value are left out."""
+    """Return all trials, the most accurate first and failed ones last; columns without a value are left out."""
     trials = pl.concat([study.ranked, study.failed], how="diagonal").to_dicts()
     kept = [entry for entry in _COLUMNS if any(_value(trial, entry[0]) is not None for trial in trials)]
     rows = tuple(
@@ -75,7 +79,7 @@ def _scaled(value: Any, factor: float, column: DataColumn) -> Any:
 
 
 def every_trial(study: StudyFrames) -> Table:
-    """Return the trials, the most accurate first and those that failed last; columns without data are left out."""
+    """Return the trials, the most accurate first and failed ones last; columns without data are left out."""
     frame = pl.concat([study.ranked.head(MAX_TRIALS), study.failed.head(MAX_TRIALS)], how="diagonal")
     optional = ("steps", "seed", "calibration_samples", "calibration_seed")
     varying = {name: frame[name].n_unique() > 1 for name in optional}

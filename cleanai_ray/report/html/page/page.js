@@ -1,5 +1,5 @@
-// Light or dark, charts that answer to the pointer, and the table of trials. Without scripts the page has the printed
-// charts and table in their places.
+// Light or dark, charts that respond to the pointer, and the table of trials. Without scripts the page shows the
+// printed charts and table instead.
 (() => {
   "use strict";
   const root = document.documentElement;
@@ -68,7 +68,7 @@
   button.addEventListener("click", () => {
     const theme = isDark() ? "light" : "dark";
     applyTheme(theme);
-    try { localStorage.setItem("cleanai-theme", theme); } catch { /* likewise */ }
+    try { localStorage.setItem("cleanai-theme", theme); } catch { /* storage may be forbidden */ }
   });
   system.addEventListener("change", () => applyTheme());
   applyTheme(["light", "dark"].includes(stored) ? stored : undefined);
