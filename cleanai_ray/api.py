@@ -122,9 +122,7 @@ def prune(
         CleanAIError: When a name is unknown, an argument not allowed, or the model cannot be pruned as asked.
     """
     compensation, task = _compensation(repair, batches), find_task(task)
-    trial = _trial(
-        budget, coverage_metric, method_options, method=method, mode=mode, ratio=ratio, steps=steps, seed=seed
-    )
+    trial = _trial(method, budget, coverage_metric, method_options, mode=mode, ratio=ratio, steps=steps, seed=seed)
     bounds = _bounds(layer_ratios, [*ignored_layers, *task.ignored_layers(model)], max_ratio, round_to, min_channels)
     batches = _readable_again(batches, trial, compensation)
     job = _Job(model=model, example_inputs=example_inputs, trial=trial, bounds=bounds, task=task)
@@ -133,6 +131,7 @@ def prune(
 
 
 def _trial(
+    method: str,
     budget: Mapping[str, float] | None,
     coverage_metric: str | None,
     method_options: Mapping[str, Any] | None,
@@ -140,10 +139,10 @@ def _trial(
 ) -> Trial:
     """Return the arguments of `prune` as a cell of a sweep."""
     options = dict(method_options or {})
-    if coverage_metric is None and create_method(cell["method"], options).uses_coverage_metric:
+    if coverage_metric is None and create_method(method, options).uses_coverage_metric:
         coverage_metric = "normalized_mean"
     limits = None if budget is None else dict(budget)
-    return _checked(Trial, **cell, budget=limits, coverage_metric=coverage_metric, options=options)
+    return _checked(Trial, method=method, budget=limits, coverage_metric=coverage_metric, options=options, **cell)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
