@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
@@ -29,8 +31,25 @@ OverrideOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=
 ExecutorOption = Annotated[str, typer.Option(help="What runs it: `ray`, or `local` (this process, without Ray).")]
 AddressOption = Annotated[str | None, typer.Option(help="Ray cluster: `auto` or `host:port`.")]
 OutOption = Annotated[str | None, typer.Option(help="Run directory: a folder or URL; default: output.dir.")]
+RESERVED: dict[str, Any] = {
+    name: Annotated[float, typer.Option(min=0, help=f"{what} that the job's own process reserves{unit}.")]
+    for name, what, unit in (("cpus", "CPUs", ""), ("gpus", "GPUs", ""), ("memory", "Memory", ", in GB"))
+}
 _UsageError: Any = typer.BadParameter.__bases__[0]
-KINDS = ("methods", "metrics", "models", "datasets", "charts", "formats")
+KINDS = (
+    "methods",
+    "metrics",
+    "models",
+    "datasets",
+    "tasks",
+    "stages",
+    "executors",
+    "charts",
+    "questions",
+    "risks",
+    "chapters",
+    "formats",
+)
 
 
 @app.command()
@@ -166,23 +185,43 @@ def explain(
     return 0
 
 
+def _reserving(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options --cpus, --gpus and --memory; its argument `reserved` gets all three."""
+    hints = get_type_hints(command, include_extras=True)
+    del hints["reserved"]
+    parameters = inspect.signature(command).parameters
+    own = [parameters[name].replace(annotation=hints[name]) for name in parameters if name != "reserved"]
+    added = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=0.0, annotation=option)
+        for name, option in RESERVED.items()
+    ]
+
+    def reserving(**values: Any) -> int:
+        reserved = {name: values.pop(name) for name in RESERVED}
+        return command(**values, reserved=reserved)
+
+    reserving.__name__, reserving.__doc__ = command.__name__, command.__doc__
+    reserving.__annotations__ = {**hints, **RESERVED}
+    reserving.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+    return reserving
+
+
 @app.command()
+@_reserving
 def submit(
     study: StudyArgument,
     address: Annotated[str, typer.Option(help="Address of the cluster's dashboard, http://HEAD:8265.")],
     out: OutOption = None,
     set_: OverrideOption = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
-    cpus: Annotated[float, typer.Option(min=0, help="CPUs that the job's own process reserves.")] = 0,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs that the job's own process reserves.")] = 0,
-    memory: Annotated[float, typer.Option(min=0, help="Memory that the job's own process reserves, in GB.")] = 0,
+    reserved: Mapping[str, float] = MappingProxyType({}),
 ) -> int:
     """Run a study as a job of a cluster (`ray job submit`), stream its log and return its exit code."""
     loaded = _load(study, set_ or [], out)  # before Ray, which takes seconds to load
     from cleanai_ray.executors.ray.entry_point import EntryPoint
     from cleanai_ray.executors.ray.jobs import submit_study
 
-    entry_point = EntryPoint(cpus=cpus, gpus=gpus, memory=memory)
+    entry_point = EntryPoint(**reserved)
     return submit_study(
         study, loaded, address=address, out=out, overrides=set_ or [], fresh=fresh, entry_point=entry_point
     )
@@ -190,7 +229,7 @@ def submit(
 
 @app.command(name="list")
 def list_(kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.")]) -> int:
-    """List what a study can name, with one line each."""
+    """List the entries of a registry, with one line each."""
     from cleanai_ray import registry
 
     if kind not in KINDS:
