@@ -1,4 +1,4 @@
-"""Random training transforms of a whole batch at once; what a sample gets depends on a seed and its index alone."""
+"""Random training transforms of a whole batch at once; those of a sample depend on a seed and its index alone."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def sample_seeds(seed: int, indices: Indices) -> np.ndarray:
     """Return a seed for the random transforms of each sample.
 
     Args:
-        seed: That of the epoch; any integer, of which 64 bits count.
+        seed: Seed of the epoch; any integer, of which the lowest 64 bits are used.
         indices: Indices of the samples [N].
 
     Returns:
-        uint64 [N]: the same for a sample whichever others are in its batch, and whichever process reads it.
+        uint64 [N]: the same for a sample whatever else is in its batch, and whichever process reads it.
     """
     return splitmix64(splitmix64(seed & _64_BITS) ^ np.asarray(indices, dtype=np.int64).astype(np.uint64))
 

@@ -22,7 +22,7 @@ Share = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class BatchOptions:
-    """How samples are read, ordered and cut into batches.
+    """The way in which samples are read, ordered and cut into batches.
 
     Attributes:
         num_workers: Processes that decode images; data sets in memory need none and use none.
@@ -59,8 +59,8 @@ def batches(
         indices: Samples to read, in this order unless shuffled.
         batch_size: Images a batch, over all processes that share it out; the last may be smaller.
         options: How samples are read, ordered and cut into batches.
-        share: Rank and world size. Of every batch only the positions rank, rank + world size, ... are read; all
-            ranks together yield what one process does.
+        share: Rank and world size. Only the positions rank, rank + world size, ... of every batch are read; all ranks
+            together yield what a single process would.
         unreadable: Collects the samples that cannot be read, and limits how many there may be; by default none.
 
     Yields:
@@ -133,7 +133,7 @@ def _load(
 
 
 def _context(reader: BatchReader) -> Any:
-    """Return how worker processes start; a fork server has the libraries loaded, or each worker would load them."""
+    """Return how worker processes start; the fork server loads the libraries once, instead of every worker."""
     if reader.multiprocessing_context is None:
         return None
     context = multiprocessing.get_context(reader.multiprocessing_context)

@@ -30,11 +30,11 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Loads arrays, and calls nothing else that a file might name."""
+    """Loads arrays, and refuses everything else that a file might name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of CIFAR-10")
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not part of CIFAR-10")
         return _ALLOWED[module, name]
 
 

@@ -30,7 +30,7 @@ def read_idx(path: Path) -> np.ndarray:
         A writable uint8 array of the dimensions that the file declares.
 
     Raises:
-        DataError: When the file cannot be read, or is not what it declares to be.
+        DataError: When the file cannot be read, or does not hold what its header declares.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -95,7 +95,7 @@ class FashionMNIST(InMemorySource):
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
             raise DataError(
                 f"'{images_file}' of shape {list(images.shape)} and '{labels_file}' of shape {list(labels.shape)} "
-                "do not go together; expected [N, height, width] and [N]"
+                "do not match; expected [N, height, width] and [N]"
             )
         if labels.size and labels.max() >= self.num_classes:
             raise DataError(f"'{labels_file}' holds label {labels.max()}; allowed: 0 to {self.num_classes - 1}")

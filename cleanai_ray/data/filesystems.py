@@ -11,7 +11,7 @@ from cleanai_ray.storage.run_directory import resolve_filesystem
 
 
 class ProcessFilesystem:
-    """A filesystem that is opened anew in every process: clients of object stores survive neither pickling nor a fork.
+    """A filesystem that every process opens for itself: clients of object stores survive neither pickling nor a fork.
 
     Args:
         location: A folder or URL, as `resolve_filesystem` takes it.
@@ -26,14 +26,14 @@ class ProcessFilesystem:
 
     @property
     def multiprocessing_context(self) -> str | None:
-        """How worker processes that use it must start; None: as they usually do."""
+        """Start method that worker processes need; None: the usual one."""
         return None if isinstance(self.get(), fs.LocalFileSystem) else "forkserver"
 
     def get(self) -> fs.FileSystem:
         """Return this process's filesystem.
 
         Raises:
-            ArtifactError: When the location has none.
+            ArtifactError: When the location is on no filesystem that pyarrow opens.
         """
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = os.getpid(), resolve_filesystem(self._location)[0]

@@ -30,8 +30,8 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
     """Image files, decoded one at a time.
 
     Args:
-        filesystem: What they are on.
-        root: Folder on it that the index's names are below.
+        filesystem: Where they are stored.
+        root: Folder on it that the index's names are relative to.
         prefix: Put before a path in messages: `s3://`, or nothing on this machine.
         index: The files and their classes.
         input_shape: Channels (3), height and width to deliver.
@@ -56,7 +56,7 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def multiprocessing_context(self) -> str | None:
-        """How worker processes must start."""
+        """Start method that worker processes need."""
         return self._filesystem.multiprocessing_context
 
     def __len__(self) -> int:
@@ -85,10 +85,10 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
 class ImageFolder(ImageSource):
     """Image files in one folder a class below train/ and val/ or test/ (ImageNet), or in Food-101's own layout.
 
-    The files of a folder on this machine are found once: an index of them is kept in `data.options.index_cache`, or
-    where that is not given in `$CLEANAI_CACHE` or `~/.cache/cleanai-ray`; `index_cache: false` keeps none.
-    `image_index.index_folder` says what changes are noticed. An object store is listed by every process, since it has
-    no folders whose time of change could be compared.
+    The files of a folder on this machine are listed once: an index of them is stored in `data.options.index_cache`, or
+    by default in `$CLEANAI_CACHE` or `~/.cache/cleanai-ray`; with `index_cache: false`, none is stored.
+    `image_index.index_folder` says which changes are noticed. An object store is listed by every process, since it has
+    no folders whose modification times could be compared.
     """
 
     option_names = ("index_cache",)
@@ -114,7 +114,7 @@ class ImageFolder(ImageSource):
         self._indices: dict[str, ImageIndex] = {}
 
     def _find_splits(self) -> bool:
-        """Find splits and classes; return whether Food-101's lists say what is in a split."""
+        """Find splits and classes; return whether the splits are given by lists, as in Food-101."""
         if self._is("food-101/meta", fs.FileType.Directory):
             self._root += "/food-101"
         listed = self._is("meta", fs.FileType.Directory) and self._is("images", fs.FileType.Directory)
@@ -196,7 +196,7 @@ class ImageFolder(ImageSource):
 
 
 def _cache_folder(data: DataSection) -> str | None:
-    """Return the folder of index files; None where none are kept."""
+    """Return the folder of index files; None where none are stored."""
     given = data.options.get("index_cache")
     if given is False:
         return None

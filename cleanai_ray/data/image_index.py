@@ -1,4 +1,4 @@
-"""Names and classes of the images below a folder: found by walking it once, and kept in a file."""
+"""Names and classes of the images below a folder: listed once, and stored in a file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _COARSEST_CLOCK = 2_000_000_000
 
 @dataclass(frozen=True, eq=False)
 class ImageIndex:
-    """Images of a split, class by class: a million of them are two buffers, and no objects.
+    """Images of a split, class by class: a million of them take two buffers instead of a million objects.
 
     Attributes:
-        names: Paths below the data set's folder, as the filesystem's bytes [N].
+        names: Paths relative to the data set's folder, as the filesystem's bytes [N].
         labels: The class of each, int32 [N].
     """
 
@@ -38,7 +38,7 @@ class ImageIndex:
 
     @staticmethod
     def of_classes(by_class: Iterable[Sequence[str]]) -> ImageIndex:
-        """Return the index of each class's names, sorted as paths are: folder by folder."""
+        """Return the index of each class's names, sorted folder by folder."""
         chunks = [
             pa.array(sorted(map(os.fsencode, names), key=lambda name: name.replace(b"/", b"\0")), pa.binary())
             for names in by_class
@@ -50,12 +50,12 @@ class ImageIndex:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """Return the path of an image below the data set's folder."""
+        """Return the path of an image relative to the data set's folder."""
         return os.fsdecode(self.names[index].as_py())
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name has the ending of an image."""
+    """Return whether a file's name has the suffix of an image."""
     return os.path.splitext(name)[1].lower() in _ENDINGS
 
 
@@ -63,12 +63,12 @@ def list_images(filesystem: fs.FileSystem, root: str, split: str) -> dict[str, l
     """Return the images of each class of a split, by one recursive listing.
 
     Args:
-        filesystem: That of the data set; for a folder of this machine `index_folder` is faster.
+        filesystem: Filesystem of the data set; for a folder on this machine `index_folder` is faster.
         root: The data set's folder on it.
         split: Name of the split's folder.
 
     Returns:
-        For each folder in the split's, the paths below `root`.
+        Paths relative to `root`, for each folder in the split's.
     """
     found: dict[str, list[str]] = {}
     for info in filesystem.get_file_info(fs.FileSelector(f"{root}/{split}", recursive=True)):
@@ -82,20 +82,20 @@ def list_images(filesystem: fs.FileSystem, root: str, split: str) -> dict[str, l
 
 
 def index_folder(root: Path, split: str, classes: Sequence[str], cache: str | None) -> ImageIndex:
-    """Return the images of a split on this machine: from an index file, or by walking and keeping one.
+    """Return the images of a split on this machine: from an index file, or by listing the folders and storing one.
 
-    An index file is used where every folder that was walked has the modification time that it had just before. A file
-    or folder that is added, removed or renamed changes that of the folder that it is in. The check therefore misses a
-    change after which somebody set the time back (`rsync --times` or `tar` over an existing folder, `touch`), a change
-    on a filesystem that keeps no such times, and what lies behind a symbolic link to a folder other than a class's.
-    Content is not looked at: a file that was overwritten is read as it is now. A folder that changed less than two
-    seconds before the walk is not trusted to show the next change; the index is then not kept.
+    An index file is used if every folder still has the modification time that it had just before it was listed. Adding,
+    removing or renaming a file or folder changes the time of the folder that holds it. The check therefore misses a
+    change after which the time was set back (`rsync --times` or `tar` over an existing folder, `touch`), a change on a
+    filesystem without such times, and changes behind a symbolic link to a folder other than a class's. Content is not
+    checked: a file that was overwritten is read as it is now. A folder that changed less than two seconds before it was
+    listed might not show the next change; the index is then not stored.
 
     Args:
         root: The data set's folder.
         split: Name of the split's folder in it.
         classes: Names of the classes, in the order of their numbers.
-        cache: Folder of index files; None: none are used. One that cannot be written or read is done without.
+        cache: Folder of index files; None: none are used. It is not used either where it cannot be written or read.
     """
     key = hashlib.sha256(os.fsencode(f"{os.path.realpath(root)}/{split}")).hexdigest()[:32]
     name = f"image-folder-{key}.parquet"
@@ -113,7 +113,7 @@ def index_folder(root: Path, split: str, classes: Sequence[str], cache: str | No
 
 
 def _modified(root: Path, folder: str, times: dict[str, int]) -> bool:
-    """Note when a folder was modified; return whether it exists."""
+    """Note the modification time of a folder; return whether it exists."""
     try:
         times[folder] = os.stat(root / folder).st_mtime_ns
     except FileNotFoundError:
@@ -125,7 +125,7 @@ def _walk(root: Path, start: str, times: dict[str, int]) -> list[str]:
     names, folders = [], [start]
     while folders:
         folder = folders.pop()
-        if not _modified(root, folder, times):  # before it is read: a change during that is seen the next time
+        if not _modified(root, folder, times):  # before it is listed: a change meanwhile is noticed the next time
             continue
         with os.scandir(root / folder) as entries:
             for entry in entries:
@@ -149,7 +149,7 @@ def _read(cache: str, name: str, expected: Mapping[str, Any], root: Path) -> Ima
         names, labels = table.column("name"), table.column("label")
         return ImageIndex(pa.concat_arrays(names.chunks), labels.to_numpy().astype(np.int32))
     except (ArtifactError, OSError, pa.ArrowException, KeyError, TypeError, ValueError):
-        return None  # foreign, damaged or out of date: it is made again
+        return None  # foreign, damaged or out of date: it is replaced
 
 
 def _write(cache: str, name: str, described: Mapping[str, Any], index: ImageIndex) -> None:
@@ -157,4 +157,4 @@ def _write(cache: str, name: str, described: Mapping[str, Any], index: ImageInde
     try:
         RunDirectory(cache).write_table(name, table.replace_schema_metadata({"index": json.dumps(described)}))
     except ArtifactError:
-        return  # an index is a convenience: the next process walks, too
+        return  # an index is a convenience: the next process lists the folders itself

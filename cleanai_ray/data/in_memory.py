@@ -1,4 +1,4 @@
-"""Data sets that fit in memory: kept as bytes, made into normalised tensors a batch at a time."""
+"""Data sets that fit in memory: stored as bytes, and turned into normalised tensors a batch at a time."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from cleanai_ray.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class PixelFormat:
-    """How bytes become network inputs, and what the training transform is.
+    """The conversion of bytes to network inputs, and the training transform.
 
     Attributes:
         scale: Pixels are divided by this.
         mean: Subtracted after that, one value a channel of the stored images.
         std: Divided by after that, one value a channel.
         padding: Random crop of the training transform: zero padding, pixels.
-        flip: Whether the training transform mirrors.
+        flip: True if the training transform mirrors images at random.
     """
 
     scale: float
@@ -43,7 +43,7 @@ class InMemoryDataset(Dataset[tuple[Tensor, int]]):
     Args:
         images: Pixels, uint8 [N, C, H, W].
         labels: Classes, int64 [N].
-        pixels: How to make inputs of them.
+        pixels: How to convert them to inputs.
         input_shape: Channels, height and width to deliver: one stored channel is repeated, another size is reached by
             bilinear interpolation.
         augment: Apply the training transform.
@@ -78,7 +78,7 @@ class InMemoryDataset(Dataset[tuple[Tensor, int]]):
 
         Args:
             indices: The samples.
-            seed: With a sample's index it decides what the training transform does to the sample.
+            seed: Together with a sample's index, it determines the training transform of the sample.
         """
         rows = torch.as_tensor(np.asarray(indices, dtype=np.int64))
         images = self._images[rows].float() / self._pixels.scale
@@ -98,7 +98,7 @@ class InMemoryDataset(Dataset[tuple[Tensor, int]]):
 
 
 class InMemorySource(ImageSource):
-    """A data set whose splits are read whole, when first asked for.
+    """A data set whose splits are read whole, when they are first needed.
 
     `data.options.crop_padding` changes how many pixels the training transform may move an image (0: it moves none), and
     `data.options.flip` whether it mirrors.

@@ -50,10 +50,10 @@ class RowGroup:
 
 
 class ParquetDataset(Dataset[tuple[Tensor, int]]):
-    """Row groups, read one at a time as samples ask for them; the last few stay in memory.
+    """Row groups, read one at a time as their samples are needed; the last few stay in memory.
 
     Args:
-        filesystem: What the files are on.
+        filesystem: Where the files are stored.
         groups: The row groups of the split, in order.
         columns: The columns to read.
         num_classes: Labels must be below this.
@@ -84,7 +84,7 @@ class ParquetDataset(Dataset[tuple[Tensor, int]]):
 
     @property
     def multiprocessing_context(self) -> str | None:
-        """How worker processes must start."""
+        """Start method that worker processes need."""
         return self._filesystem.multiprocessing_context
 
     def __len__(self) -> int:
@@ -97,9 +97,10 @@ class ParquetDataset(Dataset[tuple[Tensor, int]]):
         return f"{self._groups[group].file} row {before + row}"
 
     def shuffled(self, indices: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Return indices in random order, but such that few row groups are in use at a time.
+        """Return indices in a random order that uses few row groups at a time.
 
-        Row groups come in random order, a cache full of them together, and samples in random order within those.
+        Row groups are taken in random order, as many at a time as the cache holds, and samples in random order among
+        those.
         """
         group_of = np.searchsorted(self._ends, indices, side="right")
         rank = generator.permutation(len(self._groups))[group_of] // _NUM_CACHED_ROW_GROUPS

@@ -19,27 +19,27 @@ Pair = list[Tensor]
 """Images float32 [N, C, H, W] and labels int64 [N]."""
 
 Read = tuple[Pair | None, dict[str, str], DataError | None]
-"""A batch (None where no sample of it is left), its unreadable samples, and what ended the reading."""
+"""A batch (None where no sample of it is left), its unreadable samples, and the error that ended the reading."""
 
 
 def unchanged(value: T) -> T:
-    """Return the value: what a DataLoader is to do to a batch."""
+    """Return the value: the collate function of batches that are complete already."""
     return value
 
 
 class BatchReader(Dataset[Read]):
     """Shares of batches, as a map-style data set whose items are whole batches.
 
-    Errors of a sample are returned and not raised, so that they leave a worker process as they are.
+    Errors of a sample are returned and not raised, so that they come out of a worker process unchanged.
 
     Args:
         dataset: A data set of single samples.
         order: Indices of the samples, int64 [N].
         batch_size: Images a batch, over all processes.
         share: Rank and world size.
-        seed: With a sample's index it decides what random transforms do to the sample.
-        limit: Reading of a batch ends at this many unreadable samples and one.
-        fill: Put the next readable sample of the batch in the place of an unreadable one.
+        seed: Together with a sample's index, it determines the random transforms of the sample.
+        limit: Unreadable samples that a batch may have; reading stops at one more.
+        fill: Replace an unreadable sample by the next readable one of the batch.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class BatchReader(Dataset[Read]):
 
     @property
     def multiprocessing_context(self) -> str | None:
-        """How worker processes must start; None: as they usually do."""
+        """Start method that worker processes need; None: the usual one."""
         return getattr(self._dataset, "multiprocessing_context", None)
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """What a worker process imports to read with it."""
+        """Modules that a worker process imports to read batches."""
         return __name__, type(self._dataset).__module__
 
     def __len__(self) -> int:
@@ -90,11 +90,11 @@ class BatchReader(Dataset[Read]):
 
 
 class _TooManyError(Exception):
-    """More samples of a batch are unreadable than there may be in all."""
+    """More samples of a batch are unreadable than are allowed in all."""
 
 
 class _Attempts:
-    """Reads samples of one batch, the unreadable ones once."""
+    """Reads samples of one batch; unreadable ones are tried once."""
 
     def __init__(self, dataset: ImageDataset, indices: np.ndarray, seeds: np.ndarray, limit: int) -> None:
         self.found: dict[str, str] = {}
@@ -105,7 +105,7 @@ class _Attempts:
         self._unreadable: set[int] = set()
 
     def first(self, place: int, width: int) -> tuple[Tensor, int] | None:
-        """Return the first readable sample of `width` places from `place` on, around the end of the batch."""
+        """Return the first readable sample of `width` places from `place` on, continuing at the start of the batch."""
         for candidate in range(place, place + width):
             item = self._read(candidate % len(self._indices))
             if item is not None:

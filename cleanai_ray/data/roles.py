@@ -19,18 +19,18 @@ _AUTO_SHARE = 0.2
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SampleRoles:
-    """Indices into the splits of a data set, int64, and the split that each refers to.
+    """Indices (int64) into the splits of a data set, by role, and the split that each refers to.
 
     Attributes:
         calibration: Samples that activation statistics and repair may use, in the order drawn.
         training: Samples that fine-tuning learns from, ascending.
-        validation: Samples that early stopping looks at, ascending.
+        validation: Samples that decide on the best epoch and early stopping, ascending.
         evaluation: Samples that are scored, ascending.
         calibration_split: The split of `calibration`.
         training_split: The split of `training`.
         validation_split: The split of `validation`.
         evaluation_split: The split of `evaluation`.
-        calibration_withheld: Whether no calibration sample is trained on.
+        calibration_withheld: True if no calibration sample is trained on.
     """
 
     calibration: np.ndarray
@@ -49,28 +49,28 @@ def assign_roles(
 ) -> SampleRoles:
     """Assign the samples of a data set their roles. The same arguments give the same roles.
 
-    - evaluation: the first `evaluation.samples` of `evaluation.split` (all where null), in the split's order.
+    - evaluation: the first `evaluation.samples` of `evaluation.split` (all if null), in the split's order.
     - validation: `data.validation_fraction` of the `train` split (at least one sample), drawn with a fixed seed and
-      without regard to classes, so that it is the same whatever is calibrated.
+      regardless of classes, so that it does not depend on the calibration samples.
     - calibration: `data.calibration.samples` of `data.calibration.split`, drawn with `data.calibration.seed`; never a
       validation sample.
-    - training: the rest of the `train` split, without the calibration samples of every draw too where
-      `data.calibration.withhold_from_training` is true, or is `auto` and they are at most a fifth of the split: the
-      dense model is one for all draws, and none is to know it from images that the others do not.
+    - training: the rest of the `train` split, also without the calibration samples of all draws if
+      `data.calibration.withhold_from_training` is true, or is `auto` and they are at most a fifth of the split. The
+      samples of all draws are left out because all draws share one dense model.
 
     Training, validation and evaluation never share a sample, nor do calibration and validation. Calibration and
-    evaluation share samples only where both name the same split, which `data.calibration.allow_overlap` must permit.
-    A data set without a `train` split has no training and no validation samples. A validation split that the data set
-    brings along is used only where the study names it.
+    evaluation share samples only if both name the same split, which `data.calibration.allow_overlap` must permit.
+    A data set without a `train` split has no training and no validation samples. A data set's own validation split is
+    used only if the study names it.
 
     Args:
         data: The study's `data`.
         evaluation: The study's `evaluation`.
         source: The opened data set.
-        draw: The draw whose samples are calibrated on, of those that `data` asks for; the first by default.
+        draw: The draw whose samples are calibrated on, one of those that `data` defines; the first by default.
 
     Raises:
-        DataError: When a split is unknown or too small, or when splits that must differ are one and the same.
+        DataError: When a split is unknown or too small, or when splits that must differ are the same.
     """
     calibration_split = source.resolve(data.calibration.split)
     evaluation_split = source.resolve(evaluation.split)

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package."""
+"""The interface of a data set, and the function that opens one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ImageSource(ABC):
     def resolve(self, split: str) -> str:
         """Return the split that a name stands for.
 
-        `val`, `validation` and `test` stand for each other where a data set lacks the one that is asked for.
+        Where a data set lacks `val`, `validation` or `test`, one of the other two stands for it.
 
         Raises:
             DataError: When there is no such split.
@@ -76,10 +76,10 @@ class ImageSource(ABC):
         `SampleError`. A data set that also has `batch(indices, seed) -> (images [N, C, H, W], labels [N])` is read a
         whole batch at a time by `batches`.
 
-        What the training transform does to a sample depends on a seed and the sample's index alone, so that it is the
-        same however the samples are shared out. `batch` derives it from `augment.sample_seeds(seed, indices)`. An item
-        draws from torch's global CPU generator, which `batches` seeds anew for each, and restores; nothing else that
-        is random is seeded.
+        The training transform of a sample depends on a seed and the sample's index alone, so that it is the same
+        however samples are shared out. `batch` derives it from `augment.sample_seeds(seed, indices)`. An item draws
+        from torch's global CPU generator, which `batches` seeds for each item and restores afterwards; no other source
+        of randomness is seeded.
 
         Args:
             split: A name that `resolve` accepts.
@@ -89,8 +89,8 @@ class ImageSource(ABC):
     def reading_order(self, split: str, indices: np.ndarray) -> np.ndarray:
         """Return the places 0 to N - 1 of indices [N] such that samples which are stored together follow each other.
 
-        Shards of the calibration are cut from this order, so that each reads a part of the data set. By default the
-        order is that of the indices.
+        Shards of the calibration are cut from this order, so that each reads a contiguous part of the data set. The
+        default is the order of the indices.
         """
         return np.arange(len(indices))
 
@@ -103,7 +103,7 @@ def find_root(root: str | None, usual: Iterable[str], expected: str) -> Path:
     """Return the folder of a data set.
 
     Args:
-        root: `data.root`; null for the first of the usual places that exists.
+        root: `data.root`; None for the first of the usual places that exists.
         usual: Folders to look for.
         expected: What the folder should hold, for the error message.
 

@@ -1,4 +1,4 @@
-"""Samples of one process that cannot be read, and how many there may be."""
+"""Samples that a process could not read, up to a limit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _NUM_SHOWN = 3
 
 
 class UnreadableSamples:
-    """Remembers each sample that could not be read, until there are too many.
+    """Collects the samples that could not be read, until there are too many.
 
     Args:
         limit: Distinct samples that may be unreadable: `data.skip_unreadable`.
@@ -19,14 +19,14 @@ class UnreadableSamples:
         self._found: dict[str, str] = {}
 
     def add(self, where: str, reason: str) -> None:
-        """Remember a sample; one that is known already counts once.
+        """Add a sample; adding it again changes nothing.
 
         Args:
             where: Its path, or its file and row.
-            reason: What is wrong with it, as `SampleError.reason` says it.
+            reason: What is wrong with it, as in `SampleError.reason`.
 
         Raises:
-            DataError: When more than `limit` samples are unreadable; with a limit of 0 it is the sample's own error.
+            DataError: When more than `limit` samples are unreadable; with a limit of 0, the sample's own error.
         """
         self._found.setdefault(where, reason)
         if self.limit == 0:
@@ -40,5 +40,5 @@ class UnreadableSamples:
 
     @property
     def found(self) -> dict[str, str]:
-        """What is wrong with each unreadable sample, by where it lies, sorted."""
+        """The reason why each unreadable sample cannot be read, by its location, sorted."""
         return dict(sorted(self._found.items()))

@@ -1,4 +1,4 @@
-"""What runs a model while its latency is measured: torch itself, torch.compile, or onnxruntime."""
+"""Back ends that run a model while its latency is measured: torch itself, torch.compile, or onnxruntime."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Forward = Callable[[Tensor], Any]
 
 
 def require_installed(section: LatencySection) -> None:
-    """Check that the packages that a section's back ends need are there.
+    """Check that the packages which a section's back ends need are installed.
 
     Raises:
         EvaluationError: When one is missing; the message names it.
@@ -43,7 +43,7 @@ def require_backends(section: LatencySection, device: torch.device | str) -> Non
     require_installed(section)
     if "onnxruntime" in section.backends and device.type != "cpu":
         raise EvaluationError(
-            f"{_FIELD} has onnxruntime, which is timed on CPUs alone, and the device is {device}; "
+            f"{_FIELD} has onnxruntime, which is timed on CPUs only, and the device is {device}; "
             "allowed there: eager, compile"
         )
     if "compile" in section.backends:
@@ -58,13 +58,13 @@ def _require_compiler(device: torch.device) -> None:
 def prepare(
     backend: str, models: Mapping[str, nn.Module], example_input: Tensor, threads: int
 ) -> Callable[[Tensor], Mapping[str, Forward]]:
-    """Return what gives, for a batch, that which runs each of several models on batches of its size.
+    """Return a function that takes a batch and returns, by model, the forward pass for batches of that size.
 
     Args:
         backend: `eager`, `compile` or `onnxruntime`.
         models: The models by name, in evaluation mode; they are not changed.
         example_input: Images [N, ...].
-        threads: CPU threads of onnxruntime; the others use torch's.
+        threads: CPU threads of onnxruntime; the other back ends use torch's.
 
     Raises:
         EvaluationError: When the back end does not work here, or not with one of the models.
@@ -78,8 +78,8 @@ def prepare(
 def _compiled(models: Mapping[str, nn.Module], batch: Tensor) -> Mapping[str, Forward]:
     """Compile models for one batch size.
 
-    What was compiled before is forgotten: models of one class share torch's limit of recompilations, beyond which
-    they would run eagerly, and nobody would be told.
+    Earlier compilations are dropped first: models of one class share torch's limit of recompilations, beyond which they
+    would silently run eagerly.
     """
     torch.compiler.reset()
     forwards = {name: torch.compile(model, dynamic=False) for name, model in models.items()}
@@ -97,7 +97,7 @@ def _compiled(models: Mapping[str, nn.Module], batch: Tensor) -> Mapping[str, Fo
 
 
 def _sessions(models: Mapping[str, nn.Module], example_input: Tensor, threads: int) -> Mapping[str, Forward]:
-    """Translate models to ONNX, unless that is what they are, each to a session of onnxruntime's on the CPU."""
+    """Open a CPU session of onnxruntime for each model, which is exported to ONNX first unless it is an ONNX model."""
     forwards: dict[str, Forward] = {}
     for name, model in models.items():
         try:

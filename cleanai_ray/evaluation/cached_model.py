@@ -1,4 +1,4 @@
-"""A model that remembers what it answered: the dense one, which every trial of a worker is compared with."""
+"""A cache of a model's outputs: for the dense model, which every trial of a worker is compared with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 MAX_BYTES = 2**26
-"""What is remembered of a model at the most; what comes after that is computed each time."""
+"""Most bytes of outputs that are kept of a model; further outputs are computed each time."""
 
 
 @dataclass
@@ -23,14 +23,14 @@ _answers: WeakKeyDictionary[nn.Module, _Answers] = WeakKeyDictionary()
 
 
 class CachedModel(nn.Module):
-    """Answers a batch that the model has seen before without running it, where that is on the CPU.
+    """Returns the output of a batch that the model has seen before without running it again, on CPUs.
 
-    What is remembered lives as long as the model, in this process. Batches are told apart by the digest of their
-    pixels, so that nothing has to be kept in step with which images can be read. On other devices the digest would wait
-    for the device, for longer than the model takes: there the model runs each time.
+    Outputs are kept in this process for as long as the model exists. The key of a batch is the digest of its pixels, so
+    it does not matter which images of a batch can be read. On other devices, computing the digest would wait for the
+    device longer than the model takes: there the model runs each time.
 
     Args:
-        model: Maps images [N, ...] to logits [N, classes]; its weights must not change any more.
+        model: Maps images [N, ...] to logits [N, classes]; its weights must not change afterwards.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""A pruned classifier beside the dense one, sample by sample: where they answer alike, and what was lost and gained."""
+"""Comparison of a pruned classifier with the dense one, sample by sample: agreement, losses and gains."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Comparison:
     """Sums over samples that both models scored. Those of two sets of samples add up: `a + b`.
 
     Attributes:
-        agreed: Samples that both give the same answer; labels are not read.
+        agreed: Number of samples with the same answer of both models; labels are not read.
         divergence: Sum of KL(dense || pruned) of the output distributions, in nats; labels are not read.
-        lost: Samples that the dense model alone gets right.
-        gained: Samples that the pruned model alone gets right.
-        class_total: Samples of each class.
-        class_correct_dense: Those that the dense model gets right.
-        class_correct: Those that the pruned model gets right.
-        confidence_dense: How sure the dense model is, and how often right.
-        confidence: How sure the pruned model is, and how often right.
+        lost: Number of samples that only the dense model gets right.
+        gained: Number of samples that only the pruned model gets right.
+        class_total: Number of samples of each class.
+        class_correct_dense: Number of those that the dense model gets right.
+        class_correct: Number of those that the pruned model gets right.
+        confidence_dense: The dense model's samples by confidence.
+        confidence: The pruned model's samples by confidence.
     """
 
     agreed: int
@@ -67,12 +67,12 @@ class Comparison:
 
     @property
     def num_samples(self) -> int:
-        """Samples that were compared."""
+        """Number of compared samples."""
         return sum(self.class_total)
 
     @property
     def agreement(self) -> float:
-        """Share of samples that both give the same answer."""
+        """Share of samples with the same answer of both models."""
         return self.agreed / self.num_samples
 
     @property
@@ -83,7 +83,7 @@ class Comparison:
     def class_rows(self) -> Iterator[dict[str, Any]]:
         """Yield a row for each class that has samples, with the columns of `schemas.CLASSES` except trial_id.
 
-        The class that lost most comes first; of equals the one with the smaller number.
+        The class that lost most comes first; of several, the one with the smallest label.
         """
         rows = []
         counts = zip(self.class_total, self.class_correct_dense, self.class_correct, strict=True)
@@ -96,7 +96,7 @@ class Comparison:
 
 
 class _ComparisonSums:
-    """The sums of a comparison over batches, on the device: nothing is read back before the end."""
+    """The sums of a comparison over batches, on the device: nothing is read back before `result`."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.accuracy = AccuracySums(num_classes, device)
@@ -155,7 +155,7 @@ def compare(
 ) -> tuple[Accuracy, Comparison]:
     """Score a pruned classifier as `evaluate` does, and compare it with the dense one in the same pass.
 
-    Both models get each batch, so that nothing has to be kept by sample, and images that cannot be read are missing in
+    Both models get each batch, so that nothing is stored by sample, and images that cannot be read are missing for
     both. Every module is put back in the mode it was in.
 
     Args:
@@ -166,7 +166,7 @@ def compare(
         all_reduce: Sums a tensor over processes that each score a part of the samples.
 
     Returns:
-        What the pruned model scores, and the comparison.
+        The pruned model's score, and the comparison.
 
     Raises:
         EvaluationError: When a hook is left on a model, there is no sample, or the outputs are not [N, classes] of the
@@ -182,7 +182,7 @@ def compare(
             dense_logits, logits = logits_of(dense, images), logits_of(pruned, images)
             if dense_logits.shape != logits.shape:
                 raise EvaluationError(
-                    f"the dense model tells {dense_logits.shape[1]} classes apart, the pruned one {logits.shape[1]}; "
+                    f"the dense model has {dense_logits.shape[1]} classes, the pruned one {logits.shape[1]}; "
                     "allowed: the same number"
                 )
             if sums is None:

@@ -42,14 +42,15 @@ class ConfidenceBins:
     def expected_error(self) -> float:
         """Expected calibration error, in [0, 1] (Guo et al. 2017, "On Calibration of Modern Neural Networks").
 
-        The mean over samples of how far apart a bin's accuracy and mean confidence are; nought without samples.
+        The mean over samples of the difference between accuracy and mean confidence of a sample's bin; 0 without
+        samples.
         """
         gaps = (abs(right - sure) for right, sure in zip(self.correct, self.confidence, strict=True))
         return sum(gaps) / max(sum(self.count), 1)
 
 
 class ConfidenceSums:
-    """The sums of `ConfidenceBins` over batches, on the device: nothing is read back before the end.
+    """The sums of `ConfidenceBins` over batches, on the device: nothing is read back before `bins_of`.
 
     Args:
         device: Where the batches are.
@@ -66,7 +67,7 @@ class ConfidenceSums:
             hit: Whether the most probable class is the label, bool [N].
         """
         confidence = log_probabilities.max(1).values.exp()
-        # What is not a number is summed up, so that the error is none either, but has to lie in some bin.
+        # A NaN must be put in some bin; it is then part of that bin's sum, so that the error is NaN too.
         place = ((torch.nan_to_num(confidence) * NUM_BINS).ceil().long() - 1).clamp(0, NUM_BINS - 1)
         rows = torch.stack([torch.ones_like(confidence), hit.double(), confidence])
         # A product adds in the same order every time; scattering does not on CUDA.
@@ -74,6 +75,6 @@ class ConfidenceSums:
 
 
 def bins_of(sums: Tensor) -> ConfidenceBins:
-    """Return the bins that a tally's sums [3, bins] say."""
+    """Return sums [3, bins] of `ConfidenceSums` as bins."""
     count, correct, confidence = sums.tolist()
     return ConfidenceBins(tuple(map(int, count)), tuple(map(int, correct)), tuple(confidence))

@@ -53,7 +53,7 @@ def _time(forward: Forward, batch: Tensor, finish: Callable[[], None]) -> int:
 def _rounds(
     forwards: Mapping[str, Forward], batch: Tensor, *, warmup: int, runs: int, finish: Callable[[], None]
 ) -> dict[str, list[int]]:
-    """Time every model once a round, in an order that turns round every time; return nanoseconds by model."""
+    """Time every model once a round, in an order that is reversed every round; return nanoseconds by model."""
     times: dict[str, list[int]] = {name: [] for name in forwards}
     names = list(forwards)
     for index in range(warmup + runs):
@@ -74,10 +74,10 @@ def measure_latency(
     """Time forward passes of several models under the same conditions.
 
     For each back end and batch size there are `section.warmup` untimed and `section.runs` timed rounds. In each round
-    every model runs once, in alternating order, so that a noisy machine hurts all of them alike. On CUDA a time ends
+    every model runs once, in alternating order, so that a noisy machine affects all of them alike. On CUDA a time ends
     when the device has finished. A latency is that of the whole pass, and is never divided by the batch size. The
     speed-up is the median over the rounds of the dense model's time divided by the pruned one's in the same round,
-    which a machine that gets slower or faster meanwhile does not move.
+    so it does not change when the whole machine gets slower or faster meanwhile.
 
     Args:
         models: The models by variant ("dense", "pruned"). They are moved to the device.
@@ -122,8 +122,8 @@ def compare_latency(
 
     Returns:
         `ratio`: the median over the rounds of the pruned model's time divided by the dense model's in the same round,
-        which a machine that gets slower or faster meanwhile does not move. Beside it the medians of both in
-        milliseconds, and the conditions.
+        so it does not change when the whole machine gets slower or faster meanwhile. Also the medians of both
+        in milliseconds, and the conditions.
 
     Raises:
         EvaluationError: When there is no example, or a hook is left on a model.
@@ -145,7 +145,7 @@ def compare_latency(
 def _conditions(
     models: Mapping[str, nn.Module], example_input: Tensor, section: LatencySection, device: torch.device
 ) -> Iterator[None]:
-    """Check what is to be timed, and hold the conditions of timing: device, threads and evaluation mode."""
+    """Check the models, and hold the conditions of timing within the context: device, threads and evaluation mode."""
     if not models or len(example_input) == 0:
         raise EvaluationError(
             f"latency was asked of {len(models)} models with {len(example_input)} examples, at least 1 each is needed"
@@ -170,7 +170,7 @@ def _time_batch(
 
 
 def _peak(backend: str, model: nn.Module, forward: Forward, batch: Tensor) -> int | None:
-    """Return the memory of a pass at its peak; onnxruntime's own is not known."""
+    """Return the peak memory of a forward pass; None for onnxruntime, whose memory is not known."""
     return None if backend == "onnxruntime" else peak_memory(model, forward, batch)
 
 
@@ -194,7 +194,7 @@ def _row(
 
 
 def _speedup(times: Mapping[str, list[int]], variant: str) -> dict[str, float | None]:
-    """Return how many times as fast as dense a variant is, round by round, and how sure that is."""
+    """Return how many times as fast as the dense model a variant is, with its interval, from ratios of each round."""
     columns = ("speedup", "speedup_low", "speedup_high")
     if variant == "dense" or "dense" not in times:
         return dict.fromkeys(columns)

@@ -1,4 +1,4 @@
-"""What the hardware of this machine is called."""
+"""Names of this machine's hardware."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def cpu_name() -> str:
-    """Return the model name of this machine's processor, or its architecture where nothing tells it."""
+    """Return the model name of this machine's processor, or its architecture where the model name is not known."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Memory of a forward pass at its peak."""
+"""Peak memory of a forward pass."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch.profiler import ProfilerActivity, profile
 
 _CPU = 0
 _QUIET = "99"
-"""A level above all of those at which the profiler's library writes to the terminal."""
+"""A log level above all levels at which the profiler's library writes to the terminal."""
 
 
 def peak_memory(model: nn.Module, forward: Callable[[Tensor], Any], batch: Tensor) -> int:
-    """Return the bytes of a model's parameters and buffers, a batch, and what torch holds beside them at the peak.
+    """Return the bytes of a model's parameters and buffers, of a batch, and of torch's further allocations at the peak.
 
-    Memory that other models take is not counted, nor is any that a library takes without asking torch for it.
+    Memory of other models is not counted, nor memory that a library allocates without torch.
 
     Args:
         model: The model.
@@ -54,7 +54,7 @@ def _cpu_peak(forward: Callable[[Tensor], Any], batch: Tensor) -> int:
 
 
 def _changes(profiler: profile) -> Iterator[int]:
-    """Yield the bytes that torch took (or gave back, below 0) on the CPU, one by one."""
+    """Yield the bytes that torch allocated (or freed, below 0) on the CPU, one allocation at a time."""
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(trace))

@@ -1,4 +1,4 @@
-"""What a model scores on labelled samples, by the metric of its task."""
+"""Scoring of a model on labelled samples, as its task defines it."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def score(
 
     Raises:
         RegistryError: When the task is unknown.
-        EvaluationError: When a hook is left on the model, there is no sample, or the output is not one of the task.
+        EvaluationError: When a hook is left on the model, there is no sample, or the output does not fit the task.
     """
     task = find_task(task)
     require_no_hooks(model)
     device = torch.device(device)
     model.to(device)
-    metric = task.new_scorer()
+    scorer = task.new_scorer()
     with evaluation_mode(model), torch.no_grad():
         for inputs, targets in batches:
             targets = to_device(targets, device)
-            metric.add(task.predict(model, to_device(inputs, device), targets), targets)
-        return metric.result(all_reduce)
+            scorer.add(task.predict(model, to_device(inputs, device), targets), targets)
+        return scorer.result(all_reduce)

@@ -1,6 +1,6 @@
 """McNemar's test of two models on the same samples, and the interval of a median.
 
-The statistics are scipy's. It is imported where it is called: that takes a second, and most processes need none of it.
+The statistics are scipy's. It is imported where it is called: that takes a second, and most processes do not need it.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import numpy as np
 from cleanai_ray.analysis.intervals import CONFIDENCE
 
 NUM_RESAMPLES = 2000
-"""Resamples of a bootstrap; an end of its interval has 50 beyond it."""
+"""Resamples of a bootstrap; 50 of them lie beyond each end of a 95 % interval."""
 
 
 def mcnemar_p(lost: int, gained: int) -> float:
-    """Return the two-sided p-value of McNemar's exact test: could both models be equally accurate?
+    """Return the two-sided p-value of McNemar's exact test of two models being equally accurate.
 
-    Of the samples that exactly one of two models gets right, each would then be the one's or the other's by a coin.
-    Samples that both get right or wrong say nothing. Without any that differ it is 1.
+    Under that hypothesis, each sample that exactly one of the models gets right is equally likely to be either's.
+    Samples that both get right or wrong carry no information. Without samples that differ, the p-value is 1.
 
     Args:
-        lost: Samples that the first model alone gets right.
-        gained: Samples that the second model alone gets right.
+        lost: Number of samples that only the first model gets right.
+        gained: Number of samples that only the second model gets right.
     """
     from scipy.stats import binomtest
 
@@ -31,7 +31,7 @@ def mcnemar_p(lost: int, gained: int) -> float:
 def median_interval(values: np.ndarray) -> tuple[float, float, float]:
     """Return the median of values, and its 95 % interval by the percentile bootstrap (seed 0).
 
-    The values are taken for independent. Percentiles are asked for, since the bias-corrected interval is not defined
+    The values are assumed to be independent. Percentiles are used because the bias-corrected interval is not defined
     where many values are equal.
 
     Args:

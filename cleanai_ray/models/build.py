@@ -1,4 +1,4 @@
-"""From a study's model section to a network in evaluation mode."""
+"""Building the network of a study's model section, in evaluation mode."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def _check_outputs(model: nn.Module, section: ModelSection) -> None:
 def build_model(section: ModelSection, *, seed: int = 0) -> nn.Module:
     """Build the dense model of a study, on the CPU and in evaluation mode.
 
-    Torch's global random state is left as it was. The model is tried on one random input.
+    Torch's global random state is left as it was. The model is run once, on a random input, to check its output.
 
     Args:
         section: The study's `model`.
         seed: Seed of the random initialisation, where `weights` is null or a classifier is new.
 
     Raises:
-        ModelError: One sentence on the name, option, input shape or weights that do not go together.
+        ModelError: When name, options, input shape and weights do not fit together; one sentence says which.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -88,9 +88,9 @@ def build_model(section: ModelSection, *, seed: int = 0) -> nn.Module:
 
 
 def ignored_layers(section: ModelSection) -> tuple[str, ...]:
-    """Return the names of the modules that must not lose output channels: the classifier, and what a family pins.
+    """Return the names of the modules that must keep their output channels: the classifier, and those a family pins.
 
-    Where the family does not say, the classifier is the last Linear or Conv2d with one output a class.
+    Unless a family names it, the classifier is the last Linear or Conv2d with one output a class.
 
     Raises:
         ModelError: When the model cannot be built.

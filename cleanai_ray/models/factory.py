@@ -1,4 +1,4 @@
-"""Models of the user's own: `model.factory: package.module:function`."""
+"""User-defined models: `model.factory: package.module:function`."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def _find(factory: str) -> Callable[..., Any]:
 def build_from_factory(factory: str, *, num_classes: int, options: dict[str, Any]) -> nn.Module:
     """Import a function and call it for a model.
 
-    The module is imported with the current directory importable. The function gets `num_classes` where it takes an
-    argument of that name, and every option as a keyword argument.
+    The module can be in the current directory. The function gets `num_classes` if it has a parameter of that name, and
+    every option as a keyword argument.
 
     Args:
         factory: `package.module:function`.
@@ -61,7 +61,7 @@ def build_from_factory(factory: str, *, num_classes: int, options: dict[str, Any
         options: `model.options` of the study.
 
     Raises:
-        ModelError: When the function cannot be found, does not take an option, fails, or returns no module.
+        ModelError: When the function cannot be found, does not accept an option, fails, or does not return a module.
     """
     with _current_directory_importable():
         function = _find(factory)

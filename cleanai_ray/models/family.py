@@ -1,4 +1,4 @@
-"""What a model family offers, and how torchvision's models become one."""
+"""The interface of a model family, and torchvision's models as families."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Shape = tuple[int, int, int]
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's message as one line, without a full stop at its end."""
+    """Return an exception's message as one line, without its full stop."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
@@ -24,10 +24,10 @@ def check_options(function: Callable[..., Any], options: dict[str, Any], *, name
     """Refuse options that a function does not take.
 
     Args:
-        function: What the options are passed to.
+        function: The function that the options are passed to.
         options: `model.options` of the study.
         name: What error messages call the function.
-        given: Arguments that the caller passes by itself, which options cannot set.
+        given: Arguments that the caller passes itself and options cannot set.
 
     Raises:
         ModelError: On the first option that is not accepted; the message lists those that are.
@@ -53,7 +53,7 @@ class ModelFamily(ABC):
     """Module name of the layer whose outputs are the class scores."""
 
     pinned: ClassVar[tuple[str, ...]] = ()
-    """Further modules whose output channels must keep their number."""
+    """Further modules that must keep their number of output channels."""
 
     @abstractmethod
     def build(self, *, num_classes: int, input_shape: Shape, **options: Any) -> nn.Module:
@@ -65,7 +65,7 @@ class ModelFamily(ABC):
             **options: `model.options` of the study.
 
         Raises:
-            ModelError: When the shape or an option is not one that the family can be built for.
+            ModelError: When the family cannot be built for the shape or an option.
         """
 
     def pretrained(self) -> nn.Module:
@@ -80,7 +80,7 @@ class ModelFamily(ABC):
         )
 
     def ignored_layers(self) -> tuple[str, ...]:
-        """Return the names of the modules that must not lose output channels."""
+        """Return the names of the modules that must keep their output channels."""
         return (self.classifier, *self.pinned)
 
 
@@ -91,7 +91,7 @@ class TorchvisionFamily(ModelFamily):
     """The model's name in torchvision."""
 
     def build(self, *, num_classes: int, input_shape: Shape, **options: Any) -> nn.Module:
-        """Return the model for a number of classes, with a new stem where the input has not three channels."""
+        """Return the model for a number of classes, with a new stem unless the input has three channels."""
         arguments = self.arguments(input_shape)
         clash = sorted(set(arguments) & set(options))
         if clash:
@@ -112,7 +112,7 @@ class TorchvisionFamily(ModelFamily):
         return model
 
     def arguments(self, input_shape: Shape) -> dict[str, Any]:
-        """Return what the builder is called with because of the input shape, or to make it return class scores only."""
+        """Return the arguments that follow from the input shape, or make the model return class scores only."""
         if self.name in ("googlenet", "inception_v3"):
             return {"aux_logits": False, "init_weights": True}
         if self.name.startswith("vit_"):
@@ -122,7 +122,7 @@ class TorchvisionFamily(ModelFamily):
         return {}
 
     def pretrained(self) -> nn.Module:
-        """Return the model with torchvision's default weights, downloaded where the cache has none."""
+        """Return the model with torchvision's default weights, downloaded unless they are cached."""
         import torchvision
 
         extra = {"aux_logits": False} if self.name in ("googlenet", "inception_v3") else {}
@@ -181,7 +181,7 @@ def find_classifier(model: nn.Module, num_classes: int) -> str | None:
 
 def fit_positions(model: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
     """Interpolate the position embeddings of a vision transformer's state to a model's own image size."""
-    published = sys.modules.get("torchvision.models.vision_transformer")  # which a model of it has imported
+    published = sys.modules.get("torchvision.models.vision_transformer")  # imported already if the model is one of its
     if published is None or not isinstance(model, published.VisionTransformer):
         return state
     return dict(published.interpolate_embeddings(model.image_size, model.patch_size, dict(state)))

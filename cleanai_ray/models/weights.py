@@ -1,4 +1,4 @@
-"""Weights of a model: from a file, or torchvision's."""
+"""Loading the weights of a model: from a file, or torchvision's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NUM_SHOWN = 3
 
 
 def _read(path: str) -> tuple[bytes, bool]:
-    """Return a file's content, and whether its name says that it is safetensors; a URL's query is no part of it."""
+    """Return a file's content, and whether its name (without a URL's query) has the suffix of safetensors."""
     try:
         filesystem, location = resolve_filesystem(path)
         with filesystem.open_input_file(location) as stream:
@@ -91,7 +91,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
     Args:
         model: Changed in place.
         state: Tensors by name.
-        source: What the error message calls the place that the tensors come from.
+        source: Name of the tensors' origin in error messages.
 
     Raises:
         ModelError: When names or shapes differ; the message shows the first that do.
@@ -125,7 +125,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 def load_pretrained(model: nn.Module, family: ModelFamily, num_classes: int) -> None:
     """Load a family's published ImageNet weights into a model.
 
-    The classifier keeps its random initialisation where the model has not the 1000 classes of ImageNet.
+    The classifier keeps its random initialisation unless the model has the 1000 classes of ImageNet.
 
     Args:
         model: Built by the family; changed in place.

@@ -21,7 +21,7 @@ _COUNTED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
 
 @dataclass(frozen=True)
 class LayerComplexity:
-    """What one Conv2d, Linear or MultiheadAttention costs, batch 1.
+    """The cost of one Conv2d, Linear or MultiheadAttention, with batch size 1.
 
     Attributes:
         name: Name of the module in the model.
@@ -44,7 +44,7 @@ class LayerComplexity:
 
 @dataclass(frozen=True)
 class Complexity:
-    """What a model costs.
+    """The cost of a model.
 
     Attributes:
         params: Parameters; shared ones count once.

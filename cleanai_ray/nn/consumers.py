@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 MAX_FEATURES = 4096
-"""A Linear that reads more features than this is taken to read a flattened feature map, channel by channel."""
+"""A Linear that reads more features than this is assumed to read a flattened feature map, channel by channel."""
 
 Observer = Callable[[str, nn.Module, Tensor], None]
 
@@ -25,7 +25,7 @@ class Consumer:
     Attributes:
         name: Module name.
         num_calls: Times it runs in one forward pass of the model.
-        norm: The batch-norm that reads its output and that nobody else reads, or None.
+        norm: The batch-norm that directly follows the layer and alone reads its output, or None.
     """
 
     name: str
@@ -34,7 +34,9 @@ class Consumer:
 
 
 def is_consumer(module: nn.Module) -> bool:
-    """Whether a module's output is one linear map of its input channels: Conv2d with groups=1, Linear, in-projections.
+    """Return whether a module's output is one linear map of its input channels.
+
+    That is so for Conv2d with groups=1, Linear, and in-projections of attention.
 
     A MultiheadAttention counts with its packed in-projection (query, key and value from one input).
     """
@@ -68,8 +70,8 @@ def observing(model: nn.Module, names: Sequence[str], observer: Observer) -> Ite
 def features_per_channel(module: nn.Module, kept: np.ndarray | None) -> int | None:
     """Return how many neighbouring input features of a layer belong to one channel, or None where that is unknown.
 
-    It is 1 but for a Linear that reads more than MAX_FEATURES features: there, pruning cut whole channels of the
-    flattened feature map, so that channel borders divide every border between kept and removed features.
+    It is 1 except for a Linear that reads more than MAX_FEATURES features: there, pruning removed whole channels of the
+    flattened feature map, so every border between kept and removed features is a border between channels.
     """
     if not isinstance(module, nn.Linear) or module.in_features <= MAX_FEATURES:
         return 1
@@ -103,7 +105,7 @@ def as_positions(module: nn.Module, value: Tensor, num_samples: int, features: i
 
 
 def kept_rows(module: nn.Module, kept: np.ndarray | None) -> Tensor:
-    """Return the rows of a dense consumer's weight that its pruned copy kept."""
+    """Return the rows of a dense consumer's weight that its pruned copy kept, as indices."""
     if isinstance(module, nn.MultiheadAttention):
         channels = np.arange(module.embed_dim) if kept is None else kept
         return torch.as_tensor(np.concatenate([channels + part * module.embed_dim for part in range(3)]))
@@ -149,7 +151,7 @@ def add_biases(model: nn.Module, names: Iterable[str]) -> None:
 
     Args:
         model: The model, which is changed.
-        names: Parameter names of the copy, for instance of its state; those that the model has are passed over.
+        names: Parameter names of the copy, for instance of its state; those that the model has already are skipped.
     """
     known = set(model.state_dict())
     for name in names:

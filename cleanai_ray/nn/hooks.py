@@ -1,4 +1,4 @@
-"""Hooks left on a model: they make measurements untrue, so measurements refuse them."""
+"""Hooks left on a model: they falsify measurements, which therefore refuse such a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from cleanai_ray.errors import EvaluationError
 
 _HOOK_TABLES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-# The old forms of weight and spectral norm are hooks that compute the weight: part of the model, not left on it.
+# The old forms of weight and spectral norm are hooks that compute the weight: they belong to the model.
 _PART_OF_THE_MODEL = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
 
 

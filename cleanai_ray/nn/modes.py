@@ -1,4 +1,4 @@
-"""Modules left as they were found: their training flags, and no hook on them. And batches moved to their device."""
+"""Context managers that restore the training flags and hooks of modules; and moving batches to a device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 class HookOwner:
-    """Puts hooks on a model when it is entered, in `__enter__` of its subclass, and takes them off when it is left."""
+    """A context manager that removes on exit the hooks that `__enter__` of its subclass put on a model."""
 
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []

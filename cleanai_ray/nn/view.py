@@ -1,4 +1,4 @@
-"""A second forward pass for a model: the same modules and weights, under the same names."""
+"""Views of a model: the same modules and weights under the same names, with another forward pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def as_network(model: nn.Module, forward: Forward) -> nn.Module:
 
 
 def as_model(network: nn.Module) -> nn.Module:
-    """Return what `as_network` made a view of, or the module itself: with its own forward pass again."""
+    """Return the model that a view of `as_network` shows, with its own forward pass, or the module itself."""
     own = getattr(type(network), "_viewed_class", None)
     if own is None:
         return network
@@ -41,6 +41,6 @@ def own_forward(network: Any) -> Callable[..., Any]:
 
 @lru_cache(maxsize=64)
 def _view_class(own: type[nn.Module], forward: Forward) -> type[nn.Module]:
-    # It bears the name of the model's class, by which plans tell architectures apart.
+    # It has the name of the model's class, by which plans identify architectures.
     names = {"__qualname__": own.__qualname__, "__module__": own.__module__, "__doc__": own.__doc__}
     return type(own.__name__, (own,), {**names, "forward": forward, "_viewed_class": own})

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 def safetensors_bytes(model: nn.Module) -> bytes:
     """Return a model's state dictionary as the content of a safetensors file.
 
-    Every name of the state dictionary is in it, so that `load_state_dict` takes it as it is. Tensors that share
-    memory are written once for each name, and views as no more than what they show.
+    It has every name of the state dictionary, so that `load_state_dict` accepts it as it is. Tensors that share memory
+    are written once for each name, and of a view only the elements that it shows.
     """
     state: dict[str, Tensor] = {}
     seen: set[int] = set()

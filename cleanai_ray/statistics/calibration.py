@@ -23,7 +23,7 @@ Batch = Tensor | tuple[Tensor, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
-    """What a calibration collects.
+    """The choice of what a calibration collects.
 
     Attributes:
         threshold: Mean activation above which a sample counts as active for the metric `frequency`.

@@ -1,4 +1,4 @@
-"""What a network is for: its loss, its metric, and the tensors that pruning and repair look at."""
+"""Tasks, the purposes of networks: loss, score, and the tensors that pruning and repair read."""
 
 from cleanai_ray.tasks.base import Score, Scorer, Task, find_task
 

@@ -1,4 +1,4 @@
-"""What a classifier scores: top-1 and top-5 accuracy and cross-entropy, as sums over batches."""
+"""The score of a classifier: top-1 and top-5 accuracy and cross-entropy, from sums over batches."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _TOP_K = 5
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What a classifier scores on a set of labelled samples. Those of two sets of samples add up: `a + b`.
+    """The score of a classifier on a set of labelled samples. Scores of two sets of samples add up: `a + b`.
 
     Attributes:
         accuracy: Top-1 accuracy, in [0, 1].
         top5: Share of samples whose label is among the 5 largest outputs (among all, with fewer than 5 classes).
         loss: Mean cross-entropy, in nats.
-        num_samples: Samples that were scored.
+        num_samples: Number of scored samples.
         class_correct: Correct samples of each class.
         class_total: Samples of each class.
     """
@@ -59,12 +59,12 @@ class Accuracy:
 
     @property
     def merit(self) -> float:
-        """What training keeps the highest of: the accuracy."""
+        """The accuracy; training keeps the epoch where it is highest."""
         return self.accuracy
 
 
 class AccuracySums:
-    """The sums of an `Accuracy` over batches, on the device: nothing is read back before the end.
+    """The sums of an `Accuracy` over batches, on the device: nothing is read back before `result`.
 
     Args:
         num_classes: Outputs of the classifier.
@@ -87,7 +87,7 @@ class AccuracySums:
         self._classes[1].scatter_add_(0, labels, torch.ones_like(labels))
 
     def result(self, all_reduce: Callable[[Tensor], Tensor] | None) -> Accuracy:
-        """Return what the sums say; `all_reduce` sums a tensor over processes that each scored a part."""
+        """Return the score; `all_reduce` sums a tensor over processes that each scored a share of the samples."""
         values = torch.cat([self._sums, self._classes.flatten().double()])
         if all_reduce is not None:
             values = all_reduce(values)

@@ -1,4 +1,4 @@
-"""What a task is: a loss, a metric, and how a model of it is called."""
+"""The interface of a task: a loss, a score, and the way in which its models are called."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cleanai_ray.registry import TASKS
 
 Reduce = Callable[[Tensor], Tensor]
-"""Sums a tensor over processes that each scored a part of the samples."""
+"""Sums a tensor over processes that each scored a share of the samples."""
 
 
 class Score(Protocol):
@@ -36,19 +36,19 @@ class Score(Protocol):
 
     @property
     def num_samples(self) -> int:
-        """Samples that were scored."""
+        """Number of scored samples."""
 
 
 class Scorer(ABC):
-    """Takes in predictions batch by batch, and says what they score."""
+    """Collects predictions batch by batch, and returns their score."""
 
     @abstractmethod
     def add(self, predicted: Any, targets: Any) -> None:
-        """Add a batch: what `Task.predict` returned, and the targets."""
+        """Add a batch: the result of `Task.predict`, and the targets."""
 
     @abstractmethod
     def result(self, all_reduce: Reduce | None = None) -> Score:
-        """Return what was added scores, over all processes where `all_reduce` is given.
+        """Return the score of all batches, over all processes where `all_reduce` is given.
 
         Raises:
             EvaluationError: When nothing was added.
@@ -56,15 +56,17 @@ class Scorer(ABC):
 
 
 class Task(ABC):
-    """What a network is for. Subclasses are registered in `cleanai_ray.registry.TASKS`, and hold no state.
+    """The purpose of a network: its loss and its score.
+
+    Subclasses are registered in `cleanai_ray.registry.TASKS`, and hold no state.
 
     A batch is (inputs, targets): one tensor whose first dimension numbers the samples, and whatever the task's loss
     reads. Pruning and repair call `network(model)`, which has the model's own modules under their own names.
 
     Attributes:
         name: The name it is registered under.
-        metric_name: What its metric is called.
-        in_processes: Whether several processes can each score a part of the samples.
+        metric_name: Name of its score.
+        in_processes: True if several processes can each score a share of the samples.
     """
 
     name: ClassVar[str]
@@ -75,29 +77,29 @@ class Task(ABC):
         """Return a module that shares the model's own, and maps inputs to a tensor or a tuple of tensors.
 
         The (first) tensor holds logits with the classes in dimension 1; repair compares its softmax with the dense
-        model's. All that the model computes with weights must be among the tensors, or before them.
+        model's. Every layer with weights must contribute to the tensors.
         """
         return model
 
     def restored(self, network: nn.Module) -> nn.Module:
-        """Return the model that `network`, or a copy of it, was made from."""
+        """Return the model that `network`, or a copy of it, is a view of."""
         return network
 
     def ignored_layers(self, model: nn.Module) -> tuple[str, ...]:
-        """Return the names of modules that keep their output width, with all below them."""
+        """Return the names of modules that keep their output width, submodules included."""
         return ()
 
     def example_input(self, shape: Sequence[int]) -> Tensor:
-        """Return an input of a shape, on the CPU, to trace a model with."""
+        """Return an input of a given shape, on the CPU, to trace a model with."""
         return torch.zeros(tuple(shape))
 
     def train_outputs(self, model: nn.Module, inputs: Tensor, targets: Any) -> Any:
-        """Return what a model in training mode makes of a batch."""
+        """Return the outputs of a model in training mode for a batch."""
         return model(inputs)
 
     @abstractmethod
     def logits(self, outputs: Any) -> Tensor:
-        """Return the logits [N, classes, ...] among what `train_outputs` returned, for distillation.
+        """Return the logits [N, classes, ...] among the outputs of `train_outputs`, for distillation.
 
         Raises:
             TaskError: When there are none.
@@ -105,11 +107,11 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
-        """Return the mean loss of what `train_outputs` returned, a scalar."""
+        """Return the mean loss of the outputs of `train_outputs`, a scalar."""
 
     @abstractmethod
     def network_loss(self, network: nn.Module, inputs: Tensor, targets: Any) -> Tensor:
-        """Return the mean loss of a batch, a scalar that `network` has made; for methods that read gradients."""
+        """Return the mean loss of a batch, a scalar computed by `network`; for methods that read gradients."""
 
     @abstractmethod
     def hits(self, outputs: Any, targets: Any) -> Tensor | None:
@@ -117,19 +119,19 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, inputs: Tensor, targets: Any) -> Any:
-        """Return what the metric reads of a batch, from a model in evaluation mode.
+        """Return what the scorer reads of a batch, from a model in evaluation mode.
 
         Raises:
-            EvaluationError: When the model's output is not one of this task.
+            EvaluationError: When the model's output does not fit this task.
         """
 
     @abstractmethod
     def new_scorer(self) -> Scorer:
-        """Return an empty metric."""
+        """Return a scorer without samples."""
 
 
 def find_task(task: str | Task) -> Task:
-    """Return a task by its name; a task itself is returned as it is.
+    """Return a task by its name; a task is returned unchanged.
 
     Raises:
         RegistryError: When the name is unknown.

@@ -40,7 +40,7 @@ class Classification(Task):
     metric_name = "accuracy"
 
     def logits(self, outputs: Any) -> Tensor:
-        """Return the output; the first one of Inception and GoogLeNet, which add auxiliary ones while they train."""
+        """Return the output; of Inception and GoogLeNet, which add auxiliary outputs in training, the first."""
         logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
         return logits
 

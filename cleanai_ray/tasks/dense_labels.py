@@ -1,4 +1,4 @@
-"""What tasks with a label at every position share: segmentation and language modelling."""
+"""Base of tasks with a label at every position: segmentation and language modelling."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from cleanai_ray.tasks.base import Task
 
 
 class DenseLabels(Task):
-    """A task with logits [N, classes, ...] and labels [N, ...], some of which do not count.
+    """A task with logits [N, classes, ...] and labels [N, ...], some of which can be ignored.
 
     Attributes:
-        ignore_index: The label of positions that do not count.
+        ignore_index: The label of positions that are ignored.
     """
 
     ignore_index: int
 
     def loss(self, outputs: Any, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Return the cross-entropy, the mean over positions that count."""
+        """Return the cross-entropy, the mean over positions that are not ignored."""
         return self.cross_entropy(self.logits(outputs), targets, label_smoothing)
 
     def network_loss(self, network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class DenseLabels(Task):
         return self.cross_entropy(outputs if isinstance(outputs, Tensor) else outputs[0], targets)
 
     def cross_entropy(self, logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Return the cross-entropy of logits [N, classes, ...], the mean over positions that count."""
+        """Return the cross-entropy of logits [N, classes, ...], the mean over positions that are not ignored."""
         return functional.cross_entropy(
             logits.float(), targets, ignore_index=self.ignore_index, label_smoothing=label_smoothing
         )

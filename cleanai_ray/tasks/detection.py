@@ -21,7 +21,7 @@ _LAST = ("cls_logits", "bbox_reg", "bbox_ctrness")
 
 
 class MeanAveragePrecision(Scorer):
-    """COCO's mean average precision over IoU 0.50 to 0.95, by torchmetrics, and the detector's own loss.
+    """Mean average precision over IoU 0.50 to 0.95 as COCO defines it, by torchmetrics, and the detector's own loss.
 
     Raises:
         TaskError: When torchmetrics, or pycocotools, which it reads, is missing.
@@ -47,10 +47,10 @@ class MeanAveragePrecision(Scorer):
         self._num_samples += len(targets)
 
     def result(self, all_reduce: Reduce | None = None) -> TaskScore:
-        """Return the mean average precision.
+        """Return the mean average precision; `all_reduce` is not used, since precision is not a sum over processes.
 
         Raises:
-            TaskError: Where several processes score a part each: precision is no sum.
+            EvaluationError: When nothing was added.
         """
         if not self._num_samples:
             raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
@@ -59,7 +59,7 @@ class MeanAveragePrecision(Scorer):
 
 
 def _is_last(model: nn.Module, name: str) -> bool:
-    """Whether a convolution of the heads is one that gives classes or boxes."""
+    """Return whether a convolution of the heads is one whose outputs are classes or boxes."""
     owner, _, leaf = name.rpartition(".")
     parent = model.get_submodule(owner)
     if isinstance(parent, nn.Sequential):
@@ -68,7 +68,7 @@ def _is_last(model: nn.Module, name: str) -> bool:
 
 
 def _raw_heads(network: Any, images: Tensor) -> tuple[Tensor, ...]:
-    """Return class logits [N, classes, anchors], and what else the heads give, without choosing among the boxes."""
+    """Return class logits [N, classes, anchors] and the other outputs of the heads, before boxes are selected."""
     batch, _ = network.transform(list(images))
     features = network.backbone(batch.tensors)
     heads = network.head(list(features.values()) if isinstance(features, dict) else [features])
@@ -77,9 +77,9 @@ def _raw_heads(network: Any, images: Tensor) -> tuple[Tensor, ...]:
 
 
 def _losses(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
-    """Return the sum of the mean losses of a detector, whose modules keep the mode they are in."""
+    """Return the sum of a detector's mean losses; its modules stay in the mode that they are in."""
     with preserved_modes(model):
-        model.training = True  # The detector's own flag alone: it decides whether losses are returned.
+        model.training = True  # The flag of the detector itself, which decides whether losses are returned.
         losses = own_forward(model)(list(images), list(targets))
     return torch.stack(list(losses.values())).sum()
 
@@ -89,8 +89,8 @@ class Detection(Task):
     """Object detection: a dict of boxes [n, 4] (xyxy, pixels) and labels [n] an image; mAP (torchmetrics).
 
     For detectors of torchvision that predict in one stage (`transform`, `backbone`, `head`): SSD, SSDlite, RetinaNet,
-    FCOS. Images of a batch are of one size, [N, 3, H, W]. Repair compares class logits at every anchor. The layers that
-    give classes and boxes keep their width.
+    FCOS. Images of a batch have one size, [N, 3, H, W]. Repair compares class logits at every anchor. The layers whose
+    outputs are classes and boxes keep their width.
     """
 
     name = "detection"
@@ -98,10 +98,10 @@ class Detection(Task):
     in_processes = False
 
     def network(self, model: nn.Module) -> nn.Module:
-        """Return a view of the detector that gives what its heads compute.
+        """Return a view of the detector that returns the outputs of its heads.
 
         Raises:
-            TaskError: When the model is no detector of one stage.
+            TaskError: When the model is not a one-stage detector.
         """
         missing = [part for part in _PARTS if not hasattr(model, part)]
         if missing:
@@ -112,11 +112,11 @@ class Detection(Task):
         return as_network(model, _raw_heads)
 
     def restored(self, network: nn.Module) -> nn.Module:
-        """Return the detector again."""
+        """Return the detector itself."""
         return as_model(network)
 
     def ignored_layers(self, model: nn.Module) -> tuple[str, ...]:
-        """Return the names of the heads' last convolutions: their channels are anchors times classes, or boxes."""
+        """Return the names of the heads' last convolutions, whose channels are anchors times classes or boxes."""
         found = []
         for name, module in model.named_modules():
             if name.startswith("head.") and isinstance(module, nn.Conv2d) and _is_last(model, name):
@@ -128,8 +128,8 @@ class Detection(Task):
         return model(list(inputs), list(targets))
 
     def logits(self, outputs: Any) -> Tensor:
-        """Refuse: a detector in training gives losses alone."""
-        raise TaskError("finetune.distillation is set, and a detector in training gives losses alone; allowed: null")
+        """Refuse: a detector in training returns only losses."""
+        raise TaskError("finetune.distillation is set, and a detector in training returns only losses; allowed: null")
 
     def loss(self, outputs: Any, targets: Targets, label_smoothing: float = 0.0) -> Tensor:
         """Return the sum of the detector's losses; label smoothing is refused."""
@@ -142,7 +142,7 @@ class Detection(Task):
         return _losses(network, inputs, targets)
 
     def hits(self, outputs: Any, targets: Targets) -> None:
-        """Return nothing: there are no answers among losses."""
+        """Return None: a detector in training returns losses, and no answers to count."""
 
     def predict(self, model: nn.Module, inputs: Tensor, targets: Targets) -> tuple[list[dict[str, Tensor]], Tensor]:
         """Return the detections of each image, and the mean loss."""
@@ -154,5 +154,5 @@ class Detection(Task):
         return found, _losses(model, inputs, targets)
 
     def new_scorer(self) -> Scorer:
-        """Return an empty mean average precision."""
+        """Return a scorer without samples."""
         return MeanAveragePrecision()

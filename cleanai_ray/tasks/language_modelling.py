@@ -25,24 +25,24 @@ _IGNORED = -100
 
 
 class Perplexity(Scorer):
-    """exp of the mean negative log-likelihood of the tokens that count; sums on the device."""
+    """exp of the mean negative log-likelihood of the tokens that are not ignored, from sums on the device."""
 
     def __init__(self) -> None:
         self._sums: list[Tensor] = []
 
     def add(self, predicted: Tensor, targets: Tensor) -> None:
-        """Add a batch: logits [N, vocabulary, T] and tokens [N, T], of which -100 does not count."""
+        """Add a batch: logits [N, vocabulary, T] and tokens [N, T]; -100 is ignored."""
         loss = functional.cross_entropy(predicted.float(), targets, ignore_index=_IGNORED, reduction="sum").double()
         self._sums.append(torch.stack([loss, (targets != _IGNORED).sum(), torch.full_like(loss, len(targets))]))
 
     def result(self, all_reduce: Reduce | None = None) -> TaskScore:
-        """Return the perplexity; its merit is its inverse, the geometric mean of the tokens' probabilities."""
+        """Return the perplexity; its merit is the inverse, the geometric mean of the tokens' probabilities."""
         if not self._sums:
             raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
         sums = torch.stack(self._sums).sum(0)
         loss, tokens, num_samples = (sums if all_reduce is None else all_reduce(sums)).tolist()
         if tokens == 0:
-            raise EvaluationError(f"all tokens are {_IGNORED}, which does not count; at least 1 is needed")
+            raise EvaluationError(f"all tokens are {_IGNORED}, which is ignored; at least 1 other is needed")
         mean = loss / tokens
         return TaskScore("perplexity", _exp(mean), _exp(-mean), mean, int(num_samples))
 
@@ -66,11 +66,11 @@ def _logits(outputs: Any) -> Tensor:
 
 @TASKS.register("language_modelling")
 class LanguageModelling(DenseLabels):
-    """Language modelling: tokens [N, T] and those that follow each, -100 where none counts; perplexity.
+    """Language modelling: tokens [N, T] and the token that follows each, -100 to ignore it; perplexity.
 
     A model maps tokens to logits [N, T, vocabulary], or to an object with such `logits`, as causal language models of
     `transformers` do. Hidden layers of feed-forward blocks and whole heads of attention are pruned. The residual stream
-    is not: embeddings keep their width, by name, and with them all that is added to them.
+    is not: the embeddings keep their width, and with them every layer whose output is added to them.
     """
 
     name = "language_modelling"
@@ -78,11 +78,11 @@ class LanguageModelling(DenseLabels):
     ignore_index = _IGNORED
 
     def network(self, model: nn.Module) -> nn.Module:
-        """Return a view of the model that gives logits [N, vocabulary, T]."""
+        """Return a view of the model that returns logits [N, vocabulary, T]."""
         return as_network(model, _token_logits)
 
     def restored(self, network: nn.Module) -> nn.Module:
-        """Return the model again."""
+        """Return the model itself."""
         return as_model(network)
 
     def ignored_layers(self, model: nn.Module) -> tuple[str, ...]:
@@ -108,5 +108,5 @@ class LanguageModelling(DenseLabels):
         return logits.transpose(1, 2)
 
     def new_scorer(self) -> Scorer:
-        """Return empty sums."""
+        """Return a scorer without samples."""
         return Perplexity()

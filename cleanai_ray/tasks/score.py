@@ -1,4 +1,4 @@
-"""The score of a task whose metric is a mean over positions."""
+"""The score of tasks other than classification."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What a model scores on a set of samples.
+    """The score of a model on a set of samples.
 
     Attributes:
-        metric_name: What the metric is called.
-        value: The metric.
-        merit: The metric where high is good, else a falling function of it; in [0, 1].
+        metric_name: Name of the score.
+        value: Its value.
+        merit: The value where high is good, else a falling function of it; in [0, 1].
         loss: Mean loss.
-        num_samples: Samples that were scored.
-        parts: The metric of each class, where it has such parts; None for a class that does not occur.
+        num_samples: Number of scored samples.
+        parts: The score of each class, where there is one; None for a class that does not occur.
     """
 
     metric_name: str

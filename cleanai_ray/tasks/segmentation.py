@@ -24,7 +24,7 @@ _AUXILIARY_WEIGHT = 0.5
 
 
 class MeanIoU(Scorer):
-    """Mean over classes of intersection over union, and the cross-entropy; sums on the device."""
+    """Mean over classes of intersection over union, and the cross-entropy, from sums on the device."""
 
     def __init__(self) -> None:
         self._confusion: Tensor | None = None
@@ -32,7 +32,7 @@ class MeanIoU(Scorer):
         self._num_samples = 0
 
     def add(self, predicted: Tensor, targets: Tensor) -> None:
-        """Add a batch: logits [N, classes, H, W] and labels [N, H, W], of which 255 does not count."""
+        """Add a batch: logits [N, classes, H, W] and labels [N, H, W]; 255 is ignored."""
         number = predicted.shape[1]
         counts = targets != _IGNORED
         pairs = number * targets[counts] + predicted.argmax(1)[counts]
@@ -43,7 +43,7 @@ class MeanIoU(Scorer):
         self._num_samples += len(targets)
 
     def result(self, all_reduce: Reduce | None = None) -> TaskScore:
-        """Return the mean over the classes that occur, in the labels or among the answers."""
+        """Return the mean over the classes that occur in the labels or in the answers."""
         if self._confusion is None or self._loss is None:
             raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
         number = len(self._confusion)
@@ -54,7 +54,7 @@ class MeanIoU(Scorer):
         hits = confusion.diagonal()
         union = confusion.sum(0) + confusion.sum(1) - hits
         if not confusion.any():
-            raise EvaluationError(f"all pixels have the label {_IGNORED}, which does not count; at least 1 is needed")
+            raise EvaluationError(f"all pixels have the label {_IGNORED}, which is ignored; at least 1 other is needed")
         parts = tuple(float(hit / of) if of else None for hit, of in zip(hits, union, strict=True))
         present = [part for part in parts if part is not None]
         mean = sum(present) / len(present)
@@ -68,7 +68,7 @@ def _maps(network: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
 
 @TASKS.register("segmentation")
 class Segmentation(DenseLabels):
-    """Semantic segmentation: labels [N, H, W], 255 for pixels that do not count; cross-entropy and mIoU.
+    """Semantic segmentation: labels [N, H, W], 255 for pixels to ignore; cross-entropy and mIoU.
 
     A model maps images [N, C, H, W] to logits [N, classes, H, W], or to a dict whose "out" they are, as torchvision's
     do. A second entry, "aux", adds half its cross-entropy to the loss.
@@ -79,11 +79,11 @@ class Segmentation(DenseLabels):
     ignore_index = _IGNORED
 
     def network(self, model: nn.Module) -> nn.Module:
-        """Return a view of the model that gives a tuple of logits."""
+        """Return a view of the model that returns a tuple of logits."""
         return as_network(model, _maps)
 
     def restored(self, network: nn.Module) -> nn.Module:
-        """Return the model again."""
+        """Return the model itself."""
         return as_model(network)
 
     def logits(self, outputs: Any) -> Tensor:
@@ -92,7 +92,7 @@ class Segmentation(DenseLabels):
         return logits
 
     def loss(self, outputs: Any, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Return the cross-entropy, with half of the auxiliary one where there is one."""
+        """Return the cross-entropy, plus half the auxiliary one where there is one."""
         loss = super().loss(outputs, targets, label_smoothing)
         if isinstance(outputs, dict) and "aux" in outputs:
             loss = loss + _AUXILIARY_WEIGHT * self.cross_entropy(outputs["aux"], targets, label_smoothing)
@@ -114,5 +114,5 @@ class Segmentation(DenseLabels):
         return logits
 
     def new_scorer(self) -> Scorer:
-        """Return an empty confusion matrix."""
+        """Return a scorer without samples."""
         return MeanIoU()

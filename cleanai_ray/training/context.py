@@ -1,7 +1,6 @@
-"""What the training loop needs from its surroundings: one process, or one of several.
+"""The interface between the training loop and its surroundings: a single process, or one of several.
 
-The loop is written against `TrainingContext` alone, so that it runs unchanged in a test, in a trial and behind Ray
-Train.
+The loop uses nothing but `TrainingContext`, so it runs unchanged in a test, in a trial and under Ray Train.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ _Found = TypeVar("_Found")
 
 
 class TrainingError(CleanAIError):
-    """Training cannot go on: the loss is not finite, or its inputs do not fit together."""
+    """Training cannot continue: the loss is not finite, or the inputs do not fit together."""
 
 
 class TrainingContext(ABC):
     """The surroundings of one training process.
 
-    Every process calls every method, in the same order; an implementation decides which of them act.
+    Every process calls every method, in the same order; an implementation decides which processes act.
 
     Args:
         rank: Index of this process, from 0.
@@ -43,15 +42,15 @@ class TrainingContext(ABC):
 
     @abstractmethod
     def report(self, row: Mapping[str, Any]) -> None:
-        """Take the row of an epoch that has ended: the columns of `schemas.HISTORY` except trial_id and step."""
+        """Receive the row of a finished epoch: the columns of `schemas.HISTORY` except trial_id and step."""
 
     @abstractmethod
     def save_checkpoint(self, state: dict[str, Any], part: str = "") -> None:
-        """Keep a state of plain values and CPU tensors, in place of the one before of the part of that name."""
+        """Store a state of plain values and CPU tensors; it replaces the previous state of the same part."""
 
     @abstractmethod
     def load_checkpoint(self, part: str = "") -> dict[str, Any] | None:
-        """Return the state of a part that was saved last, or None."""
+        """Return the state that was last saved for a part, or None."""
 
     @abstractmethod
     def all_reduce(self, tensor: Tensor) -> Tensor:
@@ -63,31 +62,31 @@ class TrainingContext(ABC):
 
     @contextmanager
     def together(self, model: nn.Module, part: TrainingPart) -> Iterator[None]:
-        """Have the other processes train a model with this one, which does so inside; the first one alone calls it."""
+        """Have the other processes train a model while the first, which alone calls this, trains it inside."""
         yield
 
     def gather(self, model: nn.Module, part: ScoringPart, work: Callable[[], _Found]) -> list[_Found]:
-        """Have every process do its share of a part on a model, and return what each found, by rank.
+        """Have every process do its share of a part on a model, and return their results, by rank.
 
-        The first one alone calls it; the others answer by `contribute`.
+        Only the first process calls it; the others call `contribute`.
 
         Raises:
-            CleanAIError: The first that a process raised, by rank, once all are done.
+            CleanAIError: The error of the lowest rank that raised one, once all processes are done.
         """
         return [work()]
 
-    def dismiss(self) -> None:  # noqa: B027 - a single process has nobody to tell
-        """Tell the other processes that nothing more is done together; called by the first one alone."""
+    def dismiss(self) -> None:  # noqa: B027 - a single process has no others
+        """Tell the other processes that there is no more shared work; called by the first only."""
 
 
 class CheckpointStore(Protocol):
-    """Keeps the bytes of one checkpoint for each part of a training."""
+    """Stores one checkpoint, as bytes, for each part of a training."""
 
     def save(self, content: bytes, part: str = "") -> None:
-        """Replace what is kept for a part, wholly or not at all."""
+        """Replace the checkpoint of a part, wholly or not at all."""
 
     def load(self, part: str = "") -> bytes | None:
-        """Return what is kept for a part, or None."""
+        """Return the checkpoint of a part, or None."""
 
 
 def encode_checkpoint(state: dict[str, Any]) -> bytes:
@@ -98,10 +97,10 @@ def encode_checkpoint(state: dict[str, Any]) -> bytes:
 
 
 def decode_checkpoint(content: bytes) -> dict[str, Any]:
-    """Return the state that `encode_checkpoint` was given; no code in it is run.
+    """Return the state that `encode_checkpoint` serialised; code in it is not run.
 
     Raises:
-        ArtifactError: When the bytes are not such a state.
+        ArtifactError: When the bytes are not a checkpoint.
     """
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -116,7 +115,7 @@ class LocalContext(TrainingContext):
     Args:
         device: Where to compute.
         on_row: Called with the row of every epoch.
-        checkpoints: Where checkpoints are kept; without it there are none.
+        checkpoints: Where checkpoints are stored; by default none are.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from cleanai_ray.training.context import TrainingError
 
 @dataclass(frozen=True, kw_only=True)
 class Supervision:
-    """What a model learns from: the targets of a task, the answers of a teacher, or both.
+    """The sources that a model learns from: the targets of a task, the answers of a teacher, or both.
 
     Attributes:
         task: What the model is for.
@@ -74,8 +74,7 @@ def build_objective(section: FineTuneSection, supervision: Supervision) -> Objec
     """Return the loss that a section asks for.
 
     Without distillation it is the task's loss of the targets, with label smoothing. With distillation it is
-    weight * distillation_loss + (1 - weight) * the task's loss, and with weight 1 the targets are not read and may be
-    missing.
+    weight * distillation_loss + (1 - weight) * the task's loss; with weight 1, targets are not read and may be missing.
 
     Args:
         section: Label smoothing and distillation.
@@ -83,7 +82,8 @@ def build_objective(section: FineTuneSection, supervision: Supervision) -> Objec
             teacher is not used.
 
     Raises:
-        TrainingError: When there is distillation but no teacher; by the loss: when targets are missing that it reads.
+        TrainingError: When there is distillation but no teacher. The loss raises it when it reads targets that are
+            missing.
     """
     distillation = section.distillation
     task, teacher = supervision.task, supervision.teacher

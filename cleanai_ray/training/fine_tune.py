@@ -1,8 +1,8 @@
-"""Fine-tuning: the one training loop, plain torch, written against `TrainingContext`.
+"""Fine-tuning: the only training loop, in plain torch, written against `TrainingContext`.
 
-Several processes train like one: gradients are those of the global batch, whatever the shares, and so are the
-statistics of batch-norm. Only what draws random numbers in the model, dropout for instance, differs by process. On
-CUDA, training uses float16 autocast and channels-last memory.
+Several processes train like one: gradients and the statistics of batch-norm are those of the global batch, however it
+is shared out. Only modules that draw random numbers, such as dropout, differ by process. On CUDA, training uses float16
+autocast and channels-last memory.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ Batches = Iterable[tuple[Tensor, Any]]
 
 @dataclass(frozen=True)
 class FineTuneResult:
-    """What a training did.
+    """The result of a training.
 
     Attributes:
         history: A row per epoch that ran, with the columns of `schemas.HISTORY` except trial_id and step. In
-            other tasks than classification, `validation_accuracy` makes way for `validation_` and the metric's name.
-        epochs_run: Epochs that ran, those before a resumption included.
-        best_epoch: The epoch whose weights the model has, from 1 (on from those of earlier parts); 0 where none was
-            better than the start.
+            other tasks than classification, `validation_accuracy` is replaced by `validation_` and the score's name.
+        epochs_run: Epochs that ran, including those before a resumption.
+        best_epoch: The epoch whose weights the model has, from 1 (continuing the numbers of earlier parts); 0 where
+            none was better than the start.
     """
 
     history: tuple[dict[str, Any], ...]
@@ -130,7 +130,7 @@ def _require_trainable(model: nn.Module, steps_per_epoch: int, context: Training
 
 @contextlib.contextmanager
 def _surroundings(model: nn.Module, teacher: nn.Module | None, context: TrainingContext) -> Iterator[None]:
-    """Put both models on the device; modes, memory format and torch's random state are put back at the end."""
+    """Put both models on the device; restore modes, memory format and torch's random state at the end."""
     device = context.device
     with (
         global_batch_norm(model, device) if context.world_size > 1 else contextlib.nullcontext(),
@@ -247,7 +247,7 @@ class _Run:
         try:
             state = self._context.load_checkpoint(self._part.name)
         except ArtifactError as error:
-            _LOG.warning("training begins anew: %s", error)
+            _LOG.warning("training starts over: %s", error)
             return None
         if state is None or state.get("fingerprint") != self._fingerprint:
             return None

@@ -1,4 +1,4 @@
-"""Scoring and fine-tuning as a library: without a file, and without Ray."""
+"""Scoring and fine-tuning as a library: without study files, and without Ray."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def fine_tune(
 
     Args:
         model: The model, on the device of `context`.
-        batches: Pairs (inputs, targets); every epoch takes all of them in an order of its own. Inputs alone where
-            there are no labels: with a teacher and `distillation={"weight": 1.0}`.
-        validation: Pairs (inputs, targets) that decide which epoch is the best; inputs alone with a teacher, whose
-            answers then count as right.
+        batches: Pairs (inputs, targets); every epoch reads all of them in an order of its own. Without labels, inputs
+            alone: with a teacher and `distillation={"weight": 1.0}`.
+        validation: Pairs (inputs, targets) that decide which epoch is the best; inputs alone with a teacher,
+            whose answers then count as right.
         task: What the model is for, as in `prune`.
         teacher: The dense model, for `distillation`.
         seed: Seed of the order and of everything random in an epoch.

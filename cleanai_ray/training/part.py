@@ -1,4 +1,4 @@
-"""What the processes of a trial do together: a training, which is one of several of a model, or a scoring."""
+"""Work that the processes of a trial share: a training, which can be one of several of a model, or a scoring."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class TrainingPart:
     """One of the trainings of a model: between two pruning steps, or after the last; by default the only one.
 
     Attributes:
-        name: Tells its checkpoints from those of the other parts; empty where there is one part.
-        step: Pruning steps that came before it.
-        epochs_before: Epochs that ran in the parts before it: numbers and random seeds of epochs count on from there.
+        name: Distinguishes its checkpoints from those of other parts; empty where there is only one part.
+        step: Number of pruning steps before it.
+        epochs_before: Epochs that ran in earlier parts; the numbers and random seeds of epochs continue from there.
     """
 
     name: str = ""
@@ -25,7 +25,7 @@ class ScoringPart:
     """A scoring of a model on the evaluation samples.
 
     Attributes:
-        compares: Whether the dense model is run beside it.
+        compares: True if the dense model is run on the same samples, to compare the two.
     """
 
     compares: bool = False

@@ -1,4 +1,4 @@
-"""One of several processes that train together, over torch.distributed: NCCL where there is CUDA, gloo elsewhere."""
+"""One of several processes that train together, by torch.distributed: NCCL with CUDA, gloo elsewhere."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _Found = TypeVar("_Found")
 class ProcessGroupContext(TrainingContext):
     """This process among those of torch's default process group, which must exist.
 
-    The first process keeps and reads checkpoints; all get the same state.
+    The first process writes and reads checkpoints; all processes get the same state.
 
     Args:
         device: Where this process computes.
         on_row: Called in every process with the row of every epoch, which is the same in all.
-        checkpoints: Where checkpoints are kept; without it there are none.
+        checkpoints: Where checkpoints are stored; by default none are.
 
     Attributes:
-        is_awaited: Whether the others are in a training or scoring and would wait for this process for ever.
+        is_awaited: True while the others are in a training or scoring and would wait for this process for ever.
     """
 
     def __init__(
@@ -80,17 +80,17 @@ class ProcessGroupContext(TrainingContext):
 
     @contextmanager
     def together(self, model: nn.Module, part: TrainingPart) -> Iterator[None]:
-        """Give the other processes the model and the part."""
+        """Send the model and the part to the other processes."""
         self._announce(model, part)
         try:
             yield
-        except TrainingError:  # The others have it, too.
+        except TrainingError:  # All processes have raised it.
             self.is_awaited = False
             raise
         self.is_awaited = False
 
     def gather(self, model: nn.Module, part: ScoringPart, work: Callable[[], _Found]) -> list[_Found]:
-        """Give the other processes the model and the part, and return what each found, by rank."""
+        """Send the model and the part to the other processes, and return the results of all, by rank."""
         self._announce(model, part)
         found = self._exchange(work)
         self.is_awaited = False
@@ -100,7 +100,7 @@ class ProcessGroupContext(TrainingContext):
         return [value for value, _ in found]
 
     def contribute(self, work: Callable[[], Any]) -> None:
-        """Do this process's share of what the first one gathers, which gets what is found or the error, too."""
+        """Do this process's share of the work that the first process gathers, and send it the result or the error."""
         self._exchange(work)
 
     def _announce(self, model: nn.Module, part: TrainingPart | ScoringPart) -> None:
@@ -110,7 +110,7 @@ class ProcessGroupContext(TrainingContext):
         self._from_first(stream.getvalue())
 
     def _exchange(self, work: Callable[[], Any]) -> list[tuple[Any, CleanAIError | None]]:
-        """Return what the work of each process gave, or its error, in all of them."""
+        """Return, in every process, the result or the error of each."""
         own: tuple[Any, CleanAIError | None]
         try:
             own = work(), None
@@ -121,20 +121,20 @@ class ProcessGroupContext(TrainingContext):
         return found
 
     def dismiss(self) -> None:
-        """Tell the other processes that nothing more is done together, unless they know."""
+        """Tell the other processes once that there is no more shared work."""
         if not self._has_dismissed:
             self._has_dismissed = True
             self._from_first(None)
 
     def await_part(self) -> tuple[nn.Module, TrainingPart | ScoringPart] | None:
-        """Return what all do next, and the model for it on this process's device; None: there is no more."""
+        """Return the next shared work, and its model on this process's device; None if there is no more."""
         content = self._from_first(None)
         if content is None:
             return None
         return torch.load(io.BytesIO(content), map_location=self.device, weights_only=False)
 
     def _from_first(self, content: bytes | None) -> bytes | None:
-        """Return what the first process has, in all of them."""
+        """Return, in every process, the content that the first one has."""
         values = [content]
         distributed.broadcast_object_list(values, src=0, device=self.device)
         return values[0]

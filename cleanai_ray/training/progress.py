@@ -1,4 +1,4 @@
-"""Which epoch is the best so far, and whether to go on."""
+"""The best epoch so far, and the decision whether to continue."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Weights = dict[str, Tensor]
 class Progress:
     """The epochs that ran, the best of them and its weights.
 
-    Epoch 0 is the state before training. A later epoch is the best when its validation accuracy (or what stands for it
-    in another task: `Score.merit`) is higher than that of all before it, the start included, and its validation loss is
-    finite. Early stopping compares trained epochs among
-    themselves: a first epoch that falls below the start, as a high learning rate makes it, does not count against it.
+    Epoch 0 is the state before training. A later epoch is the best when its validation accuracy (`Score.merit` in other
+    tasks) is higher than that of all earlier epochs, the start included, and its validation loss is finite. Early
+    stopping compares trained epochs with each other only: a first epoch that falls below the start, as it does with a
+    high learning rate, does not count against the patience.
 
     Attributes:
         weights: State dictionary of the best epoch, on the CPU.
-        best_accuracy: Its validation accuracy, or -1 where nothing finite was seen.
+        best_accuracy: Its validation accuracy, or -1 where no loss was finite.
         best_epoch: Its number; 0 is the start.
         history: A row per epoch, with the columns of `schemas.HISTORY` except trial_id and step.
-        reference: Score that the next epoch has to exceed by min_delta to reset the patience.
-        epochs_waited: Epochs since that accuracy was set.
+        reference: Accuracy that the next epoch must exceed by min_delta to reset the patience.
+        epochs_waited: Epochs since `reference` was set.
     """
 
     weights: Weights
@@ -41,7 +41,7 @@ class Progress:
 
     @classmethod
     def begin(cls, start: Score | None, weights: Weights) -> Progress:
-        """Return the progress before the first epoch; without a start's accuracy, the first is the best so far."""
+        """Return the progress before the first epoch; where `start` is None, any first epoch is better."""
         return cls(weights=weights, best_accuracy=-math.inf if start is None else _score(start))
 
     @classmethod
@@ -59,11 +59,11 @@ class Progress:
         return len(self.history)
 
     def is_best(self, found: Score) -> bool:
-        """Whether a new epoch's validation makes it the best so far."""
+        """Return whether a new epoch's validation makes it the best so far."""
         return _score(found) > self.best_accuracy
 
     def add(self, row: dict[str, Any], found: Score, weights: Weights | None, min_delta: float) -> None:
-        """Take in an epoch that has ended.
+        """Add a finished epoch.
 
         Args:
             row: Its row of the history.
@@ -80,12 +80,12 @@ class Progress:
             self.epochs_waited += 1
 
     def is_over(self, epochs: int, early_stopping: EarlyStoppingSection | None) -> bool:
-        """Whether all epochs ran, or as many went by without a better one as the patience allows."""
+        """Return whether all epochs ran, or the patience of early stopping is used up."""
         out_of_patience = early_stopping is not None and self.epochs_waited >= early_stopping.patience
         return self.epochs_run >= epochs or out_of_patience
 
     def final_history(self) -> tuple[dict[str, Any], ...]:
-        """Return the rows with `is_best` true only where the weights were kept."""
+        """Return the rows, with `is_best` true only for the epoch whose weights are kept."""
         return tuple({**row, "is_best": place == self.best_epoch} for place, row in enumerate(self.history, start=1))
 
 

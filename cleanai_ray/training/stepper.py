@@ -21,16 +21,16 @@ from cleanai_ray.training.optimizer import build_optimizer
 from cleanai_ray.training.schedule import learning_rates
 
 _CHECK_EVERY = 100
-"""Steps between looks at the loss: a look waits for the device."""
+"""Steps between checks of the loss: a check waits for the device."""
 
 
 @dataclass(frozen=True)
 class EpochSums:
-    """What an epoch's training batches gave, over all processes.
+    """Results of an epoch's training batches, over all processes.
 
     Attributes:
         loss: Mean training loss.
-        accuracy: Share of right answers on the batches as they were trained; None where the task counts none.
+        accuracy: Share of right answers while the batches were trained on; None where the task counts none.
         num_images: Images.
         learning_rate: Learning rate of the last step.
     """
@@ -42,11 +42,11 @@ class EpochSums:
 
 
 class Stepper:
-    """Optimizer, gradient scaler and loss of a training.
+    """Runs training steps: holds the optimizer, the gradient scaler and the loss of a training.
 
     Args:
         model: The model, on the context's device.
-        section: What to do.
+        section: Optimizer, schedule, loss and gradient clipping.
         steps_per_epoch: Batches an epoch.
         context: Device and other processes.
         supervision: The task, and the teacher in evaluation mode on the device, if any.
@@ -73,8 +73,8 @@ class Stepper:
         self._context = context
         self._average = average
         self._is_cuda = context.device.type == "cuda"
-        # On CPUs it would be up to 1.4 times as fast, too, but the backward pass of torch 2.14's oneDNN crashes the
-        # process in strided convolutions of a few channels, as pruning leaves them.
+        # On CPUs it would also be up to 1.4 times as fast, but the backward pass of torch 2.14's oneDNN crashes the
+        # process in strided convolutions of a few channels, which pruning leaves.
         if self._is_cuda:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -85,7 +85,7 @@ class Stepper:
         self._scaler = torch.amp.GradScaler("cuda", enabled=self._is_cuda)
 
     def prepare(self) -> None:
-        """Join the other processes; called once, when weights are as training shall find them."""
+        """Join the other processes; called once, when the weights are those that training starts from."""
         self._trained = self._context.wrap_model(self._model)
 
     def run_epoch(self, epoch: int, batches: Iterable[tuple[Tensor, Any]]) -> EpochSums:
@@ -116,11 +116,11 @@ class Stepper:
         return EpochSums(loss / num_images, None if math.isnan(hits) else hits / num_images, int(num_images), rate)
 
     def state(self) -> dict[str, Any]:
-        """Return the state of optimizer and gradient scaler; the schedule follows from the epoch."""
+        """Return the state of the optimizer and the gradient scaler; the schedule follows from the epoch."""
         return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Restore what `state` returned."""
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
 
@@ -147,7 +147,7 @@ class Stepper:
         return torch.stack([total, hits, torch.full_like(total, len(inputs))])
 
     def _weight(self, inputs: Tensor) -> Tensor | float:
-        """Return what makes the mean over processes of mean losses the mean over the global batch."""
+        """Return the factor that turns the mean of the processes' mean losses into the mean over the global batch."""
         size = self._context.world_size
         if size == 1:
             return 1.0

@@ -1,4 +1,4 @@
-"""Batch-norm over the global batch, where several processes train: each alone sees only its share."""
+"""Batch-norm over the global batch, where several processes train and each sees only its share."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 class GlobalBatchNorm(_BatchNorm):
     """A batch-norm whose mean and variance in training are those of the shares of all processes.
 
-    torch's own SyncBatchNorm does the same, on accelerators only. The mean comes first and the centred squares after
-    it, for accuracy; the gradient flows through both sums, and shares may differ in size.
+    torch's SyncBatchNorm does the same, but on accelerators only. The mean is computed first and the centred squares
+    after it, for accuracy; the gradient flows through both sums, and shares may differ in size.
     """
 
     def forward(self, values: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class GlobalBatchNorm(_BatchNorm):
         pass
 
     def _track(self, mean: Tensor, variance: Tensor, num_values: Tensor) -> None:
-        """Move the running statistics as torch does: with the unbiased variance."""
+        """Update the running statistics as torch does: with the unbiased variance."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -54,7 +54,7 @@ class GlobalBatchNorm(_BatchNorm):
 def global_batch_norm(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Within the context every batch-norm of a model takes its statistics from the global batch.
 
-    Only the class of the modules changes, for that long: names, parameters and buffers are theirs.
+    Only the class of the modules changes meanwhile: their names, parameters and buffers stay.
 
     Args:
         model: The model of this process; all processes have the same.

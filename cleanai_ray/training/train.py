@@ -15,7 +15,7 @@ _WARMUP_SHARE = 0.05
 
 
 def dense_recipe(section: TrainSection) -> FineTuneSection:
-    """Return the training that a section of a dense model stands for.
+    """Return the recipe of a dense model's training, as a `finetune` section.
 
     SGD with Nesterov momentum 0.9; linear warm-up over 5 % of the epochs, at most one, then cosine; no label
     smoothing, no early stopping.

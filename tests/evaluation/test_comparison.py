@@ -196,7 +196,7 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence() -> None:
     with pytest.raises(EvaluationError, match="0 batches"):
         compare(DENSE, PRUNED, [])
     images, labels = torch.randn(3, 2), torch.zeros(3, dtype=torch.long)
-    with pytest.raises(EvaluationError, match="dense model tells 5 classes apart, the pruned one 4"):
+    with pytest.raises(EvaluationError, match=r"dense model.*5 classes.*pruned.*4.*allowed: the same number"):
         compare(nn.Linear(2, 5), nn.Linear(2, 4), [(images, labels)])
     hooked = nn.Linear(2, 2)
     hooked.register_forward_hook(lambda *_: None)

@@ -89,11 +89,11 @@ def test_a_teacher_may_answer_for_validation_alone(digits: Any, make_net: MakeNe
 def test_what_is_missing_is_told(digits: Any, make_net: MakeNet, teacher: nn.Module) -> None:
     images = [images for images, _ in digits.train_batches(1)]
     labelled = digits.validation_batches()
-    with pytest.raises(TrainingError, match="a batch has inputs alone; needed: targets, or a teacher and"):
+    with pytest.raises(TrainingError, match=r"inputs alone; needed: targets, .*finetune\.distillation"):
         cleanai.fine_tune(make_net(), images, labelled, epochs=1)
-    with pytest.raises(TrainingError, match=r"a validation batch has inputs alone; needed: targets, or a teacher$"):
+    with pytest.raises(TrainingError, match=r"validation batch .*inputs alone; needed: targets, or a teacher$"):
         cleanai.fine_tune(make_net(), list(digits.train_batches(1)), images, epochs=1)
-    with pytest.raises(TrainingError, match="a batch has inputs alone; needed: targets, or a teacher and"):
+    with pytest.raises(TrainingError, match=r"inputs alone; needed: targets, .*finetune\.distillation"):
         cleanai.fine_tune(make_net(), images, labelled, teacher=teacher, epochs=1, distillation={"weight": 0.5})
 
 
