@@ -1,4 +1,4 @@
-"""Which sample of a data set is used for what."""
+"""The roles of samples: calibration, training, validation and evaluation."""
 
 from __future__ import annotations
 

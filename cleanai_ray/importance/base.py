@@ -72,7 +72,7 @@ class ImportanceMethod(ABC):
 
     @property
     def reads_data(self) -> bool:
-        """Whether the plan depends on calibration data; a method that reads images in a way of its own overrides it."""
+        """True if the plan depends on calibration data. A method that reads images in a way of its own overrides it."""
         return self.needs_statistics or self.needs_curves or self.remeasures
 
     @abstractmethod

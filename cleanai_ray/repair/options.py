@@ -1,4 +1,4 @@
-"""How to repair: the compensation, the recalibration, and how much to regularise."""
+"""The options of repair: compensation, recalibration and ridge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RIDGES = (1e-3, 1e-2)
 
 @dataclass(frozen=True, kw_only=True)
 class RepairOptions:
-    """How to repair a pruned model.
+    """The options of a repair.
 
     Attributes:
         compensation: `auto`, `none`, `closed_form` or `sequential`.
