@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cleanai_ray.analysis.findings import find
 from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.plugins import load_plugins_of
 from cleanai_ray.charts import style
 from cleanai_ray.registry import CHARTS
 from cleanai_ray.report.blocks import Figure
@@ -28,6 +29,7 @@ def make_report(run: RunDirectory) -> list[str]:
         ArtifactError: When results.parquet is missing or empty, or a file of the run directory cannot be read.
     """
     study = StudyFrames.load(run)
+    load_plugins_of(study)
     figures = {}
     for name in CHARTS.names():
         chart = CHARTS.get(name)(study)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
+import logging
 import re
-import sys
+from contextlib import ExitStack
 from html import unescape
 from pathlib import Path
 
 import polars as pl
 import pytest
+from new_files import new_file
 from report import synthetic
 
 from cleanai_ray.analysis.cells import gather
@@ -77,18 +78,6 @@ class Nodes(ChapterWriter):
 FILES = {"wanda_or_random": (QUESTIONS, QUESTION), "few_trials": (RISKS, RISK), "nodes": (CHAPTERS, CHAPTER)}
 
 
-def add_file(registry: Registry, name: str, source: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a file beside those of a registry's package, without importing it."""
-    registry.names()
-    for attribute in ("_values", "_summaries", "_loaded"):
-        monkeypatch.setattr(registry, attribute, getattr(registry, attribute).copy())
-    package = importlib.import_module(registry._package)
-    own = folder / registry.kind.replace(" ", "_")
-    own.mkdir()
-    (own / f"{name}.py").write_text(source)
-    monkeypatch.setattr(package, "__path__", [*package.__path__, str(own)])
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     return synthetic.make(methods=("wanda", "magnitude", "random")).write(tmp_path_factory.mktemp("run"))
@@ -102,14 +91,12 @@ def before(run: RunDirectory) -> Findings:
 @pytest.fixture(scope="module")
 def with_files(run: RunDirectory, before: Findings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Findings, str]:
     """The findings and the page of a study, made while the three files were in place."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        folder = tmp_path_factory.mktemp("files")
+    folder = tmp_path_factory.mktemp("files")
+    with ExitStack() as files:
         for name, (registry, source) in FILES.items():
-            add_file(registry, name, source, folder, monkeypatch)
+            files.enter_context(new_file(registry, name, source, folder / name))
         make_report(run)
         found = find(StudyFrames.load(run))
-    for name, (registry, _) in FILES.items():
-        del sys.modules[f"{registry._package}.{name}"]
     return found, run.read_text("report.html")
 
 
@@ -167,3 +154,22 @@ def test_without_the_files_nothing_of_them_is_known() -> None:
 def test_no_two_of_a_kind_claim_one_place(registry: Registry) -> None:
     positions = [registry.get(name).position for name in registry.names()]
     assert len(set(positions)) == len(positions) >= 7
+
+
+def test_a_report_has_what_the_plugins_of_its_study_add(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A module that is missing is a warning: the report may be made years later, on another machine."""
+    run = synthetic.make(methods=("wanda", "random")).write(tmp_path / "run")
+    text = run.read_text("study.yaml")
+    run.write_text("study.yaml", f"{text}\nplugins: [chapter_of_nodes, not_there_any_more]\n")
+    (tmp_path / "chapter_of_nodes.py").write_text(CHAPTER)
+    monkeypatch.syspath_prepend(tmp_path)
+    CHAPTERS.names()
+    for attribute in ("_values", "_summaries"):
+        monkeypatch.setattr(CHAPTERS, attribute, getattr(CHAPTERS, attribute).copy())
+    with caplog.at_level(logging.WARNING):
+        make_report(run)
+    assert "Trials ran on" in run.read_text("report.html")
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "not_there_any_more" in warning

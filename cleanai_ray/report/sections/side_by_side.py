@@ -9,6 +9,7 @@ from typing import Any
 from cleanai_ray.analysis.answers import Answer
 from cleanai_ray.analysis.frames import StudyFrames, as_mapping
 from cleanai_ray.analysis.numbers import NONE, percent
+from cleanai_ray.analysis.plugins import load_plugins_of
 from cleanai_ray.analysis.questions import answer_questions
 from cleanai_ray.analysis.recommendation import recommend
 from cleanai_ray.errors import ArtifactError
@@ -66,7 +67,9 @@ def _load(run: RunDirectory) -> StudyFrames:
             f"compare: '{run.location}' is not the run directory of a study: it holds no {RESULTS_FILE}, which "
             "`cleanai run` writes there"
         )
-    return StudyFrames.load(run)
+    study = StudyFrames.load(run)
+    load_plugins_of(study)
+    return study
 
 
 def _facts(studies: Sequence[StudyFrames]) -> tuple[tuple[str, ...], ...]:
