@@ -23,7 +23,10 @@ STORE = 150 * 1024**2
 
 
 def main(study_file: str, folder: str, pattern: str = "") -> int:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": STORE})
+    # Where the process that controls a trial's workers is lost with its node, Ray Train's cleaner frees what they held,
+    # and asks the dashboard for it.
+    head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": True}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(num_cpus=1, object_store_memory=STORE)
     cluster.wait_for_nodes()
 
