@@ -23,12 +23,14 @@ from cleanai_ray.storage import schemas
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+EPOCHS = 12
 STUDY: dict[str, Any] = {
     **small.SMALL,
     "name": "killed",
     "data": {"name": "digits", "calibration": {"samples": 320, "shard_size": 8}},
     "sweep": {"methods": ["coverage", "random"], "ratios": [0.3], "modes": ["local"]},
-    "finetune": {"epochs": 3, "save_every_n_epochs": 1},
+    # Long enough that no trial ends between its first checkpoint and the signal, however busy the machine is.
+    "finetune": {"epochs": EPOCHS, "save_every_n_epochs": 1, "early_stopping": None},
     "evaluation": {"samples": 100, "latency": None},
     "resources": {"max_concurrent_trials": 1, "calibration_actors": 1},
 }
@@ -104,7 +106,7 @@ def test_a_study_whose_driver_is_killed_in_every_phase_ends_like_a_quiet_one(ray
     assert len(disturbed.names("trials/*.done")) == 1, "in the middle of the sweep"
     (checkpoint,) = disturbed.unfinished()
     trained = torch.load(disturbed.run / checkpoint, weights_only=True)["progress"]["history"]
-    assert 1 <= len(trained) <= 3, "in the middle of the fine-tuning"
+    assert 1 <= len(trained) < EPOCHS, "in the middle of the fine-tuning"
 
     (disturbed.run / "status.json").unlink()  # it tells of the driver that was killed
     code, said = disturbed.kill_when(lambda: disturbed.stage() == "trials", signal.SIGINT)
