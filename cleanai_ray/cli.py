@@ -28,7 +28,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 StudyArgument = Annotated[str, typer.Argument(help="Study file (YAML).")]
 OverrideOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key.")]
-ExecutorOption = Annotated[str, typer.Option(help="What runs it: `ray`, or `local` (this process, without Ray).")]
+ExecutorOption = Annotated[str, typer.Option(help="`ray`, or `local`: in this process, without Ray.")]
 AddressOption = Annotated[str | None, typer.Option(help="Ray cluster: `auto` or `host:port`.")]
 OutOption = Annotated[str | None, typer.Option(help="Run directory: a folder or URL; default: output.dir.")]
 RESERVED: dict[str, Any] = {
@@ -61,7 +61,7 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
     executor: ExecutorOption = "ray",
 ) -> int:
-    """Run a whole study; resumes by itself where the run directory already holds part of it."""
+    """Run a whole study; resumes if the run directory already holds part of it."""
     from cleanai_ray.executors.progress import ProgressReporter
     from cleanai_ray.executors.run_study import RunOptions, run_study
     from cleanai_ray.stages.planning import check_study
@@ -79,7 +79,7 @@ def run(
 
 @app.command()
 def plan(study: StudyArgument, out: OutOption = None, set_: OverrideOption = None) -> int:
-    """Show every trial of a study, its resources and what is cached; starts no Ray and computes nothing."""
+    """Show every trial of a study, its resources and what is cached; computes nothing and does not start Ray."""
     from cleanai_ray.stages.planning import check_study, describe_plan, missing_inputs
     from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -98,7 +98,7 @@ def sensitivity(
     set_: OverrideOption = None,
     executor: ExecutorOption = "ray",
 ) -> int:
-    """Measure, group by group, what narrowing costs, and share the study's ratios and budgets out over the layers."""
+    """Measure what narrowing each group of layers costs, and share the ratios and budgets out over the layers."""
     from cleanai_ray.executors.progress import ProgressReporter
     from cleanai_ray.executors.run_study import RunOptions
     from cleanai_ray.executors.sensitivity import analyse, describe
@@ -120,7 +120,7 @@ def status(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="Run directory: a folder or URL.")],
     follow: Annotated[bool, typer.Option("--follow", help="Refresh until the study has ended.")] = False,
 ) -> int:
-    """Show how far a study is, from its run directory alone; 1 where it failed or stopped."""
+    """Show the progress of a study, from its run directory alone; exit code 1 if it failed or stopped."""
     from cleanai_ray.storage.run_directory import RunDirectory
     from cleanai_ray.storage.status import show_status
 
@@ -129,7 +129,7 @@ def status(
 
 @app.command()
 def report(directory: Annotated[str, typer.Argument(metavar="DIR", help="Run directory.")]) -> int:
-    """Make charts, PDF and HTML again, from the Parquet files alone."""
+    """Make the charts, PDF and HTML again, from the Parquet files alone."""
     from cleanai_ray.report import make_report
     from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -143,7 +143,7 @@ def compare(
     directories: Annotated[list[str], typer.Argument(metavar="DIR DIR...", help="Run directories.")],
     out: Annotated[str | None, typer.Option(help="Folder or URL for the findings as Parquet, PDF and HTML.")] = None,
 ) -> int:
-    """Put several studies side by side: what differs, and what they say together. Writes nothing without --out."""
+    """Compare studies: their differences, and what they show together. Writes files only with --out."""
     from cleanai_ray.report.sections import side_by_side
     from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -177,7 +177,7 @@ def explain(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="Run directory.")],
     trial: Annotated[str, typer.Option(help="Trial id, or `best`.")] = "best",
 ) -> int:
-    """Show what a trial removed from each layer, and why."""
+    """Show which channels a trial removed from each layer, and why."""
     from cleanai_ray.stages.export_run import explain_trial
     from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -216,7 +216,7 @@ def submit(
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
     reserved: Mapping[str, float] = MappingProxyType({}),
 ) -> int:
-    """Run a study as a job of a cluster (`ray job submit`), stream its log and return its exit code."""
+    """Run a study as a job on a cluster (as `ray job submit` does), stream its log and return its exit code."""
     loaded = _load(study, set_ or [], out)  # before Ray, which takes seconds to load
     from cleanai_ray.executors.ray.entry_point import EntryPoint
     from cleanai_ray.executors.ray.jobs import submit_study
@@ -240,13 +240,13 @@ def list_(kind: Annotated[str, typer.Argument(help=f"One of: {', '.join(KINDS)}.
         table.add_row(name, escape(summary))
     _console().print(table)
     if kind == "models":
-        print("Any other torchvision classification model can be named, too.")
+        print("Every other torchvision classification model works by its name, too.")
     return 0
 
 
 @contextmanager
 def _resumable() -> Iterator[None]:
-    """Tell an interruption from the exit code that typer makes of it."""
+    """Raise Abort on an interruption, since typer would return its own exit code."""
     try:
         yield
     except KeyboardInterrupt:
@@ -285,7 +285,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     Args:
-        argv: The arguments, without the program's name; those of the process by default.
+        argv: The arguments, without the program's name; by default, those of the process.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -299,7 +299,7 @@ def main(argv: list[str] | None = None) -> int:
     except CleanAIError as error:
         return _refuse(str(error))
     except (typer.Abort, KeyboardInterrupt):
-        print("cleanai: interrupted; run the same command again to go on", file=sys.stderr)
+        print("cleanai: interrupted; run the same command again to resume", file=sys.stderr)
         return 130
 
 

@@ -1,6 +1,6 @@
-r"""What each method keeps of the accuracy at a MACs budget, before and after each repair, without any training.
+r"""A benchmark of the accuracy that each method keeps at a MACs budget, before and after each repair, without training.
 
-Beside it, in the same process: torch-pruning's own pruner, brought to the same budget by bisection of its ratio.
+For comparison, in the same process: torch-pruning's own pruner, with its ratio bisected to meet the same budget.
 
 python jobs/bench_accuracy.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors
 python jobs/bench_accuracy.py --model mobilenet_v2 --weights w.safetensors --input-shape 3 224 224 \
@@ -63,7 +63,7 @@ def open_study(options: argparse.Namespace) -> Workspace:
 
 
 def torch_pruning_alone(dense: nn.Module, workspace: Workspace, budget: float, *, is_global: bool) -> nn.Module:
-    """Return what torch-pruning's magnitude pruner makes of a model at a MACs budget, met from below."""
+    """Return a model pruned by torch-pruning's magnitude pruner to at most a MACs budget, as near to it as can be."""
     example = workspace.example_input()
     limit = budget * measure_complexity(dense, example).macs
     low, high = 0.0, 0.95
@@ -100,7 +100,7 @@ def weights_of(model: nn.Module) -> bytes:
 
 
 def rows(options: argparse.Namespace, workspace: Workspace) -> Iterator[list[str]]:
-    """Yield the rows of the table, as they are measured."""
+    """Yield the rows of the table as they are measured."""
     dense = build_model(workspace.study.model).to(workspace.device).eval()
     statistics = calibrate_locally(workspace, dense)
     batches = list(workspace.batches("calibration"))
@@ -159,7 +159,7 @@ def main(words: list[str]) -> None:
     print(
         f"{options.model}, {options.data}: {scored} images scored, {used} unlabelled images to calibrate, no training"
     )
-    header = ["MACs", "method", "mode", "raw", *REPAIRS, "auto chose, time of the row"]
+    header = ["MACs", "method", "mode", "raw", *REPAIRS, "auto's choice, time of the row"]
     print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for row in rows(options, workspace):
         print(f"| {' | '.join(row)} |", flush=True)

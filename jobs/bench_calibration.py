@@ -1,9 +1,9 @@
-r"""What a calibration costs beside a bare forward pass, and what a second calibration actor brings.
+r"""A benchmark of calibration against a bare forward pass, and of two calibration actors against one.
 
 Passes are timed against a forward pass of the same model on the same batches in inference mode, in one process and in
-the order bare, pass, pass, bare, so that what else the machine does hurts both alike. Actors are those of a study, on a
-Ray of this machine; one pool of one actor and one pool of two are started and have worked through all shards once
-before the first timing, and take turns after that: no process starts and no model is built while the clock runs.
+the order bare, pass, pass, bare, so that other load on the machine slows both alike. Actors are those of a study, on a
+Ray on this machine. A pool of one actor and a pool of two each work through all shards once before the first timing,
+and take turns after that: no process starts and no model is built while the clock runs.
 
 python jobs/bench_calibration.py
 python jobs/bench_calibration.py --parts passes --models resnet20 --rounds 21
@@ -42,17 +42,16 @@ from cleanai_ray.statistics import count_sections
 from cleanai_ray.storage.run_directory import RunDirectory
 
 CASES: dict[str, tuple[list[int], int, int]] = {"resnet18": ([3, 224, 224], 16, 1), "resnet20": ([1, 28, 28], 128, 4)}
-"""Input shape, images a batch and number of batches of each model."""
+"""Input shape, images per batch and number of batches, for each model."""
 
 ACTORS_CASE = ("resnet18", [3, 64, 64])
-"""What actors calibrate: digits, enlarged to this shape."""
+"""The model that actors calibrate, and the shape to which digits are enlarged for it."""
 
-SECTIONS = 64
-SIDES = 2
+BINS = 64
 
 
 class Cost(NamedTuple):
-    """Seconds that something took: by the clock, and of this process's CPU time."""
+    """Seconds that something took: on the clock, and of CPU time of this process."""
 
     wall: float
     cpu: float
@@ -64,14 +63,14 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=["passes", "actors"], default=["passes", "actors"])
     parser.add_argument("--models", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch in the passes; an actor has one")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads for the passes; an actor has one")
     parser.add_argument("--samples", type=int, default=1024, help="images that the actors calibrate on, at most 1,437")
     parser.add_argument("--shard-size", type=int, default=64)
     return parser.parse_args(words)
 
 
 def study_of(model: str, input_shape: list[int], **calibration: int) -> Study:
-    """Return a study of an untrained model on digits, with the coverage metrics that one pass suffices for."""
+    """Return a study of an untrained model on digits, with the coverage metrics that one pass is enough for."""
     return parse_study(
         {
             "name": "bench",
@@ -83,28 +82,28 @@ def study_of(model: str, input_shape: list[int], **calibration: int) -> Study:
 
 
 def ratio(order: Sequence[float]) -> float:
-    """Return how many times longer the two in the middle took than the two around them."""
+    """Return how many times as long the middle two took as the outer two."""
     first, one, other, last = order
     return (one + other) / (first + last)
 
 
 def spread(values: Sequence[float], unit: str = "") -> str:
-    """Return median, quartiles and the number of values as a table names them."""
-    if len(values) < SIDES:
+    """Return the median and the quartiles of values, as text for a table."""
+    if len(values) < 2:
         return f"{values[0]:.2f}{unit}"
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return f"{statistics.median(values):.2f}{unit} ({low:.2f} to {high:.2f})"
 
 
 def timed(work: Callable[[], Any]) -> Cost:
-    """Return what it costs to do something once."""
+    """Return the cost of doing something once."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return Cost(time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def passes_of(study: Study, model: nn.Module, batches: list[Tensor]) -> dict[str, Callable[[], Any]]:
-    """Return what a study may ask of its calibration, by name."""
+    """Return the passes that a study may need for its calibration, by name."""
     graph = ChannelGraph(model, example_input(study.model), list(ignored_layers(study.model)))
     features = reading_features(graph)
     received = calibrate(model, batches).ranges
@@ -112,8 +111,8 @@ def passes_of(study: Study, model: nn.Module, batches: list[Tensor]) -> dict[str
     return {
         "statistics of inputs": lambda: calibrate(model, batches),
         "statistics of inputs and outputs": lambda: calibrate(model, batches, outputs=True),
-        "sections of inputs (second pass)": lambda: count_sections(model, batches, received, sections=SECTIONS),
-        "sections of inputs and outputs (second pass)": lambda: count_sections(model, batches, both, sections=SECTIONS),
+        "histograms of inputs (second pass)": lambda: count_sections(model, batches, received, sections=BINS),
+        "histograms of inputs and outputs (second pass)": lambda: count_sections(model, batches, both, sections=BINS),
         "second moments (repair)": lambda: collect_moments(
             model, batches, layers=list(features), features=features, positions_per_sample=64
         ),
@@ -140,7 +139,9 @@ def time_passes(name: str, rounds: int) -> Iterator[list[str]]:
         work()
         orders = [[timed(each) for each in (bare, work, work, bare)] for _ in range(rounds)]
         alone += [cost for order in orders for cost in (order[0], order[3])]
-        wall, cpu = (spread([ratio([cost[kind] for cost in order]) for order in orders]) for kind in range(SIDES))
+        wall, cpu = (
+            spread([ratio([cost[kind] for cost in order]) for order in orders]) for kind in range(len(Cost._fields))
+        )
         spent = [cost.cpu * 1000 / images for order in orders for cost in order[1:3]]
         yield [name, title, wall, cpu, f"{statistics.median(spent):.2f}"]
     spent = [cost.cpu * 1000 / images for cost in alone]
@@ -148,12 +149,12 @@ def time_passes(name: str, rounds: int) -> Iterator[list[str]]:
 
 
 def time_actors(options: argparse.Namespace) -> Iterator[list[str]]:
-    """Yield a row for one actor, one for two, and one for how many times faster two are."""
+    """Yield a row for one actor, one for two, and one for the ratio of their speeds."""
     model, shape = ACTORS_CASE
     study = study_of(model, shape, samples=options.samples, shard_size=options.shard_size)
     silent = ProgressReporter(Console(file=io.StringIO()))
     weights = safetensors_bytes(build_model(study.model, seed=0))
-    # Both pools exist at a time, and only one of them works: three actors of one core each, and the driver.
+    # Both pools exist, but only one works at a time: three actors with one core each, and the driver.
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder, connect(study, RunDirectory(folder), None) as executor:
@@ -214,7 +215,7 @@ def main(words: list[str]) -> None:
         "and quartiles"
     )
     if "passes" in options.parts:
-        header = ["model", "pass", "wall clock / bare", "CPU time / bare", "CPU ms an image"]
+        header = ["model", "pass", "wall clock / bare", "CPU time / bare", "CPU ms per image"]
         print_table(header, (row for name in options.models for row in time_passes(name, options.rounds)))
     if "actors" in options.parts:
         model, shape = ACTORS_CASE

@@ -1,8 +1,8 @@
-r"""What fine-tuning gives back at a MACs budget: raw, repaired, and fine-tuned from there, by up to three recipes.
+r"""A benchmark of fine-tuning at a MACs budget: accuracy raw, repaired, and then fine-tuned by up to three recipes.
 
-`labels` and `distillation` learn from the training images, `unlabelled` by distillation alone from the calibration
-images. All images of the evaluation split are scored. The weights kept are those of the epoch with the best accuracy on
-a validation part of the images learned from, never on what is scored.
+`labels` and `distillation` learn from the training images; `unlabelled` learns by distillation alone from the
+calibration images. All images of the evaluation split are scored. The best epoch is chosen on images held back from
+those that training learns from, never on images that are scored.
 
 python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors
 python jobs/bench_finetune.py --weights ../shared/reference/resnet20_fashion_mnist.safetensors \
@@ -40,7 +40,7 @@ RECIPE = (
     "finetune.learning_rate=0.02",
     "finetune.batch_size=64",
 )
-"""What suits one epoch of a network that is nearly right already: a low rate, many steps, images as they are scored."""
+"""Settings for one epoch of a nearly trained network: a low rate, many steps, images as in scoring."""
 
 HEADINGS = {"labels": "fine-tuned", "distillation": "with distillation", "unlabelled": "without labels"}
 """The column of each recipe."""
@@ -53,17 +53,21 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--methods", nargs="+", default=METHODS.names())
     parser.add_argument("--mode", default="local")
-    parser.add_argument("--temperature", type=float, default=4.0, help="of the distillation")
-    parser.add_argument("--weight", type=float, default=0.9, help="of the distillation; the labels have the rest")
+    parser.add_argument("--temperature", type=float, default=4.0, help="temperature of the distillation")
+    parser.add_argument(
+        "--weight", type=float, default=0.9, help="weight of the distillation; the labels have the rest"
+    )
     parser.add_argument("--recipes", nargs="+", choices=HEADINGS, default=list(HEADINGS))
     parser.add_argument("--unlabelled-epochs", type=int, default=10, help="epochs over the few unlabelled images")
-    parser.add_argument("--control", action=argparse.BooleanOptionalAction, default=True, help="train the dense, too")
+    parser.add_argument(
+        "--control", action=argparse.BooleanOptionalAction, default=True, help="also train the dense one"
+    )
     parser.add_argument("--set", action="append", default=[], help="a key of the study: finetune.learning_rate=0.05")
     return parser.parse_args(words)
 
 
 def study_of(options: argparse.Namespace, recipe: str) -> Study:
-    """Return the study that the options describe, a trial a method."""
+    """Return the study that the options describe, with one trial per method."""
     finetune: dict[str, Any] = {"epochs": options.epochs}
     if recipe == "distillation":
         finetune["distillation"] = {"temperature": options.temperature, "weight": options.weight}
@@ -81,13 +85,13 @@ def study_of(options: argparse.Namespace, recipe: str) -> Study:
 
 
 def open_workspaces(options: argparse.Namespace) -> dict[str, Workspace]:
-    """Return the study with each recipe that is asked for, by the heading of its column."""
+    """Return the study opened with each chosen recipe, by the heading of its column."""
     studies = {HEADINGS[recipe]: study_of(options, recipe) for recipe in options.recipes}
     return {name: open_workspace(study.model_dump_json(), str(options.device)) for name, study in studies.items()}
 
 
 def rows(options: argparse.Namespace) -> Iterator[list[str]]:
-    """Yield the rows of the table, as they are measured."""
+    """Yield the rows of the table as they are measured."""
     workspaces = open_workspaces(options)
     workspace = next(iter(workspaces.values()))
     dense = build_model(workspace.study.model).to(workspace.device).eval()
@@ -110,7 +114,7 @@ def rows(options: argparse.Namespace) -> Iterator[list[str]]:
     labelled = workspaces.get(HEADINGS["labels"])
     if options.control and labelled is not None:
         started = time.monotonic()
-        # What the same training gives the dense network, which would else pass for what it gives back to a pruned one.
+        # The same training improves the dense network, too; without this row, that gain would pass for recovery.
         control = fine_tuned(labelled, labelled.study.trials()[0], dense)
         columns = [control if opened is labelled else "" for opened in workspaces.values()]
         yield ["dense", score(dense), "", *columns, f"{time.monotonic() - started:.0f} s"]

@@ -1,6 +1,6 @@
-r"""What fewer MACs are worth in time: measured speed-up beside the MACs, with widths in multiples of 8 and without.
+r"""A benchmark of the speed-up from fewer MACs, with and without widths in multiples of 8.
 
-Dense and pruned models take turns in one process; weights are random, since time does not depend on what they are.
+Dense and pruned models take turns in one process; weights are random, since the time does not depend on them.
 
 python jobs/bench_latency.py
 python jobs/bench_latency.py --models resnet50 --budget 0.3 --batch-sizes 1 64 --backends eager compile --threads 4
@@ -25,12 +25,14 @@ from cleanai_ray.nn.complexity import measure_complexity
 
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
-    """Return the options; the defaults take some minutes on one core."""
+    """Return the options; the defaults take a few minutes on one core."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["resnet18", "mobilenet_v2"])
     parser.add_argument("--input-shape", type=int, nargs=3, default=(3, 224, 224))
-    parser.add_argument("--budget", type=float, default=0.5, help="share of the dense MACs, at the most")
-    parser.add_argument("--round-to", type=int, default=8, help="widths are multiples of this in a second pruned model")
+    parser.add_argument("--budget", type=float, default=0.5, help="largest share of the dense MACs")
+    parser.add_argument(
+        "--round-to", type=int, default=8, help="in a second pruned model, widths are multiples of this"
+    )
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--backends", nargs="+", default=["eager", "onnxruntime"])
     parser.add_argument("--runs", type=int, default=20)
@@ -54,7 +56,7 @@ def rows(options: argparse.Namespace, name: str) -> Iterator[list[str]]:
         )
         return result.model
 
-    # Multiples come in steps. What they leave of the MACs is what the other model gets, so that both cost the same.
+    # Rounded widths fall below the budget, so the other model gets the MACs of the rounded one: both cost the same.
     rounded = pruned(options.budget, options.round_to)
     share = measure_complexity(rounded, example).macs / macs["dense"]
     models = {"dense": dense, "any": pruned(share, None), f"multiples of {options.round_to}": rounded}

@@ -1,4 +1,4 @@
-"""What the benches that start from trained weights ask on the command line: a network, its weights and a data set."""
+"""Command-line options of the benchmarks that start from trained weights: a network, its weights and a data set."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-r"""What a large study costs its driver: a merge of many shards, the overhead of a trial, a report on many trials.
+r"""A benchmark of large studies: a merge of many shards, the overhead of a trial, a report on many trials.
 
-`merge`: the pool and the tree of a study's calibration, with actors that hold no model: each shard's statistics are
-those of a real pass of ResNet-50 (random weights, small images), scaled by a factor of the shard. `trials`: `cleanai
-run` on a few and on many trials of a tiny network; the CPU time of every process that belongs to it, the difference
-over the difference in trials, and what is left of it beyond what the same trials take in one process without Ray.
-`report`: `cleanai report` on tables of invented numbers with every column.
+`merge`: the pool and the tree of a study's calibration, with actors that hold no model. The statistics of each shard
+are those of a real pass of ResNet-50 (random weights, small images), scaled by a factor for the shard. `trials`:
+`cleanai run` on a few and on many trials of a tiny network. It measures the CPU time of all processes, the increase per
+additional trial, and the overhead: that increase less the time of the trial in one process without Ray. `report`:
+`cleanai report` on tables of invented numbers with every column.
 
 python jobs/bench_scale.py
 python jobs/bench_scale.py --parts merge --actors 16 --shards 256
@@ -41,7 +41,7 @@ from cleanai_ray.storage.run_directory import RunDirectory
 
 MIB = 2**20
 SPARE_BYTES = 3 * 2**30
-"""Memory of the machine that is left alone when actors are started."""
+"""Memory of the machine that is left free when actors are started."""
 
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
@@ -52,7 +52,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--actors", type=int, default=64)
     parser.add_argument("--shards", type=int, default=1024)
-    parser.add_argument("--trials", type=int, nargs=2, default=(4, 24), help="few and many")
+    parser.add_argument("--trials", type=int, nargs=2, default=(4, 24), help="a small and a large number")
     parser.add_argument("--rows", type=int, default=10000, help="trials of the report")
     return parser.parse_args(words)
 
@@ -62,7 +62,7 @@ class SimulatedActor:
 
     Args:
         files: The run directory.
-        tally: Told of every sum.
+        tally: Counts the sums.
     """
 
     def __init__(self, files: RemoteWriter, tally: Any) -> None:
@@ -73,7 +73,7 @@ class SimulatedActor:
         self._tally = tally
 
     def ready(self) -> int:
-        """Return the process's number."""
+        """Return the process's id."""
         return os.getpid()
 
     def compute(self, call: str, shard: int, name: str, inputs: str, base: bytes) -> tuple[int, bytes]:
@@ -91,7 +91,7 @@ class SimulatedActor:
         return value.num_samples, content
 
     def add(self, call: str, *contents: bytes) -> tuple[int, bytes]:
-        """Return 0 and the sum of statistics."""
+        """Return 0, since no image is read, and the sum of the statistics."""
         started = time.process_time()
         total = add_up([self._kind.from_bytes(content) for content in contents]).to_bytes()
         self._tally.note.remote(time.process_time() - started, sum(map(len, contents)))
@@ -127,7 +127,7 @@ def statistics_of_resnet50() -> bytes:
 
 
 def tiny_study(model: str, input_shape: list[int], trials: int = 1) -> Study:
-    """Return a study of random pruning without repair or training, a trial a seed."""
+    """Return a study of random pruning without repair or training, with one trial per seed."""
     return parse_study(
         {
             "name": "bench",
@@ -142,30 +142,30 @@ def tiny_study(model: str, input_shape: list[int], trials: int = 1) -> Study:
 
 
 def affordable(wanted: int, available: int, each: int) -> int:
-    """Return how many processes of `each` bytes fit into memory beside `SPARE_BYTES`: from 1 to wanted."""
+    """Return how many processes of `each` bytes fit into memory with `SPARE_BYTES` left: from 1 to `wanted`."""
     return min(wanted, max(1, (available - SPARE_BYTES) // each))
 
 
 def available_bytes() -> int:
-    """Return the memory that Linux says new processes can have."""
+    """Return the memory that is available to new processes, according to Linux."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith("MemAvailable:"))
     return int(line.split()[1]) * 1024
 
 
 def own_bytes(pid: int) -> int:
-    """Return the memory that a process has written to and shares with no other."""
+    """Return the memory that a process has written to and does not share."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty:"))
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process has had."""
+    """Return the peak memory of this process."""
     return getrusage(RUSAGE_SELF).ru_maxrss * 1024
 
 
 def merge(wanted: int, num_shards: int) -> Iterator[list[str]]:
-    """Yield what was measured of a calibration without a model, by name."""
+    """Yield measurements of a calibration without a model, with their names."""
     silent, study = ProgressReporter(Console(file=io.StringIO())), tiny_study("resnet50", [3, 64, 64])
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
@@ -187,12 +187,15 @@ def merge(wanted: int, num_shards: int) -> Iterator[list[str]]:
                 sums, spent, read = ray.get(tally.seen.remote())
     finally:
         ray.shutdown()
-    yield ["actors, of which each has to itself", f"{num_actors} of {wanted}, {each / MIB:.0f} MiB"]
-    yield ["shards, bytes of each and of the result", f"{num_shards}, {size / MIB:.2f} and {len(total) / MIB:.2f} MiB"]
-    yield ["sums made by actors, bytes read for them", f"{sums}, {read / MIB:,.0f} MiB"]
-    yield ["CPU time of all sums; of one", f"{spent:.1f} s; {1000 * spent / sums:.0f} ms"]
+    yield ["number of actors, private memory of each", f"{num_actors} of {wanted}, {each / MIB:.0f} MiB"]
+    yield [
+        "number of shards, size of each and of the result",
+        f"{num_shards}, {size / MIB:.2f} and {len(total) / MIB:.2f} MiB",
+    ]
+    yield ["sums made by actors, data read for them", f"{sums}, {read / MIB:,.0f} MiB"]
+    yield ["CPU time of all sums, of one", f"{spent:.1f} s; {1000 * spent / sums:.0f} ms"]
     yield ["wall clock from the first actor's start to the merged value", f"{seconds:.0f} s"]
-    yield ["driver's peak memory, before and after", f"{before / MIB:.0f} and {peak_bytes() / MIB:.0f} MiB"]
+    yield ["peak memory of the driver, before and after", f"{before / MIB:.0f} and {peak_bytes() / MIB:.0f} MiB"]
 
 
 def work_alone(study: Study) -> float:
@@ -213,7 +216,7 @@ def work_alone(study: Study) -> float:
 
 
 def trials(few: int, many: int) -> Iterator[list[str]]:
-    """Yield what was measured of a study of trivial trials, by name."""
+    """Yield measurements of a study of trivial trials, with their names."""
     costs = []
     with tempfile.TemporaryDirectory() as folder:
         for number in (few, many):
@@ -223,13 +226,13 @@ def trials(few: int, many: int) -> Iterator[list[str]]:
             yield [f"CPU time of a study of {number} trials, all processes", f"{costs[-1]:.1f} s"]
     slope = (costs[1] - costs[0]) / (many - few)
     own = work_alone(tiny_study("resnet20", [1, 8, 8], few)) / few
-    yield ["CPU time of one trial more", f"{slope:.2f} s"]
-    yield ["of which the trial takes without Ray", f"{own:.2f} s"]
-    yield ["overhead a trial", f"{slope - own:.2f} s"]
+    yield ["CPU time of one more trial", f"{slope:.2f} s"]
+    yield ["CPU time of that trial without Ray", f"{own:.2f} s"]
+    yield ["overhead per trial", f"{slope - own:.2f} s"]
 
 
 def report(number: int) -> Iterator[list[str]]:
-    """Yield what was measured of a report on many trials, by name."""
+    """Yield measurements of a report on many trials, with their names."""
     with tempfile.TemporaryDirectory() as folder:
         sizes = write_run(RunDirectory(folder), number)
         yield ["rows", ", ".join(f"{name} {rows:,}" for name, rows in sizes.items())]

@@ -1,4 +1,4 @@
-"""Tables of a study that nobody ran: every column of every file has a value, so that a report has all there can be."""
+"""Invented tables of a study: every column of every file has values, so that a report has every part."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def fill(columns: dict[str, Any], schema: pa.Schema, number: int) -> pa.Table:
 
     Args:
         columns: Values by column.
-        schema: The table's.
-        number: Rows.
+        schema: The schema of the table.
+        number: Number of rows.
     """
     others = {pa.string(): "x", pa.float64(): 0.5, pa.int64(): 10, pa.bool_(): False}
     arrays = []
@@ -39,7 +39,7 @@ def fill(columns: dict[str, Any], schema: pa.Schema, number: int) -> pa.Table:
 
 
 def cells(number: int) -> Iterator[dict[str, Any]]:
-    """Yield what defines each of a number of trials: the cells of a grid, seed after seed."""
+    """Yield the defining columns of a number of trials: the cells of a grid, seed after seed."""
     grid = itertools.product(range(number), LABELS, RATIOS, MODES, STEPS)
     for index, (seed, (method, metric), ratio, mode, steps) in enumerate(itertools.islice(grid, number)):
         words = (method, metric, mode, f"r{ratio:g}", f"s{steps}", f"{index:08x}")
@@ -56,7 +56,7 @@ def cells(number: int) -> Iterator[dict[str, Any]]:
 
 
 def write_run(run: RunDirectory, number: int) -> dict[str, int]:
-    """Write the tables of a study of some trials, and return the number of rows by file."""
+    """Write the tables of a study with a number of trials, and return the number of rows by file."""
     random = np.random.default_rng(0)
     trials = list(cells(number))
     ids = np.array([trial["trial_id"] for trial in trials])
@@ -110,7 +110,7 @@ def _results(trials: list[dict[str, Any]], ratios: np.ndarray, random: np.random
 
 
 def _paired(trials: list[dict[str, Any]], kept: np.ndarray, random: np.random.Generator) -> dict[str, Any]:
-    """Return what was measured against the dense model: speed round by round, answers image by image."""
+    """Return the columns of comparisons with the dense model: speed by round, answers by image."""
     speedup = 1 / (0.2 + 0.8 * kept) * random.normal(1, 0.02, len(trials))
     lost = random.integers(30, 200, len(trials))
     gained = random.integers(20, 120, len(trials))

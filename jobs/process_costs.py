@@ -1,4 +1,4 @@
-"""What a command costs: wall clock, CPU time of every process that belongs to it, and peak memory."""
+"""The cost of a command: wall clock, CPU time of all its processes, and peak memory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 
 MARK = "CLEANAI_BENCH"
-"""Environment variable by which the processes of a run are known."""
+"""Environment variable that marks the processes of a command."""
 
 TICKS = os.sysconf("SC_CLK_TCK")
 LOOK_EVERY_SECONDS = 0.2
 
 
 class CPUTime(threading.Thread):
-    """Follows the processes that have a mark in their environment, and knows what CPU time each had when last seen.
+    """Watches the processes that have a mark in their environment, and records the CPU time of each when last seen.
 
     Args:
         mark: The value of the variable `MARK`.
@@ -41,14 +41,14 @@ class CPUTime(threading.Thread):
                     continue
 
     def stop(self) -> float:
-        """Stop looking, and return the seconds of all processes."""
+        """Stop looking, and return the CPU seconds of all processes."""
         self._over.set()
         self.join()
         return sum(self._seconds.values())
 
 
 def command_cost(*words: str) -> tuple[float, float, int]:
-    """Return wall-clock seconds, CPU seconds of all processes and peak bytes of the first, of a `cleanai` command."""
+    """Run a `cleanai` command; return wall-clock seconds, CPU seconds of all processes, peak bytes of the first."""
     mark = f"{os.getpid()}-{time.monotonic_ns()}"
     watch, started = CPUTime(mark), time.perf_counter()
     watch.start()

@@ -3,7 +3,7 @@ r"""Entry point of `ray job submit`: run a study on the cluster that the job was
 ray job submit --address http://HEAD:8265 --working-dir . -- \
     python jobs/run_study.py --study jobs/studies/quickstart.yaml --out /shared/quickstart
 
-Exit codes are those of `cleanai run`; `ray job submit` itself returns 1 for all of them but 0.
+Exit codes are those of `cleanai run`; `ray job submit` itself returns 1 for all but 0.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Run a study on the Ray cluster that this job was submitted to.")
     parser.add_argument("--study", required=True, help="study file, relative to the working directory")
     parser.add_argument("--out", help="run directory; by default the study's output.dir")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override of a value of the study")
-    parser.add_argument("--fresh", action="store_true", help="compute everything anew, whatever exists already")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key of the study")
+    parser.add_argument("--fresh", action="store_true", help="compute everything again")
     options = parser.parse_args(arguments)
     command = ["run", options.study, "--address", "auto"]
     command += ["--out", options.out] if options.out else []

@@ -70,7 +70,8 @@ def test_what_is_missing_here_stops_a_run_and_is_noted_in_a_plan(capsys, study_f
     assert main(["plan", *arguments]) == 0
     text = capsys.readouterr().out
     assert text.count("to run") == 1
-    assert f"cannot start on this machine: {missing} '/nonexistent' does not exist" in text
+    (note,) = [line for line in text.splitlines() if "/nonexistent" in line]
+    assert all(word in note for word in (missing, "does not exist"))
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -135,21 +136,24 @@ def test_plan_shows_every_trial_and_starts_nothing(capsys, study_file, tmp_path)
 def test_plan_warns_of_another_study_in_the_run_directory(capsys, study_file, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    told = []
+    warnings = []
     for content in ("name: other\n", f"name: {load_study(study_file).name}\n", "- no study\n", "name: [\n"):
         (out / "study.yaml").write_text(content)
         assert main(["plan", study_file, "--out", str(out)]) == 0
-        told.append("holds the study 'other', whose tables, report and saved models" in capsys.readouterr().out)
-    assert told == [True, False, False, False]
+        lines = capsys.readouterr().out.splitlines()
+        warnings.append([line for line in lines if "warning" in line])
+    assert all(word in warnings[0][0] for word in (str(out), "'other'", load_study(study_file).name, "--out"))
+    assert [len(found) for found in warnings] == [1, 0, 0, 0]
 
 
 def test_plan_says_what_is_learned_from_without_labels(capsys, study_file):
     labelled, unlabelled = [], ["--set", "finetune={epochs: 1, data: calibration, distillation: {weight: 1}}"]
-    told = []
+    counts = []
     for arguments in (labelled, unlabelled):
         assert main(["plan", study_file, *arguments]) == 0
-        told.append("fine-tuning: on calibration samples, without labels" in capsys.readouterr().out)
-    assert told == [False, True]
+        lines = capsys.readouterr().out.splitlines()
+        counts.append(sum("fine-tuning" in line and "without labels" in line for line in lines))
+    assert counts == [0, 1]
 
 
 @pytest.mark.parametrize("split", ["test", "val", "validation"])
@@ -160,7 +164,8 @@ def test_scored_images_are_not_learned_from_whatever_their_split_is_called(capsy
         "evaluation.split=val",
     ]
     line = refused(capsys, "plan", study_file, *(word for text in changes for word in ("--set", text)))
-    assert f"data.calibration.split '{split}' is the split that evaluation scores" in line
+    facts = ("finetune.data", "'calibration'", "data.calibration.split", f"'{split}'", "evaluation", "'training'")
+    assert all(fact in line for fact in facts)
 
 
 def test_the_extra_that_a_format_needs_is_listed(capsys):

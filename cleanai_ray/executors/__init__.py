@@ -1,1 +1,1 @@
-"""Executors: what runs the work of a study, in this process or on a Ray cluster."""
+"""Executors, which run the work of a study: in this process, or on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""The interface between a study and whatever runs its work."""
+"""The interface between a study and the executor that runs its work."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Resources:
     """The resources of an executor.
 
     Attributes:
-        num_nodes: Machines.
-        cpus: CPU cores of all of them.
-        gpus: GPUs of all of them.
-        description: The resources in a line, for people.
+        num_nodes: Number of machines.
+        cpus: CPU cores of all machines together.
+        gpus: GPUs of all machines together.
+        description: One line about the resources, for people.
     """
 
     num_nodes: int
@@ -54,7 +54,7 @@ class ShardWork:
     inputs: str
 
     def file(self, shard: int) -> str:
-        """Return the file of the run directory that keeps the result of a shard."""
+        """Return the name of the file in the run directory that keeps the result of a shard."""
         return f"{_SHARDS}/{self.call}/{shard:06d}.safetensors"
 
 
@@ -62,8 +62,8 @@ class ShardPool(ABC):
     """Workers that compute shards and add the results up.
 
     Args:
-        run: The run directory, where the results of shards are kept until their sum is.
-        progress: Told of every shard that is done.
+        run: The run directory, which keeps the results of the shards until it has their sum.
+        progress: Notified of every finished shard.
     """
 
     def __init__(self, run: RunDirectory, progress: ProgressReporter) -> None:
@@ -72,18 +72,18 @@ class ShardPool(ABC):
 
     @abstractmethod
     def sum_shards(self, work: ShardWork, *arguments: Any) -> bytes:
-        """Compute every shard, and return the sum of the results, added in a tree of fixed shape.
+        """Compute every shard, and return the sum of the results, added up in a tree of fixed shape.
 
         Args:
             work: The pass.
-            arguments: Further arguments of the worker's method; a `Shared` one stands for its value.
+            arguments: Further arguments of the worker's method; the value of a `Shared` one is passed.
 
         Raises:
-            CleanAIError: The error of a shard, or ClusterError when one was tried too often.
+            CleanAIError: The error of a shard; a ClusterError if a shard failed too often.
         """
 
     def forget_shards(self) -> None:
-        """Delete the results of the shards: their sum is kept now."""
+        """Delete the results of the shards, once their sum is kept."""
         self.run.delete(_SHARDS)
 
 
@@ -94,56 +94,56 @@ class Executor(ABC):
     `(study, run, address) -> context manager of an Executor`.
 
     Attributes:
-        resources: What it has.
-        store: The run directory, as workers reach it.
+        resources: The machines it runs on.
+        store: Access to the run directory for workers.
     """
 
     resources: Resources
     store: RunStore
 
     def check(self, study: Study) -> None:  # noqa: B027 - by default every study fits
-        """Refuse a study that could never run here.
+        """Refuse a study that can never run here.
 
         Raises:
             ClusterError: One sentence with the numbers that do not fit.
         """
 
-    def watch(self, status: StudyStatus) -> None:  # noqa: B027 - by default nobody watches
-        """Publish the status of the study where people watch the executor."""
+    def watch(self, status: StudyStatus) -> None:  # noqa: B027 - by default it is published nowhere else
+        """Publish the status of the study in the executor's own monitoring."""
 
     @abstractmethod
     def concurrent_trials(self, study: Study) -> int:
-        """Return how many trials run at a time."""
+        """Return the number of trials that run at a time."""
 
     @abstractmethod
     def share(self, value: Any) -> Shared[Any]:
-        """Return a value as every worker reads it."""
+        """Return a handle by which every worker can read a value."""
 
     @abstractmethod
     def call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return `function(device, *arguments)`, computed by a worker that has a GPU, or else a machine's cores.
+        """Return `function(device, *arguments)`, computed on a GPU, or on all cores of a machine if there is none.
 
         Args:
-            name: The name of the work in dashboards.
-            function: A function of a module; its first argument is the device to compute on, for instance `cuda:0`.
-            arguments: Its other arguments; a `Shared` one stands for its value.
+            name: The name that dashboards show.
+            function: A module-level function; its first argument is the device to compute on, for instance `cuda:0`.
+            arguments: Its other arguments; the value of a `Shared` one is passed.
         """
 
     @abstractmethod
     def shard_pool(
         self, study: Study, run: RunDirectory, progress: ProgressReporter
     ) -> AbstractContextManager[ShardPool]:
-        """Return workers for the calibration of a study of one draw, which stop when the context ends."""
+        """Return a context with workers that calibrate a study of one draw; they stop when it ends."""
 
     @abstractmethod
     def run_trials(
         self, inputs: SweepInputs, groups: Sequence[TrialGroup], state: SweepState, refresh: Callable[[], None]
     ) -> None:
-        """Run trials; each is written to the store, failed ones too.
+        """Run trials, and write each to the store, failed ones too.
 
         Args:
-            inputs: What all trials read.
-            groups: Trials that are run together since they share stages.
-            state: Kept up to date.
-            refresh: Called when the state has changed.
+            inputs: The inputs of all trials.
+            groups: Groups of trials that run together because they share stages.
+            state: The counts, kept up to date here.
+            refresh: To be called whenever the state has changed.
         """

@@ -1,4 +1,4 @@
-"""A worker that turns shards of calibration samples into mergeable values, and adds them up."""
+"""A worker that computes the results of shards of calibration samples, and adds them up."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ _KINDS: dict[str, Any] = {
     "count": ActivationHistograms,
     "moments": ConsumerMoments,
 }
-"""The value that each call returns, serialised."""
+"""The type of the value that each call returns, serialised."""
 
 
 class CalibrationWorker:
     """Holds the dense model and the data set, and computes shards.
 
-    The content of the dense weights' file is an argument of every call, so that a worker that is started later has it,
-    too; the model is built from it once. Nothing is opened before the first call, so that a problem is an error of that
-    call.
+    Every call passes the content of the dense weights' file, so that workers that start later get it as well; the model
+    is built from it once. Nothing is opened before the first call, so that a problem is an error of that call.
 
-    A shard's result is kept in the run directory before it is returned, statistics first and marker last, so that a
-    worker or driver that dies costs no more than the shards that were being computed.
+    A shard's result is written to the run directory before it is returned, statistics first and marker last, so that
+    the death of a worker or driver costs only the shards that were being computed.
 
     Args:
         study_json: The study.
@@ -49,14 +48,14 @@ class CalibrationWorker:
     def compute(
         self, call: str, shard: int, name: str, inputs: str, weights: bytes, *arguments: Any
     ) -> tuple[int, bytes]:
-        """Return the number of images that were read for a shard, and its result, serialised.
+        """Return the number of images read for a shard, and its result, serialised.
 
-        A result that the run directory holds is returned, and no image is read; else it is computed and kept there.
+        If the run directory holds the result, it is returned and no image is read; else it is computed and kept there.
 
         Args:
             call: `calibrate`, `count` or `moments`.
             shard: Number of the shard.
-            name: File of the run directory that keeps the result.
+            name: The file in the run directory that keeps the result.
             inputs: Digest of everything that the result depends on.
             weights: Content of the dense weights' file.
             arguments: Further arguments of the call.
@@ -74,7 +73,7 @@ class CalibrationWorker:
         return samples, content
 
     def add(self, call: str, *contents: bytes) -> tuple[int, bytes]:
-        """Return 0, since no image is read, and the sum of results, in their order."""
+        """Return 0, since no image is read, and the sum of the results, added in order."""
         kind = _KINDS[call]
         return 0, add_up([kind.from_bytes(content) for content in contents]).to_bytes()
 
@@ -83,10 +82,10 @@ class CalibrationWorker:
         return len(positions), calibrate_shard(workspace, model, positions, CalibrationNeeds.of(workspace.study))
 
     def _count(
-        self, workspace: Workspace, model: nn.Module, shard: int, ranges: Ranges, sections: int
+        self, workspace: Workspace, model: nn.Module, shard: int, ranges: Ranges, num_bins: int
     ) -> tuple[int, ActivationHistograms]:
         positions = workspace.shards()[shard]
-        return len(positions), count_shard(workspace, model, positions, ranges, sections)
+        return len(positions), count_shard(workspace, model, positions, ranges, num_bins)
 
     def _moments(self, workspace: Workspace, model: nn.Module, shard: int) -> tuple[int, ConsumerMoments]:
         if self._collector is None:

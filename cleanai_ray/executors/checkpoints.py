@@ -1,4 +1,4 @@
-"""Checkpoints and records in a run directory: where they lie, and a checkpoint store for a training."""
+"""The places of checkpoints and records in a run directory, and the checkpoint store of a training."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ if TYPE_CHECKING:
     from cleanai_ray.executors.writer import RunStore
 
 CHECKPOINTS = "cache/checkpoints"
-"""The folder of checkpoints that interrupted trainings go on from."""
+"""The folder of the checkpoints from which interrupted trainings resume."""
 
 
 class CheckpointFile:
-    """A checkpoint store (`training.context.CheckpointStore`) in a run directory: a file, and one more for each part.
+    """A checkpoint store (`training.context.CheckpointStore`) in a run directory: a file, and one for each named part.
 
     Args:
-        files: The run directory.
-        name: The file of `checkpoint_name`; parts of a training that have a name are in its `checkpoint_folder`.
+        store: The run directory.
+        name: The file, from `checkpoint_name`; named parts of a training are in its `checkpoint_folder`.
     """
 
     def __init__(self, store: RunStore, name: str) -> None:
@@ -28,7 +28,7 @@ class CheckpointFile:
         self._store.write(self._file(part), content)
 
     def load(self, part: str = "") -> bytes | None:
-        """Return the content of a part's file, or None where there is none."""
+        """Return the content of a part's file, or None if there is no such file."""
         return self._store.read(self._file(part))
 
     def _file(self, part: str) -> str:
@@ -41,10 +41,10 @@ def record_name(trial_id: str) -> str:
 
 
 def checkpoint_name(owner: str, inputs: str) -> str:
-    """Return the file that keeps the training of a trial, or of the dense model, for inputs of this digest."""
+    """Return the checkpoint file of a trial, or of the dense model, for inputs with this digest."""
     return f"{CHECKPOINTS}/{owner}-{inputs}.pt"
 
 
 def checkpoint_folder(name: str) -> str:
-    """Return the folder of what belongs to a file of `checkpoint_name`: the parts of a training in several."""
+    """Return the folder for the named parts of a training, beside its file from `checkpoint_name`."""
     return name.removesuffix(".pt")

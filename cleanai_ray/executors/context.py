@@ -1,4 +1,4 @@
-"""A study under way, as its driver sees it."""
+"""A running study, as its driver sees it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DenseWeights:
     """The dense weights of a study.
 
     Attributes:
-        content: Content of the safetensors file, as workers read it.
+        content: Content of the safetensors file, shared with the workers.
         digest: Digest of the content.
     """
 
@@ -30,15 +30,15 @@ class DenseWeights:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunContext:
-    """Everything that the steps of a run have in common.
+    """Everything that the steps of a run share.
 
     Attributes:
-        study: The study; of one draw of the calibration samples where `of_draw` made the context.
+        study: The study; with one draw of the calibration samples if `of_draw` made the context.
         workspace: The study, opened in this process.
         run: The run directory.
-        executor: What runs the work.
-        progress: Told of the course of the study.
-        folder: The folder of the run directory that keeps what is measured on the dense model.
+        executor: Runs the work.
+        progress: Notified of the study's progress.
+        folder: The folder of the run directory that keeps the measurements of the dense model.
     """
 
     study: Study
@@ -59,13 +59,13 @@ class RunContext:
         )
 
     def cached(self, name: str, key: str, compute: Callable[[], bytes], needs: tuple[str, ...] = ()) -> bytes:
-        """Return a file of the run directory: as it is where it is complete, else computed, written and marked.
+        """Return the content of a file of the run directory; if it is not complete, compute, write and mark it first.
 
         Args:
             name: The file.
             key: Digest of everything that its content depends on.
             compute: Returns the content.
-            needs: Further files that `compute` writes, and that must be there for the file to count.
+            needs: Further files that `compute` writes; the file is complete only if they exist, too.
         """
         if self.run.is_complete(name, key) and all(self.run.exists(other) for other in needs):
             return self.run.read_bytes(name)

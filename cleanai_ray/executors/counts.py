@@ -1,4 +1,4 @@
-"""Counts of the work that is done and left: trials of a sweep, shards of a pass over the samples."""
+"""Counts of finished and remaining work: the trials of a sweep, the shards of a pass over the samples."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class SweepState:
 
     Attributes:
         total: Trials to run, without those that were complete before.
-        workers: Trials that run at a time, at most.
-        running: Trials that run now.
+        workers: The most trials that run at a time.
+        running: Trials that are running now.
         done: Trials that succeeded.
         failed: Trials that failed.
         best_row: Row of the best trial so far; None before one has ended.
@@ -42,7 +42,7 @@ class SweepState:
         self.consider(row)
 
     def consider(self, row: dict[str, Any]) -> None:
-        """Take a trial as the best one if it is, by `storage.ranking.rank`."""
+        """Make a trial the best one if it ranks first, by `storage.ranking.rank`."""
         if self.best_row is None or rank(row) < rank(self.best_row):
             self.best_row = row
 
@@ -53,19 +53,19 @@ class SweepState:
 
     @property
     def best_accuracy(self) -> float:
-        """Its accuracy; -1 before one has ended."""
+        """Accuracy of the best trial so far; -1 before one has ended."""
         return -1.0 if self.best_row is None else self.best_row["accuracy"]
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated seconds left, from the pace so far; None before the first trial ended."""
+        """Estimated seconds left, from the pace so far; None before the first trial has ended."""
         ended = self.done + self.failed
         if not ended:
             return None
         return (time.monotonic() - self.started) / ended * (self.total - ended)
 
     def describe(self) -> str:
-        """Return the state in a line."""
+        """Return the state as one line."""
         left = self.seconds_left
         parts = [
             f"{self.done} done",
@@ -82,12 +82,13 @@ class SweepState:
 class ShardState:
     """Counts of shards in one pass over them.
 
-    The pace is taken from the first shard that came back on: before it, actors start.
+    The pace is measured from the first finished shard on, because actors start before it.
 
     Attributes:
         total: Shards of the pass.
-        samples: Samples that were read; 0 where nobody counts them.
-        clock: Tells seconds that have passed.
+        done: Shards that are done.
+        samples: Samples that were read; 0 if they are not counted.
+        clock: Returns a time in seconds.
     """
 
     total: int
@@ -97,32 +98,32 @@ class ShardState:
     _first: tuple[float, int, int] | None = None
 
     def advance(self, done: int, total: int, samples: int = 0) -> None:
-        """Note how many shards are done, of how many, and how many samples were read for the last one."""
+        """Record the shards done, the total, and the samples that were read for the last one."""
         self.done, self.total, self.samples = done, total, self.samples + samples
         if self._first is None and done:
             self._first = (self.clock(), done, self.samples)
 
     @property
     def samples_per_second(self) -> float | None:
-        """Samples a second; None before the second shard came back, and where nobody counts samples."""
+        """Samples per second; None before the second shard is done, or if samples are not counted."""
         seconds, _, samples = self._pace()
         return samples / seconds if samples and seconds > 0 else None
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated seconds left, from the pace so far; None before the second shard came back."""
+        """Estimated seconds left, from the pace so far; None before the second shard is done."""
         seconds, done, _ = self._pace()
         return seconds / done * (self.total - self.done) if done > 0 else None
 
     def _pace(self) -> tuple[float, int, int]:
-        """Return the seconds since the first shard came back, and the shards done and samples read since."""
+        """Return the seconds since the first shard was done, and the shards done and samples read since then."""
         if self._first is None:
             return 0.0, 0, 0
         since, done, samples = self._first
         return self.clock() - since, self.done - done, self.samples - samples
 
     def describe(self) -> str:
-        """Return the state in a line."""
+        """Return the state as one line."""
         pace, left = self.samples_per_second, self.seconds_left
         parts = [
             f"{self.done} of {self.total} shards",

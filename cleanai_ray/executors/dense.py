@@ -19,9 +19,9 @@ _WEIGHTS, _SCORE = "cache/dense.safetensors", "cache/dense.json"
 
 
 def obtain_dense(context: RunContext) -> DenseModel:
-    """Return the dense model: from the run directory, or built, trained and scored by a worker, and kept there.
+    """Return the dense model from the run directory; if it is not there, have a worker build, train and score it.
 
-    An interrupted training goes on from its last checkpoint.
+    An interrupted training resumes from its last checkpoint.
     """
     study, run, key = context.study, context.run, dense_key(context.study)
     checkpoint = checkpoint_name("dense", key)

@@ -1,4 +1,4 @@
-"""The local executor: everything in this process, one thing after another, without Ray."""
+"""The local executor: everything runs in this process, one thing after another, without Ray."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cleanai_ray.training.context import LocalContext
 
 @dataclass(frozen=True)
 class LocalValue(Shared[Any]):
-    """A value of this process.
+    """A value in this process.
 
     Attributes:
         value: The value.
@@ -47,7 +47,7 @@ class LocalShardPool(ShardPool):
     Args:
         worker: Computes shards and adds them up.
         run: The run directory.
-        progress: Told of every shard that is done.
+        progress: Notified of every finished shard.
     """
 
     def __init__(self, worker: CalibrationWorker, run: RunDirectory, progress: ProgressReporter) -> None:
@@ -55,7 +55,7 @@ class LocalShardPool(ShardPool):
         self._worker = worker
 
     def sum_shards(self, work: ShardWork, *arguments: Any) -> bytes:
-        """Compute every shard, and return the sum of the results, with the bits that any number of workers give."""
+        """Compute every shard, and return the sum of the results, equal to the bit for any number of workers."""
         tree, given = MergeTree(work.num_shards), values_of(arguments)
         with _torch_threads(1), self.progress.shards(work.title, work.num_shards) as on_shard:
             for shard in range(work.num_shards):
@@ -71,8 +71,8 @@ class LocalShardPool(ShardPool):
 class LocalExecutor(Executor):
     """Runs a study in this process.
 
-    A trial that would take several workers runs in this process alone: their number changes no batch, only who computes
-    which part of it. Torch uses as many threads as on Ray, so that results are the same.
+    A trial for several workers runs in this process alone: the number of workers changes no batch, only how it is
+    divided. Torch uses as many threads as on Ray, so that results are the same.
 
     Args:
         study: The study.
@@ -92,7 +92,7 @@ class LocalExecutor(Executor):
         )
 
     def check(self, study: Study) -> None:
-        """Refuse a study whose trials ask for GPUs that this machine has not.
+        """Refuse a study whose trials ask for more GPUs than this machine has.
 
         Raises:
             ClusterError: When there are too few.
@@ -109,11 +109,11 @@ class LocalExecutor(Executor):
         return 1
 
     def share(self, value: Any) -> Shared[Any]:
-        """Return a handle of the value itself."""
+        """Return a handle to the value itself."""
         return LocalValue(value)
 
     def call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call the function, on a GPU where there is one, else with all cores."""
+        """Call the function, on a GPU if there is one, else with all cores."""
         with _torch_threads(1 if self.resources.gpus else int(self.resources.cpus)):
             return function(self._best_device, *values_of(arguments))
 
@@ -152,19 +152,21 @@ class LocalExecutor(Executor):
 @EXECUTORS.register("local")
 @contextmanager
 def open_local(study: Study, run: RunDirectory, address: str | None = None) -> Iterator[Executor]:
-    """This process, one thing after another: for debuggers and small studies; starts no Ray.
+    """In this process, one thing after another, without Ray: for debugging and small studies.
 
     Raises:
         ClusterError: When an address is given.
     """
     if address is not None:
-        raise ClusterError(f"--address is '{address}' and --executor local; allowed: --executor ray, or no --address")
+        raise ClusterError(
+            f"--address is '{address}', but --executor is 'local'; allowed: --executor ray, or no --address"
+        )
     yield LocalExecutor(study, run)
 
 
 @contextmanager
 def _torch_threads(number: int) -> Iterator[None]:
-    """Let torch use a number of threads; OMP_NUM_THREADS, where it is set, takes precedence, as in Ray's workers."""
+    """Let torch use a number of threads; if OMP_NUM_THREADS is set, it takes precedence, as in Ray's workers."""
     before = torch.get_num_threads()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", number)))
     try:

@@ -1,4 +1,4 @@
-"""Measurements of the dense model that trials share: each made once, and kept in the run directory."""
+"""Measurements of the dense model that trials share; each is made once and kept in the run directory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cleanai_ray.statistics import ActivationHistograms, ActivationStatistics
 
 
 def measure_draws(context: RunContext, dense: DenseWeights) -> dict[CalibrationDraw, Shared[DenseMeasures]]:
-    """Return what the trials of each draw of the calibration samples read; see `measure_dense`."""
+    """Return the measurements for the trials of each draw of the calibration samples; see `measure_dense`."""
     found, draws = {}, context.study.draws()
     for draw in draws:
         if len(draws) > 1:
@@ -33,10 +33,10 @@ def measure_draws(context: RunContext, dense: DenseWeights) -> dict[CalibrationD
 
 
 def measure_dense(context: RunContext, dense: DenseWeights) -> DenseMeasures:
-    """Return what the trials of a study of one draw read: from the run directory, or measured and kept there.
+    """Return the measurements for the trials of a study of one draw, from the run directory or made now.
 
     Raises:
-        CleanAIError: When something cannot be measured; the message names the sample or the layer.
+        CleanAIError: When a measurement fails; the message names the sample or the layer.
     """
     study, progress = context.study, context.progress
     statistics = moments = curves = None
@@ -55,7 +55,7 @@ def measure_dense(context: RunContext, dense: DenseWeights) -> DenseMeasures:
 
 
 def measure_statistics(context: RunContext, dense: DenseWeights, pool: ShardPool) -> ActivationStatistics:
-    """Return the activation statistics of a study of one draw, with histograms where a metric reads them."""
+    """Return the activation statistics of a study of one draw, with histograms if a metric reads them."""
     study, key = context.study, calibration_key(context.study, dense.digest)
     (draw,) = study.draws()
     num_shards = -(-draw.samples // study.data.calibration.shard_size)
@@ -63,13 +63,14 @@ def measure_statistics(context: RunContext, dense: DenseWeights, pool: ShardPool
     def compute() -> bytes:
         work = ShardWork(call="calibrate", title="calibration", num_shards=num_shards, inputs=key)
         content = pool.sum_shards(work, dense.content)
-        sections = CalibrationNeeds.of(study).sections
-        if sections is None:
+        num_bins = CalibrationNeeds.of(study).sections
+        if num_bins is None:
             return content
         statistics = ActivationStatistics.from_bytes(content)
-        work = ShardWork(call="count", title="sections", num_shards=num_shards, inputs=key)
-        counted = pool.sum_shards(work, dense.content, context.executor.share(statistics.ranges), sections)
-        return statistics.with_histograms(ActivationHistograms.from_bytes(counted)).to_bytes()
+        second_pass = ShardWork(call="count", title="histograms", num_shards=num_shards, inputs=key)
+        ranges = context.executor.share(statistics.ranges)
+        counts = pool.sum_shards(second_pass, dense.content, ranges, num_bins)
+        return statistics.with_histograms(ActivationHistograms.from_bytes(counts)).to_bytes()
 
     content = context.cached(f"{context.folder}/calibration.safetensors", key, compute)
     pool.forget_shards()

@@ -1,4 +1,4 @@
-"""Progress of a study: a live line in a terminal, plain lines elsewhere, and a watcher that is told the same."""
+"""Progress of a study: a live line in a terminal, plain lines elsewhere, and the same for a watcher."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ OnShard = Callable[..., None]
 
 
 class Watcher(Protocol):
-    """Hears of every change in a study's progress, in the thread that runs the study."""
+    """Is notified of every change in a study's progress, in the thread that runs the study."""
 
     def stage(self, name: str) -> None:
-        """A stage begins."""
+        """Note that a stage begins."""
 
     def dense(self, accuracy: float) -> None:
-        """The dense model has this accuracy."""
+        """Note the accuracy of the dense model."""
 
     def shards(self, state: ShardState) -> None:
-        """Shards of the stage are done."""
+        """Note the shards that are done."""
 
     def sweep(self, state: SweepState) -> None:
-        """Trials began or ended."""
+        """Note that trials began or ended."""
 
     def complete(self, state: SweepState) -> None:
-        """Trials were complete before this run: the state counts them as done."""
+        """Note the trials that were complete before this run; the state counts them as done."""
 
 
 class ProgressReporter:
-    """Prints the progress of a study, and passes it on to a watcher.
+    """Prints the progress of a study, and notifies a watcher of it.
 
     Args:
-        console: Where to print; live where it is a terminal.
+        console: Where to print; a terminal gets live lines.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -52,10 +52,10 @@ class ProgressReporter:
         self._last_line = 0.0
         self._watcher: Watcher | None = None
         self._stage = ""
-        self._before: list[dict[str, Any]] = []
+        self._complete_before: list[dict[str, Any]] = []
 
     def watch(self, watcher: Watcher | None) -> None:
-        """Pass everything on to a watcher from now on; to none with None."""
+        """Notify this watcher from now on; None stops it."""
         self._watcher = watcher
 
     def say(self, text: str) -> None:
@@ -64,7 +64,7 @@ class ProgressReporter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Print that a stage begins, and at its end how long it took."""
+        """Print that a stage begins, and when it ends, how long it took."""
         self.say(f"{name} ...")
         self._begin(name)
         started = time.monotonic()
@@ -78,66 +78,65 @@ class ProgressReporter:
             self._watcher.dense(accuracy.accuracy)
 
     def complete(self, rows: Iterable[dict[str, Any]], total: int) -> None:
-        """Print how many trials were complete before this run; the best of them is the best so far.
+        """Print how many trials were complete before this run; they count when the best so far is chosen.
 
         Args:
             rows: Their rows of results.parquet.
             total: Trials of the study.
         """
-        self._before = list(rows)
+        self._complete_before = list(rows)
         state = SweepState(total=total, workers=0)
-        for row in self._before:
+        for row in self._complete_before:
             state.finish(row)
-        if self._before:
-            self.say(f"{len(self._before)} of {total} trials were complete already")
+        if self._complete_before:
+            self.say(f"{len(self._complete_before)} of {total} trials were complete already")
         if self._watcher is not None:
             self._watcher.complete(state)
 
     @contextmanager
     def shards(self, name: str, num_shards: int) -> Iterator[OnShard]:
-        """Yield `on_shard(done, total, samples=0)`, to call whenever a shard is done.
+        """Yield `on_shard(done, total, samples=0)`, to be called whenever a shard is done.
 
-        Its arguments are the number of shards done so far, the number of all shards, and the number of samples that
-        were read for this one.
+        Its arguments are the shards done so far, all shards, and the samples that were read for this shard.
 
         Args:
-            name: The name of the pass, in a word or two.
+            name: A short name of the pass.
             num_shards: Shards of the pass.
         """
         state = ShardState(total=num_shards)
         if name != self._stage:
             self._begin(name)
 
-        def tell() -> None:
+        def notify() -> None:
             if self._watcher is not None:
                 self._watcher.shards(state)
 
-        tell()
+        notify()
         with self._counted(name, state, lambda: (state.done, state.total)) as refresh:
 
             def on_shard(done: int, total: int, samples: int = 0) -> None:
                 state.advance(done, total, samples)
-                tell()
+                notify()
                 refresh()
 
             yield on_shard
 
     @contextmanager
     def sweep(self, state: SweepState) -> Iterator[Callable[[], None]]:
-        """Yield a function to call when the state has changed."""
-        for row in self._before:
+        """Yield a function to be called whenever the state has changed."""
+        for row in self._complete_before:
             state.consider(row)
         self._begin("trials")
 
-        def tell() -> None:
+        def notify() -> None:
             if self._watcher is not None:
                 self._watcher.sweep(state)
 
-        tell()
+        notify()
         with self._counted("trials", state, lambda: (state.done + state.failed, state.total)) as refresh:
 
             def changed() -> None:
-                tell()
+                notify()
                 refresh()
 
             yield changed

@@ -1,4 +1,4 @@
-"""A whole study: dense model, calibration, sweep, tables, report."""
+"""A run of a whole study: dense model, calibration, sweep, tables, report."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.status import format_seconds
 
 Records = dict[str, dict[str, Any]]
-"""What is known of each trial, by trial id: its rows of the tables."""
+"""The record of each trial, by trial id: its rows, by table."""
 
-_OWN = (
+_FILES_OF_A_RUN = (
     "cache",
     "trials",
     "models",
@@ -60,8 +60,8 @@ _TABLES = (
 
 
 def clear(run: RunDirectory) -> None:
-    """Delete what an earlier run left in a run directory, and nothing else."""
-    for name in (*_OWN, *_TABLES):
+    """Delete the files that earlier runs wrote into a run directory, and nothing else."""
+    for name in (*_FILES_OF_A_RUN, *_TABLES):
         run.delete(name)
 
 
@@ -71,9 +71,9 @@ class RunOptions:
 
     Attributes:
         executor: Name of the executor: `ray`, `local` or another that is registered.
-        address: Address of a cluster; None: the executor starts what it needs on this machine.
+        address: Address of a cluster; if None, the executor starts what it needs on this machine.
         command: The command that was typed, for the record.
-        fresh: True to delete first what an earlier run left.
+        fresh: True to delete the results of earlier runs first.
     """
 
     executor: str = "ray"
@@ -85,18 +85,18 @@ class RunOptions:
 def run_study(
     study: Study, workspace: Workspace, run: RunDirectory, options: RunOptions, progress: ProgressReporter
 ) -> int:
-    """Run a study, resuming what the run directory already holds, and return the number of failed trials.
+    """Run a study, resuming from what the run directory already holds, and return the number of failed trials.
 
     Args:
         study: The study.
         workspace: The study, opened in this process.
         run: The run directory, where all outputs go.
-        options: What runs it, and how.
-        progress: Hears of the course of the study.
+        options: The options of the run.
+        progress: Notified of the study's progress.
 
     Raises:
-        CleanAIError: When the study cannot be run at all, or another process holds the run directory. What was
-            computed until then is kept.
+        CleanAIError: When the study cannot run, or another process holds the run directory. Everything computed up to
+            then is kept.
     """
     open_executor = EXECUTORS.get(options.executor)
     with locked(run):
@@ -150,14 +150,14 @@ def _run_stages(context: RunContext, began: dict[str, Any], clock: float) -> Rec
 
 
 def run_sweep(context: RunContext, inputs: SweepInputs) -> tuple[Records, int]:
-    """Run the trials that are not complete yet; return the records of all, and how many were complete before."""
+    """Run the trials that are not complete; return the records of all, and the number that was complete before."""
     study, run, store = context.study, context.run, context.executor.store
     done = completed_records(study, run, inputs.dense_digest)
     todo = [trial for trial in study.trials() if trial.trial_id not in done]
     if done:
         context.progress.complete([record["row"] for record in done.values()], len(done) + len(todo))
     groups = groups_to_run(study, todo)
-    # A driver that was killed had no time to delete these.
+    # A killed driver may have left these behind.
     store.forget_checkpoints([inputs.checkpoint(group.owner) for group in groups if not group.trials])
     if todo:
         store.begin_sweep(list(done))
@@ -170,7 +170,7 @@ def run_sweep(context: RunContext, inputs: SweepInputs) -> tuple[Records, int]:
 
 
 def completed_records(study: Study, run: RunDirectory, dense_digest: str) -> Records:
-    """Return the records of trials that are complete for exactly these inputs, with the models to be kept."""
+    """Return the records of the trials that are complete for these inputs and have the models they should have."""
     records = {}
     for trial in study.trials():
         name = record_name(trial.trial_id)
@@ -183,7 +183,7 @@ def completed_records(study: Study, run: RunDirectory, dense_digest: str) -> Rec
 
 
 def _record_of_run(context: RunContext, dense_digest: str) -> dict[str, Any]:
-    """Return what environment.json says beside times and command."""
+    """Return the content of environment.json, apart from times and command."""
     study, resources = context.study, context.executor.resources
     return {
         **describe_environment(),

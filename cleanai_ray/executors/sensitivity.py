@@ -38,8 +38,8 @@ class Sensitivity:
 
     Attributes:
         table: A row per group and removal (`schemas.SENSITIVITY`).
-        suggestions: By amount (a ratio or a budget of the study): the keys of `pruning` that share it out.
-        refused: By amount: why it cannot be shared out.
+        suggestions: For each amount (a ratio or budget of the study), the `pruning` keys that share it out over layers.
+        refused: For each amount that cannot be shared out, the reason.
     """
 
     table: pl.DataFrame
@@ -50,14 +50,14 @@ class Sensitivity:
 def analyse(
     study: Study, workspace: Workspace, run: RunDirectory, options: RunOptions, progress: ProgressReporter
 ) -> Sensitivity:
-    """Measure, or read from the run directory, and write sensitivity.parquet, layer_ratios.yaml and the chart.
+    """Measure sensitivity, or read it from the run directory, and write its table, layer_ratios.yaml and its chart.
 
     Args:
-        study: The study; of its sweep only the amounts count, and the first draw of the calibration samples.
+        study: The study; only the amounts of its sweep and its first draw of calibration samples matter.
         workspace: The study, opened in this process.
         run: The run directory.
-        options: What runs it, and how.
-        progress: Hears of the stages.
+        options: The options of the run.
+        progress: Notified of the progress.
     """
     study = study.model_copy(update={"sweep": study.sweep.model_copy(update={"methods": ("reconstruction",)})})
     first = study.draws()[0]
@@ -91,7 +91,7 @@ def analyse(
 def _share_out(
     study: Study, workspace: Workspace, model: nn.Module, curves: SensitivityCurves
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Return, for every ratio and budget of a study, the layer ratios that meet it, or why none do."""
+    """Return, for every ratio and budget of a study, the layer ratios that meet it, or the reason why none do."""
     suggestions: dict[str, dict[str, Any]] = {}
     refused: dict[str, str] = {}
     for amount in (*study.sweep.ratios, *study.sweep.budgets):
@@ -114,7 +114,7 @@ def _share_out(
 
 
 def describe(found: Sensitivity, run: RunDirectory) -> tuple[list[str], list[list[str]], list[str]]:
-    """Return the analysis as a table (headings, a row per group) and sentences."""
+    """Return the analysis as headings, a row per group, and lines of text."""
     shares = (0.1, 0.3, 0.5, 0.7)
     headings = ["group", "channels", *(f"KL at {share:.0%}" for share in shares), "error at 50%"]
     rows = []
@@ -127,8 +127,8 @@ def describe(found: Sensitivity, run: RunDirectory) -> tuple[list[str], list[lis
         rows.append([*cells, "-" if within.is_empty() else f"{within['error'][-1]:.2%}"])
     lines = [
         "",
-        "KL: mean divergence of the outputs from the dense model's, in nats, one group alone narrowed.",
-        "error: of what the layers reading the group compute, refitted, relative and squared; the sum over them.",
+        "KL: mean divergence of the outputs from the dense model's, in nats, when this group alone is narrowed.",
+        "error: relative squared error, after refitting, of the layers that read the group; the sum over those layers.",
     ]
     for amount, keys in found.suggestions.items():
         text = yaml.safe_dump({"pruning": keys}, width=100).rstrip()

@@ -1,4 +1,4 @@
-"""Values that every worker of an executor reads."""
+"""Values that an executor shares with all its workers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 
 
 class Shared(ABC, Generic[Value]):
-    """A value that every worker can read, kept once however many read it."""
+    """A value that every worker can read; only one copy is kept for all of them."""
 
     @abstractmethod
     def get(self) -> Value:
@@ -18,5 +18,5 @@ class Shared(ABC, Generic[Value]):
 
 
 def values_of(arguments: Iterable[Any]) -> list[Any]:
-    """Return arguments with the value in place of each shared one."""
+    """Return arguments, each shared one replaced by its value."""
     return [argument.get() if isinstance(argument, Shared) else argument for argument in arguments]

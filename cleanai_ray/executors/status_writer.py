@@ -1,7 +1,7 @@
 """The status of a running study, written to `status.json` in its run directory.
 
-It is written at every stage that begins, and in between from a thread of its own, so that a long stage does not look
-dead. An executor may publish it elsewhere, too: on Ray's metrics port, for instance.
+It is written whenever a stage begins, and in between by a thread of its own, so that a long stage does not look dead.
+An executor may publish it elsewhere as well: on Ray's metrics port, for instance.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _LOG = logging.getLogger(__name__)
 
 
 class StatusWriter:
-    """Keeps a study's status, and writes it down.
+    """Keeps a study's status, and writes it to a file.
 
-    Every change is kept at once, and written at every stage that begins, at the end, and every few seconds in between.
+    Changes are noted at once, and written when a stage begins, at the end, and every few seconds in between.
 
     Args:
         study: The study.
         run: Its run directory.
-        publish: Given every status that is written.
-        interval: Seconds between two writings.
+        publish: Called with every status that is written.
+        interval: Seconds between two writes.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class StatusWriter:
         )
         self._changing, self._writing = threading.Lock(), threading.Lock()
         self._ended = threading.Event()
-        self._unwritten = False
+        self._write_failed = False
         self._thread = threading.Thread(target=self._beat, name=f"watching-{study.name}", daemon=True)
 
     def start(self) -> None:
-        """Write the first status, and go on writing it."""
+        """Write the first status, and start writing it regularly."""
         self._write()
         self._thread.start()
 
@@ -71,7 +71,7 @@ class StatusWriter:
         self._write()
 
     def stage(self, name: str) -> None:
-        """Write down that a stage begins."""
+        """Write that a stage begins."""
         self._change(stage=name, shards_done=None, shards_total=None, samples_per_second=None, seconds_left=None)
         self._write()
 
@@ -93,7 +93,7 @@ class StatusWriter:
         self._change(trials_done=state.done, **_best(state))
 
     def sweep(self, state: SweepState) -> None:
-        """Note how many trials run and ended, those that were complete before included."""
+        """Note the trials that run and have ended, including those that were complete before."""
         before = self._status.trials_total - state.total
         self._change(
             trials_done=before + state.done,
@@ -117,12 +117,12 @@ class StatusWriter:
             status = self._change(updated=utc_now())
             try:
                 self._run.write_json(STATUS_FILE, status.model_dump(mode="json"))
-                self._unwritten = False
+                self._write_failed = False
             except ArtifactError as error:
-                # The study is worth more than being watched: it is told once, and the next beat tries again.
-                if not self._unwritten:
+                # The study goes on without a status: log the first failure, and try again at the next beat.
+                if not self._write_failed:
                     _LOG.warning("%s", error)
-                self._unwritten = True
+                self._write_failed = True
             self._publish(status)
 
 
@@ -137,13 +137,13 @@ def status_written(
     progress: ProgressReporter,
     publish: Callable[[StudyStatus], None] = lambda status: None,
 ) -> Iterator[StatusWriter]:
-    """Write the status of a study while the context lasts: everything the progress reporter hears, and how it ended.
+    """Write the status of a study while the context lasts, from the progress reporter, and at the end how it ended.
 
     Args:
         study: The study.
         run: Its run directory.
-        progress: Hears of the course of the study.
-        publish: Given every status that is written.
+        progress: Notified of the study's progress.
+        publish: Called with every status that is written.
     """
     watcher = StatusWriter(study, run, publish=publish)
     watcher.start()
@@ -161,5 +161,5 @@ def status_written(
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command resumes it"
+        return "interrupted; run the same command again to resume"
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The work of one worker on trials that share stages: run them, and have each written."""
+"""The work of one worker: it runs trials that share stages, and has each written."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _dense_models: dict[str, nn.Module] = {}
 
 @dataclass(frozen=True, kw_only=True)
 class TrialGroup:
-    """Trials that share stages, and are run together by one worker.
+    """Trials that share stages, so that one worker runs them together.
 
     Attributes:
-        owner: The first of them in the study, complete already or not: it names their checkpoints.
-        trials: Those that are still to be run.
+        owner: The group's first trial in the study, complete or not; their checkpoints are named after it.
+        trials: The trials of the group that are still to be run.
     """
 
     owner: Trial
@@ -49,7 +49,7 @@ class TrialGroup:
 
 
 def groups_to_run(study: Study, todo: Iterable[Trial]) -> list[TrialGroup]:
-    """Return the groups of a study's trials, each with those of its trials that are to be run, possibly none."""
+    """Return all groups of a study, each with those of its trials that are in `todo`, possibly none."""
     names = {trial.trial_id for trial in todo}
     return [
         TrialGroup(owner=group[0], trials=tuple(trial for trial in group if trial.trial_id in names))
@@ -66,7 +66,7 @@ class SweepInputs:
         dense_digest: Digest of the dense weights.
         dense: The dense model.
         measures: Its measurements, by draw of the calibration samples.
-        store: The run directory, as workers reach it.
+        store: Access to the run directory for workers.
     """
 
     study: Study
@@ -88,13 +88,13 @@ class SweepInputs:
         return CheckpointFile(self.store, self.checkpoint(owner))
 
     def unrecorded(self, trials: Iterable[Trial]) -> tuple[Trial, ...]:
-        """Return the trials that this sweep has not recorded yet: a process may die between two trials of a group."""
+        """Return the trials that are not recorded yet; a process may die between two trials of a group."""
         trials = tuple(trials)
         recorded = self._recorded(trials)
         return tuple(trial for trial in trials if trial.trial_id not in recorded)
 
     def forget_checkpoints(self, group: TrialGroup) -> None:
-        """Delete the checkpoints of a group that succeeded; those of a failed trial are kept until it is run again."""
+        """Delete the checkpoints of a group if all its trials succeeded; else keep them until it is run again."""
         recorded = self._recorded(group.trials)
         if all(recorded.get(trial.trial_id) == schemas.OK for trial in group.trials):
             self.store.forget_checkpoints([self.checkpoint(group.owner)])
@@ -103,12 +103,12 @@ class SweepInputs:
         return self.store.recorded([(trial.trial_id, self.key(trial)) for trial in trials])
 
     def write(self, trial: Trial, outcome: TrialOutcome, *, is_final: bool = True) -> None:
-        """Write a trial: its record, and its model where that is to be kept.
+        """Write a trial: its record, and its model if that is to be kept.
 
         Args:
             trial: The trial.
             outcome: Its outcome.
-            is_final: False where the trial's process died: its record counts for no inputs.
+            is_final: False if the trial's process died; the record is then not valid for any inputs.
         """
         record = {name: getattr(outcome, name) for name in _RECORDED}
         model = None
@@ -131,17 +131,17 @@ def run_group(
 ) -> Iterator[tuple[Trial, TrialOutcome]]:
     """Run trials that share stages in this process, and yield each with its outcome.
 
-    A trial that fails has an outcome like any other. Where a stage fails that several trials share, all of them fail.
+    A failed trial has an outcome like any other. If a shared stage fails, all trials that share it fail.
 
     Args:
         inputs: The inputs of all trials.
         trials: The trials.
         device: Where this process computes.
-        make_context: Returns the processes that fine-tune and score.
-        must_raise: Returns whether an error is raised instead of becoming an outcome.
+        make_context: Returns the context in which to fine-tune and score.
+        must_raise: Returns True for an error to be raised instead of becoming an outcome.
     """
 
-    def failed(trial: Trial, error: Exception) -> tuple[Trial, TrialOutcome]:
+    def fail(trial: Trial, error: Exception) -> tuple[Trial, TrialOutcome]:
         if must_raise(error):
             raise error
         if not isinstance(error, CleanAIError):
@@ -154,13 +154,13 @@ def run_group(
             require_quantization([trial.quantization])
             left.append(trial)
         except CleanAIError as error:
-            yield failed(trial, error)
+            yield fail(trial, error)
     if not left:
         return
     try:
-        setting = _setting(inputs, left[0], device, make_context)
+        setting = _open_setting(inputs, left[0], device, make_context)
     except Exception as error:
-        yield from [failed(trial, error) for trial in left]
+        yield from [fail(trial, error) for trial in left]
         return
     study, dense = setting.workspace.study, inputs.dense.get()
     for trial, state in run_stages(setting, [(trial, plan_stages(study, trial)) for trial in left]):
@@ -170,11 +170,11 @@ def run_group(
             found = trial, describe_outcome(setting.workspace, trial, dense, state)
             inputs.store.note_unreadable(setting.workspace.unreadable.found)
         except Exception as error:
-            found = failed(trial, error)
+            found = fail(trial, error)
         yield found
 
 
-def _setting(
+def _open_setting(
     inputs: SweepInputs, trial: Trial, device: str, make_context: Callable[[Workspace], TrainingContext]
 ) -> TrialSetting:
     draw = inputs.study.draw_of(trial)
@@ -190,7 +190,7 @@ def _setting(
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an error in one line, with its kind where it is not one of this package's own."""
+    """Return an error as one line, with its type if it is not one of this package's own."""
     text = " ".join(str(error).split())
     return text if isinstance(error, CleanAIError) else f"{type(error).__name__}: {text}"
 

@@ -1,7 +1,7 @@
-"""Writing a study into its run directory: files, the records of trials, and the models to keep.
+"""Writes a study into its run directory: files, the records of trials, and the models to keep.
 
-A trial's model is written before its record, and the record's completion marker last. Everything the writer knows it
-can read back, so it carries on where it was when its process was killed.
+A trial's model is written before its record, and the record's completion marker last. The writer can read back all
+that it knows, so it carries on where it was if its process is killed and replaced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNREADABLE_FILE = "cache/unreadable.json"
 
 
 class RunStore(Protocol):
-    """A run directory as the driver and every worker reach it; `RunWriter` documents the methods."""
+    """Access to a run directory for the driver and every worker; `RunWriter` documents the methods."""
 
     def read(self, name: str, inputs: str | None = None) -> bytes | None: ...  # noqa: D102
     def write(self, name: str, content: bytes, inputs: str | None = None) -> None: ...  # noqa: D102
@@ -44,7 +44,7 @@ class SavedTrialModel:
     Attributes:
         plan: Its plan, as JSON.
         weights: Content of its safetensors file, in float.
-        quantized: Name and content of the quantised model's file, where there is one.
+        quantized: Name and content of the quantised model's file, if there is one.
     """
 
     plan: str
@@ -58,7 +58,7 @@ def model_folder(trial_id: str) -> str:
 
 
 def lacks_model(rows: list[dict[str, Any]], save_models: str, run: RunDirectory) -> set[str]:
-    """Return the complete trials whose model should be in the run directory and is not."""
+    """Return the ids of complete trials whose model should be in the run directory but is missing."""
     wanted = {"none": [], "best": sorted(rows, key=rank)[:1], "all": rows}[save_models]
     return {row["trial_id"] for row in wanted if not run.exists(f"{model_folder(row['trial_id'])}/{PLAN_FILE}")}
 
@@ -70,9 +70,9 @@ def unreadable_samples(study: Study, run: RunDirectory) -> dict[str, str]:
 
 
 class RunWriter:
-    """Writes files, records and models, and keeps those models that the study asks for.
+    """Writes files, records and models, and keeps the models that the study asks for.
 
-    Calls may overlap: files are independent of each other, records are taken one at a time.
+    Calls may overlap: files are independent of each other, and records are written one at a time.
 
     Args:
         location: The run directory.
@@ -89,11 +89,11 @@ class RunWriter:
         self._saved = {row["trial_id"]: row for row in self._rows_with_model()}
 
     def read(self, name: str, inputs: str | None = None) -> bytes | None:
-        """Return a file's content; None where there is none, or none that was completed from inputs of this digest."""
+        """Return a file's content; None if it is missing, or not complete for inputs with this digest."""
         return read_file(self._run, name, inputs)
 
     def write(self, name: str, content: bytes, inputs: str | None = None) -> None:
-        """Write a file, and then its marker where the digest of its inputs is given."""
+        """Write a file, and then its completion marker if the digest of its inputs is given."""
         write_file(self._run, name, content, inputs)
 
     def note_unreadable(self, found: dict[str, str]) -> None:
@@ -111,12 +111,12 @@ class RunWriter:
             if len(self._unreadable) > allowed:
                 some = ", ".join(list(self._unreadable)[:3])
                 raise DataError(
-                    f"{len(self._unreadable)} samples cannot be decoded, data.skip_unreadable allows {allowed}: {some}"
+                    f"{len(self._unreadable)} samples cannot be decoded; data.skip_unreadable allows {allowed}: {some}"
                     + (", ..." if len(self._unreadable) > 3 else "")
                 )
 
     def begin_sweep(self, completed: list[str]) -> None:
-        """Delete the models of trials that are not complete: the tables will not describe them."""
+        """Delete the models of trials that are not complete, since the tables will not describe them."""
         with self._lock:
             self._statuses = {}
             self._saved = {name: row for name, row in self._saved.items() if name in completed}
@@ -131,7 +131,7 @@ class RunWriter:
         return self._save_models == "all"
 
     def write_trial(self, record: Record, inputs: str, model: SavedTrialModel | None = None) -> None:
-        """Write a trial: its model if it comes with one, its record, and the marker of a trial that succeeded.
+        """Write a trial: its model if it comes with one, its record, and its completion marker if it succeeded.
 
         Args:
             record: Its rows of the tables.
@@ -154,12 +154,12 @@ class RunWriter:
             if self._statuses is not None:
                 self._statuses[trial_id] = row["status"]
             if self._save_models == "best":
-                self._keep_best()
+                self._delete_all_but_best()
 
     def recorded(self, trials: list[tuple[str, str]]) -> dict[str, str]:
-        """Return the status of those trials that were recorded since the sweep began, by trial id.
+        """Return the status of the trials that were recorded since the sweep began, by trial id.
 
-        A writer whose process was replaced meanwhile finds those again that succeeded.
+        If the writer's process was replaced since then, only the trials that succeeded are found.
 
         Args:
             trials: Trial ids, and the digests of their inputs.
@@ -171,12 +171,12 @@ class RunWriter:
         }
 
     def forget_checkpoints(self, names: list[str]) -> None:
-        """Delete the checkpoints of trainings that are done; names without a checkpoint are ignored."""
+        """Delete the checkpoints of finished trainings; names without a checkpoint are ignored."""
         done = {PurePosixPath(file).name for name in names for file in (name, checkpoint_folder(name))}
         for name in done.intersection(self._run.list(CHECKPOINTS)):
             self._run.delete(f"{CHECKPOINTS}/{name}")
 
-    def _keep_best(self) -> None:
+    def _delete_all_but_best(self) -> None:
         for trial_id in sorted(self._saved, key=lambda name: rank(self._saved[name]))[1:]:
             self._run.delete(model_folder(trial_id))
             del self._saved[trial_id]
@@ -190,14 +190,14 @@ class RunWriter:
 
 
 def read_file(run: RunDirectory, name: str, inputs: str | None) -> bytes | None:
-    """Return a file's content; None where there is none, or none that was completed from inputs of this digest."""
+    """Return a file's content; None if it is missing, or not complete for inputs with this digest."""
     if not (run.exists(name) and (inputs is None or run.is_complete(name, inputs))):
         return None
     return run.read_bytes(name)
 
 
 def write_file(run: RunDirectory, name: str, content: bytes, inputs: str | None) -> None:
-    """Write a file, and then its marker where the digest of its inputs is given."""
+    """Write a file, and then its completion marker if the digest of its inputs is given."""
     run.write_bytes(name, content)
     if inputs is not None:
         run.mark(name, inputs)

@@ -17,13 +17,13 @@ from cleanai_ray.training.context import TrainingContext
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrialSetting:
-    """The surroundings of a trial: what its stages read and never change.
+    """The surroundings of a trial, which its stages read and never change.
 
     Attributes:
         workspace: The opened study.
         dense_model: The dense model on the workspace's device.
         measures: Measurements of the dense model that all trials share.
-        context: The processes that fine-tune and score, and where they report and keep checkpoints.
+        context: The processes that fine-tune and score, and the places where they report and keep checkpoints.
     """
 
     workspace: Workspace
@@ -35,14 +35,15 @@ class TrialSetting:
 class Stage(ABC):
     """One stage of a trial. Subclasses are registered in `cleanai_ray.registry.STAGES`, one a file.
 
-    Trials whose stages have equal keys from the first one on share the states after them: each such stage runs once.
+    Trials share their first stages for as long as the keys are equal: each shared stage runs once.
 
     Attributes:
-        position: Stages run in rising order of it: prune 100, repair 200, finetune 300, quantize 400, measure 500.
-        repeats: True for a stage that follows every pruning step where `finetune.between_steps` asks for fine-tuning
-            between the steps; the others run after the last step only.
-        scored_as: Name of the score taken after the stage at the end, the `NAME` of `accuracy_NAME`; None: none is.
-        is_variant: True where other trials end before this stage, so that the model before it counts as a result, too.
+        position: The place in the order, lowest first: prune 100, repair 200, finetune 300, quantize 400, measure 500.
+        repeats: True for a stage that follows every pruning step if `finetune.between_steps` asks for fine-tuning
+            between the steps; the other stages run after the last step only.
+        scored_as: Name of the score taken after the stage's last run, the `NAME` in `accuracy_NAME`; None if it is not
+            scored.
+        is_variant: True if other trials end before this stage, so that the model before it is a result as well.
         timed_as: Name of the `seconds_` column that its time counts towards.
 
     Args:
@@ -75,10 +76,10 @@ class Stage(ABC):
     @classmethod
     @abstractmethod
     def key(cls, study: Study, trial: Trial) -> Any:
-        """Return, as JSON-like values, everything the stage's result depends on beside the state before it.
+        """Return, as JSON-like values, everything the stage's result depends on, apart from the state before it.
 
-        The data, the dense model and the draw of the calibration samples need not be named: trials that differ in
-        those share nothing.
+        The data, the dense model and the draw of the calibration samples can be left out: trials that differ in them
+        share nothing anyway.
         """
 
     @abstractmethod
@@ -86,5 +87,5 @@ class Stage(ABC):
         """Return the state after the stage.
 
         Raises:
-            CleanAIError: When the stage cannot be carried out.
+            CleanAIError: When the stage fails.
         """

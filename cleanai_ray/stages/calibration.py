@@ -1,4 +1,4 @@
-"""Calibration of a study: what its methods and metrics read, shard by shard, in one pass or two."""
+"""Calibration of a study: the statistics that its methods and metrics read, shard by shard, in one pass or two."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from cleanai_ray.statistics.merging import merge_tree
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationNeeds:
-    """What a calibration collects beside sums over what layers receive.
+    """The statistics that a calibration collects, besides sums over the inputs of layers.
 
     Attributes:
-        outputs: Statistics of what layers compute.
-        gradients: Magnitudes of gradients.
-        squared_gradients: Squares of gradients.
-        sections: Number of sections that activations are counted in, in a second pass; None: there is no second pass.
+        outputs: True for sums over the outputs of layers.
+        gradients: True for magnitudes of gradients.
+        squared_gradients: True for squares of gradients.
+        sections: Number of bins of the activation histograms, counted in a second pass; None for no second pass.
     """
 
     outputs: bool
@@ -40,17 +40,17 @@ class CalibrationNeeds:
 
     @staticmethod
     def of(study: Study, trial: Trial | None = None) -> CalibrationNeeds:
-        """Return what a study's trials read, or what one of them does."""
+        """Return what all trials of a study need, or what one of them needs."""
         trials = study.trials() if trial is None else (trial,)
         named = {trial.method: trial.options for trial in trials}
         methods = [create_method(name, options) for name, options in named.items()]
         calibration = study.data.calibration
-        counted = any(needs_sections(trial.coverage_metric) for trial in trials)
+        needs_histograms = any(needs_sections(trial.coverage_metric) for trial in trials)
         return CalibrationNeeds(
             outputs=calibration.observe == "output" or any(method.needs_outputs for method in methods),
             gradients=any(method.needs_gradients for method in methods),
             squared_gradients=any(method.needs_squared_gradients for method in methods),
-            sections=calibration.sections if counted else None,
+            sections=calibration.sections if needs_histograms else None,
         )
 
 
@@ -73,7 +73,7 @@ def calibrate_shard(
 
 
 def count_shard(
-    workspace: Workspace, model: nn.Module, positions: np.ndarray, ranges: Ranges, sections: int
+    workspace: Workspace, model: nn.Module, positions: np.ndarray, ranges: Ranges, num_bins: int
 ) -> ActivationHistograms:
     """Return the histograms of a model on one shard of the calibration samples: the second pass.
 
@@ -81,24 +81,24 @@ def count_shard(
         workspace: The opened study.
         model: The model of the first pass.
         positions: Positions of the shard among the calibration samples.
-        ranges: Those of the merged statistics of all shards.
-        sections: Number of sections.
+        ranges: The layers' ranges in the merged statistics of all shards.
+        num_bins: Number of bins of a histogram.
     """
-    return count_sections(model, workspace.batches("calibration", positions=positions), ranges, sections=sections)
+    return count_sections(model, workspace.batches("calibration", positions=positions), ranges, sections=num_bins)
 
 
 def calibrate_locally(workspace: Workspace, model: nn.Module, trial: Trial | None = None) -> ActivationStatistics:
-    """Return the statistics of a model on all calibration samples: its shards', merged in a tree of fixed shape.
+    """Return the statistics of a model on all calibration samples, merged shard by shard in a tree of fixed shape.
 
     Args:
         workspace: The opened study.
         model: The model on the workspace's device; it is not changed.
-        trial: The trial that reads them; by default all of the study do.
+        trial: Collect what this trial needs; by default, what all trials of the study need.
     """
     needs, shards = CalibrationNeeds.of(workspace.study, trial), workspace.shards()
     statistics = merge_tree([calibrate_shard(workspace, model, positions, needs) for positions in shards])
     if needs.sections is None:
         return statistics
-    ranges, sections = statistics.ranges, needs.sections
-    counted = [count_shard(workspace, model, positions, ranges, sections) for positions in shards]
-    return statistics.with_histograms(merge_tree(counted))
+    ranges, num_bins = statistics.ranges, needs.sections
+    histograms = [count_shard(workspace, model, positions, ranges, num_bins) for positions in shards]
+    return statistics.with_histograms(merge_tree(histograms))

@@ -1,4 +1,4 @@
-"""The columns of results.parquet that a trial's measurements give."""
+"""The columns of results.parquet, computed from a trial's measurements."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SCORED_STAGES = ("pruned", "repaired", "finetuned", "quantized")
 
 
 def describe_trial(study: Study, trial: Trial) -> dict[str, Any]:
-    """Return the columns of results.parquet that say what a trial of a study is."""
+    """Return the columns of results.parquet that identify a trial of a study."""
     draw = study.draw_of(trial)
     return {
         "trial_id": trial.trial_id,
@@ -53,7 +53,7 @@ def _reads_data(trial: Trial) -> bool | None:
 
 
 def describe_repair(chosen: Mapping[str, Any]) -> str:
-    """Return the repair that was applied in a few words."""
+    """Return a short description of the repair that was applied."""
     parts = [name for name in (chosen["compensation"], chosen["batch_norm"]) if name != "none"]
     if not parts:
         return "none"
@@ -62,12 +62,12 @@ def describe_repair(chosen: Mapping[str, Any]) -> str:
 
 
 def skipped_by_repair(layers: Sequence[str]) -> list[str]:
-    """Return a warning where compensation left layers out."""
+    """Return a warning that names the layers compensation left out; an empty list if it left out none."""
     return [f"weight compensation leaves out {', '.join(layers)}"] if layers else []
 
 
 def latency_columns(latency: list[dict[str, Any]], backend: str = "eager") -> dict[str, Any]:
-    """Return the columns of results.parquet that latency.parquet's rows of one trial give: those of one back end."""
+    """Return the latency columns of results.parquet from a trial's rows of latency.parquet, for one back end."""
     rows = [entry for entry in latency if entry["backend"] == backend]
     if not rows:
         return {}
@@ -88,7 +88,7 @@ def latency_columns(latency: list[dict[str, Any]], backend: str = "eager") -> di
 def cost_columns(
     dense: nn.Module, pruned: nn.Module, example_input: Tensor, quantized: Quantized | None = None
 ) -> dict[str, int]:
-    """Return parameters, MACs and file size of both models, and of the quantised one's file where there is one."""
+    """Return parameters, MACs and file size of both models; `size_bytes` is the quantised file's if there is one."""
     columns: dict[str, int] = {}
     for suffix, model in (("_dense", dense), ("", pruned)):
         complexity = asdict(measure_complexity(model, example_input))
@@ -127,7 +127,7 @@ def score_columns(dense: Accuracy, scores: Mapping[str, StageScore], num_classes
 
 
 def comparison_columns(comparison: Comparison, num_classes: int) -> dict[str, Any]:
-    """Return what the comparison with the dense model after the last stage says, and how far it can be trusted."""
+    """Return the columns that compare the final model with the dense one, with their uncertainty."""
     interval = wilson(sum(comparison.class_correct), comparison.num_samples)
     accuracy_dense = sum(comparison.class_correct_dense) / comparison.num_samples
     return {

@@ -1,4 +1,4 @@
-"""The dense model of a study: built or loaded, trained where the study says so, and scored."""
+"""The dense model of a study: built or loaded, trained if the study says so, and scored."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DenseModel:
     Attributes:
         weights: Content of its safetensors file.
         accuracy: Its score on the evaluation samples.
-        history: A row per epoch, where the study trained it.
+        history: A row per epoch if the study trained it.
     """
 
     weights: bytes
@@ -36,11 +36,11 @@ class DenseModel:
 
 
 def prepare_dense(workspace: Workspace, context: TrainingContext | None = None) -> DenseModel:
-    """Build the dense model of a study, train it where the study says so, and score it.
+    """Build the dense model of a study, train it if the study says so, and score it.
 
     Args:
         workspace: The opened study.
-        context: Where the training reports and keeps checkpoints; by default it does neither.
+        context: Receives the training's reports and checkpoints; by default there are none.
     """
     section = workspace.study.model
     train = section.train

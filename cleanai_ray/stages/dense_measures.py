@@ -1,4 +1,4 @@
-"""What is measured once on the dense model and shared by all trials: statistics, second moments, sensitivity."""
+"""Measurements made once on the dense model and shared by all trials: statistics, second moments, sensitivity."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from cleanai_ray.statistics import ActivationStatistics
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DenseMeasures:
-    """Measurements of the dense model on the calibration samples; None where no trial of the study reads one.
+    """Measurements of the dense model on the calibration samples; each is None if no trial of the study reads it.
 
     Attributes:
         statistics: Activation statistics.
-        moments: Second moments of what the readers of prunable layers read.
+        moments: Second moments of the inputs of the layers that read prunable layers.
         curves: Sensitivity curves of the dependency groups.
     """
 
@@ -34,30 +34,30 @@ class DenseMeasures:
 
 
 def measures_folder(study: Study, draw: CalibrationDraw) -> str:
-    """Return where a run directory keeps the measures of one draw."""
+    """Return the folder of a run directory that keeps the measurements of one draw."""
     return "cache" if len(study.draws()) == 1 else f"cache/{draw.name}"
 
 
 def needs_statistics(study: Study) -> bool:
-    """Whether some method of a study reads activations or gradients."""
+    """Return whether any method of a study reads activations or gradients."""
     return methods_need(study, "needs_statistics")
 
 
 def needs_moments(study: Study) -> bool:
-    """Whether some trial of a study reads second moments."""
+    """Return whether any trial of a study reads second moments."""
     return needs_curves(study) or study.repair.compensation in ("closed_form", "auto")
 
 
 def needs_curves(study: Study) -> bool:
-    """Whether some method of a study reads sensitivity curves."""
+    """Return whether any method of a study reads sensitivity curves."""
     return methods_need(study, "needs_curves")
 
 
 def moment_shards(workspace: Workspace) -> list[np.ndarray]:
     """Return the positions, among the calibration samples, of each shard of the second moments.
 
-    Every fifth image is left out: what repair and sensitivity judge by is not what they were made from, and moments do
-    not depend on which trials read them.
+    Every fifth image is left out, so that repair and sensitivity can be judged on images they were not fitted to. The
+    moments are the same whichever trials read them.
     """
     calibration = workspace.study.data.calibration
     positions = np.arange(min(calibration.second_moment_samples, len(workspace.roles.calibration)))
@@ -69,7 +69,7 @@ def moment_shards(workspace: Workspace) -> list[np.ndarray]:
 class MomentCollector:
     """Collects the second moments of shards; the graph of the model is traced once.
 
-    For ResNet-50 a shard's moments are 96 MB as they travel: the upper triangles, float64.
+    The moments of a ResNet-50 take 96 MB when a shard is sent: the upper triangles, float64.
 
     Args:
         workspace: The opened study.
@@ -83,7 +83,7 @@ class MomentCollector:
         self._shards = moment_shards(workspace)
 
     def num_samples(self, number: int) -> int:
-        """Return how many images one shard has."""
+        """Return the number of images of one shard."""
         return len(self._shards[number])
 
     def shard(self, number: int) -> ConsumerMoments:
@@ -99,7 +99,7 @@ class MomentCollector:
 
 
 def measure_study_curves(workspace: Workspace, model: nn.Module, moments: ConsumerMoments) -> SensitivityCurves:
-    """Return the sensitivity curves of a study's dense model, with what its errors do measured on images held back."""
+    """Return the sensitivity curves of a study's dense model; outputs are compared on the images held back."""
     limit = workspace.study.data.calibration.second_moment_samples
     positions = np.arange(min(limit, len(workspace.roles.calibration)))
     held = positions[is_held_back(positions)]

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, hardware, digests. Written as environment.json."""
+"""The environment of a run, for environment.json: versions, hardware, and the number of samples of each role."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGES = ("ray", "torch", "torchvision", "torch-pruning", "numpy", "pyarrow",
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return versions and hardware of this process's machine."""
+    """Return the versions of the packages and the hardware of this machine."""
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
@@ -34,7 +34,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def describe_samples(workspace: Workspace) -> dict[str, Any]:
-    """Return how many samples each role has."""
+    """Return the number of samples of each role."""
     roles = workspace.roles
     counts = {name: len(getattr(roles, name)) for name in ("calibration", "training", "validation", "evaluation")}
     return {**counts, "calibration_withheld_from_training": roles.calibration_withheld}

@@ -1,4 +1,4 @@
-"""From a run directory to a file for deployment, or to what a plan says."""
+"""Export of a trial's model from a run directory, and the explanation of its plan."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
 
 
 def export_trial(run: RunDirectory, trial: str, format_name: str, out: Path | None = None) -> str:
-    """Write the pruned model of a trial, and return where it lies.
+    """Write the pruned model of a trial, and return its location.
 
     Args:
         run: The run directory.
-        trial: Trial id, or `best`: the most accurate trial (of equals, the one with fewer MACs).
+        trial: Trial id, or `best`: the most accurate trial (among equals, the one with the fewest MACs).
         format_name: A name of `cleanai list formats`.
         out: The file; by default `exports/<trial><suffix>` of the run directory.
 
     Raises:
-        ArtifactError: When the run, the trial or its model is not there, or the export does not agree with the model.
-        DataError: When the format needs calibration samples, and the data are not where the study file says.
+        ArtifactError: When the run, the trial or its model is missing, or the exported model's outputs differ.
+        DataError: When the format needs calibration samples, and the data set is not where the study file says.
     """
     export = FORMATS.get(format_name)
-    trial_id = _find(run, trial)
+    trial_id = _saved_trial(run, trial)
     section = ModelSection.model_validate(yaml.safe_load(run.read_text("study.yaml"))["model"])
     dense = build_model(section.model_copy(update={"weights": None, "train": None}))
     model = load_model(dense, run, f"models/{trial_id}").eval()
     suffix = getattr(export, "suffix", f".{format_name}")
-    more = [_calibration_batches(run, trial_id)] if getattr(export, "needs_images", False) else []
+    extra = [_calibration_batches(run, trial_id)] if getattr(export, "needs_images", False) else []
     example = example_input(section, batch_size=2)
     if out is not None or run.is_local:
         target = out or run.local_path(f"exports/{trial_id}{suffix}")
         target.parent.mkdir(parents=True, exist_ok=True)
-        return str(export(model, example, target, *more))
+        return str(export(model, example, target, *extra))
     with tempfile.TemporaryDirectory() as folder:
-        written = export(model, example, Path(folder) / f"{trial_id}{suffix}", *more)
+        written = export(model, example, Path(folder) / f"{trial_id}{suffix}", *extra)
         run.write_bytes(f"exports/{trial_id}{suffix}", written.read_bytes())
     return f"{run.location.rstrip('/')}/exports/{trial_id}{suffix}"
 
 
 def _calibration_batches(run: RunDirectory, trial_id: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Return the calibration samples of a trial: the study's data must be where its file says."""
+    """Return the calibration samples of a trial; the data set must be where the study file says."""
     study = parse_study(yaml.safe_load(run.read_text("study.yaml")))
     draws = [study.draw_of(trial) for trial in study.trials() if trial.trial_id == trial_id]
     draw = (draws or study.draws())[0]
@@ -62,22 +62,22 @@ def _calibration_batches(run: RunDirectory, trial_id: str) -> Iterator[tuple[Ten
 
 
 def explain_trial(run: RunDirectory, trial: str) -> str:
-    """Return what the plan of a trial says, as text: see `PruningPlan.explain`.
+    """Return the plan of a trial as text for people; see `PruningPlan.explain`.
 
     Args:
         run: The run directory, or a folder that `cleanai_ray.save` wrote to, which holds one plan.
         trial: Trial id, or `best`.
 
     Raises:
-        ArtifactError: When the run, the trial or its model is not there, or the plan was changed.
+        ArtifactError: When the run, the trial or its model is missing, or the plan was edited.
     """
     if trial == "best" and run.exists(PLAN_FILE):
         return PruningPlan.from_json(run.read_text(PLAN_FILE)).explain()
-    trial_id = _find(run, trial)
+    trial_id = _saved_trial(run, trial)
     return f"Trial {trial_id}\n{PruningPlan.from_json(run.read_text(f'models/{trial_id}/{PLAN_FILE}')).explain()}"
 
 
-def _find(run: RunDirectory, trial: str) -> str:
+def _saved_trial(run: RunDirectory, trial: str) -> str:
     """Return the id of a trial whose model is saved."""
     saved = run.list("models")
     trial_id = _best(run) if trial == "best" else trial

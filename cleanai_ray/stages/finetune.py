@@ -1,4 +1,4 @@
-"""The stage `finetune`: training of the smaller model, in one process or in several."""
+"""The stage `finetune`: training of the smaller model, in one process or several."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from cleanai_ray.training.part import TrainingPart
 
 @STAGES.register("finetune")
 class FineTune(Stage):
-    """Fine-tune the model: at the end, and between pruning steps where `finetune.between_steps` says so.
+    """Fine-tune the model: at the end, and between pruning steps if `finetune.between_steps` says so.
 
-    Each fine-tuning is a training of its own, with its own schedule, early stopping and best epoch.
+    Each time is a training of its own, with its own schedule, early stopping and best epoch.
     """
 
     position = 300
@@ -43,11 +43,11 @@ class FineTune(Stage):
 
     @classmethod
     def key(cls, study: Study, trial: Trial) -> Any:
-        """Return the recipe, the batch size it falls back on, and the seed."""
+        """Return the recipe, the batch size for recipes that set none, and the seed."""
         return [study.finetune.model_dump(mode="json"), study.data.batch_size, trial.seed]
 
     def run(self, state: TrialState) -> TrialState:
-        """Return the state with the fine-tuned model; unchanged where the last pruning step removed nothing."""
+        """Return the state with the fine-tuned model; unchanged if the last pruning step removed nothing."""
         if not state.removed_some:
             return state
         setting, part, model = self.setting, self._part(state), copy.deepcopy(state.model)
@@ -57,10 +57,10 @@ class FineTune(Stage):
         return replace(state, model=model, best_epoch=best_epoch, history=(*state.history, *tuned.history))
 
     def _part(self, state: TrialState) -> TrainingPart:
-        """Return which of the trial's trainings this is.
+        """Return the description of this training, one of several in a trial that fine-tunes between steps.
 
-        Its name has a digest of the removed channels, so that a checkpoint never gives one choice of channels the
-        weights of another.
+        Its name holds a digest of the removed channels, so that a model never resumes from the checkpoint of a model
+        with other channels.
         """
         assert state.pruned is not None
         is_only = not state.history and self.is_last_step
@@ -86,8 +86,8 @@ def fine_tune_part(
         trial: The cell of the sweep.
         model: The pruned model.
         teacher: The dense model.
-        context: This process among those that train.
-        part: Which of the trial's trainings this is; by default the one after its last pruning step.
+        context: The context of this process.
+        part: The description of this training; by default, of the one after the last pruning step.
 
     Returns:
         The outcome of the training; its history has the column `step`.
@@ -116,34 +116,34 @@ def fine_tune_part(
 
 
 def _is_start_impartial(study: Study) -> bool:
-    """Return whether the model at the start was made without the validation images."""
+    """Return whether the model was made without the validation images before fine-tuning starts."""
     if study.finetune.data == "training":
-        # Weights from elsewhere have most likely seen them.
+        # Weights from elsewhere were most likely trained on them.
         return study.model.train is not None
-    # Repair that compares variants holds back the same images; repair with fixed settings reads all of them.
+    # Repair that compares variants holds these images back; repair with fixed settings uses all of them.
     return not study.repair.is_on or "auto" in (study.repair.compensation, study.repair.batch_norm)
 
 
-_Images = tuple[Callable[[int], Batches], int, Callable[[], Batches]]
+_ImageBatches = tuple[Callable[[int], Batches], int, Callable[[], Batches]]
 """A function from an epoch to its training batches, their number, and a function that returns validation batches."""
 
 
-def _labelled(workspace: Workspace, seed: int, batch_size: int | None, share: Share) -> _Images:
+def _labelled(workspace: Workspace, seed: int, batch_size: int | None, share: Share) -> _ImageBatches:
     epoch_batches, steps = workspace.training_batches(seed, batch_size, share=share)
     return epoch_batches, steps, lambda: workspace.batches("validation", share=share)
 
 
-def _unlabelled(workspace: Workspace, seed: int, batch_size: int | None, share: Share) -> _Images:
-    """Return the calibration images: those that repair holds back validate, the others train."""
+def _unlabelled(workspace: Workspace, seed: int, batch_size: int | None, share: Share) -> _ImageBatches:
+    """Return batches of calibration images: the images that repair holds back for validation, the rest for training."""
     positions = np.arange(len(workspace.roles.calibration))
-    validates = is_held_back(positions)
+    is_validation = is_held_back(positions)
     epoch_batches, steps = workspace.training_batches(
-        seed, batch_size, share=share, role="calibration", positions=positions[~validates]
+        seed, batch_size, share=share, role="calibration", positions=positions[~is_validation]
     )
     return (
         lambda epoch: _without_labels(epoch_batches(epoch)),
         steps,
-        lambda: _without_labels(workspace.batches("calibration", positions=positions[validates], share=share)),
+        lambda: _without_labels(workspace.batches("calibration", positions=positions[is_validation], share=share)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Digests of everything that an output depends on: changed inputs never reuse old outputs."""
+"""Digests of everything that an output depends on: an output is not reused once an input has changed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _CHUNK_BYTES = 2**22
 
 def data_key(study: Study) -> str:
     """Return the digest of everything that decides which samples are read."""
-    return digest([_shape(study), _data(study), study.evaluation.split, study.evaluation.samples])
+    return digest([_model_shape(study), _data(study), study.evaluation.split, study.evaluation.samples])
 
 
 def dense_key(study: Study) -> str:
-    """Return the digest of everything that the dense model and its score depend on: a weights file by its content."""
+    """Return the digest of everything that the dense model and its score depend on: of a weights file, the content."""
     weights = study.model.weights
     content = None if weights in (None, "pretrained") else _content_digest(str(weights))
     evaluation = study.evaluation.model_dump(exclude={"latency"})
@@ -30,16 +30,16 @@ def dense_key(study: Study) -> str:
 
 def calibration_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that the calibration of a study of one draw depends on."""
-    from cleanai_ray.stages.calibration import CalibrationNeeds  # loads torch, which the process of the files spares
+    from cleanai_ray.stages.calibration import CalibrationNeeds  # loads torch, which the writer's process does without
 
     needs = asdict(CalibrationNeeds.of(study))
-    return digest([dense_digest, _shape(study), _data(study), study.evaluation.split, needs])
+    return digest([dense_digest, _model_shape(study), _data(study), study.evaluation.split, needs])
 
 
 def moments_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that second moments and curves of a study of one draw depend on."""
     kept_wide = study.pruning.ignored_layers
-    return digest([dense_digest, _shape(study), _data(study), study.evaluation.split, kept_wide])
+    return digest([dense_digest, _model_shape(study), _data(study), study.evaluation.split, kept_wide])
 
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
@@ -53,31 +53,31 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     if study.finetune.data == "training":
         del parts["finetune"]["data"]
     if len(study.draws()) > 1 and (study.finetune.epochs or between_steps):
-        # Images of no draw are trained on.
+        # Training leaves out the images of all draws, so it depends on all of them.
         parts["withheld"] = [[draw.samples, draw.seed] for draw in study.draws()]
-    return digest([trial.identity, dense_digest, _shape(study), _data(own), parts])
+    return digest([trial.identity, dense_digest, _model_shape(study), _data(own), parts])
 
 
-def _shape(study: Study) -> dict[str, Any]:
-    """Return what the model section says beside its weights: the input shape decides how images are resized."""
+def _model_shape(study: Study) -> dict[str, Any]:
+    """Return the model section without weights and training; its input shape decides how images are resized."""
     return study.model.model_dump(exclude={"weights", "train"})
 
 
 def _data(study: Study) -> dict[str, Any]:
-    """Return what the data section says of samples: not how they are found and decoded, or how many may be left out."""
+    """Return the data section without the keys that change no sample, such as the number of decoding processes."""
     return study.data.model_dump(exclude={"num_workers": True, "skip_unreadable": True, "options": {"index_cache"}})
 
 
 def _content_digest(location: str) -> str | None:
-    """Return the digest of a file's content, read in pieces; None where there is no such file."""
+    """Return the digest of a file's content, read in chunks; None if there is no such file."""
     filesystem, path = resolve_filesystem(location)
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     try:
         if filesystem.get_file_info(path).type != FileType.File:
             return None
         with filesystem.open_input_stream(path, compression=None) as stream:
             while chunk := stream.read(_CHUNK_BYTES):
-                found.update(chunk)
+                hasher.update(chunk)
     except OSError as error:
         raise ModelError(f"model.weights '{location}' cannot be read: {' '.join(str(error).split())}") from error
-    return found.hexdigest()
+    return hasher.hexdigest()

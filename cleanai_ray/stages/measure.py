@@ -1,4 +1,4 @@
-"""The stage `measure`: size, MACs and latency of the final model beside the dense one."""
+"""The stage `measure`: size, MACs and latency of the final model and of the dense one."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from cleanai_ray.stages.state import TrialState
 
 @STAGES.register("measure")
 class Measure(Stage):
-    """Count the final model's parameters and MACs, and time it in those back ends that can run it."""
+    """Count the final model's parameters and MACs, and time it in the back ends that can run it."""
 
     position = 500
     timed_as = "evaluate"
 
     @classmethod
     def key(cls, study: Study, trial: Trial) -> Any:
-        """Return how the study times models, and the quantisation, which decides what runs them."""
+        """Return the study's latency section, and the quantisation, which decides what runs the model."""
         latency = study.evaluation.latency
         return [latency and latency.model_dump(mode="json"), trial.quantization]
 
@@ -39,7 +39,7 @@ class Measure(Stage):
             return replace(state, costs=costs)
         backend = "eager"
         if self.trial.quantization == "int8":
-            # onnxruntime runs it on the CPU, wherever the study computes; the dense model stays where it is.
+            # onnxruntime runs int8 on the CPU, whatever the study's device; the original dense model is not moved.
             backend, dense, device = "onnxruntime", copy.deepcopy(dense), torch.device("cpu")
         timing = timing_of(self.trial.quantization, section)
         rows = measure_latency({"dense": dense, "pruned": state.final_model}, example, timing, device=device)

@@ -36,8 +36,8 @@ class TrialOutcome:
         history: Its rows of history.parquet.
         latency: Its rows of latency.parquet.
         model: The pruned model after the last stage, in float; None for a failed trial.
-        plan: What was removed; None for a failed trial.
-        quantized: The quantised model, where the trial asks for one.
+        plan: The plan of the removal; None for a failed trial.
+        quantized: The quantised model, if the trial asks for one.
     """
 
     row: dict[str, Any]
@@ -63,14 +63,14 @@ def run_trial(
     Args:
         workspace: The opened study.
         trial: The cell of the sweep.
-        dense: The dense weights and what they score.
+        dense: The dense weights and their score.
         dense_model: The dense model on the workspace's device; it is not changed.
-        measures: Measurements of it that all trials share.
-        context: The processes that fine-tune and score, and where they report and keep checkpoints; by default this
-            process alone.
+        measures: Measurements of the dense model that all trials share.
+        context: The processes that fine-tune and score, and the places where they report and keep checkpoints; by
+            default this process alone.
 
     Raises:
-        CleanAIError: When the trial cannot be carried out.
+        CleanAIError: When a stage of the trial fails.
     """
     setting = TrialSetting(
         workspace=workspace,
@@ -85,13 +85,13 @@ def run_trial(
 
 
 def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, state: TrialState) -> TrialOutcome:
-    """Return the outcome of a trial that went through all its stages.
+    """Return the outcome of a trial that has completed all its stages.
 
     Args:
         workspace: The opened study.
         trial: The cell of the sweep.
-        dense: The dense weights and what they score.
-        state: The trial after its last stage.
+        dense: The dense weights and their score.
+        state: The state after the last stage.
     """
     assert state.pruned is not None
     study, pruned, repaired = workspace.study, state.pruned.result, state.repaired
@@ -132,6 +132,6 @@ def failed_outcome(study: Study, trial: Trial, error: str) -> TrialOutcome:
 
 
 def _seconds(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Return the `seconds_` columns; the total counts stages that have no column of their own, too."""
+    """Return the `seconds_` columns; the total includes stages that have no column of their own."""
     own = {f"seconds_{name}": seconds[name] for name in _TIMED if name in seconds}
     return {"seconds_total": sum(seconds.values()), **own}

@@ -1,4 +1,4 @@
-"""The stages of a trial in their order, and trials that share the states they have in common."""
+"""The order of a trial's stages, and a run of several trials that share the stages they have in common."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from cleanai_ray.stages.scores import score_model
 from cleanai_ray.stages.state import TrialState
 
 SCORING = "evaluate"
-"""What the time of scoring counts towards."""
+"""Name of the `seconds_` column that the time of scoring counts towards."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One stage of a trial at its place.
+    """One stage of a trial, after one of its pruning steps.
 
     Attributes:
         stage: The class of the stage.
         number: The pruning step it belongs to, from 1.
         key: Digest of the stage's key, name and pruning step.
-        scored_as: Name of the score taken after it; None: none is.
-        compares: True where the model is compared with the dense one when it is scored.
+        scored_as: Name of the score taken after it; None if it is not scored.
+        compares: True if the score includes a comparison with the dense model.
     """
 
     stage: type[Stage]
@@ -38,9 +38,9 @@ class Step:
 def plan_stages(study: Study, trial: Trial) -> tuple[Step, ...]:
     """Return the stages of a trial in the order in which they run.
 
-    Where a study fine-tunes between pruning steps, the stages that repeat run after every step. Scores are taken after
-    the last step only. A model is compared with the dense one after the last stage that is scored, and before each
-    variant of it.
+    If a study fine-tunes between pruning steps, the stages that repeat run after every step. Scores are taken after the
+    last step only. The model is compared with the dense one after the last stage that is scored, and also before a
+    stage that makes a variant of it.
     """
     classes = sorted((STAGES.get(name) for name in STAGES.names()), key=lambda stage: (stage.position, stage.__name__))
     alternates = study.finetune.between_steps > 0
@@ -66,19 +66,21 @@ def plan_stages(study: Study, trial: Trial) -> tuple[Step, ...]:
 
 
 def group_trials(study: Study, trials: Iterable[Trial]) -> list[tuple[Trial, ...]]:
-    """Return trials in groups that share at least their first stage, in the order in which they come.
+    """Return trials in groups that share at least the first stage; the groups keep the order of the trials.
 
-    Within a group, trials that share more stages follow each other.
+    Within a group, the trials that share most stages are neighbours.
     """
     groups: dict[str, list[tuple[tuple[str, ...], Trial]]] = {}
     for trial in trials:
         keys = tuple(step.key for step in plan_stages(study, trial))
         groups.setdefault(keys[0], []).append((keys, trial))
-    return [tuple(trial for _, trial in _together(group)) for group in groups.values()]
+    return [tuple(trial for _, trial in _order_by_shared_stages(group)) for group in groups.values()]
 
 
-def _together(group: Sequence[tuple[tuple[str, ...], Trial]]) -> list[tuple[tuple[str, ...], Trial]]:
-    """Return trials such that those with the longest common beginnings follow each other; else their order stays."""
+def _order_by_shared_stages(
+    group: Sequence[tuple[tuple[str, ...], Trial]],
+) -> list[tuple[tuple[str, ...], Trial]]:
+    """Return trials in their order, moved as little as makes those that share most first stages neighbours."""
     first_seen: dict[tuple[str, ...], int] = {}
     for place, (keys, _) in enumerate(group):
         for length in range(len(keys) + 1):
@@ -89,13 +91,13 @@ def _together(group: Sequence[tuple[tuple[str, ...], Trial]]) -> list[tuple[tupl
 def run_stages(
     setting: TrialSetting, trials: Sequence[tuple[Trial, Sequence[Step]]]
 ) -> Iterator[tuple[Trial, TrialState | Exception]]:
-    """Run trials one after another, and yield each with its last state, or with the error that ended it.
+    """Run trials one after another, and yield each with its final state, or with the error that ended it.
 
-    A stage that several trials share runs once; its time counts in the first of them, and its error ends all of them.
+    A shared stage runs once: its time is counted for the first of its trials, and its error ends all of them.
 
     Args:
         setting: The surroundings of the trials, which all read the same calibration samples.
-        trials: Trials and their stages, those with the longest common beginnings next to each other.
+        trials: Trials and their stages; trials that share most first stages are neighbours.
     """
     kept: dict[tuple[str, ...], TrialState | Exception] = {}
     for place, (trial, steps) in enumerate(trials):
@@ -119,7 +121,7 @@ def _common_length(one: tuple[str, ...], other: tuple[str, ...]) -> int:
 
 
 def _advance(setting: TrialSetting, trial: Trial, step: Step, state: TrialState) -> TrialState | Exception:
-    """Return the state after one stage and its score, or the error that it raised."""
+    """Return the state after one stage and its score, or the error that was raised."""
     try:
         begun = time.perf_counter()
         state = step.stage(setting, trial, step.number).run(state)

@@ -1,4 +1,4 @@
-"""Before a study runs: is everything there, what would run, and what is cached already?"""
+"""Checks of a study before it runs, and a preview: its trials, and what is cached already."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def check_study(study: Study) -> Workspace:
     """Open a study in this process, and check what can be checked without computing.
 
     Raises:
-        CleanAIError: When data are missing, the model does not fit its weights or cannot be pruned, or an option of a
-            method is wrong, or a package is missing that its timing needs.
+        CleanAIError: When the data set or a package is missing, the model does not fit its weights or cannot be pruned,
+            or an option of a method is wrong.
     """
     for name in study.sweep.methods:
         create_method(name, dict(study.sweep.method_options.get(name, {})))
@@ -59,7 +59,7 @@ def check_study(study: Study) -> Workspace:
 
 
 def _require_unscored_training(study: Study, workspace: Workspace) -> None:
-    """Check that no image is learned from that is scored: a split may have two names."""
+    """Refuse to fine-tune on images that are scored; a split may have two names."""
     roles = workspace.roles
     if study.finetune.data == "calibration" and roles.calibration_split == roles.evaluation_split:
         raise DataError(
@@ -69,7 +69,7 @@ def _require_unscored_training(study: Study, workspace: Workspace) -> None:
 
 
 def missing_inputs(study: Study) -> list[str]:
-    """Return, in sentences, what the study names and this machine does not have: it may still run elsewhere."""
+    """Return a sentence for each input that this machine lacks; the study may still run elsewhere."""
     found = []
     root, weights = study.data.root, study.model.weights
     if root is not None and "://" not in root and not Path(root).expanduser().exists():
@@ -88,7 +88,7 @@ def describe_plan(study: Study, workspace: Workspace | None, run: RunDirectory) 
 
     Args:
         study: The study.
-        workspace: The study, opened here; None where this machine lacks its data or weights.
+        workspace: The study, opened here; None if this machine lacks its data or weights.
         run: The run directory.
     """
     dense_digest = None if workspace is None else _cached_dense(study, run)
@@ -130,7 +130,7 @@ def _summary(
     calibrated = " or ".join(dict.fromkeys(str(draw.samples) for draw in study.draws()))
     withheld = "withheld from" if roles.calibration_withheld else "shared with"
     dense = "cached" if dense_digest else "to be trained" if study.model.train else "to be loaded and scored"
-    trains = study.finetune.data == "calibration"
+    unlabelled = f"fine-tuning: on calibration samples, without labels; one in {HELD_BACK} is for validation"
     other = warn_of_another_study(study, run)
     return (
         first,
@@ -138,33 +138,33 @@ def _summary(
         f"dense model: {dense}; calibration: {_calibration(study, run, dense_digest)}",
         f"samples: {calibrated} calibration ({withheld} training), {len(roles.training)} training, "
         f"{len(roles.validation)} validation, {len(roles.evaluation)} evaluation",
-        *([f"fine-tuning: on calibration samples, without labels; every {HELD_BACK}th validates"] if trains else []),
+        *([unlabelled] if study.finetune.data == "calibration" else []),
     )
 
 
 def warn_of_another_study(study: Study, run: RunDirectory) -> str:
-    """Return a warning where the run directory holds a study of another name; "" otherwise."""
+    """Return a warning if the run directory holds a study of another name, else ""."""
     try:
         held = yaml.safe_load(run.read_text("study.yaml"))
-    except (ArtifactError, yaml.YAMLError):  # there is none, or none that can be read
+    except (ArtifactError, yaml.YAMLError):  # no study file, or not a readable one
         return ""
     name = held.get("name") if isinstance(held, dict) else None
     if name in (None, study.name):
         return ""
     return (
-        f"warning: run directory {run.location} holds the study '{name}', whose tables, report and saved models make "
-        f"way for those of '{study.name}'; --out takes another one"
+        f"warning: run directory {run.location} holds the study '{name}', whose tables, report and saved models will "
+        f"be replaced by those of '{study.name}'; --out chooses another directory"
     )
 
 
 def _calibration(study: Study, run: RunDirectory, dense_digest: str | None) -> str:
-    """Return whether the calibration is cached, and in how many shards each draw of its samples is computed."""
-    size, parts = study.data.calibration.shard_size, []
+    """Return, for each draw of the calibration samples, whether it is cached and how many shards it has."""
+    size, draws = study.data.calibration.shard_size, []
     for draw in study.draws():
         name = f"{measures_folder(study, draw)}/calibration.safetensors"
         is_cached = dense_digest is not None and run.is_complete(
             name, calibration_key(study.of_draw(draw), dense_digest)
         )
         state = f"{'cached' if is_cached else 'to be computed'}, {-(-draw.samples // size)} shards"
-        parts.append(f"{draw.samples} samples of draw {draw.seed}: {state}" if len(study.draws()) > 1 else state)
-    return "; ".join(parts)
+        draws.append(f"{draw.samples} samples of draw {draw.seed}: {state}" if len(study.draws()) > 1 else state)
+    return "; ".join(draws)

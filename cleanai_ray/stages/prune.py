@@ -1,4 +1,4 @@
-"""The stage `prune`: channels are scored, chosen and cut away."""
+"""The stage `prune`: scores channels, chooses some and cuts them away."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from cleanai_ray.stages.state import Pruned, TrialState
 
 @STAGES.register("prune")
 class Prune(Stage):
-    """Remove channels: all steps at once, or one step where fine-tuning follows each.
+    """Remove channels: all steps at once, or one step at a time if the study fine-tunes between steps.
 
-    After step k of n, (1 - ratio)^(k/n) of the channels are left (for a budget: budget^(k/n) of the dense cost). Where
-    steps alternate with fine-tuning, the next step scores the fine-tuned model: weights are those of the smaller model;
-    a method that measures again between steps measures that model; other methods read the dense model's statistics of
-    the channels that are left. Nothing follows a step that removes nothing.
+    After step k of n, (1 - ratio)^(k/n) of the channels are left (for a budget: budget^(k/n) of the dense cost). If
+    steps alternate with fine-tuning, the next step scores the fine-tuned model: it reads the weights of the smaller
+    model; methods that measure again between steps measure that model; other methods read the dense model's statistics
+    of the remaining channels. If a step other than the last removes nothing, no repair and no fine-tuning follows it.
     """
 
     position = 100
@@ -38,7 +38,7 @@ class Prune(Stage):
 
     @classmethod
     def key(cls, study: Study, trial: Trial) -> Any:
-        """Return the trial without its quantisation, which matters only for how widths are rounded."""
+        """Return what defines the trial, except for the quantisation, which only affects how widths are rounded."""
         cell = trial.model_copy(update={"quantization": "none"})
         timing = study.evaluation.latency if trial.budget is not None and trial.budget.resource == "latency" else None
         return [
@@ -51,7 +51,7 @@ class Prune(Stage):
     def run(self, state: TrialState) -> TrialState:
         """Return the state with the pruned model."""
         if not self.setting.workspace.study.finetune.between_steps or self.trial.steps == 1:
-            return self._at_once(state)
+            return self._all_steps_at_once(state)
         pruner = self._pruner(self.trial) if state.pruner is None else state.pruner.branch()
         if state.pruner is not None and state.removed_some:
             pruner.adopt(state.model)
@@ -59,9 +59,9 @@ class Prune(Stage):
         if not removed_some and not self.is_last_step:
             return replace(state, pruner=pruner, removed_some=False)
         result = pruner.finish() if self.is_last_step else pruner.present()
-        return self._after(state, result, None if self.is_last_step else pruner)
+        return self._state_after(state, result, None if self.is_last_step else pruner)
 
-    def _at_once(self, state: TrialState) -> TrialState:
+    def _all_steps_at_once(self, state: TrialState) -> TrialState:
         study, dense_model = self.setting.workspace.study, self.setting.dense_model
         timing = study.evaluation.latency or LatencySection()
 
@@ -70,10 +70,10 @@ class Prune(Stage):
             return compare_latency(dense_model, small, example, timing, device=device)
 
         result = prune_to_budget(lambda part: self._pruner(part).run(), self.trial, study.pruning, compare)
-        return self._after(state, result, None)
+        return self._state_after(state, result, None)
 
-    def _after(self, state: TrialState, result: PruneResult, pruner: Pruner | None) -> TrialState:
-        """Return the state after a step. Moments are those of the dense model, so only the first step can use them."""
+    def _state_after(self, state: TrialState, result: PruneResult, pruner: Pruner | None) -> TrialState:
+        """Return the state after a step. The moments are the dense model's, so only the first step can use them."""
         is_first = state.pruned is None
         pruned = Pruned(
             result=result,

@@ -14,7 +14,7 @@ from cleanai_ray.stages.state import TrialState
 
 @STAGES.register("quantize")
 class Quantize(Stage):
-    """Quantise the model after the last stage that changed its weights; the model in float is kept, too."""
+    """Quantise the model after the last stage that changed its weights; the float model is kept as well."""
 
     position = 400
     scored_as = "quantized"

@@ -35,7 +35,7 @@ class Repair(Stage):
         return study.repair.model_dump(mode="json")
 
     def run(self, state: TrialState) -> TrialState:
-        """Return the state with the repaired model; unchanged where the last pruning step removed nothing."""
+        """Return the state with the repaired model; unchanged if the last pruning step removed nothing."""
         if not state.removed_some:
             return state
         assert state.pruned is not None
@@ -52,7 +52,7 @@ class Repair(Stage):
 
 
 def in_numbering_of_reference(pruned: Pruned) -> Any:
-    """Return the outcome of a pruning step with the kept channels in the numbering of the model before the step."""
+    """Return the outcome of a pruning step, with kept channels numbered as in the model before the step."""
     result, earlier = pruned.result, pruned.earlier
     if earlier is None:
         return result
@@ -64,11 +64,11 @@ def in_numbering_of_reference(pruned: Pruned) -> Any:
 
 
 def renumber(kept: Mapping[str, np.ndarray], earlier: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return kept channels as positions among those that were kept earlier; layers that lost none since are left out.
+    """Return kept channels as positions among those kept earlier; layers that have lost none since are left out.
 
     Args:
-        kept: Dense indices of the channels each narrowed layer has now, ascending.
-        earlier: The same at an earlier time.
+        kept: For each narrowed layer, the indices of its channels in the dense model, ascending.
+        earlier: The same after an earlier step.
     """
     found = {}
     for layer, channels in kept.items():

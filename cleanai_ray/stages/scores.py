@@ -1,4 +1,4 @@
-"""Scores of a trial's model after its stages, and the comparison with the dense model after the last."""
+"""Scores of a trial's model after its stages, and the comparison with the dense model."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from cleanai_ray.training.part import ScoringPart
 
 @dataclass(frozen=True)
 class StageScore:
-    """What a model scores on some of the evaluation samples. Those of two shares of them add up: `a + b`.
+    """A model's score on some of the evaluation samples. Scores on two shares of the samples add up: `a + b`.
 
     Attributes:
-        accuracy: What it scores.
-        comparison: How it compares with the dense model, where that is asked for.
+        accuracy: The score.
+        comparison: The comparison with the dense model, if there is one.
     """
 
     accuracy: Accuracy
@@ -43,17 +43,17 @@ class StageScore:
 def score_share(
     workspace: Workspace, dense: nn.Module, model: nn.Module, part: ScoringPart, share: Share
 ) -> StageScore | None:
-    """Score a model on this process's share of the evaluation samples; None where there is none to be read.
+    """Score a model on this process's share of the evaluation samples; None if it holds no readable sample.
 
-    Every process gets whole batches that follow each other, so that batches are those of one process, whatever their
-    number. On the CPU, a process's next trials find the dense model's answers remembered.
+    Every process gets consecutive whole batches, so that the batches are the same for any number of processes. On the
+    CPU, a process remembers the dense model's answers for its next trials.
 
     Args:
         workspace: The opened study.
         dense: The dense model on the workspace's device; it is not changed.
         model: The model.
-        part: Whether they are compared.
-        share: Rank of this process and how many there are.
+        part: Says whether the two models are compared.
+        share: Rank of this process, and the number of processes.
     """
     rank, world_size = share
     size, positions = workspace.study.data.batch_size, np.arange(len(workspace.roles.evaluation))
@@ -73,16 +73,16 @@ def score_share(
 def score_model(
     workspace: Workspace, dense: nn.Module, model: nn.Module, context: TrainingContext, *, compares: bool
 ) -> StageScore:
-    """Score a model on the evaluation samples, which the processes of a trial share out.
+    """Score a model on the evaluation samples, shared between the processes of a trial.
 
-    Where it is compared with the dense model, both run on the same batches, which are read and decoded once.
+    If it is compared with the dense model, both run on the same batches, which are read and decoded once.
 
     Args:
         workspace: The opened study.
         dense: The dense model on the workspace's device; it is not changed.
         model: The model.
         context: The processes that score.
-        compares: Whether to compare it with the dense model.
+        compares: True to compare it with the dense model.
 
     Raises:
         EvaluationError: When there is no image to score.

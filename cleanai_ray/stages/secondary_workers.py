@@ -1,4 +1,4 @@
-"""The work of all processes of a trial but the first, which runs the trial and shares out its training and scoring."""
+"""The work of a trial's secondary processes: to train and score together with the first, which runs the stages."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def assist_trial(
     context: ProcessGroupContext,
     note: Callable[[], None] = lambda: None,
 ) -> None:
-    """Fine-tune what the first process fine-tunes, and score a share of what it scores, until it dismisses the others.
+    """Join the first process in each fine-tuning and scoring, until it dismisses the others.
 
     Args:
         workspace: The opened study.
         trial: The cell of the sweep.
         dense: The dense model on the workspace's device; it is not changed.
         context: This process among those of the trial.
-        note: Called after each scoring, to take note of what could not be read; what it raises, the first process
-            raises.
+        note: Called after each scoring, to record the samples that could not be read; an error that it raises is raised
+            in the first process.
     """
     share = context.rank, context.world_size
 
@@ -46,5 +46,5 @@ def assist_trial(
         if isinstance(part, ScoringPart):
             context.contribute(partial(score, model, part))
         else:
-            with contextlib.suppress(TrainingError):  # The first process has it, too, and tells of it.
+            with contextlib.suppress(TrainingError):  # The first process raises the same error and reports it.
                 fine_tune_part(workspace, trial, model, dense, context, part)

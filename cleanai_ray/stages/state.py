@@ -19,15 +19,15 @@ from cleanai_ray.stages.scores import StageScore
 class Pruned:
     """A pruned model, and the model it was cut from.
 
-    Repair has to restore what the last pruning step removed, so it goes by the model before that step: the dense model,
-    or the fine-tuned model of the step before. The dense model would be wrong there: refitting to it would compensate a
-    second time for channels that were compensated already, and undo what fine-tuning taught the weights.
+    Repair has to restore what the last pruning step removed, so its reference is the model before that step: the dense
+    model, or the fine-tuned model of the step before. After fine-tuning, the dense model would be wrong: refitting to
+    it would compensate a second time for channels that were compensated already, and undo the fine-tuning.
 
     Attributes:
         result: What is left of the dense model, and the plan, in the dense model's numbering.
         reference: The model before the last step.
-        earlier: What was left of the dense model before the last step; None: all of it.
-        moments: Moments of the reference's consumers, where they were measured before.
+        earlier: What was left of the dense model before the last step; None if that was all of it.
+        moments: Second moments of the inputs of the reference's layers, if they have been measured.
     """
 
     result: PruneResult
@@ -40,21 +40,21 @@ class Pruned:
 class TrialState:
     """A trial after some of its stages.
 
-    A stage returns a new state and never changes what an earlier one holds, so that several trials can go on from one.
+    A stage returns a new state and never changes what an earlier one holds, so several trials can continue from one.
 
     Attributes:
         model: The model in float.
-        pruner: Prunes the next step, where pruning steps alternate with fine-tuning.
+        pruner: Takes the next pruning step, if steps alternate with fine-tuning.
         pruned: The outcome of the last pruning step.
-        removed_some: False where the last pruning step removed nothing.
+        removed_some: False if the last pruning step removed nothing.
         repaired: The outcome of the last repair.
-        best_epoch: The epoch whose weights the model has, where it was fine-tuned after the last step.
+        best_epoch: The epoch that the model's weights are from, if it was fine-tuned after the last step.
         history: A row per epoch, with the columns of history.parquet except `trial_id`.
         quantized: The quantised model.
         scores: Scores by stage, in the order in which they were taken.
         latency: Rows of latency.parquet, except `trial_id`.
         costs: Columns of results.parquet about size, MACs and latency.
-        seconds: Seconds by name of the `seconds_` column they count towards.
+        seconds: Seconds by the name of the `seconds_` column they count towards.
     """
 
     model: nn.Module
@@ -72,17 +72,17 @@ class TrialState:
 
     @property
     def final_model(self) -> nn.Module:
-        """The model as it would be used now: quantised where it was."""
+        """The model as it would be used: the quantised one if there is one."""
         return self.model if self.quantized is None else self.quantized.model
 
     def spent(self, name: str, seconds: float) -> TrialState:
-        """Return the state with seconds added to those of a name."""
+        """Return the state with seconds added under a name."""
         return replace(self, seconds={**self.seconds, name: self.seconds.get(name, 0.0) + seconds})
 
     def without_time(self) -> TrialState:
-        """Return the state without the seconds it took, for a trial that only takes it over."""
+        """Return the state without the seconds it took, for another trial that starts from it."""
         return replace(self, seconds={})
 
     def scored(self, name: str, score: StageScore) -> TrialState:
-        """Return the state with the score after a stage."""
+        """Return the state with the score of a stage."""
         return replace(self, scores={**self.scores, name: score})

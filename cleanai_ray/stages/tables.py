@@ -1,4 +1,4 @@
-"""From the records of trials to the Parquet files of a run directory."""
+"""The Parquet files of a run directory, made from the records of its trials."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def write_tables(
     dense_history: Iterable[Mapping[str, Any]],
     measures: DenseMeasures,
 ) -> None:
-    """Write results, layers, classes, history, latency and coverage, rows or none, and what is sensitive.
+    """Write every table of a run; only sensitivity.parquet is left out if there is nothing to write.
 
     Args:
         run: The run directory.
-        records: What is known of each trial.
+        records: The record of each trial: its rows, by table.
         dense_history: A row per epoch of the dense model's training.
-        measures: What was measured on the dense model: with the first draw of the calibration samples, where several
-            are compared.
+        measures: Measurements of the dense model; if a study compares several draws of the calibration samples, those
+            of the first draw.
     """
 
     def rows(name: str) -> list[Mapping[str, Any]]:
@@ -45,7 +45,7 @@ def write_tables(
 
 
 def coverage_rows(statistics: ActivationStatistics | None) -> list[dict[str, Any]]:
-    """Return a row per observed layer x channel, with a column per coverage metric that the statistics suffice for."""
+    """Return a row per observed layer x channel, with a column per coverage metric that can be computed."""
     rows = []
     for side in ("inputs", "outputs") if statistics else ():
         for index, (layer, value) in enumerate(getattr(statistics, side).items()):

@@ -33,12 +33,12 @@ _ROLES = ("calibration", "training", "validation", "evaluation")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Workspace:
-    """What every stage needs.
+    """A study opened in this process; every stage reads it.
 
     Attributes:
         study: The study, with one draw of the calibration samples.
         source: Its data set.
-        roles: Which sample is used for what.
+        roles: The samples of each role.
         device: Where this process computes.
     """
 
@@ -49,7 +49,7 @@ class Workspace:
 
     @cached_property
     def unreadable(self) -> UnreadableSamples:
-        """The samples that could not be read through this workspace."""
+        """The samples that this workspace could not read."""
         return UnreadableSamples(self.study.data.skip_unreadable)
 
     def batches(
@@ -64,8 +64,8 @@ class Workspace:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the samples of a role: `calibration`, `training`, `validation` or `evaluation`.
 
-        Samples that cannot be read are left out, as far as `data.skip_unreadable` allows. Where it `trains`, they are
-        replaced, images are augmented, and the last batch is dropped where it is smaller.
+        Samples that cannot be read are left out, up to the number in `data.skip_unreadable`. If `trains`, other samples
+        take their place, images are augmented, and a smaller last batch is dropped.
         """
         assert role in _ROLES
         indices = getattr(self.roles, role)
@@ -95,14 +95,14 @@ class Workspace:
         role: str = "training",
         positions: np.ndarray | None = None,
     ) -> tuple[Callable[[int], Iterator], int]:
-        """Return what makes the batches of an epoch, and how many there are.
+        """Return a function from an epoch to its batches, and the number of batches in an epoch.
 
         Args:
-            seed: Decides order and augmentation, with the epoch.
-            batch_size: Images a step over all processes; `data.batch_size` where null.
-            share: Rank of this process and how many processes train; each gets its share of every batch.
-            role: The samples to train on.
-            positions: Those of them that are taken; all by default.
+            seed: Decides order and augmentation, together with the epoch.
+            batch_size: Images per step over all processes; None for `data.batch_size`.
+            share: Rank of this process, and the number of processes; each gets its share of every batch.
+            role: The role whose samples to train on.
+            positions: Positions of the samples to use among those of the role; all by default.
 
         Raises:
             DataError: When a batch has fewer images than there are processes.
@@ -130,7 +130,7 @@ class Workspace:
         return [positions[start : start + size] for start in range(0, len(positions), size)]
 
     def in_reading_order(self, positions: np.ndarray) -> np.ndarray:
-        """Return positions among the calibration samples such that those stored together follow each other."""
+        """Return positions among the calibration samples, ordered so that samples stored together are neighbours."""
         indices = self.roles.calibration[positions]
         return positions[self.source.reading_order(self.roles.calibration_split, indices)]
 
@@ -139,7 +139,7 @@ class Workspace:
         return example_input(self.study.model).to(self.device)
 
     def ignored_layers(self) -> tuple[str, ...]:
-        """Return the module names that keep their width whatever the study says."""
+        """Return the names of the modules that keep their width whatever the study says."""
         return ignored_layers(self.study.model)
 
     def dense_model(self, weights: bytes) -> nn.Module:
@@ -151,12 +151,12 @@ class Workspace:
 
 
 def open_workspace(study_json: str, device: str, draw: CalibrationDraw | None = None) -> Workspace:
-    """Open a study; a process that is asked again for the same one keeps it, with one data set for all draws.
+    """Open a study, or return it if this process has it open; all draws share one data set.
 
     Args:
         study_json: The study, as `Study.model_dump_json` writes it.
         device: Where this process computes, for instance `cuda:0`.
-        draw: The draw of the calibration samples, of those that the study asks for; the first by default.
+        draw: One of the study's draws of the calibration samples; the first by default.
 
     Raises:
         DataError: When the data set is missing or does not fit the study.
@@ -177,6 +177,6 @@ def _open(study_json: str) -> tuple[Study, ImageSource, dict[tuple[CalibrationDr
 
 
 def methods_need(study: Study, attribute: str) -> bool:
-    """Whether some method of the study, with its options, has an attribute set, for instance `needs_gradients`."""
+    """Return whether any method of the study, with its options, has an attribute set: `needs_gradients`, say."""
     options = study.sweep.method_options
     return any(getattr(create_method(name, options.get(name)), attribute) for name in study.sweep.methods)

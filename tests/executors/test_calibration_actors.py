@@ -150,8 +150,9 @@ def test_a_shard_whose_process_always_dies_is_tried_three_times(ray_session, tmp
     data = {**small.SMALL["data"], "calibration": {"samples": 8, "shard_size": 8}}
     study = parse_study({**small.SMALL, "data": data})
     weights = safetensors_bytes(build_model(study.model))
-    with Killer(most=10) as killer, pytest.raises(ClusterError, match="shard 0 of the calibration was tried 3 times"):
+    with Killer(most=10) as killer, pytest.raises(ClusterError) as caught:
         calibration(study, weights, tmp_path, calibration_actors=1)
+    assert all(fact in str(caught.value) for fact in ("shard 0", "calibration", "3 times", "memory"))
     assert len(killer.killed) == 3
 
 

@@ -214,8 +214,8 @@ def test_cleanai_submit_returns_the_exit_code_of_the_job_and_not_1(head, folder)
     # Data that are missing on the cluster: only the job can find out.
     done = head.submit(folder, *NO_DATA, "--out", "artifacts/tiny")
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "cleanai: data.root '/data/that/is/not/there' does not exist" in done.stdout
-    assert "output.dir is 'artifacts/tiny', below the job's own copy of this folder" in done.stderr
+    assert all(word in done.stdout for word in ("data.root", "'/data/that/is/not/there'", "does not exist"))
+    assert all(word in done.stderr for word in ("output.dir", "'artifacts/tiny'", "copy", "--out"))
 
 
 @pytest.mark.parametrize("program", [("-m", "cleanai_ray"), ("-c", INTERRUPTED_EARLY)], ids=["any time", "early"])
@@ -228,10 +228,9 @@ def test_an_interrupted_log_leaves_the_job_alone_and_says_how_to_reach_it(head, 
             process.send_signal(signal.SIGINT)
         _, said = process.communicate()
     assert process.returncode == 130
-    assert said == (
-        f"cleanai: job {job} goes on; its log: `ray job logs --follow --address {head.address} {job}`; "
-        f"to stop it: `ray job stop --address {head.address} {job}`\n"
-    )
+    assert said.count("\n") == 1
+    for action in ("logs --follow", "stop"):
+        assert f"`ray job {action} --address {head.address} {job}`" in said
     for _ in range(120):
         details = head.get(f"/api/jobs/{job}")
         if details["status"] not in ("PENDING", "RUNNING"):
@@ -256,6 +255,5 @@ def test_a_wrong_or_missing_token_is_told_in_a_sentence(head, folder, environmen
 def test_an_entry_point_that_could_never_start_is_refused_before_submitting(head, folder) -> None:
     before = head.get("/api/jobs/")
     line = only_line(head.submit(folder, "--cpus", "64", "--gpus", "1"))
-    assert "--cpus is 64, and no node of the cluster has more than 2 CPUs" in line
-    assert "--gpus is 1, and no node of the cluster has more than 0 GPUs" in line
+    assert all(fact in line for fact in ("--cpus is 64", "more than 2 CPUs", "--gpus is 1", "more than 0 GPUs"))
     assert len(head.get("/api/jobs/")) == len(before)

@@ -113,7 +113,7 @@ def test_the_table_has_a_row_per_group_and_names_the_files(analysed):
     headings, rows, lines = describe(found, RunDirectory(folder))
     assert headings[:3] == ["group", "channels", "KL at 10%"]
     assert [row[0] for row in rows] == found.table["group"].unique(maintain_order=True).to_list()
-    assert "sensitivity.parquet, layer_ratios.yaml, charts/sensitivity.svg" in lines[-1]
+    assert all(name in lines[-1] for name in ("sensitivity.parquet", "layer_ratios.yaml", "charts/sensitivity.svg"))
 
 
 def test_an_amount_that_cannot_be_shared_out_is_named_and_the_others_are(analysed):
@@ -128,7 +128,7 @@ def test_an_amount_that_cannot_be_shared_out_is_named_and_the_others_are(analyse
     assert all(word in found.refused["latency=0.5"] for word in ("latency=0.5", "search", "one plan"))
     assert "the budget cannot be met" in found.refused["macs=0.001"]
     lines = describe(found, RunDirectory(folder))[2]
-    assert any(line.startswith("# macs=0.001: the budget cannot be met") for line in lines)
+    assert f"# macs=0.001: {found.refused['macs=0.001']}" in lines
 
 
 def test_the_command_prints_the_table_and_the_ratios(analysed, tmp_path, capsys):
@@ -137,5 +137,5 @@ def test_the_command_prints_the_table_and_the_ratios(analysed, tmp_path, capsys)
     path.write_text(study.to_yaml())
     assert cli.main(["sensitivity", str(path), "--out", str(folder), "--executor", "local"]) == 0
     printed = capsys.readouterr().out
-    assert "# macs=0.5, shared out by sensitivity:" in printed
+    assert "# macs=0.5" in printed
     assert "layer_ratios:" in printed

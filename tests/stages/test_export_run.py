@@ -64,11 +64,11 @@ def test_a_folder_that_a_model_was_saved_to_is_explained(tmp_path: Path, capsys:
 def test_what_is_not_there_is_one_line(run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["explain", run.location, "--trial", "not-saved"]) == 2
     line = capsys.readouterr().err
-    assert f"run directory '{run.location}' holds no model of trial 'not-saved'" in line
-    assert "saved: good-trial, poor-trial (output.save_models: all keeps every model)" in line
+    facts = (f"'{run.location}'", "'not-saved'", "good-trial, poor-trial", "output.save_models: all")
+    assert all(fact in line for fact in facts)
     plan = tmp_path / "run" / "models" / "good-trial" / "plan.json"
     plan.write_text(plan.read_text().replace('"ratio": 0.25', '"ratio": 0.35'))
     assert main(["explain", run.location]) == 2
-    assert "the plan was changed after it was written" in capsys.readouterr().err
+    assert "the plan was changed" in capsys.readouterr().err
     assert main(["explain", str(tmp_path / "nothing")]) == 2
     assert str(tmp_path / "nothing") in capsys.readouterr().err

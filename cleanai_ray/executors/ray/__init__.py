@@ -12,7 +12,7 @@ from cleanai_ray.storage.run_directory import RunDirectory
 
 @EXECUTORS.register("ray")
 def open_ray(study: Study, run: RunDirectory, address: str | None = None) -> AbstractContextManager[Executor]:
-    """Ray: in parallel over the GPUs and cores of a cluster, or of this machine (the default).
+    """In parallel with Ray, on the GPUs and cores of a cluster or of this machine (the default).
 
     Raises:
         ClusterError: When no cluster answers at the address.

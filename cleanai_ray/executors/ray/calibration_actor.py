@@ -19,4 +19,4 @@ class CalibrationActor(CalibrationWorker):
         super().__init__(study_json, store, assigned_device())
 
     def ready(self) -> None:
-        """Return when the actor runs."""
+        """Do nothing; the call returns once the actor has started."""

@@ -1,4 +1,4 @@
-"""Connecting to a Ray cluster, or starting one on this machine, and what it offers."""
+"""The connection to a Ray cluster, or the start of one on this machine, and the resources there."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ import ray
 from cleanai_ray.config.study import Study
 from cleanai_ray.errors import CleanAIError, ClusterError
 
-_PATIENCE = 2.0
-"""Seconds after which a node that does not answer is taken for lost."""
+_NODE_TIMEOUT = 2.0
+"""Seconds after which a node that does not answer is considered lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What a connected cluster offers.
+    """The resources of a connected cluster.
 
     Attributes:
-        num_nodes: Nodes that are alive.
+        num_nodes: Number of live nodes.
         cpus: CPU cores of all nodes.
         gpus: GPUs of all nodes.
-        node_cpus: CPU cores that are free on the node that has most of them; at least 1.
-        dashboard: Address of the Ray dashboard, or "" where it is off.
-        driver_node: Identifier of the node this process runs on.
+        node_cpus: Free CPU cores of the node that has most of them; at least 1.
+        dashboard: Address of the Ray dashboard, or "" if it is off.
+        driver_node: Identifier of the node that this process runs on.
     """
 
     num_nodes: int
@@ -70,7 +70,7 @@ def _prepare_environment(*, local: bool) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Tune's own answer to Ctrl-C is to end as if all trials had.
+    # On Ctrl-C, Tune itself would end as if all trials had ended.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not local:
@@ -84,7 +84,9 @@ def _prepare_environment(*, local: bool) -> None:
 def _inspect() -> Cluster:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     context: Any = ray.get_runtime_context()
+    # Private: this process's handle on its node, None without one; webui_url is the dashboard's host and port.
     dashboard = ray.worker._global_node.webui_url if ray.worker._global_node else ""
+    # Private: the resources of each live node that are free now, by node id.
     free_resources = ray._private.state.available_resources_per_node().values()
     return Cluster(
         num_nodes=len(nodes),
@@ -97,24 +99,24 @@ def _inspect() -> Cluster:
 
 
 def require_room(study: Study, cluster: Cluster) -> None:
-    """Refuse a study whose trials could never be placed, on the nodes that are there or that an autoscaler may add.
+    """Refuse a study whose trials can never be placed, neither on present nodes nor on those an autoscaler may add.
 
     Raises:
         ClusterError: One sentence with the numbers that do not fit.
     """
-    wanted, to_come = study.resources, _nodes_to_come()
+    wanted, future_nodes = study.resources, _nodes_to_come()
     for name, need, kind in (
         ("cpus_per_trial", wanted.cpus_per_trial, "CPU"),
         ("gpus_per_trial", wanted.gpus_per_trial, "GPU"),
     ):
-        largest = max(resources.get(kind, 0) for resources in [*_nodes(), *to_come])
+        largest = max(resources.get(kind, 0) for resources in [*_nodes(), *future_nodes])
         if need > largest:
             raise ClusterError(
                 f"resources.{name} is {need:g}, and no node of the cluster has more than {largest:g} {kind}s; "
                 f"allowed: at most {largest:g}"
             )
     workers, places = study.workers_per_trial, places_for_workers(study)
-    if workers > places and not to_come:
+    if workers > places and not future_nodes:
         gpus = f" and {wanted.gpus_per_trial:g} GPUs" if wanted.gpus_per_trial else ""
         raise ClusterError(
             f"finetune.num_workers is {workers}, each with {wanted.cpus_per_trial:g} CPUs{gpus}, and the cluster has "
@@ -123,17 +125,17 @@ def require_room(study: Study, cluster: Cluster) -> None:
 
 
 def concurrent_trials(study: Study, cluster: Cluster) -> int:
-    """Return how many trials run at a time: what the study says, or what the live cluster holds."""
+    """Return the number of trials that run at a time: the study's, or as many as the live cluster has room for."""
     wanted = study.resources.max_concurrent_trials
     return max(1, places_for_workers(study) // study.workers_per_trial) if wanted == "auto" else int(wanted)
 
 
 def places_for_workers(study: Study, *, only_answering: bool = False) -> int:
-    """Return how many workers of trials the cluster holds at a time: all are alike, so that nodes fill up evenly.
+    """Return how many workers of trials the cluster has room for at a time; all workers need the same.
 
     Args:
         study: The study.
-        only_answering: Leave out nodes that cannot be reached, whatever Ray knows of them.
+        only_answering: True to leave out nodes that cannot be reached, even if Ray still lists them as alive.
     """
     wanted = study.resources
     places = 0
@@ -146,13 +148,13 @@ def places_for_workers(study: Study, *, only_answering: bool = False) -> int:
 
 
 def workers_to_ask_for(study: Study, *, lost_some: bool = False) -> int:
-    """Return how many workers a trial asks for: those of the study, or what the nodes that are left hold.
+    """Return the number of workers to request for a trial: the study's, or fewer if the nodes have room for fewer.
 
-    Where an autoscaler may replace a node that was lost, all are asked for.
+    If an autoscaler may replace a lost node, it is always the study's number.
 
     Args:
         study: The study.
-        lost_some: Whether the trial has just lost workers. It may have been with their node, of which Ray hears later.
+        lost_some: True if the trial has just lost workers; perhaps with their node, which Ray notices only later.
     """
     wanted = study.workers_per_trial
     return wanted if _nodes_to_come() else max(1, min(wanted, places_for_workers(study, only_answering=lost_some)))
@@ -163,9 +165,9 @@ def _nodes(*, only_answering: bool = False) -> list[dict[str, float]]:
 
 
 def _answers(node: dict[str, Any]) -> bool:
-    """Whether the process that manages a node takes connections."""
+    """Return whether the process that manages a node accepts connections."""
     try:
-        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_PATIENCE):
+        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=_NODE_TIMEOUT):
             return True
     except OSError:
         return False
@@ -173,6 +175,7 @@ def _answers(node: dict[str, Any]) -> bool:
 
 def _nodes_to_come() -> list[dict[str, float]]:
     """Return the resources of a node of each kind that an autoscaler, if there is one, may add."""
+    # Private: the autoscaler's configuration, with the resources and max_count of each kind; None without one.
     config = ray._private.state.state.get_cluster_config()
     groups = config.node_group_configs if config is not None else ()
     return [dict(group.resources) for group in groups if group.max_count != 0]
@@ -184,7 +187,7 @@ def assigned_device() -> str:
 
 
 def result_of(reference: Any) -> Any:
-    """Return what a task made, or raise the error that it raised."""
+    """Return the result of a task, or raise the error that it raised."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

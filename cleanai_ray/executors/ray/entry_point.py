@@ -1,4 +1,4 @@
-"""What the process that drives a job takes from the cluster, and whether the cluster has it."""
+"""The resources that a job's own process reserves, and a check that the cluster has them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Amounts = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class EntryPoint:
-    """What a job's own process reserves, beside what its trials take.
+    """The resources that a job's own process reserves, besides those of its trials.
 
     Attributes:
         cpus: CPU cores.
@@ -36,23 +36,24 @@ class EntryPoint:
 
 
 def node_resources(address: str) -> list[Amounts]:
-    """Return what each live node of a cluster has in all, as Ray counts it: CPU, GPU, memory in bytes.
+    """Return the total resources of each live node of a cluster, as Ray counts them: CPU, GPU, memory in bytes.
 
     Args:
         address: The dashboard's address.
     """
+    # Unstable, as all of ray.util.state: the state and total resources of each node.
     return [node.resources_total for node in list_nodes(address=address) if node.state == "ALIVE"]
 
 
 def require_entry_point(entry_point: EntryPoint, study: Study, resources: list[Amounts]) -> None:
-    """Refuse an entry point that the cluster could never place, or that leaves no room for a trial.
+    """Refuse an entry point that the cluster can never place, or that leaves no room for a trial.
 
-    Ray would keep such a job waiting for ever, without a word.
+    Ray would keep such a job waiting for ever, without saying why.
 
     Args:
-        entry_point: What the job's own process reserves.
+        entry_point: The resources that the job's own process reserves.
         study: The study that it runs.
-        resources: What each node has, as `node_resources` returns it.
+        resources: The resources of each node, as `node_resources` returns them.
 
     Raises:
         ClusterError: One sentence with the numbers that do not fit.
@@ -65,12 +66,14 @@ def require_entry_point(entry_point: EntryPoint, study: Study, resources: list[A
     _require_each(wanted, nodes)
     hosts = [number for number, node in enumerate(nodes) if _fits(wanted, node)]
     if not hosts:
-        raise ClusterError(f"no node of the cluster has {_told(wanted)} together; its nodes have {_listed(nodes)}")
-    trial = {"cpus": study.resources.cpus_per_trial, "gpus": study.resources.gpus_per_trial, "memory": 0.0}
-    if not any(_fits(trial, room) for host in hosts for room in _rooms(nodes, host, wanted)):
         raise ClusterError(
-            f"the entry point's {_told(wanted)} leave no room for a trial's {_told(trial)}; "
-            f"the cluster's nodes have {_listed(nodes)}"
+            f"no node of the cluster has {_describe(wanted)} together; its nodes have {_describe_nodes(nodes)}"
+        )
+    trial = {"cpus": study.resources.cpus_per_trial, "gpus": study.resources.gpus_per_trial, "memory": 0.0}
+    if not any(_fits(trial, room) for host in hosts for room in _left_for_trials(nodes, host, wanted)):
+        raise ClusterError(
+            f"the entry point's {_describe(wanted)} leave no room for a trial's {_describe(trial)}; "
+            f"the cluster's nodes have {_describe_nodes(nodes)}"
         )
 
 
@@ -84,8 +87,8 @@ def _require_each(wanted: Amounts, nodes: list[Amounts]) -> None:
         raise ClusterError("; ".join(lacking) + "; a job that asks for more would wait for ever")
 
 
-def _rooms(nodes: list[Amounts], host: int, wanted: Amounts) -> list[Amounts]:
-    """What each node has left for trials when the entry point runs on the host."""
+def _left_for_trials(nodes: list[Amounts], host: int, wanted: Amounts) -> list[Amounts]:
+    """Return what each node has left for trials when the entry point runs on the host."""
     left = {name: nodes[host][name] - wanted[name] for name in wanted}
     return [*nodes[:host], left, *nodes[host + 1 :]]
 
@@ -94,7 +97,7 @@ def _fits(wanted: Amounts, room: Amounts) -> bool:
     return all(wanted[name] <= room[name] + 1e-9 for name in wanted)
 
 
-def _told(amounts: Amounts) -> str:
+def _describe(amounts: Amounts) -> str:
     return " and ".join(_amount(amounts[name], unit) for name, _, unit in _KINDS if amounts[name])
 
 
@@ -102,8 +105,8 @@ def _amount(amount: float, unit: str) -> str:
     return f"{amount:.4g} {unit.removesuffix('s') if amount == 1 else unit}"
 
 
-def _listed(nodes: list[Amounts]) -> str:
-    """The kinds of nodes, each once, the largest first."""
+def _describe_nodes(nodes: list[Amounts]) -> str:
+    """Return the different kinds of nodes as text, the largest first."""
     kinds = sorted({tuple(node[name] for name, _, _ in _KINDS) for node in nodes}, reverse=True)
     return "; or ".join(
         ", ".join(_amount(amount, unit) for amount, (_, _, unit) in zip(kind, _KINDS, strict=True)) for kind in kinds

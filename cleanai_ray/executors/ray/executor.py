@@ -38,8 +38,8 @@ class RayExecutor(Executor):
 
     Args:
         cluster: The cluster.
-        store: The run directory, as workers reach it.
-        run: The run directory, as this process reaches it.
+        store: Access to the run directory for workers.
+        run: The run directory, for this process.
     """
 
     store: RemoteWriter
@@ -59,7 +59,7 @@ class RayExecutor(Executor):
         )
 
     def check(self, study: Study) -> None:
-        """Refuse a study whose trials could never be placed; see `require_room`."""
+        """Refuse a study whose trials can never be placed; see `require_room`."""
         require_room(study, self.cluster)
 
     def watch(self, status: StudyStatus) -> None:
@@ -67,7 +67,7 @@ class RayExecutor(Executor):
         self._gauges.publish(status)
 
     def concurrent_trials(self, study: Study) -> int:
-        """Return how many trials the live cluster holds at a time, or the number that the study sets."""
+        """Return how many trials the live cluster has room for at a time, or the number that the study sets."""
         return concurrent_trials(study, self.cluster)
 
     def share(self, value: Any) -> Shared[Any]:
@@ -75,7 +75,7 @@ class RayExecutor(Executor):
         return ObjectStoreValue(ray.put(value))
 
     def call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what a task computes that has a GPU, or else a node's free cores."""
+        """Return the result of a task that runs on a GPU, or on a node's free cores if there is none."""
         on_gpu = self.cluster.gpus > 0
         task = ray.remote(_on_assigned_device).options(
             name=name,

@@ -33,8 +33,8 @@ _EXCLUDED = [
     ".ruff_cache",
     "__pycache__",
 ]
-_INTERRUPTED = 130
-_BROKEN = (OSError, RuntimeError, ValueError, aiohttp.ClientError, RayStateApiException)
+_EXIT_INTERRUPTED = 130
+_CONNECTION_ERRORS = (OSError, RuntimeError, ValueError, aiohttp.ClientError, RayStateApiException)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,20 +61,20 @@ def submit_study(
 
     Args:
         path: Study file, in the current folder or below it.
-        study: What the file holds, overrides included.
+        study: The study in the file, with the overrides.
         address: The dashboard's address, `http://HEAD:8265`.
         out: Run directory on the cluster.
         overrides: `a.b=c` overrides.
-        fresh: Compute everything anew.
-        entry_point: What the job's own process reserves.
+        fresh: True to compute everything again.
+        entry_point: The resources that the job's own process reserves.
 
     Returns:
-        The exit code of the job's process; 1 where it never had one; 130 where the log was interrupted.
+        The exit code of the job's process; 1 if there is none; 130 if the log was interrupted.
 
     Raises:
         ClusterError: When the cluster does not answer, refuses the token, or has no room for the entry point.
     """
-    words = ["python", "-m", "cleanai_ray", "run", _inside(path), "--address", "auto"]
+    words = ["python", "-m", "cleanai_ray", "run", _path_in_working_directory(path), "--address", "auto"]
     words += ["--out", out] if out else []
     words += [word for override in overrides for word in ("--set", override)]
     words += ["--fresh"] if fresh else []
@@ -84,37 +84,38 @@ def submit_study(
     try:
         job = _submit(words, study, address, entry_point)
         _write(f"job {job.name}\n")
-        _warn_of_passing_results(study.output.dir)
+        _warn_of_temporary_results(study.output.dir)
         return _exit_code(_follow(job), job)
     except KeyboardInterrupt:
         if job is None:
             raise
-        _say(f"job {job.name} goes on; its log: `{job.command('logs --follow')}`; to stop it: `{job.command('stop')}`")
-        return _INTERRUPTED
+        follow, stop = job.command("logs --follow"), job.command("stop")
+        _say(f"job {job.name} continues; to follow its log: `{follow}`; to stop it: `{stop}`")
+        return _EXIT_INTERRUPTED
 
 
-def _inside(path: str) -> str:
+def _path_in_working_directory(path: str) -> str:
     relative = os.path.relpath(path)
     if PurePath(relative).parts[:1] == ("..",):
         raise ClusterError(
-            f"study file '{path}' is outside of '{os.getcwd()}', the folder that the job gets a copy of; "
-            "allowed: a file of the current folder or below it"
+            f"study file '{path}' is outside '{os.getcwd()}', the folder that is copied to the job; "
+            "allowed: a file in the current folder or below it"
         )
     return relative
 
 
-def _warn_of_passing_results(directory: str) -> None:
+def _warn_of_temporary_results(directory: str) -> None:
     if "://" not in directory and not os.path.isabs(directory):
         _say(
-            f"warning: output.dir is '{directory}', below the job's own copy of this folder, which Ray deletes sooner "
-            "or later; --out takes a folder that starts with / or a URL, which are kept"
+            f"warning: output.dir is '{directory}', inside the job's copy of this folder, which Ray deletes sooner or "
+            "later; to keep the results, give --out an absolute path or a URL"
         )
 
 
 def _submit(words: list[str], study: Study, address: str, entry_point: EntryPoint) -> _Job:
     for name in ("ray", "ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # Ray prefers these variables to any address that it is given.
+    # In Ray, these variables take precedence over the address argument.
     os.environ.pop("RAY_ADDRESS", None)
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     try:
@@ -129,43 +130,43 @@ def _submit(words: list[str], study: Study, address: str, entry_point: EntryPoin
             entrypoint_memory=entry_point.memory_bytes or None,
         )
     except AuthenticationError as error:
-        raise ClusterError(_about_token(address, error)) from error
-    except _BROKEN as error:
-        raise ClusterError(f"no Ray cluster takes jobs at '{address}': {' '.join(str(error).split())}") from error
+        raise ClusterError(_describe_token_error(address, error)) from error
+    except _CONNECTION_ERRORS as error:
+        raise ClusterError(f"no Ray cluster accepts jobs at '{address}': {' '.join(str(error).split())}") from error
     return _Job(client=client, address=address, name=job)
 
 
-def _about_token(address: str, error: AuthenticationError) -> str:
+def _describe_token_error(address: str, error: AuthenticationError) -> str:
     reason = error.message.splitlines()[0].partition(". ")[0]
     return (
-        f"the cluster at '{address}' takes jobs with its token only: {reason}; needed: RAY_AUTH_MODE=token (it is "
+        f"the cluster at '{address}' accepts jobs only with its token: {reason}; needed: RAY_AUTH_MODE=token (it is "
         f"{os.environ.get('RAY_AUTH_MODE', 'not set')}) and the cluster's token in RAY_AUTH_TOKEN, or in the file that "
         "RAY_AUTH_TOKEN_PATH names"
     )
 
 
 def _follow(job: _Job) -> JobDetails:
-    """Stream the log until the job has ended; where the stream breaks before that, wait for the end."""
+    """Stream the log until the job ends; if the stream breaks first, wait for the end."""
     try:
         try:
             _stream_log(job)
-        except _BROKEN as error:
-            _say(f"the log of job {job.name} broke off ({error or type(error).__name__}); waiting for the job's end")
+        except _CONNECTION_ERRORS as error:
+            _say(f"the log of job {job.name} was cut off ({error or type(error).__name__}); waiting for the job's end")
         while not (details := job.client.get_job_info(job.name)).status.is_terminal():
             time.sleep(2)
-    except (AuthenticationError, *_BROKEN) as error:
+    except (AuthenticationError, *_CONNECTION_ERRORS) as error:
         raise ClusterError(
-            f"'{job.address}' answers no longer ({' '.join(str(error).split())}), so that the end of job {job.name} is "
-            f"unknown; its log, once it answers: `{job.command('logs --follow')}`"
+            f"'{job.address}' no longer answers ({' '.join(str(error).split())}), so it is unknown how job {job.name} "
+            f"ends; its log, once the cluster answers: `{job.command('logs --follow')}`"
         ) from error
     return details
 
 
 class _Interrupt:
-    """What SIGINT does to the task that streams a log: cancel it, at once or as soon as it begins.
+    """A handler of SIGINT that cancels the task that streams a log, at once or as soon as it begins.
 
-    A KeyboardInterrupt would come anywhere, also in the making of the event loop, and leave half of one behind. The
-    second SIGINT is one all the same: where the terminal takes no text, the task does not hear of the first.
+    A KeyboardInterrupt could strike anywhere, even while the event loop is being made, and leave it half-made. The
+    second SIGINT does raise one: while the terminal blocks output, the task never gets to see its cancellation.
     """
 
     def __init__(self) -> None:
@@ -191,7 +192,7 @@ def _stream_log(job: _Job) -> None:
     before = signal.signal(signal.SIGINT, interrupt)
     try:
         asyncio.run(interrupt.stream(job))
-    except (asyncio.CancelledError, *_BROKEN):
+    except (asyncio.CancelledError, *_CONNECTION_ERRORS):
         if not interrupt.came:
             raise
     finally:

@@ -1,4 +1,4 @@
-"""The status of a study on Ray's metrics port: each gauge appears as `ray_<name>` there, on the driver's node."""
+"""The status of a study on Ray's metrics port, on the driver's node; each gauge is called `ray_<name>` there."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Metric:
     """A gauge of a study.
 
     Attributes:
-        description: What it counts, and in which unit.
-        tags: Tags beside `study`.
+        description: The meaning and the unit of its value.
+        tags: Tags besides `study`.
     """
 
     description: str
@@ -28,16 +28,16 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     "cleanai_shards_done": Metric(description="Shards of the stage that are done."),
     "cleanai_shards": Metric(description="Shards of the stage."),
-    "cleanai_samples_per_second": Metric(description="Samples a second that the stage gets through."),
+    "cleanai_samples_per_second": Metric(description="Samples per second in this stage."),
     "cleanai_trials": Metric(description="Trials by state: done, running, failed, waiting.", tags=("state",)),
     "cleanai_best_accuracy": Metric(description="Accuracy of the best trial so far, from 0 to 1."),
     "cleanai_dense_accuracy": Metric(description="Accuracy of the dense model, from 0 to 1."),
-    "cleanai_seconds_left": Metric(description="Estimated seconds that the stage still takes."),
+    "cleanai_seconds_left": Metric(description="Estimated seconds until the stage ends."),
 }
 
 
 def readings(status: StudyStatus) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Yield name, tags and value of every gauge; not a number, which Ray leaves out, where it is not known."""
+    """Yield name, tags and value of every gauge; an unknown value is NaN, which Ray leaves out."""
     waiting = status.trials_total - status.trials_done - status.trials_running - status.trials_failed
     trials = {
         "done": status.trials_done,
@@ -68,7 +68,7 @@ class StatusGauges:
         }
 
     def publish(self, status: StudyStatus) -> None:
-        """Set the gauges to a status, as long as Ray runs."""
+        """Set the gauges to a status, if Ray is running."""
         if ray.is_initialized():
             for name, tags, value in readings(status):
                 self._gauges[name].set(value, tags=tags)

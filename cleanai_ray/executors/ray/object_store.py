@@ -13,10 +13,10 @@ from cleanai_ray.executors.shared import Shared
 
 @dataclass(frozen=True)
 class ObjectStoreValue(Shared[Any]):
-    """A value in the object store, once a cluster; a node that reads it keeps a copy.
+    """A value in the object store, kept once per cluster; a node that reads it keeps a copy.
 
     Attributes:
-        reference: Its reference. As an argument of a task, the reference stands for the value.
+        reference: Its reference. A task that gets the reference as an argument receives the value.
     """
 
     reference: Any
@@ -27,5 +27,5 @@ class ObjectStoreValue(Shared[Any]):
 
 
 def references_of(arguments: Iterable[Any]) -> list[Any]:
-    """Return arguments of a task with the reference in place of each shared value."""
+    """Return arguments for a task, each shared value replaced by its reference."""
     return [argument.reference if isinstance(argument, ObjectStoreValue) else argument for argument in arguments]

@@ -1,4 +1,4 @@
-"""A run directory as every process of a Ray cluster reaches it."""
+"""Access to a run directory for every process of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _CONCURRENT_CALLS = 4
 class RemoteWriter:
     """Reads and writes a run directory from any worker; a `RunStore`.
 
-    Trials are written by one process, an actor on the driver's node, so that a run directory on the head's own disk
-    works on any cluster. On an object store every worker reads and writes files itself, so that they do not pass
+    One process, an actor on the driver's node, writes the trials, so that a run directory on that node's own disk works
+    on any cluster. On an object store, every worker reads and writes other files itself, so that they do not pass
     through the driver's node.
 
     Args:
@@ -34,24 +34,24 @@ class RemoteWriter:
         self.writer = writer
 
     def read(self, name: str, inputs: str | None = None) -> bytes | None:
-        """Return a file's content; None where there is none, or none that was completed from inputs of this digest."""
+        """See `RunWriter.read`."""
         return (
             ray.get(self.writer.read.remote(name, inputs)) if self._run.is_local else read_file(self._run, name, inputs)
         )
 
     def write(self, name: str, content: bytes, inputs: str | None = None) -> None:
-        """Write a file, and then its marker where the digest of its inputs is given."""
+        """See `RunWriter.write`."""
         if self._run.is_local:
             ray.get(self.writer.write.remote(name, content, inputs))
         else:
             write_file(self._run, name, content, inputs)
 
     def storage(self, folder: str = "") -> tuple[str, Any]:
-        """Return a folder of the run directory as Ray's own storage takes it: its path, and the filesystem or None."""
+        """Return a folder of the run directory in the form that Ray's storage takes: path, and filesystem or None."""
         return self._run.storage(folder)
 
     def note_unreadable(self, found: dict[str, str]) -> None:
-        """Add samples that could not be decoded; see `RunWriter.note_unreadable`."""
+        """See `RunWriter.note_unreadable`."""
         if found:
             ray.get(self.writer.note_unreadable.remote(found))
 

@@ -1,4 +1,4 @@
-"""Shards worked through by actors that may die, and their results added up by the same actors, in a fixed tree."""
+"""Shards computed by actors that may die; the same actors add up the results, in a tree of fixed shape."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _LOST = (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.Worker
 class ActorPool(ShardPool):
     """Actors, started when they are first needed and stopped at the end.
 
-    An actor that dies is replaced, and another one takes over its task, up to three times. Nothing waits for an actor
-    that the cluster has no room to start yet. Where the number of actors is not fixed, it is the number of the
-    cluster's GPUs, or else of its cores, and grows with the cluster.
+    An actor that dies is replaced, and another one takes over its task; a task is tried three times. Work goes on while
+    the cluster has no room to start an actor. If the number of actors is not fixed, there is one for each of the
+    cluster's GPUs, or else for each core, and their number grows with the cluster.
 
-    Results stay in the object store, and the actors add them up in a tree of fixed shape: the driver sees references,
-    and at the end one value, whose bits do not depend on the number of actors or on what died on the way. Nothing
+    Results stay in the object store, and the actors add them up in a tree of fixed shape: the driver sees references
+    and, at the end, one value, whose bits do not depend on the number of actors or on which of them died. No shard
     counts twice.
 
     Args:
-        start: Starts an actor and returns its handle; given a number that no other actor of the pool has. An actor has
-            the methods `ready()`, `compute(call, shard, name, inputs, *arguments)` and `add(call, *contents)`; the
-            last two return the number of samples read and the result.
-        num_actors: Number of actors; None: what the cluster holds.
+        start: Starts an actor and returns its handle; its argument is a number that no other actor of the pool has. An
+            actor has the methods `ready()`, `compute(call, shard, name, inputs, *arguments)` and
+            `add(call, *contents)`; the last two return the number of samples read and the result.
+        num_actors: Number of actors; None for as many as the cluster has room for.
         run: The run directory, where the actors keep the results of shards.
-        progress: Told of every shard that is done.
+        progress: Notified of every finished shard.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class ActorPool(ShardPool):
 
         Args:
             work: The pass.
-            arguments: Further arguments of the actors' method; references to the object store stand for their values.
+            arguments: Further arguments of the actors' method; the values of shared ones are passed.
 
         Raises:
-            CleanAIError: What a shard raised, or ClusterError when one was tried too often.
+            CleanAIError: The error of a shard; a ClusterError if a shard failed too often.
         """
         with self.progress.shards(work.title, work.num_shards) as on_shard:
             session = _Pass(self, work, tuple(references_of(arguments)), on_shard)
@@ -83,13 +83,13 @@ class ActorPool(ShardPool):
                 session.abandon()
 
     def fill_up(self, tasks: int, busy: int) -> None:
-        """Start as many actors as there is use and room for.
+        """Start as many actors as there are tasks and room for.
 
         Args:
-            tasks: Tasks that wait or are being worked on.
-            busy: Actors that work.
+            tasks: Number of tasks that are waiting or in progress.
+            busy: Number of actors that are working.
         """
-        wanted = self._num_actors or _room()
+        wanted = self._num_actors or _num_places()
         for _ in range(min(wanted, tasks) - len(self._idle) - len(self._starting) - busy):
             if self._started >= _MAX_STARTS * wanted:
                 return
@@ -98,20 +98,20 @@ class ActorPool(ShardPool):
             self._started += 1
 
     def take_idle(self) -> Any:
-        """Return an actor that has nothing to do, or None."""
+        """Return an idle actor, or None."""
         return self._idle.pop() if self._idle else None
 
     def give_back(self, actor: Any) -> None:
-        """Take back an actor that has nothing to do."""
+        """Take back an actor that is idle."""
         self._idle.append(actor)
 
     @property
     def starting(self) -> list[Any]:
-        """References that are ready when an actor has started."""
+        """References that become ready when an actor has started."""
         return list(self._starting)
 
     def has_started(self, reference: Any) -> None:
-        """Take in that an actor has started, or died before it did."""
+        """Make an actor that has started idle; log it if it died while it started."""
         actor = self._starting.pop(reference)
         try:
             ray.get(reference)
@@ -122,9 +122,9 @@ class ActorPool(ShardPool):
 
 
 class _Pass:
-    """One pass under way: what is to be done, who does what, and what is there.
+    """One pass in progress: its waiting tasks, its busy actors and its results so far.
 
-    A task is a node of the tree: a shard to compute at level 0, a sum to make above.
+    A task is a node of the tree: at level 0 a shard to compute, above it a sum.
     """
 
     def __init__(
@@ -146,27 +146,27 @@ class _Pass:
                 try:
                     return ray.get(self._tree.value(self._tree.root))
                 except _LOST as error:
-                    self._again(self._tree.root, error)
+                    self._retry(self._tree.root, error)
             self._pool.fill_up(len(self._todo) + len(self._busy), len(self._busy))
             self._assign()
             waiting = [*self._busy, *self._pool.starting]
             if not waiting:
-                raise ClusterError(f"no process for the {self._work.title} could be started; Ray's log says why")
+                raise ClusterError(f"no process for the {self._work.title} could be started; see Ray's log")
             ready, _ = ray.wait(waiting, num_returns=1, timeout=_LOOK_AT_CLUSTER_SECONDS, fetch_local=False)
             for reference in ready:
                 if reference in self._busy:
-                    self._take_in(reference)
+                    self._collect(reference)
                 else:
                     self._pool.has_started(reference)
 
     def abandon(self) -> None:
-        """Stop what is still under way, after an error."""
+        """Stop the actors that are still busy, after an error."""
         for actor, _, _ in self._busy.values():
             ray.kill(actor)
         self._busy = {}
 
     def _assign(self) -> None:
-        """Give idle actors something to do: sums first, so that few results are held."""
+        """Give tasks to idle actors, sums first, so that few results are held."""
         while True:
             actor = self._pool.take_idle()
             if actor is None:
@@ -185,7 +185,7 @@ class _Pass:
                 receipt, content = call.remote(work.call, *contents)
             self._busy[receipt] = actor, node, content
 
-    def _take_in(self, receipt: Any) -> None:
+    def _collect(self, receipt: Any) -> None:
         actor, node, content = self._busy.pop(receipt)
         try:
             num_samples = ray.get(receipt)
@@ -198,7 +198,7 @@ class _Pass:
                 raise
             if not isinstance(error, exceptions.RayActorError):
                 self._pool.give_back(actor)
-            self._again(node, error)
+            self._retry(node, error)
             return
         self._pool.give_back(actor)
         self._tree.put(node, content)
@@ -206,15 +206,15 @@ class _Pass:
             self._done.add(node[1])
             self._on_shard(len(self._done), self._work.num_shards, num_samples)
 
-    def _again(self, node: Node, error: Exception) -> None:
-        """Have a task done again whose process, or whose input, was lost."""
+    def _retry(self, node: Node, error: Exception) -> None:
+        """Have a task done again after its process or its input was lost."""
         self._attempts[node] += 1
         if self._attempts[node] >= _MAX_ATTEMPTS:
             what = f"shard {node[1]}" if node[0] == 0 else "a sum of shards"
             reason = str(error).strip().splitlines()[-1]
             raise ClusterError(
-                f"{what} of the {self._work.title} was tried {_MAX_ATTEMPTS} times, and its process ended each time, "
-                f"most often for want of memory; finished shards are kept, and the same command goes on; Ray says: "
+                f"{what} of the {self._work.title} was tried {_MAX_ATTEMPTS} times, and its process died each time, "
+                "most often because memory ran out; finished shards are kept, and the same command resumes; Ray says: "
                 f"{reason}"
             )
         lost = self._tree.forget(node)
@@ -222,7 +222,7 @@ class _Pass:
         self._todo.extendleft((0, shard) for shard in reversed(lost))
 
 
-def _room() -> int:
-    """Return how many actors the live cluster holds: one a GPU, or one a core."""
+def _num_places() -> int:
+    """Return how many actors the live cluster has room for: one per GPU, or else one per core."""
     resources = ray.cluster_resources()
     return max(1, int(resources.get("GPU", 0) or resources.get("CPU", 0)))

@@ -1,4 +1,4 @@
-"""The trials of a study through Ray Tune, in parallel within the resources."""
+"""The trials of a study, run by Ray Tune in parallel within the resources."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.training.context import LocalContext
 
 _MAX_CRASHES = 2
-"""How often a trial whose process died is started again, from its last checkpoint."""
+"""How often a trial whose process died is started again from its last checkpoint."""
 
 
 def run_sweep_on_ray(
@@ -30,7 +30,7 @@ def run_sweep_on_ray(
     state: SweepState,
     refresh: Callable[[], None],
 ) -> None:
-    """Run trials as Tune's own, one for each group, and have those recorded whose process died."""
+    """Run each group of trials as one trial of Tune, and record the trials whose process died."""
     callback = _ProgressCallback(state, refresh)
     grid = _tuner(inputs, groups, run, state.workers, callback).fit()
     _record_crashes(inputs, grid)
@@ -40,8 +40,8 @@ def _tuner(
     inputs: SweepInputs, groups: Sequence[TrialGroup], run: RunDirectory, workers: int, callback: tune.Callback
 ) -> tune.Tuner:
     study, (path, filesystem) = inputs.study, run.storage()
-    # An autoscaler sees the trials that wait for room, and nodes that come later are used. Workers that start together
-    # are requested only when there is room.
+    # Unbounded, all trials are requested at once, so that an autoscaler sees them and nodes that join later are used.
+    # Groups of workers are requested only when there is room for them.
     is_bounded = study.workers_per_trial > 1 or study.resources.max_concurrent_trials != "auto"
     return tune.Tuner(
         _trainable(inputs),
@@ -64,7 +64,7 @@ def _tuner(
 
 
 def _trainable(inputs: SweepInputs) -> type[tune.Trainable]:
-    """Return the class of Tune's workers, under a name that says in Ray's dashboard what they do."""
+    """Return the class of Tune's workers, with a name that says what they do in Ray's dashboard."""
     study = inputs.study
     if study.workers_per_trial > 1:
         name, function = "TrialCoordinator", tune.with_parameters(run_with_workers, inputs=inputs)
@@ -73,6 +73,7 @@ def _trainable(inputs: SweepInputs) -> type[tune.Trainable]:
         name, function = "PruningTrial", tune.with_parameters(_run_tune_trial, inputs=inputs)
         resources = {"cpu": study.resources.cpus_per_trial, "gpu": study.resources.gpus_per_trial}
     asked = {kind: amount for kind, amount in resources.items() if amount or kind == "cpu"}
+    # Unstable: the class that Tune itself makes of a function; made here so that it can be given another name.
     trainable = wrap_function(tune.with_resources(function, asked), name=f"trials of {study.name}")
     trainable.__name__ = trainable.__qualname__ = name
     return trainable
@@ -101,17 +102,17 @@ def _report_epoch(row: Mapping[str, Any]) -> None:
 
 
 def _record_crashes(inputs: SweepInputs, grid: tune.ResultGrid) -> None:
-    """Record every trial whose process died before it could do so."""
+    """Record every trial whose process died before it had recorded it."""
     for result in (grid[index] for index in range(len(grid))):
         if result.error is None or not result.config:
             continue
-        told = str(result.error).strip().splitlines()[-1]
-        reason = told.partition(" Some common causes")[0].removeprefix("The actor is dead because ")
+        message = str(result.error).strip().splitlines()[-1]
+        reason = message.partition(" Some common causes")[0].removeprefix("The actor is dead because ")
         for trial in inputs.unrecorded(group_of(result.config).trials):
             outcome = failed_outcome(
                 inputs.study,
                 trial,
-                "the trial's process ended before it was done, most often because memory ran out or a library "
+                "the trial's process died before the trial was done, most often because memory ran out or a library "
                 f"crashed; Ray says: {reason}",
             )
             inputs.write(trial, outcome, is_final=False)
@@ -131,11 +132,11 @@ class _ProgressCallback(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         """Count the trials that run."""
-        self._state.running = sum(len(self._unended(trial)) for trial in trials if trial.status == "RUNNING")
+        self._state.running = sum(len(self._trials_not_ended(trial)) for trial in trials if trial.status == "RUNNING")
         self._refresh()
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """Count a trial that ended by itself; one of Tune's trials may be a group of ours."""
+        """Count a trial that reported its end; one trial of Tune may be a group of ours."""
         name = result.get("name")
         if name is not None and name not in self._ended:
             self._ended.add(name)
@@ -144,20 +145,20 @@ class _ProgressCallback(tune.Callback):
         self._refresh()
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Count the trials that were recorded by a process that died before it could report them."""
-        for name in self._unended(trial):
+        """Count the trials that a process recorded but could not report before it died."""
+        for name in self._trials_not_ended(trial):
             self._ended.add(name)
             self._state.done += 1
         self._refresh()
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Count the trials that had not ended when their process died as failed."""
-        for name in self._unended(trial):
+        """Count as failed the trials that had not ended when their process died."""
+        for name in self._trials_not_ended(trial):
             self._ended.add(name)
             self._state.finish({"status": schemas.FAILED})
         self._refresh()
 
-    def _unended(self, trial: Any) -> list[str]:
-        """Return the trials of one of Tune's that have not ended."""
+    def _trials_not_ended(self, trial: Any) -> list[str]:
+        """Return the ids of those trials of a Tune trial that have not ended."""
         names = [one.trial_id for one in group_of(trial.config).trials]
         return [name for name in names if name not in self._ended]

@@ -1,8 +1,8 @@
-"""Trials whose fine-tuning runs on several workers at a time, with Ray Train.
+"""Trials that fine-tune on several workers at a time, with Ray Train.
 
-A Tune trial of this kind computes nothing: it waits for a `TorchTrainer`, whose workers are placed all at once or not
-at all, so that no trial holds resources that another one needs to start. The first worker prunes and repairs; all of
-them fine-tune and score.
+Such a Tune trial computes nothing itself: it waits for a `TorchTrainer`, whose workers are placed all at once or not at
+all, so that no trial holds resources that another one needs to start. The first worker prunes and repairs; all of them
+fine-tune and score.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import ray.train
 import ray.train.torch
 import ray.tune
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.train.v2.api.config import FailureConfig
-from ray.train.v2.api.exceptions import PreemptionError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError  # private: there was no room in time
+from ray.train.v2.api.config import FailureConfig  # unstable: with limits that ray.air's class lacks
+from ray.train.v2.api.exceptions import PreemptionError  # unstable: a node was about to leave
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cleanai_ray.executors.ray.cluster import workers_to_ask_for
@@ -33,11 +33,11 @@ from cleanai_ray.training.processes import ProcessGroupContext
 
 _LOG = logging.getLogger(__name__)
 COORDINATOR_BYTES = 10**9
-"""Memory reserved for the process that waits for a trial's workers; it takes no core."""
+"""Memory reserved for the process that waits for a trial's workers; it reserves no core."""
 
 _MAX_FAILURES = 2
-_PATIENCE = 24 * 3600
-"""Seconds that workers wait for the first one, which prunes, repairs, quantises and times alone; if it dies, Ray stops
+_WORKER_TIMEOUT = 24 * 3600
+"""Seconds that workers wait for the first one while it prunes, repairs, quantises or times alone; if it dies, Ray stops
 them."""
 
 _TRAIN_FOLDER = "train"
@@ -46,8 +46,8 @@ _TRAIN_FOLDER = "train"
 def run_with_workers(config: dict[str, Any], *, inputs: SweepInputs) -> None:
     """Run a group of trials on several workers, from a Tune worker that waits for them.
 
-    When a worker or its node is lost, the others are stopped, and as many workers as the remaining nodes hold start
-    again from the last checkpoint. Their number changes no batch, only who computes which part of it.
+    When a worker or its node is lost, the other workers are stopped, and as many as the remaining nodes have room for
+    start again from the last checkpoint. The number of workers changes no batch, only how it is divided.
     """
     group, study, num_failures, lost_some = group_of(config), inputs.study, 0, False
     while num_failures <= _MAX_FAILURES:
@@ -61,7 +61,7 @@ def run_with_workers(config: dict[str, Any], *, inputs: SweepInputs) -> None:
             cause = describe_error(_cause(error))
             _LOG.warning("the workers of trial %s start again: %s", group.owner.trial_id, cause)
             lost_some = True
-            num_failures += not _lacked_a_node(error)
+            num_failures += not _is_for_want_of_nodes(error)
     reason = f"its {study.finetune.num_workers} workers failed {num_failures} times, the last time with {cause}"
     for trial in inputs.unrecorded(group.trials):
         outcome = failed_outcome(study, trial, reason)
@@ -71,12 +71,13 @@ def run_with_workers(config: dict[str, Any], *, inputs: SweepInputs) -> None:
 
 def _cause(error: ray.train.TrainingFailedError) -> BaseException:
     """Return the error of the first worker that failed, or of the process that controls the workers."""
+    # Unstable: WorkerGroupError has the errors of workers by rank, ControllerError has one of its own.
     failures = getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
     return next(iter(failures.values()))
 
 
-def _lacked_a_node(error: ray.train.TrainingFailedError) -> bool:
-    """Return whether a node is about to leave, or the workers found no room within a minute: not the trial's fault."""
+def _is_for_want_of_nodes(error: ray.train.TrainingFailedError) -> bool:
+    """Return whether a node was about to leave, or there was no room for the workers: neither is the trial's fault."""
     return isinstance(error, PreemptionError) or isinstance(_cause(error), WorkerGroupStartupTimeoutError)
 
 
@@ -92,7 +93,7 @@ def _trainer(inputs: SweepInputs, group: TrialGroup, num_workers: int) -> TorchT
             use_gpu=wanted.gpus_per_trial > 0,
             resources_per_worker={name: value for name, value in per_worker.items() if value},
         ),
-        torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_trial else "gloo", timeout_s=_PATIENCE),
+        torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_trial else "gloo", timeout_s=_WORKER_TIMEOUT),
         run_config=ray.train.RunConfig(
             name=f"{group.owner.trial_id}-{inputs.key(group.owner)}",
             storage_path=path,
@@ -109,13 +110,13 @@ def _work(config: dict[str, Any]) -> None:
     group: TrialGroup = config["group"]
     device = ray.train.torch.get_device()
     context = ProcessGroupContext(device=device, on_row=_report_epoch, checkpoints=inputs.checkpoints(group.owner))
-    # All workers must report equally often; the numbers of the first one count.
+    # All workers must report equally often; Ray uses the numbers of the first one.
     for numbers in (_lead if context.rank == 0 else _assist)(inputs, group, context):
         ray.train.report(numbers)
 
 
 def _lead(inputs: SweepInputs, group: TrialGroup, context: ProcessGroupContext) -> list[dict[str, Any]]:
-    """Run the trials; the others take part in fine-tuning and scoring. An error that they wait in is raised."""
+    """Run the trials, with the other workers' help; raise an error that comes while they wait for this one."""
     device, numbers = str(context.device), []
     for trial, outcome in run_group(inputs, group.trials, device, lambda _: context, lambda error: context.is_awaited):
         inputs.write(trial, outcome)
@@ -125,7 +126,7 @@ def _lead(inputs: SweepInputs, group: TrialGroup, context: ProcessGroupContext) 
 
 
 def _assist(inputs: SweepInputs, group: TrialGroup, context: ProcessGroupContext) -> list[dict[str, Any]]:
-    """Take part in what the first worker fine-tunes and scores."""
+    """Help the first worker to fine-tune and score."""
     trial = group.trials[0]
     workspace = open_workspace(inputs.study.model_dump_json(), str(context.device), inputs.study.draw_of(trial))
     dense = dense_model_of(workspace, inputs.dense.get())
