@@ -36,20 +36,9 @@ RESERVED: dict[str, Any] = {
     for name, what, unit in (("cpus", "CPUs", ""), ("gpus", "GPUs", ""), ("memory", "Memory", ", in GB"))
 }
 _UsageError: Any = typer.BadParameter.__bases__[0]
-KINDS = (
-    "methods",
-    "metrics",
-    "models",
-    "datasets",
-    "tasks",
-    "stages",
-    "executors",
-    "charts",
-    "questions",
-    "risks",
-    "chapters",
-    "formats",
-)
+_OF_TRIALS = ("methods", "metrics", "models", "datasets", "tasks", "stages", "executors", "formats")
+_OF_REPORTS = ("charts", "questions", "risks", "chapters")
+KINDS = (*_OF_TRIALS, *_OF_REPORTS)
 
 
 @app.command()
