@@ -220,6 +220,11 @@ class TestDockerfile:
             *sources, _ = [word for word in line.split() if not word.startswith("--")]
             assert all((REPOSITORY / source).exists() for source in sources), line
 
+    def test_every_module_that_the_build_imports_exists(self) -> None:
+        modules = re.findall(r"\bcleanai_ray\.[a-z_.]*[a-z_]", self.TEXT)
+        assert modules
+        assert all(importlib.util.find_spec(name) is not None for name in modules), modules
+
 
 def test_the_readme_names_every_file() -> None:
     readme = (CLUSTER / "README.md").read_text()
