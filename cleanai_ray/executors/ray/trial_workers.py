@@ -61,7 +61,7 @@ def run_with_workers(config: dict[str, Any], *, inputs: SweepInputs) -> None:
             cause = describe_error(_cause(error))
             _LOG.warning("the workers of trial %s start again: %s", group.owner.trial_id, cause)
             lost_some = True
-            num_failures += not _is_for_want_of_nodes(error)
+            num_failures += not _failed_for_lack_of_nodes(error)
     reason = f"its {study.finetune.num_workers} workers failed {num_failures} times, the last time with {cause}"
     for trial in inputs.unrecorded(group.trials):
         outcome = failed_outcome(study, trial, reason)
@@ -76,7 +76,7 @@ def _cause(error: ray.train.TrainingFailedError) -> BaseException:
     return next(iter(failures.values()))
 
 
-def _is_for_want_of_nodes(error: ray.train.TrainingFailedError) -> bool:
+def _failed_for_lack_of_nodes(error: ray.train.TrainingFailedError) -> bool:
     """Return whether a node was about to leave, or there was no room for the workers: neither is the trial's fault."""
     return isinstance(error, PreemptionError) or isinstance(_cause(error), WorkerGroupStartupTimeoutError)
 
