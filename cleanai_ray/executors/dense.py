@@ -33,7 +33,8 @@ def obtain_dense(context: RunContext) -> DenseModel:
         score = {"accuracy": asdict(dense.accuracy), "history": dense.history, "digest": dense.digest}
         return json.dumps(score, indent=2).encode()
 
-    kept: dict[str, Any] = json.loads(context.cached(_SCORE, key, compute, needs=(_WEIGHTS,)))
+    context.cached(_SCORE, key, compute, needs=(_WEIGHTS,))
+    kept: dict[str, Any] = run.read_json(_SCORE)
     run.delete(checkpoint)
     score: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in kept["accuracy"].items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.executors.base import ShardPool, ShardWork
 from cleanai_ray.executors.context import DenseWeights, RunContext
@@ -72,8 +74,7 @@ def measure_statistics(context: RunContext, dense: DenseWeights, pool: ShardPool
         counts = pool.sum_shards(second_pass, dense.content, ranges, num_bins)
         return statistics.with_histograms(ActivationHistograms.from_bytes(counts)).to_bytes()
 
-    content = context.cached(f"{context.folder}/calibration.safetensors", key, compute)
-    pool.forget_shards()
+    content = _computed_once(context, pool, "calibration.safetensors", key, compute)
     return ActivationStatistics.from_bytes(content)
 
 
@@ -86,9 +87,21 @@ def measure_moments(context: RunContext, dense: DenseWeights, pool: ShardPool) -
         work = ShardWork(call="moments", title="second moments", num_shards=num_shards, inputs=key)
         return pool.sum_shards(work, dense.content)
 
-    content = context.cached(f"{context.folder}/moments.safetensors", key, compute)
-    pool.forget_shards()
+    content = _computed_once(context, pool, "moments.safetensors", key, compute)
     return ConsumerMoments.from_bytes(content)
+
+
+def _computed_once(context: RunContext, pool: ShardPool, file: str, key: str, compute: Callable[[], bytes]) -> bytes:
+    """Return the sum of a pass over shards, and delete the shards once it is kept.
+
+    If it was kept before, shards in the run directory are those of another pass that was interrupted.
+    """
+    name = f"{context.folder}/{file}"
+    was_complete = context.run.is_complete(name, key)
+    content = context.cached(name, key, compute)
+    if not was_complete:
+        pool.forget_shards()
+    return content
 
 
 def _curves(context: RunContext, dense: DenseWeights, moments: ConsumerMoments) -> SensitivityCurves:
@@ -96,8 +109,9 @@ def _curves(context: RunContext, dense: DenseWeights, moments: ConsumerMoments) 
         arguments = context.study.model_dump_json(), dense.content, moments
         return context.executor.call(f"sensitivity-{context.study.name}", _measure_curves, *arguments)
 
-    key = moments_key(context.study, dense.digest)
-    return SensitivityCurves.from_json(context.cached(f"{context.folder}/curves.json", key, compute).decode())
+    name, key = f"{context.folder}/curves.json", moments_key(context.study, dense.digest)
+    context.cached(name, key, compute)
+    return SensitivityCurves.from_json(context.run.read_text(name))
 
 
 def _measure_curves(device: str, study_json: str, weights: bytes, moments: ConsumerMoments) -> bytes:

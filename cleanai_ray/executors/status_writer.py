@@ -55,7 +55,7 @@ class StatusWriter:
         )
         self._changing, self._writing = threading.Lock(), threading.Lock()
         self._ended = threading.Event()
-        self._write_failed = False
+        self._write_failed = self._publish_failed = False
         self._thread = threading.Thread(target=self._beat, name=f"watching-{study.name}", daemon=True)
 
     def start(self) -> None:
@@ -123,7 +123,12 @@ class StatusWriter:
                 if not self._write_failed:
                     _LOG.warning("%s", error)
                 self._write_failed = True
-            self._publish(status)
+            try:
+                self._publish(status)
+            except Exception as error:  # monitoring that is away must not end the study
+                if not self._publish_failed:
+                    _LOG.warning("the status cannot be published: %s", error)
+                self._publish_failed = True
 
 
 def _best(state: SweepState) -> dict[str, Any]:

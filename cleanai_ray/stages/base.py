@@ -23,7 +23,8 @@ class TrialSetting:
         workspace: The opened study.
         dense_model: The dense model on the workspace's device.
         measures: Measurements of the dense model that all trials share.
-        context: The processes that fine-tune and score, and the places where they report and keep checkpoints.
+        context: The processes that fine-tune and score, and the places where they report and keep checkpoints. The
+            work they share is that of `fine_tune_part` and `score_model`; any other training takes a `LocalContext`.
     """
 
     workspace: Workspace
@@ -42,9 +43,9 @@ class Stage(ABC):
         repeats: True for a stage that follows every pruning step if `finetune.between_steps` asks for fine-tuning
             between the steps; the other stages run after the last step only.
         scored_as: Name of the score taken after the stage's last run, the `NAME` in `accuracy_NAME`; None if it is not
-            scored.
+            scored. Only the names of this package's own stages have a column; the last score is `accuracy`.
         is_variant: True if other trials end before this stage, so that the model before it is a result as well.
-        timed_as: Name of the `seconds_` column that its time counts towards.
+        timed_as: Name of the `seconds_` column that its time counts towards; without a column, only of the total.
 
     Args:
         setting: The surroundings of the trial.

@@ -60,12 +60,15 @@ class FineTune(Stage):
         """Return the description of this training, one of several in a trial that fine-tunes between steps.
 
         Its name holds a digest of the removed channels, so that a model never resumes from the checkpoint of a model
-        with other channels.
+        with other channels, nor, where a plug-in changed the model, from that of a model without this change.
         """
         assert state.pruned is not None
         is_only = not state.history and self.is_last_step
+        name = "" if is_only else f"step{self.step}-{digest(state.pruned.result.plan.removed)}"
+        if state.plugin_keys:
+            name = "-".join(filter(None, [name, "plugins", digest(state.plugin_keys)]))
         return TrainingPart(
-            name="" if is_only else f"step{self.step}-{digest(state.pruned.result.plan.removed)}",
+            name=name,
             step=self.step,
             epochs_before=len(state.history),
         )

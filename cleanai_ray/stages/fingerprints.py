@@ -55,6 +55,10 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     if len(study.draws()) > 1 and (study.finetune.epochs or between_steps):
         # Training leaves out the images of all draws, so it depends on all of them.
         parts["withheld"] = [[draw.samples, draw.seed] for draw in study.draws()]
+    from cleanai_ray.stages.pipeline import plan_stages  # loads torch, which the process that writes files does without
+
+    if plugins := [step.key for step in plan_stages(study, trial) if step.is_plugin]:
+        parts["stages"] = plugins
     return digest([trial.identity, dense_digest, _model_shape(study), _data(own), parts])
 
 

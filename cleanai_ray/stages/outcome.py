@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.deploy import Quantized
+from cleanai_ray.errors import EvaluationError
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.stages.base import TrialSetting
 from cleanai_ray.stages.columns import describe_repair, describe_trial, score_columns, skipped_by_repair
@@ -112,6 +113,9 @@ def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, stat
         "device": str(workspace.device),
         **_seconds(state.seconds),
     }
+    _require_columns("results.parquet", row, schemas.RESULTS.names)
+    for epoch in state.history:
+        _require_columns("history.parquet", epoch, schemas.HISTORY.names)
     name = {"trial_id": trial.trial_id}
     return TrialOutcome(
         row=row,
@@ -129,6 +133,15 @@ def failed_outcome(study: Study, trial: Trial, error: str) -> TrialOutcome:
     """Return the outcome of a trial of a study that failed."""
     row = {**describe_trial(study, trial), "status": schemas.FAILED, "error": error, "warnings": []}
     return TrialOutcome(row={**row, "node": platform.node()})
+
+
+def _require_columns(table: str, row: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse a column that a stage of a plug-in made up, while the other trials can still go on."""
+    unknown = sorted(row.keys() - set(known))
+    if unknown:
+        raise EvaluationError(
+            f"{table} has no column '{unknown[0]}', which a stage of the trial gave; allowed: the columns of the table"
+        )
 
 
 def _seconds(seconds: Mapping[str, float]) -> dict[str, float]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cleanai_ray.config.study import Study, Trial, digest
+from cleanai_ray.errors import StudyError
 from cleanai_ray.registry import STAGES
 from cleanai_ray.stages.base import Stage, TrialSetting
 from cleanai_ray.stages.scores import score_model
@@ -14,6 +15,9 @@ from cleanai_ray.stages.state import TrialState
 
 SCORING = "evaluate"
 """Name of the `seconds_` column that the time of scoring counts towards."""
+
+
+_OWN_STAGES = ("Prune", "Repair", "FineTune", "Quantize", "Measure")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,7 @@ class Step:
         key: Digest of the stage's key, name and pruning step.
         scored_as: Name of the score taken after it; None if it is not scored.
         compares: True if the score includes a comparison with the dense model.
+        is_plugin: True for a stage that is not one of this package's own.
     """
 
     stage: type[Stage]
@@ -33,6 +38,7 @@ class Step:
     key: str
     scored_as: str | None
     compares: bool
+    is_plugin: bool
 
 
 def plan_stages(study: Study, trial: Trial) -> tuple[Step, ...]:
@@ -41,8 +47,16 @@ def plan_stages(study: Study, trial: Trial) -> tuple[Step, ...]:
     If a study fine-tunes between pruning steps, the stages that repeat run after every step. Scores are taken after the
     last step only. The model is compared with the dense one after the last stage that is scored, and also before a
     stage that makes a variant of it.
+
+    Raises:
+        StudyError: When a stage of a plug-in would run before `prune`, which tells trials apart.
     """
     classes = sorted((STAGES.get(name) for name in STAGES.names()), key=lambda stage: (stage.position, stage.__name__))
+    if classes[0].__qualname__ != _OWN_STAGES[0]:
+        first, own = classes[0], STAGES.get("prune").position
+        raise StudyError(
+            f"stage {first.__qualname__} has position {first.position}; allowed: above {own}, that of prune"
+        )
     alternates = study.finetune.between_steps > 0
     placed = [
         (stage, number)
@@ -53,13 +67,16 @@ def plan_stages(study: Study, trial: Trial) -> tuple[Step, ...]:
     steps = []
     for place, (stage, number) in enumerate(placed):
         later = [other for other, _ in placed[place + 1 :] if other.scored_as is not None]
+        scored_as = stage.scored_as if number == trial.steps else None
+        compares = all(other.is_variant for other in later)
         steps.append(
             Step(
                 stage=stage,
                 number=number,
-                key=digest([stage.__module__, stage.__qualname__, number, stage.key(study, trial)]),
-                scored_as=stage.scored_as if number == trial.steps else None,
-                compares=all(other.is_variant for other in later),
+                key=digest([stage.__qualname__, number, scored_as, compares, stage.key(study, trial)]),
+                scored_as=scored_as,
+                compares=compares,
+                is_plugin=stage.__qualname__ not in _OWN_STAGES,
             )
         )
     return tuple(steps)
@@ -109,6 +126,8 @@ def run_stages(
         for number in range(length, len(steps)):
             if isinstance(state, TrialState):
                 state = _advance(setting, trial, steps[number], state)
+                if isinstance(state, TrialState) and keys[: number + 1] in branches:
+                    state = replace(state, is_kept=True)
             if keys[: number + 1] in branches:
                 kept[keys[: number + 1]] = state if isinstance(state, Exception) else state.without_time()
         kept = {known: found for known, found in kept.items() if known in branches}
@@ -125,6 +144,8 @@ def _advance(setting: TrialSetting, trial: Trial, step: Step, state: TrialState)
     try:
         begun = time.perf_counter()
         state = step.stage(setting, trial, step.number).run(state)
+        if step.is_plugin:
+            state = replace(state, plugin_keys=(*state.plugin_keys, step.key))
         done = time.perf_counter()
         state = state.spent(step.stage.timed_as, done - begun)
         if step.scored_as is None:

@@ -52,12 +52,14 @@ class Prune(Stage):
         """Return the state with the pruned model."""
         if not self.setting.workspace.study.finetune.between_steps or self.trial.steps == 1:
             return self._all_steps_at_once(state)
-        pruner = self._pruner(self.trial) if state.pruner is None else state.pruner.branch()
+        pruner = self._pruner(self.trial) if state.pruner is None else state.pruner
+        if state.pruner is not None and state.is_kept:
+            pruner = pruner.branch()
         if state.pruner is not None and state.removed_some:
             pruner.adopt(state.model)
         removed_some = pruner.take_step(self.step)
         if not removed_some and not self.is_last_step:
-            return replace(state, pruner=pruner, removed_some=False)
+            return replace(state, pruner=pruner, removed_some=False, is_kept=False)
         result = pruner.finish() if self.is_last_step else pruner.present()
         return self._state_after(state, result, None if self.is_last_step else pruner)
 
@@ -81,7 +83,7 @@ class Prune(Stage):
             earlier=None if state.pruned is None else state.pruned.result,
             moments=self.setting.measures.moments if is_first else None,
         )
-        return replace(state, model=result.model, pruner=pruner, pruned=pruned, removed_some=True)
+        return replace(state, model=result.model, pruner=pruner, pruned=pruned, removed_some=True, is_kept=False)
 
     def _pruner(self, part: Trial) -> Pruner:
         workspace, measures = self.setting.workspace, self.setting.measures

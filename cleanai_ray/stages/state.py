@@ -54,6 +54,8 @@ class TrialState:
         scores: Scores by stage, in the order in which they were taken.
         latency: Rows of latency.parquet, except `trial_id`.
         costs: Columns of results.parquet about size, MACs and latency.
+        plugin_keys: Keys of the stages of plug-ins that ran.
+        is_kept: True if another trial may start from this state, so that its pruner must not be changed.
         seconds: Seconds by the name of the `seconds_` column they count towards.
     """
 
@@ -68,6 +70,8 @@ class TrialState:
     scores: Mapping[str, StageScore] = field(default_factory=dict)
     latency: tuple[dict[str, Any], ...] = ()
     costs: Mapping[str, Any] = field(default_factory=dict)
+    plugin_keys: tuple[str, ...] = ()
+    is_kept: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -85,4 +89,5 @@ class TrialState:
 
     def scored(self, name: str, score: StageScore) -> TrialState:
         """Return the state with the score of a stage."""
-        return replace(self, scores={**self.scores, name: score})
+        earlier = {key: value for key, value in self.scores.items() if key != name}
+        return replace(self, scores={**earlier, name: score})

@@ -170,7 +170,7 @@ def open_workspace(study_json: str, device: str, draw: CalibrationDraw | None = 
     return opened[draw, device]
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)  # of a study of several draws, the whole and the one of a draw
 def _open(study_json: str) -> tuple[Study, ImageSource, dict[tuple[CalibrationDraw, str], Workspace]]:
     study = parse_study(json.loads(study_json))
     return study, open_image_source(study.data, study.model), {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,36 @@ def test_an_interrupted_study_goes_on_and_ends_like_a_quiet_one(small_run: Any, 
         assert small.timeless_table(tmp_path, name) == small.timeless_table(quiet, name), name
     assert not list((tmp_path / "cache").glob("shards/*"))
     assert not list((tmp_path / "cache").glob("checkpoints/*"))
+
+
+class Shards(ProgressReporter):
+    """Notes how many images were read for each shard of a pass, and may be interrupted after the first of them."""
+
+    def __init__(self, interrupted_in: str = "") -> None:
+        super().__init__(Console(file=io.StringIO(), width=200))
+        self.read: dict[str, list[int]] = {}
+        self._interrupted_in = interrupted_in
+
+    @contextmanager
+    def shards(self, name: str, num_shards: int) -> Iterator[Any]:
+        def on_shard(done: int, total: int, samples: int = 0) -> None:
+            self.read.setdefault(name, []).append(samples)
+            if name == self._interrupted_in:
+                raise KeyboardInterrupt
+
+        yield on_shard
+
+
+def test_shards_of_a_later_pass_are_kept_where_an_earlier_pass_is_complete(tmp_path: Path) -> None:
+    study, run, local = parse_study(small.SMALL), RunDirectory(tmp_path), RunOptions(executor="local")
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, check_study(study), run, local, Shards("second moments"))
+    assert run.exists("cache/calibration.safetensors.done")
+    resumed = Shards()
+    assert run_study(study, check_study(study), run, local, resumed) == 0
+    # Of 160 images in shards of 64 the first are there; nothing is read for the calibration.
+    assert resumed.read == {"second moments": [0, 64, 32]}
+    assert not run.exists("cache/shards")
 
 
 def test_a_failing_trial_is_a_row_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -121,6 +121,21 @@ def test_a_disk_that_takes_no_status_does_not_stop_the_study(tmp_path, caplog):
     assert all(word in message for word in (f"'{STATUS_FILE}'", f"'{tmp_path / 'file'}'", "written"))
 
 
+def test_monitoring_that_is_away_does_not_end_the_study(tmp_path, caplog):
+    def publish(status):
+        raise ConnectionError("nobody answers")
+
+    run, progress = RunDirectory(tmp_path), quiet()
+    with status_written(parse_study(small.SMALL), run, progress, publish):
+        with progress.stage("dense model"):
+            pass
+        with progress.stage("calibration"):
+            pass
+    assert read_status(run).state == "finished"
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "nobody answers" in message
+
+
 def scrape(study: str) -> dict[tuple[str, str], float]:
     """The gauges of a study on the metrics port of this node, by name and state."""
     import ray

@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import small_study as small
 from new_files import new_file
 from safetensors.torch import load_file
 
 from cleanai_ray.config.study import parse_study
+from cleanai_ray.errors import StudyError
 from cleanai_ray.registry import STAGES
+from cleanai_ray.stages.dense import prepare_dense
+from cleanai_ray.stages.fingerprints import trial_key
+from cleanai_ray.stages.outcome import run_trial
 from cleanai_ray.stages.pipeline import plan_stages
+from cleanai_ray.stages.workspace import open_workspace
+from cleanai_ray.training.context import LocalContext
 
 SETTINGS: dict[str, Any] = {
     **small.SMALL,
@@ -109,3 +116,64 @@ def test_a_stage_is_one_new_file(tmp_path: Path) -> None:
     # The classifier reads what is left of the last group; its bias is never pruned.
     dense = load_file(tmp_path / "halved" / "cache" / "dense.safetensors")
     assert weights["fc.bias"].tolist() == (dense["fc.bias"] * 0.5).tolist()
+
+
+def test_a_plugin_before_prune_is_refused(tmp_path: Path) -> None:
+    study = parse_study(SETTINGS)
+    with (
+        new_file(STAGES, "halve", STAGE.replace("position = 150", "position = 50"), tmp_path / "stages"),
+        pytest.raises(StudyError) as caught,
+    ):
+        plan_stages(study, study.trials()[0])
+    assert all(word in str(caught.value) for word in ("Halve", "50", "100", "prune"))
+
+
+def test_a_trial_with_a_stage_of_a_plugin_is_another_trial_than_without(tmp_path: Path) -> None:
+    study = parse_study(SETTINGS)
+    (trial,) = study.trials()
+    without = trial_key(study, trial, "dense")
+    keys = set()
+    for key in ("None", "1"):
+        with new_file(STAGES, "halve", STAGE.replace("return None", f"return {key}"), tmp_path / key):
+            keys.add(trial_key(study, trial, "dense"))
+    assert len({without, *keys}) == 3
+    assert trial_key(study, trial, "dense") == without
+
+
+@pytest.mark.parametrize(
+    ("added", "fact"),
+    [('costs={**state.costs, "energy": 1.0}', "energy"), ('history=({"epoch": 1, "heat": 2.0},)', "heat")],
+)
+def test_a_column_that_a_plugin_makes_up_fails_the_trial_in_a_sentence(added: str, fact: str, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "repair": {"compensation": "none", "batch_norm": "none"}, "finetune": {"epochs": 0}}
+    source = STAGE.replace("position = 150", "position = 550").replace("model=model)", f"model=model, {added})")
+    with new_file(STAGES, "halve", source, tmp_path / "stages"):
+        failed, said = small.run(parse_study(settings), tmp_path / "run")
+    assert failed == 1, said
+    (row,) = small.timeless_table(tmp_path / "run")
+    assert row["status"] == "failed"
+    assert f"has no column '{fact}'" in row["error"]
+
+
+def test_fine_tuning_after_a_plugin_has_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    """A model that a plug-in changed must not go on from the checkpoint of one that it did not change."""
+    names: list[str] = []
+
+    class Names:
+        def save(self, content: bytes, part: str = "") -> None:
+            names.append(part)
+
+        def load(self, part: str = "") -> bytes | None:
+            return None
+
+    study = parse_study({**SETTINGS, "finetune": {"epochs": 1, "save_every_n_epochs": 1}})
+    workspace = open_workspace(study.model_dump_json(), "cpu")
+    dense = prepare_dense(workspace)
+    measures, model = small.measure_locally(workspace, dense), workspace.dense_model(dense.weights)
+    context = LocalContext(checkpoints=Names())
+    run_trial(workspace, study.trials()[0], dense, model, measures, context)
+    own = set(names)
+    with new_file(STAGES, "halve", STAGE, tmp_path / "stages"):
+        run_trial(workspace, study.trials()[0], dense, model, measures, context)
+    assert own == {""}
+    assert len(set(names)) == 2
