@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cleanai_ray.storage import schemas
+from cleanai_ray.storage.durations import format_seconds
 from cleanai_ray.storage.ranking import rank
-from cleanai_ray.storage.status import format_pace, format_seconds
+from cleanai_ray.storage.status import format_pace
 
 
 @dataclass

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from cleanai_ray.evaluation.accuracy import Accuracy
 from cleanai_ray.executors.counts import ShardState, SweepState
-from cleanai_ray.storage.status import format_seconds
+from cleanai_ray.storage.durations import format_seconds
 
-__all__ = ["ProgressReporter", "ShardState", "SweepState", "Watcher", "format_seconds"]
+__all__ = ["ProgressReporter", "ShardState", "SweepState", "Watcher"]
 
 _PLAIN_INTERVAL = 10.0
 OnShard = Callable[..., None]

@@ -25,10 +25,10 @@ from cleanai_ray.stages.planning import warn_of_another_study
 from cleanai_ray.stages.tables import write_tables
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
+from cleanai_ray.storage.durations import format_seconds
 from cleanai_ray.storage.locking import locked
 from cleanai_ray.storage.ranking import rank
 from cleanai_ray.storage.run_directory import RunDirectory
-from cleanai_ray.storage.status import format_seconds
 
 Records = dict[str, dict[str, Any]]
 """The record of each trial, by trial id: its rows, by table."""
