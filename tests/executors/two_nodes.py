@@ -24,8 +24,9 @@ STORE = 150 * 1024**2
 
 def main(study_file: str, folder: str, pattern: str = "") -> int:
     # Where the process that controls a trial's workers is lost with its node, Ray Train's cleaner frees what they held,
-    # and asks the dashboard for it.
-    head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": True}
+    # and asks the dashboard for it. Without a port of its own (None), the dashboard takes the first free one: a cluster
+    # of another process may hold 8265.
+    head = {"num_cpus": 1, "object_store_memory": STORE, "include_dashboard": True, "dashboard_port": None}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(num_cpus=1, object_store_memory=STORE)
     cluster.wait_for_nodes()
