@@ -21,10 +21,11 @@ from cleanai_ray.nn.consumers import (
     shift_output,
     write_weight,
 )
-from cleanai_ray.repair.auto import divergence, log_probabilities, split_images
+from cleanai_ray.repair.auto import split_images
 from cleanai_ray.repair.compensation import solve_ridge
 from cleanai_ray.repair.images import Batch, device_of, read_images
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
+from cleanai_ray.repair.outputs import divergence, log_probabilities
 from cleanai_ray.repair.trace import trace_consumers
 from cleanai_ray.sensitivity.elimination import Reading, eliminate
 from cleanai_ray.tasks.base import Task, find_task

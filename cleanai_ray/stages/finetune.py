@@ -123,8 +123,8 @@ def _is_start_impartial(study: Study) -> bool:
     if study.finetune.data == "training":
         # Weights from elsewhere were most likely trained on them.
         return study.model.train is not None
-    # Repair that compares variants holds these images back; repair with fixed settings uses all of them.
-    return not study.repair.is_on or "auto" in (study.repair.compensation, study.repair.batch_norm)
+    # Repair may have read all of these images.
+    return not study.repair.is_on or study.repair.holds_back
 
 
 _ImageBatches = tuple[Callable[[int], Batches], int, Callable[[], Batches]]
