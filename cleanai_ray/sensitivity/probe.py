@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.nn.calls import log_calls, tensors_in
+from cleanai_ray.nn.batches import fast_batch_size, fast_batches
 from cleanai_ray.nn.consumers import is_consumer, shift_output, write_weight
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.replay import Replay
@@ -21,8 +21,6 @@ from cleanai_ray.repair.moments import ConsumerMoments
 from cleanai_ray.repair.trace import trace_consumers
 from cleanai_ray.sensitivity.elimination import Reading
 
-_FAST_BYTES = 8 * 1024**2
-"""Activations of a batch that a processor's caches hold: on one core, larger batches take up to three times as long."""
 _KEPT_BYTES = 512 * 1024**2
 """Most memory for what the layers before a group compute from the images."""
 
@@ -57,7 +55,8 @@ class Probe:
         self._moments = moments
         self._ridge = ridge
         first = images[0][:2].to(device_of(model))
-        self._images = _fast_batches(model, images)
+        size = fast_batch_size(model, first[:1])
+        self._images = [part for batch in images for part in fast_batches(batch, size)]
         self._replay = Replay(model, first)
         self._places = {layer: place for place, segment in enumerate(self._replay.segments) for layer in segment.layers}
         self._consumers = {consumer.name: consumer for consumer in trace_consumers(model, first[:1])}
@@ -150,18 +149,3 @@ def _restored(module: nn.Module | None) -> Iterator[None]:
                 value.copy_(content)
         for table, values in before:
             table.update(values)
-
-
-def _fast_batches(model: nn.Module, images: Sequence[Tensor]) -> list[Tensor]:
-    """Return images in batches, and a memory layout, in which a processor runs a model fastest; otherwise as given."""
-    everything = torch.cat(list(images))
-    if device_of(model).type != "cpu":
-        return list(everything.split(max(len(batch) for batch in images)))
-    with evaluation_mode(model):
-        calls = log_calls(model, everything[:1])
-    tensors = [tensor for call in calls for tensor in tensors_in(call.output)]
-    largest = max((tensor.numel() * tensor.element_size() for tensor in tensors), default=1)
-    batches = everything.split(max(2, _FAST_BYTES // largest))
-    if everything.dim() != 4:
-        return list(batches)
-    return [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
