@@ -24,7 +24,8 @@ from cleanai_ray.tasks.base import Task, find_task
 PROBED_SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3)
 """Shares of a group's units that are removed to measure what its error does to the model's output."""
 
-MAX_PROBE_IMAGES = 512
+MAX_PROBE_IMAGES = 256
+"""Twice as many change one of 140 removed channels of ResNet-20 at half of its MACs, and take a quarter more time."""
 
 
 def measure_sensitivity(
@@ -38,7 +39,8 @@ def measure_sensitivity(
 ) -> SensitivityCurves:
     """Measure the cost of narrowing each dependency group of a model. No labels are used; the model is left as it was.
 
-    A fifth of the images measures what a group does to the output; the rest give the second moments.
+    A fifth of the images (at most MAX_PROBE_IMAGES) measures what a group does to the output; the rest give the second
+    moments. A group that cannot be measured is weighed by its neighbours, and its curve says why.
 
     Args:
         model: The dense model.
