@@ -155,9 +155,8 @@ def _mixed(batches: Batches, seed: int, epoch: int) -> Batches:
     """Mix each image with another of its batch: what the mixture is, the dense model says."""
     for number, (images, _) in enumerate(batches):
         if images.is_floating_point():
-            images = random_mixture(
-                images, sample_seeds(int(digest([seed, epoch, number])[:8], 16), range(len(images)))
-            )
+            seeds = sample_seeds(int(digest([seed, epoch, number])[:8], 16), range(len(images)))
+            images = random_mixture(images, seeds)
         yield images, None
 
 
