@@ -80,20 +80,17 @@ def random_mixture(images: Tensor, seeds: np.ndarray) -> Tensor:
     return weights * images + (1 - weights) * images[partners]
 
 
-def without_labels(images: Tensor, seeds: np.ndarray, *, flip: bool = True, shift: int = 2, mix: bool = True) -> Tensor:
+def without_labels(images: Tensor, seeds: np.ndarray, *, mirror: bool = True, shift: int = 2) -> Tensor:
     """Return images to learn from a dense model: mirrored, shifted and mixed at random.
 
     Args:
         images: Images [N, C, H, W] on the CPU; other inputs (tokens) come back as they are.
         seeds: One an image, uint64 [N].
-        flip: Mirror half of them left to right.
+        mirror: Mirror half of them left to right.
         shift: Greatest shift, in pixels.
-        mix: Mix each with another.
     """
     if images.ndim != 4 or not images.is_floating_point():
         return images
-    if flip:
+    if mirror:
         images = random_flip(images, seeds)
-    if shift:
-        images = random_shift(images, shift, seeds)
-    return random_mixture(images, seeds) if mix else images
+    return random_mixture(random_shift(images, shift, seeds), seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,11 @@ class Replay:
                 return self.model(given)
             except _Stopped as stopped:
                 return stopped.value
+
+    def bytes_per_sample(self, place: int) -> int:
+        """Return the bytes that one sample's input of a segment takes."""
+        value = self._starts[place].value
+        return value.element.element_size() * math.prod(value.shape)
 
     def _wrong_starts(self, images: Tensor) -> set[int]:
         """Return the places of the segments at which a run must not begin."""
@@ -210,19 +216,22 @@ def _record(model: nn.Module, images: Tensor, names: Sequence[str]) -> list[_Sta
         return starts
     pairs = dict(zip(one, two, strict=True))
     first = {call.name: call for call in one}
-    for name in names[1:]:
-        begin, other = first[name].value, pairs[first[name]].value
-        assert begin is not None, "a segment begins at a module that reads one tensor"
-        assert other is not None
-        starts.append(
-            _Start(
-                module=model.get_submodule(name),
-                value=_Constant.like(begin, other),
-                images=whole,
-                outputs=_outputs(model, pairs, first[name]),
-            )
-        )
-    return starts
+    try:
+        return [*starts, *(_start(model, pairs, first[name], whole) for name in names[1:])]
+    except ValueError:  # Of one sort for one image, and of another for two.
+        return starts
+
+
+def _start(model: nn.Module, pairs: dict[Call, Call], begin: Call, images: _Constant) -> _Start:
+    value, other = begin.value, pairs[begin].value
+    assert value is not None, "a segment begins at a module that reads one tensor"
+    assert other is not None
+    return _Start(
+        module=model.get_submodule(begin.name),
+        value=_Constant.like(value, other),
+        images=images,
+        outputs=_outputs(model, pairs, begin),
+    )
 
 
 def _outputs(model: nn.Module, pairs: dict[Call, Call], begin: Call) -> list[tuple[nn.Module, list[Any]]]:

@@ -110,7 +110,8 @@ class Variants:
         seconds = self.options.seconds
         if seconds is not None and self.options.distill_steps:
             seconds *= share
-        return Recipe(steps=steps, learning_rate=learning_rate, seconds=seconds, seed=self.options.seed)
+        mirror, seed = self.options.mirror, self.options.seed
+        return Recipe(steps=steps, learning_rate=learning_rate, seconds=seconds, mirror=mirror, seed=seed)
 
 
 def is_held_back(positions: np.ndarray) -> np.ndarray:

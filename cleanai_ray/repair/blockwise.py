@@ -51,7 +51,7 @@ def reconstruct_blocks(
     """
     size = recipe.batch_size
     plain, decide = (torch.cat(list(batches)).split(size) for batches in (images, held))
-    pool = _augmented(torch.cat(plain).cpu(), recipe.seed).split(size)
+    pool = _augmented(torch.cat(plain).cpu(), recipe).split(size)
     refit = Refit.prepare(models, plain, ridge=ridge)
     track = Track(models, [*plain, *decide, *pool])
     deciding = range(len(plain), len(plain) + len(decide))
@@ -98,12 +98,12 @@ def _relevant(made: Any, feature: Feature | None) -> Tensor:
     return value if feature is None else feature.of_dense(value)
 
 
-def _augmented(images: Tensor, seed: int) -> Tensor:
+def _augmented(images: Tensor, recipe: Recipe) -> Tensor:
     """Return `COPIES` copies of images on the CPU, [COPIES x N, ...], mirrored, shifted and mixed."""
     positions = np.arange(len(images))
     copies = [
-        without_labels(images[order], sample_seeds(seed + copy, order))
+        without_labels(images[order], sample_seeds(recipe.seed + copy, order), mirror=recipe.mirror)
         for copy in range(COPIES)
-        for order in [np.random.default_rng([seed, copy]).permutation(positions)]
+        for order in [np.random.default_rng([recipe.seed, copy]).permutation(positions)]
     ]
     return torch.cat(copies)

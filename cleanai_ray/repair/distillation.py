@@ -41,7 +41,7 @@ def distill(models: ModelPair, images: Sequence[Tensor], held: Sequence[Tensor],
     device = device_of(models.pruned)
     track = Track(models, images)
     features = _spread(track.features)
-    stream = ImageStream(torch.cat(list(images)).cpu(), recipe.batch_size, recipe.seed)
+    stream = ImageStream(torch.cat(list(images)).cpu(), recipe)
     reference = log_probabilities(models.dense, held)
     with ExitStack() as stack:
         for model in (models.dense, models.pruned):

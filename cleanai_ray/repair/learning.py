@@ -31,6 +31,7 @@ class Recipe:
         learning_rate: Peak of the one-cycle schedule.
         batch_size: Images per step.
         seconds: Most seconds; when they are over, training ends with the best weights so far. None: no limit.
+        mirror: True if images may be mirrored left to right.
         seed: Seed of the order and of the augmentation.
     """
 
@@ -38,6 +39,7 @@ class Recipe:
     learning_rate: float
     batch_size: int = 64
     seconds: float | None = None
+    mirror: bool = True
     seed: int = 0
 
 
@@ -168,20 +170,21 @@ class ImageStream:
     """Batches of calibration images, mirrored, shifted and mixed at random; the same for the same seed and step.
 
     Args:
-        images: The images, [N, ...].
-        batch_size: Images per batch; fewer where there are fewer.
-        seed: Seed of the order and of the augmentation.
+        images: The images on the CPU, [N, ...].
+        recipe: Batch size, mirroring and seed; batches are smaller where there are fewer images.
     """
 
-    def __init__(self, images: Tensor, batch_size: int, seed: int) -> None:
+    def __init__(self, images: Tensor, recipe: Recipe) -> None:
         self._images = images
-        self._size = min(batch_size, len(images))
+        self._recipe = recipe
+        self._size = min(recipe.batch_size, len(images))
         self._per_epoch = len(images) // self._size
-        self._seed = seed
 
     def batch(self, step: int) -> Tensor:
         """Return the batch of a step."""
         epoch, place = divmod(step, self._per_epoch)
-        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._images))
+        seed = self._recipe.seed
+        order = np.random.default_rng([seed, epoch]).permutation(len(self._images))
         chosen = order[place * self._size : (place + 1) * self._size]
-        return without_labels(self._images[torch.from_numpy(chosen)], sample_seeds(self._seed + epoch, chosen))
+        seeds = sample_seeds(seed + epoch, chosen)
+        return without_labels(self._images[torch.from_numpy(chosen)], seeds, mirror=self._recipe.mirror)

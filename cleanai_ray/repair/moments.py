@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import CalibrationError
+from cleanai_ray.nn.batches import fast_batch_size, fast_batches
 from cleanai_ray.nn.consumers import observing
 from cleanai_ray.nn.modes import evaluation_mode
-from cleanai_ray.repair.images import Batch, run, walk
+from cleanai_ray.repair.images import Batch, device_of, run, walk
 from cleanai_ray.repair.sampling import POSITIONS_PER_SAMPLE, PositionSampler
 from cleanai_ray.statistics.tensor_file import pack, unpack
 
 _FORMAT = "cleanai-moments/3"
 _FIELDS = ("count", "mean", "scatter")
 _ROWS_AT_ONCE = 16384
+_ROWS_OF_A_MERGE = 2048
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -218,16 +222,17 @@ def collect_moments(
         CalibrationError: When a batch cannot be run, or the input of a layer is not finite.
     """
     sampler = PositionSampler(positions_per_sample, features)
-    found: dict[str, LayerMoments] = {}
+    sums = _RunningMoments()
     samples = range(0)
 
     def add(name: str, module: nn.Module, value: Tensor) -> None:
-        moments = LayerMoments.of(sampler.rows(name, module, value, samples))
-        found[name] = found[name] + moments if name in found else moments
+        sums.add(name, sampler.rows(name, module, value, samples))
 
+    fast = _in_fast_batches(model, batches)
     with evaluation_mode(model), observing(model, layers, add):
-        for samples, images in walk(batches, model, first_sample_id):
+        for samples, images in walk(fast, model, first_sample_id):
             run(model, images, samples)
+    found = sums.finish()
     for name, moments in found.items():
         if not torch.isfinite(moments.scatter).all():
             raise CalibrationError(f"the inputs of layer '{name}' are not finite on the calibration samples")
@@ -237,3 +242,38 @@ def collect_moments(
             for name, moments in found.items()
         }
     )
+
+
+def _in_fast_batches(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Tensor]:
+    """Return the images of batches in the batches that the model's device runs fastest, which one pass tells now."""
+    images = (batch if isinstance(batch, Tensor) else batch[0] for batch in batches)
+    first = next(images, None)
+    if first is None:
+        return iter(())
+    size: int | None = None
+    with contextlib.suppress(Exception):  # Whoever runs the batch says what is wrong with it.
+        size = fast_batch_size(model, first[:1].to(device_of(model)))
+    return (part for batch in itertools.chain([first], images) for part in fast_batches(batch, size))
+
+
+class _RunningMoments:
+    """Moments of several layers, whose rows are gathered until they are worth the work of a merge."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, list[Tensor]] = {}
+        self._found: dict[str, LayerMoments] = {}
+
+    def add(self, name: str, rows: Tensor) -> None:
+        waiting = self._waiting.setdefault(name, [])
+        waiting.append(rows)
+        if sum(len(each) for each in waiting) >= _ROWS_OF_A_MERGE:
+            self._merge(name)
+
+    def finish(self) -> dict[str, LayerMoments]:
+        for name in list(self._waiting):
+            self._merge(name)
+        return self._found
+
+    def _merge(self, name: str) -> None:
+        moments = LayerMoments.of(torch.cat(self._waiting.pop(name)))
+        self._found[name] = self._found[name] + moments if name in self._found else moments

@@ -35,6 +35,7 @@ class RepairOptions:
         block_steps: Training steps of each block, for `blockwise`.
         distill_steps: Steps of end-to-end distillation after everything else; 0: none.
         seconds: Most seconds of training, over all blocks and distillation; None: no limit.
+        mirror: True if training may mirror images left to right.
         seed: Seed of the order and of the augmentation in training.
 
     Raises:
@@ -47,6 +48,7 @@ class RepairOptions:
     block_steps: int = 300
     distill_steps: int = 0
     seconds: float | None = None
+    mirror: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
