@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from cleanai_ray.nn.consumers import shift_output
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.patches import count_positions, matrix, offset, outputs, patches, reads_patches, set_matrix
+from cleanai_ray.repair.branches import Branch, branch_scale
 from cleanai_ray.repair.images import Batches, Reached, device_of, read_images, run, walk
 from cleanai_ray.repair.pair import ModelPair
 from cleanai_ray.repair.patch_moments import PatchMoments
 from cleanai_ray.repair.sampling import PositionSampler
 from cleanai_ray.repair.trace import trace_consumers
 from cleanai_ray.repair.track import Track
-from cleanai_ray.repair.watching import Unit, branch_scale, trace_units, visiting
+from cleanai_ray.repair.watching import Unit, trace_units, visiting
 
 POSITIONS_PER_SAMPLE = 32
 RIDGE = 1e-2
@@ -94,7 +95,8 @@ class Refit:
         models: ModelPair, images: Sequence[Tensor], *, ridge: float, positions_per_sample: int = POSITIONS_PER_SAMPLE
     ) -> Refit:
         """Find the layers of a pruned model."""
-        first = images[0][:1].to(device_of(models.pruned))
+        first = images[0][:2].to(device_of(models.pruned))
+        first = first if len(first) > 1 else torch.cat([first, first])
         consumers = trace_consumers(models.pruned, first, reads_patches)
         units = {unit.consumer.name: unit for unit in trace_units(models.pruned, first, consumers)}
         return Refit(models=models, units=units, sampler=PositionSampler(positions_per_sample), ridge=ridge)
@@ -202,8 +204,15 @@ class Refit:
             assert isinstance(mean, Tensor)
             made = made - mean
         if unit.branch is not None and shortcut is not None:
-            made = made + outputs(module, shortcut, positions) / branch_scale(model, unit.branch)
+            made = made + outputs(module, shortcut, positions) / self._branch_scale(model, name, unit.branch)
         return rows, made
+
+    def _branch_scale(self, model: nn.Module, name: str, branch: Branch) -> Tensor | float:
+        """Return the factor of a branch's channels in the dense model: in both, the same ones are switched off."""
+        scale, kept = branch_scale(self.models.dense, branch), self.models.kept_outputs.get(name)
+        if model is self.models.dense or kept is None or not isinstance(scale, Tensor):
+            return scale
+        return scale[torch.as_tensor(kept, device=scale.device)]
 
     def _parts(self, name: str) -> Iterator[slice]:
         """Yield the features that are refitted at once."""
