@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.errors import CalibrationError
 from cleanai_ray.nn.consumers import shift_output
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.patches import count_positions, matrix, offset, outputs, patches, reads_patches, set_matrix
@@ -47,7 +48,7 @@ def compensate_unfolded(
     pulls towards the present weight. The last layer of a block is refitted so that the block's sum is right: what the
     shortcut lacks becomes part of its target.
 
-    Layers that run several times in a forward pass stay as they are.
+    Layers that run several times in a forward pass stay as they are, and so do layers that share their weight.
 
     Args:
         models: The dense model and its pruned copy, which is changed.
@@ -59,7 +60,7 @@ def compensate_unfolded(
             each, batch by batch.
 
     Raises:
-        CalibrationError: When a batch cannot be run.
+        CalibrationError: When a batch cannot be run, or a layer's input or output is not finite.
     """
     images = read_images(batches)
     refit = Refit.prepare(models, images, ridge=ridge, positions_per_sample=positions_per_sample)
@@ -97,7 +98,9 @@ class Refit:
         """Find the layers of a pruned model."""
         first = images[0][:2].to(device_of(models.pruned))
         first = first if len(first) > 1 else torch.cat([first, first])
-        consumers = trace_consumers(models.pruned, first, reads_patches)
+        tied = _tied(models.pruned)
+        found = trace_consumers(models.pruned, first, reads_patches)
+        consumers = [consumer for consumer in found if consumer.name not in tied]
         units = {unit.consumer.name: unit for unit in trace_units(models.pruned, first, consumers)}
         return Refit(models=models, units=units, sampler=PositionSampler(positions_per_sample), ridge=ridge)
 
@@ -224,6 +227,7 @@ class Refit:
         self, name: str, value: Tensor, shortcut: Tensor | None, samples: range, target: Tensor, part: slice
     ) -> PatchMoments:
         rows, made = self._effect(self.models.pruned, name, value, shortcut, samples)
+        target = target.to(made.device)
         return PatchMoments.of(rows[..., part].flatten(0, 1), made.flatten(0, 1), target.flatten(0, 1))
 
     def _apply(self, name: str, moments: PatchMoments, part: slice) -> bool:
@@ -231,6 +235,8 @@ class Refit:
         if moments.is_right:
             return False
         change, shift = moments.solve(self.ridge)
+        if not (torch.isfinite(change).all() and torch.isfinite(shift).all()):
+            raise CalibrationError(f"the values around layer '{name}' are not finite on the calibration samples")
         module = self.models.pruned.get_submodule(name)
         weight = matrix(module).clone()
         weight[:, :, part] += change.to(weight)
@@ -238,6 +244,14 @@ class Refit:
         shift_output(self.models.pruned, self.units[name].consumer, shift)
         self.changed[name] = None
         return True
+
+
+def _tied(model: nn.Module) -> set[str]:
+    """Return the modules that share a parameter with another one."""
+    owners: dict[nn.Parameter, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter, set()).add(name.rpartition(".")[0])
+    return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
 def _bytes_per_sample(track: Track) -> int:
