@@ -72,12 +72,14 @@ def _train(track: Track, feature: Feature | None, held: range, recipe: Recipe) -
     """Train the present block. `held` are the places of the batches that decide; the others are learned from."""
     device = device_of(track.models.pruned)
     targets = [_relevant(track.run_dense(batch.to(device)), feature).to(batch.device) for batch in track.dense]
-    variance = torch.cat([targets[place].flatten() for place in held]).var().clamp_min(_LEAST_VARIANCE).to(device)
+    kind = torch.promote_types(targets[0].dtype, torch.float32)
+    decisive = torch.cat([targets[place].flatten() for place in held]).to(kind)
+    variance = decisive.var(correction=0).clamp_min(_LEAST_VARIANCE).to(device)
     learned_from = [place for place in range(len(targets)) if place not in held]
 
     def error(place: int) -> Tensor:
         made = first_output(track.run_pruned(track.pruned[place].to(device)))
-        return (made - targets[place].to(device)).square().mean() / variance
+        return (made.to(kind) - targets[place].to(device, kind)).square().mean() / variance
 
     def loss(step: int) -> Tensor:
         epoch, number = divmod(step, len(learned_from))
@@ -88,7 +90,8 @@ def _train(track: Track, feature: Feature | None, held: range, recipe: Recipe) -
     def on_held_back() -> float:
         return float(torch.stack([error(place) for place in held]).mean())
 
-    modules = [track.models.pruned.get_submodule(name) for name in sorted(track.block.layers)]
+    elsewhere = frozenset().union(*(block.layers for block in track.blocks if block is not track.block))
+    modules = [track.models.pruned.get_submodule(name) for name in sorted(track.block.layers - elsewhere)]
     with evaluation_mode(track.models.dense), evaluation_mode(track.models.pruned):
         return learn(modules, recipe, loss, on_held_back)
 

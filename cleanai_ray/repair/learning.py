@@ -154,16 +154,17 @@ class _Best:
 
 @contextmanager
 def _trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Let parameters be trained, and leave neither gradients nor other flags behind."""
-    flags = [parameter.requires_grad for parameter in parameters]
+    """Let parameters be trained, and leave their gradients and flags as they were."""
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters]
     try:
         for parameter in parameters:
+            parameter.grad = None
             parameter.requires_grad_(True)
         yield
     finally:
-        for parameter, flag in zip(parameters, flags, strict=True):
-            parameter.grad = None
+        for parameter, flag, gradient in before:
             parameter.requires_grad_(flag)
+            parameter.grad = gradient
 
 
 class ImageStream:
@@ -171,20 +172,23 @@ class ImageStream:
 
     Args:
         images: The images on the CPU, [N, ...].
-        recipe: Batch size, mirroring and seed; batches are smaller where there are fewer images.
+        recipe: Batch size, mirroring and seed.
+
+    Attributes:
+        batch_size: Images per batch; those of the recipe, or all where there are fewer.
     """
 
     def __init__(self, images: Tensor, recipe: Recipe) -> None:
         self._images = images
         self._recipe = recipe
-        self._size = min(recipe.batch_size, len(images))
-        self._per_epoch = len(images) // self._size
+        self.batch_size = min(recipe.batch_size, len(images))
+        self._per_epoch = len(images) // self.batch_size
 
     def batch(self, step: int) -> Tensor:
         """Return the batch of a step."""
         epoch, place = divmod(step, self._per_epoch)
         seed = self._recipe.seed
         order = np.random.default_rng([seed, epoch]).permutation(len(self._images))
-        chosen = order[place * self._size : (place + 1) * self._size]
+        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
         seeds = sample_seeds(seed + epoch, chosen)
         return without_labels(self._images[torch.from_numpy(chosen)], seeds, mirror=self._recipe.mirror)
