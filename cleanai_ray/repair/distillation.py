@@ -65,7 +65,7 @@ def distill(models: ModelPair, images: Sequence[Tensor], held: Sequence[Tensor],
 
         for norm in batch_norms(models.pruned).values():
             norm.train(stream.batch_size > 1)
-        learned = learn([models.pruned], recipe, loss, distance)
+        learned = learn(list(models.pruned.modules()), recipe, loss, distance)
     return replace(learned, after=_settle(models.pruned, images, distance, learned.after))
 
 

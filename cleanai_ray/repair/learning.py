@@ -66,19 +66,19 @@ def learn(
     loss: Callable[[int], Tensor],
     held_back: Callable[[], float],
 ) -> Learned:
-    """Train the parameters of some modules, which end with the weights that were best on held-back images.
+    """Train the own parameters of some modules, which end with the weights that were best on held-back images.
 
     SGD with Nesterov momentum; the learning rate rises over a tenth of the steps and falls to zero as a cosine
     (one-cycle). The loss on the held-back images is looked at at the start and in equal distances; where training only
     makes it worse, nothing changes.
 
     Args:
-        modules: Modules whose parameters are trained. Their buffers are kept and restored with them.
+        modules: Modules to train, without those within them. Their buffers are kept and restored with their weights.
         recipe: Steps, learning rate and time.
         loss: Returns the loss of a step, given its number.
         held_back: Returns the loss on the held-back images.
     """
-    parameters = list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
+    parameters = list(dict.fromkeys(value for module in modules for value in module.parameters(recurse=False)))
     pace = _Pace(recipe)
     best = _Best(modules, held_back)
     done = 0
@@ -89,9 +89,10 @@ def learn(
             while not (done and pace.is_over(done)):
                 for group in optimizer.param_groups:
                     group["lr"] = pace.learning_rate(done)
-                optimizer.zero_grad(set_to_none=True)
                 with torch.enable_grad():
-                    loss(done).backward()
+                    gradients = torch.autograd.grad(loss(done), parameters, allow_unused=True)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
                 nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT)
                 optimizer.step()
                 done += 1
@@ -139,17 +140,23 @@ class _Best:
         loss = self._held_back()
         return loss if math.isfinite(loss) else math.inf
 
-    def _state(self) -> list[dict[str, Tensor]]:
-        return [{name: value.clone() for name, value in module.state_dict().items()} for module in self._modules]
+    def _tensors(self) -> Iterator[Tensor]:
+        for module in self._modules:
+            yield from module.parameters(recurse=False)
+            yield from module.buffers(recurse=False)
+
+    def _state(self) -> list[Tensor]:
+        return [value.detach().clone() for value in self._tensors()]
 
     def look(self) -> None:
         loss = self._measure()
         if loss < self.loss:
             self.loss, self._kept = loss, self._state()
 
+    @torch.no_grad()
     def restore(self) -> None:
-        for module, state in zip(self._modules, self._kept, strict=True):
-            module.load_state_dict(state)
+        for value, kept in zip(self._tensors(), self._kept, strict=True):
+            value.copy_(kept)
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def test_training_ends_with_the_weights_that_its_record_speaks_of() -> None:
     module = nn.Linear(4, 1)
     loss, held_back = task_for(module)
     start = held_back()
-    learned = learn([module], Recipe(steps=80, learning_rate=0.1), loss, held_back)
+    learned = learn(list(module.modules()), Recipe(steps=80, learning_rate=0.1), loss, held_back)
     assert learned.before == start
     assert learned.after == held_back() < 0.01 * start
     assert learned.steps == 80
@@ -56,7 +56,7 @@ def test_training_that_diverges_leaves_weights_and_running_statistics_bit_for_bi
     module: nn.Module, rate: float
 ) -> None:
     before, (loss, held_back) = state_of(module), task_for(module)
-    learned = learn([module], Recipe(steps=16, learning_rate=rate), loss, held_back)
+    learned = learn(list(module.modules()), Recipe(steps=16, learning_rate=rate), loss, held_back)
     assert learned.after == learned.before == held_back()
     assert learned.steps == 16
     assert_unchanged(module, before)
@@ -71,18 +71,32 @@ def test_the_weights_of_the_best_look_are_kept() -> None:
         seen.append(float(module.weight.detach()))
         return next(script)
 
-    learned = learn([module], Recipe(steps=32, learning_rate=0.1), lambda step: -module.weight.sum(), held_back)
+    learned = learn(
+        list(module.modules()), Recipe(steps=32, learning_rate=0.1), lambda step: -module.weight.sum(), held_back
+    )
     assert len(seen) == 9
     assert sorted(set(seen)) == seen
     assert float(module.weight.detach()) == seen[3]
     assert (learned.before, learned.after, learned.steps) == (5.0, 3.0, 32)
 
 
+def test_modules_within_a_module_are_trained_and_restored_only_if_they_are_given_themselves() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    before, (loss, held_back) = state_of(module), task_for(module)
+    learn([module, module[1]], Recipe(steps=16, learning_rate=0.1), loss, held_back)
+    assert torch.equal(module[0].weight, before["0.weight"])
+    assert not torch.equal(module[1].weight, before["1.weight"])
+    assert module[0].weight.grad is None
+
+
 @pytest.mark.parametrize("start", [math.nan, math.inf])
 def test_any_finite_loss_is_better_than_one_that_is_not_finite(start: float) -> None:
     module, script = nn.Linear(1, 1), iter([start, *[7.0] * 8])
     learned = learn(
-        [module], Recipe(steps=8, learning_rate=0.1), lambda step: module.weight.sum(), lambda: next(script)
+        list(module.modules()),
+        Recipe(steps=8, learning_rate=0.1),
+        lambda step: module.weight.sum(),
+        lambda: next(script),
     )
     assert (learned.before, learned.after) == (math.inf, 7.0)
 
@@ -90,7 +104,7 @@ def test_any_finite_loss_is_better_than_one_that_is_not_finite(start: float) -> 
 def test_one_step_at_least_is_made_however_little_time_there_is() -> None:
     module = nn.Linear(4, 1)
     loss, held_back = task_for(module)
-    learned = learn([module], Recipe(steps=1000, learning_rate=0.1, seconds=1e-9), loss, held_back)
+    learned = learn(list(module.modules()), Recipe(steps=1000, learning_rate=0.1, seconds=1e-9), loss, held_back)
     assert learned.steps == 1
     assert learned.after == held_back() <= learned.before
     assert all(torch.isfinite(value).all() for value in module.state_dict().values())
@@ -106,7 +120,7 @@ def test_without_anything_to_do_nothing_is_done(reason: str) -> None:
     value = 0.0 if reason == "no error" else 2.0
     steps = 0 if reason == "no steps" else 10
     before = state_of(module)
-    learned = learn([module], Recipe(steps=steps, learning_rate=0.1), loss, lambda: value)
+    learned = learn(list(module.modules()), Recipe(steps=steps, learning_rate=0.1), loss, lambda: value)
     assert learned == Learned(before=value, after=value, steps=0, seconds=learned.seconds)
     assert_unchanged(module, before)
 
@@ -126,7 +140,7 @@ def test_flags_and_gradients_stay_also_where_a_step_fails(fails: bool) -> None:
 
     before = module.bias.clone()
     try:
-        learn([module], Recipe(steps=8, learning_rate=0.1), step, held_back)
+        learn(list(module.modules()), Recipe(steps=8, learning_rate=0.1), step, held_back)
     except ValueError:
         assert fails
     assert [module.weight.requires_grad, module.bias.requires_grad] == [True, False]
@@ -141,7 +155,7 @@ def test_training_works_where_gradients_are_switched_off() -> None:
     module = nn.Linear(4, 1)
     loss, held_back = task_for(module)
     with torch.no_grad():
-        learned = learn([module], Recipe(steps=20, learning_rate=0.1), loss, held_back)
+        learned = learn(list(module.modules()), Recipe(steps=20, learning_rate=0.1), loss, held_back)
     assert learned.after < learned.before
 
 
