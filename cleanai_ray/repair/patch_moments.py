@@ -114,6 +114,6 @@ def _standardised(rows: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor, Tens
     rows = rows.double()
     mean = rows.mean(dim=1)
     deviations = rows - mean[:, None]
-    deviations = torch.where(deviations.abs() > _CONSTANT * mean[:, None].abs(), deviations, 0.0)
     largest = deviations.abs().amax(dim=1)
-    return mean, (deviations / torch.where(largest > 0, largest, 1.0)[:, None]).to(kind), largest
+    largest = torch.where(largest <= _CONSTANT * mean.abs(), 0.0, largest)
+    return mean, (deviations / torch.where(largest == 0, torch.inf, largest)[:, None]).to(kind), largest
