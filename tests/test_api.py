@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -342,6 +343,29 @@ def test_a_bias_that_repair_added_survives_saving(tmp_path):
     images = [torch.randn(32, 3, 12, 12) for _ in range(3)]
     result = cleanai.prune(network(), images[0][:1], images, ratio=0.4, repair="closed_form")
     assert "2.bias" in dict(result.model.named_parameters())
+    cleanai.save(result, tmp_path)
+    assert torch.equal(cleanai.load(tmp_path, network)(images[0]), result.model(images[0]))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(8, 12, 3, groups=2, bias=False),
+        nn.Conv2d(8, 8, 3, groups=8, bias=False),
+        nn.ConvTranspose2d(8, 12, 3, bias=False),
+    ],
+    ids=["grouped", "depthwise", "transposed"],
+)
+def test_a_bias_that_repair_added_to_any_kind_of_convolution_survives_saving(tmp_path, layer):
+    def network() -> nn.Module:
+        first, last = nn.Conv2d(3, 8, 3), nn.Conv2d(layer.out_channels, 5, 1)
+        layers = (first, nn.Conv2d(8, 8, 1), nn.ReLU(), copy.deepcopy(layer), nn.ReLU(), last)
+        return nn.Sequential(*layers).eval()
+
+    images = [torch.randn(16, 3, 8, 8)]
+    wanted = {"method": "magnitude", "ratio": 0.5, "ignored_layers": ["5"], "repair": "unfolded"}
+    result = cleanai.prune(network(), images[0][:1], images, **wanted)
+    assert "3.bias" in dict(result.model.named_parameters())
     cleanai.save(result, tmp_path)
     assert torch.equal(cleanai.load(tmp_path, network)(images[0]), result.model(images[0]))
 

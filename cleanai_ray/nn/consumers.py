@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.nn.patches import matrix, reads_patches
+
 MAX_FEATURES = 4096
 """A Linear that reads more features than this is assumed to read a flattened feature map, channel by channel."""
 
@@ -159,10 +161,11 @@ def add_biases(model: nn.Module, names: Iterable[str]) -> None:
         if (
             name not in known
             and field in ("bias", "in_proj_bias")
-            and is_consumer(module := model.get_submodule(owner))
+            and reads_patches(module := model.get_submodule(owner))
         ):
             weight = _weight(module)
-            bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=weight.requires_grad)
+            outputs = matrix(module).shape[:2].numel()
+            bias = nn.Parameter(weight.new_zeros(outputs), requires_grad=weight.requires_grad)
             setattr(module, field, bias)
 
 

@@ -9,6 +9,10 @@ from torch import Tensor
 
 _NOTHING = 1e-6
 _LEAST_RIDGE = 1e-10
+_RESOLUTION = 1e-6
+"""Deviations below this share of a mean patch may be rounding of float32."""
+_CONSTANT = 1e-12
+"""Deviations below this share of a mean are rounding of float64."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,15 +48,16 @@ class PatchMoments:
             outputs: What it makes of them, [M, groups x outputs of a group].
             targets: What it should make, of the same shape.
         """
-        errors = (targets - outputs).unflatten(1, (patches.shape[1], -1))
-        patch, error = patches.mean(dim=0), errors.mean(dim=0)
-        centred = (patches - patch).transpose(0, 1)
+        kind = torch.promote_types(patches.dtype, torch.float32)
+        errors = (targets.double() - outputs.double()).unflatten(1, (patches.shape[1], -1))
+        patch, features, spread = _standardised(patches.transpose(0, 1), kind)
+        error, residues, reach = _standardised(errors.transpose(0, 1), kind)
         return PatchMoments(
             count=len(patches),
-            patch=patch.double(),
-            error=error.double(),
-            gram=(centred.transpose(1, 2) @ centred).double(),
-            cross=((errors - error).permute(1, 2, 0) @ centred).double(),
+            patch=patch,
+            error=error,
+            gram=(features.transpose(1, 2) @ features).double() * spread[:, :, None] * spread[:, None, :],
+            cross=(residues.transpose(1, 2) @ features).double() * reach[:, :, None] * spread[:, None, :],
             largest_error=float(errors.abs().max()),
             largest_output=float(outputs.abs().max()),
         )
@@ -61,6 +66,7 @@ class PatchMoments:
         count = self.count + other.count
         share = other.count / count
         patch, error = other.patch - self.patch, other.error - self.error
+        patch = torch.where(patch.abs() > _CONSTANT * self.patch.abs(), patch, 0.0)
         weight = self.count * share
         return PatchMoments(
             count=count,
@@ -91,9 +97,23 @@ class PatchMoments:
         """
         gram, cross = self.gram / self.count, self.cross / self.count
         variances = gram.diagonal(dim1=1, dim2=2)
-        level = torch.maximum(ridge * variances.mean(dim=1), _LEAST_RIDGE * variances.max())
+        rounding = (_RESOLUTION * self.patch).square().amax(dim=1)
+        level = torch.maximum(ridge * variances.mean(dim=1), _LEAST_RIDGE * variances.max()).maximum(rounding)
         level = torch.where(level > 0, level, 1.0)
         regular = gram + torch.diag_embed(level[:, None].expand_as(variances))
         change = torch.linalg.solve(regular, cross.transpose(1, 2)).transpose(1, 2)
         shift = self.error - (change @ self.patch[:, :, None]).squeeze(2)
         return change, shift.flatten()
+
+
+def _standardised(rows: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the mean of rows [groups, M, C], their deviations as shares of the largest, in a type, and the largest.
+
+    The means and deviations are taken in float64, so that constants have no variance; shares do not overflow.
+    """
+    rows = rows.double()
+    mean = rows.mean(dim=1)
+    deviations = rows - mean[:, None]
+    deviations = torch.where(deviations.abs() > _CONSTANT * mean[:, None].abs(), deviations, 0.0)
+    largest = deviations.abs().amax(dim=1)
+    return mean, (deviations / torch.where(largest > 0, largest, 1.0)[:, None]).to(kind), largest
