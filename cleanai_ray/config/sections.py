@@ -185,8 +185,8 @@ class RepairSection(Section):
     ridge: float | None = Field(
         None,
         gt=0,
-        description="Regularisation of the refit, as a share of the mean variance; null: 0.001, of unfolded and "
-        "blockwise 0.01, or several for auto.",
+        description="Regularisation of the refit, as a share of the mean variance; null: 0.001; unfolded and "
+        "blockwise choose one for each layer, and auto tries several of closed_form.",
     )
     block_steps: PositiveInt = Field(300, description="Training steps of each block, for blockwise.")
     distill_steps: int = Field(

@@ -11,7 +11,7 @@ from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.study import Study
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.importance.curves import SensitivityCurves
-from cleanai_ray.repair.auto import is_held_back
+from cleanai_ray.repair.images import is_held_back
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
 from cleanai_ray.sensitivity import measure_curves, probe_images, reading_features
 from cleanai_ray.stages.workspace import Workspace, methods_need
