@@ -29,7 +29,7 @@ class _Graph(tp.DependencyGraph):
     """
 
     def _build_dependency(self, module2node: dict[Any, Any]) -> None:
-        self.attention = [found for found in find_attention(self.model) if _bridge(found, module2node)]
+        self.attention = [found for found in find_attention(self.model) if _set_apart(found, module2node)]
         super()._build_dependency(module2node)
         nodes = list(module2node.values())
         ended = dict.fromkeys(_in_blocks(nodes))
@@ -54,8 +54,8 @@ def _end(node: Any) -> None:
     node.inputs, node.outputs = [], []
 
 
-def _bridge(attention: Attention, module2node: dict[Any, Any]) -> bool:
-    """Connect queries, keys and values directly with the layer that reads them, channel by channel.
+def _set_apart(attention: Attention, module2node: dict[Any, Any]) -> bool:
+    """End the graph behind queries, keys and values, and let it begin again at the layer that reads the heads.
 
     Returns:
         True if it was done: not if the heads reach another layer as well, or did not run.
@@ -77,8 +77,8 @@ def _bridge(attention: Attention, module2node: dict[Any, Any]) -> bool:
             before.outputs = [later for later in before.outputs if later is not node]
         _end(node)
     for source in sources:
-        source.outputs = [target]
-    target.inputs = list(sources)
+        source.outputs = []
+    target.inputs = []
     return True
 
 

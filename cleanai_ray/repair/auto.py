@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cleanai_ray.config.sections import HELD_BACK
 from cleanai_ray.nn.consumers import Consumer
 from cleanai_ray.nn.modes import evaluation_mode
+from cleanai_ray.repair.attention import balance_queries, narrowed_queries
 from cleanai_ray.repair.batch_norm import NormSums, apply_relative, apply_reset, collect_norm_sums
 from cleanai_ray.repair.compensation import compensate_closed_form, narrowed_consumers
 from cleanai_ray.repair.images import device_of, run, walk
@@ -68,7 +69,8 @@ class Variants:
             return self.given
         dense = self.models.dense
         features = narrowed_consumers(dense, self.models.kept_inputs)
-        return collect_moments(dense, self.images, layers=list(features), features=features)
+        layers = [*features, *narrowed_queries(dense, self.models.kept_inputs)]
+        return collect_moments(dense, self.images, layers=layers, features=features)
 
     @cached_property
     def norm_sums(self) -> dict[str, NormSums]:
@@ -78,6 +80,8 @@ class Variants:
     def compensate(self, compensation: str, ridge: float | None) -> nn.Module:
         """Return a compensated copy of the pruned model."""
         copied = replace(self.models, pruned=copy.deepcopy(self.models.pruned))
+        if compensation != "none" and narrowed_queries(copied.dense, copied.kept_inputs):
+            copied = balance_queries(copied, self.moments)
         if compensation == "closed_form":
             assert ridge is not None
             compensate_closed_form(copied, self.moments, self.consumers, ridge=ridge)

@@ -70,7 +70,7 @@ def repair(
         kept_inputs=result.kept_inputs,
         kept_outputs=result.kept_outputs,
     )
-    skipped = _skipped(dense, result) if options.compensation != "none" else ()
+    skipped = _skipped(models.dense, result) if options.compensation != "none" else ()
     if not options.is_auto:
         variants = Variants(models, images, moments)
         pair = (options.compensation, None if options.compensation == "none" else options.ridges[0])

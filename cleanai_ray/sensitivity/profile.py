@@ -14,6 +14,7 @@ from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup, Member
 from cleanai_ray.importance.base import readers
 from cleanai_ray.importance.curves import GroupCurve, SensitivityCurves
+from cleanai_ray.nn.attention import HeadChannels
 from cleanai_ray.nn.consumers import (
     features_per_channel,
     is_consumer,
@@ -26,6 +27,7 @@ from cleanai_ray.repair.compensation import solve_ridge
 from cleanai_ray.repair.images import Batch, device_of, read_images
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
 from cleanai_ray.repair.trace import trace_consumers
+from cleanai_ray.sensitivity.attention import fold_queries, query_reading
 from cleanai_ray.sensitivity.elimination import Reading, eliminate
 from cleanai_ray.tasks.base import Task, find_task
 
@@ -131,7 +133,7 @@ def _readers(graph: ChannelGraph, group: ChannelGroup) -> dict[str, list[Member]
     found: dict[str, list[Member]] = {}
     for member in readers(group):
         module = None if member.layer in graph.parameters else graph.model.get_submodule(member.layer)
-        if module is not None and (is_consumer(module) or isinstance(module, nn.Conv2d)):
+        if module is not None and (is_consumer(module) or isinstance(module, (nn.Conv2d, HeadChannels))):
             found.setdefault(member.layer, []).append(member)
     return found
 
@@ -145,6 +147,9 @@ def _features(graph: ChannelGraph, members: Sequence[Member]) -> int | None:
 
 def _readings(graph: ChannelGraph, group: ChannelGroup, moments: ConsumerMoments) -> dict[str, Reading]:
     """Return the reading of a group by each layer whose moments are known."""
+    members = readers(group)
+    if all(member.type == "HeadChannels" for member in members):
+        return query_reading(group, members, moments, graph.width(members[0].layer, "in") // group.num_channels)
     found = {}
     unit_of = group.unit_of.tolist()
     for name, members in _readers(graph, group).items():
@@ -216,6 +221,9 @@ class _Probe:
         """Make a consumer read only the channels that stay, compensated in closed form."""
         mean, covariance = self._moments[name].mean, reading.covariance
         module = model.get_submodule(name)
+        if isinstance(module, HeadChannels):
+            fold_queries(model, name, reading, removed, self._ridge)
+            return
         if not is_consumer(module):
             module.register_forward_pre_hook(_filling(removed, mean))
             return

@@ -16,7 +16,9 @@ from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.models import build_model, example_input, ignored_layers
+from cleanai_ray.nn.attention import HeadChannels
 from cleanai_ray.nn.complexity import measure_complexity
+from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.repair import RepairOptions, repair
 
 SIZES = {
@@ -173,6 +175,13 @@ def silence(module: nn.Conv2d | nn.Linear, kept: np.ndarray) -> None:
         rows[:, [channel - block * width for channel in channels if channel not in keep]] = 0
 
 
+def silence_dimensions(module: HeadChannels, kept: np.ndarray) -> None:
+    """Set to zero the queries, keys or values that were removed."""
+    stays = torch.zeros(module.num_channels)
+    stays[torch.as_tensor(kept)] = 1
+    module.register_forward_pre_hook(lambda _, args: args[0] * stays)
+
+
 def normalised_streams(model: nn.Module, example: Tensor) -> list[str]:
     """The groups that a layer-norm reads: it divides by a deviation over all channels, so silence is not absence."""
     groups = ChannelGraph(model, example).groups
@@ -185,7 +194,7 @@ def test_pruning_is_the_same_as_silencing_what_is_removed(made: tuple[str, Any])
     model, example, images, options = network(name, 64) if name == "swin_t" else parts
     ignored = [*options["ignored_layers"], *normalised_streams(model, example)]
     result = cleanai.prune(model, example, method="magnitude", ratio=0.4, ignored_layers=ignored)
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(open_attention(model))
     with torch.no_grad():
         pruned = result.model.eval()(images)
         untouched = model.eval()(images)
@@ -193,6 +202,8 @@ def test_pruning_is_the_same_as_silencing_what_is_removed(made: tuple[str, Any])
             module = model.get_submodule(layer)
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 silence(module, kept)
+            elif isinstance(module, HeadChannels):
+                silence_dimensions(module, kept)
         dense = model(images)
     scale = float(dense.abs().max())
     assert float((dense - untouched).abs().max()) > 1e-2 * scale, "nothing was silenced"
