@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -58,3 +58,31 @@ def find_attention(model: nn.Module) -> Iterator[Attention]:
         widths = {*(layer.out_features for layer in readers), output.in_features}
         if len(widths) == 1 and readers[0].out_features % size == 0:
             yield Attention(name, (readers[0], readers[1], readers[2]), output, size)
+
+
+def notes_on_attention(model: nn.Module, found: Sequence[Attention]) -> tuple[str, ...]:
+    """Return a sentence about the attention modules whose heads cannot be pruned; none if there are no such modules.
+
+    Args:
+        model: The model, with attention in separate layers where that was possible.
+        found: Attention whose heads can be pruned.
+    """
+    known = [each.name for each in found]
+    left = [
+        (name, type(module).__name__)
+        for name, module in model.named_modules()
+        if "attention" in type(module).__name__.lower()
+        and any(isinstance(child, nn.Linear) for child in module.children())
+        and not any(_is_within(name, other) or _is_within(other, name) for other in known)
+    ]
+    if not left:
+        return ()
+    name, kind = left[0]
+    return (
+        f"{len(left)} attention module{'' if len(left) == 1 else 's'} ('{name}', {kind}) "
+        f"keep{'s' if len(left) == 1 else ''} all heads and their dimensions: they are of no kind that can be narrowed",
+    )
+
+
+def _is_within(name: str, other: str) -> bool:
+    return not other or f"{name}.".startswith(f"{other}.")

@@ -13,9 +13,10 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
+from cleanai_ray.graph.attention import notes_on_attention
 from cleanai_ray.graph.group import ChannelGroup, Member, Side
 from cleanai_ray.graph.heads import Cut, head_axes, width_of
-from cleanai_ray.graph.tracing import explain, single_input, trace
+from cleanai_ray.graph.tracing import explain, modules_named, single_input, trace
 from cleanai_ray.nn.open_attention import open_attention
 
 _COUPLED = (tp.ops.OPTYPE.DEPTHWISE_CONV, tp.ops.OPTYPE.MHA)
@@ -30,7 +31,11 @@ class ChannelGraph:
     Args:
         model: The model; it is copied, and left as it is.
         example_inputs: One input batch, or a tuple that holds just it.
-        ignored_layers: Module names that keep their output width, with all below them.
+        ignored_layers: Module names that keep their output width, with all below them. Of attention, `heads`, `query`
+            (with the keys) and `value` can be named one by one; a packed `qkv` stands for the layers that replace it.
+
+    Attributes:
+        notes: Sentences about what cannot be narrowed.
 
     Raises:
         PruningError: When the model cannot be traced, takes several inputs, or an ignored layer does not exist.
@@ -41,15 +46,12 @@ class ChannelGraph:
         self.example_inputs = single_input(example_inputs)
         self._ignored_layers = tuple(ignored_layers)
         self._removals: list[dict[str, np.ndarray]] = []
-        modules = dict(self.model.named_modules())
-        unknown = [name for name in ignored_layers if name not in modules]
-        if unknown:
-            raise PruningError(f"ignored_layers names '{unknown[0]}', which is not a module of the model")
-        self._ignored = [child for name in ignored_layers for child in modules[name].modules()]
+        self._ignored = modules_named(self.model, ignored_layers)
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
         self._graph = trace(self.model, self.example_inputs)
-        self._names = {module: name for name, module in modules.items()}
+        self._names = {module: name for name, module in self.model.named_modules()}
+        self.notes = notes_on_attention(self.model, self._graph.attention)
         self._axes = {axis.name: axis for axis in head_axes(self._graph.attention, self._names)}
         self._kept: dict[tuple[str, str], np.ndarray] = {}
         self.groups = tuple(self._find_groups())
@@ -133,24 +135,21 @@ class ChannelGraph:
     def _full_group(self, group: ChannelGroup) -> Any:
         """Return a group as torch-pruning has it, with all channels."""
         if group.name not in self._axes:
-            return self._subgroup(group.name, list(range(group.num_channels)))
+            return self._subgroup(group.name, "out", list(range(group.num_channels)))
         whole = tp.dependency.Group()
         whole._DG = self._graph
         for member in group.members:
-            layer = self.model.get_submodule(member.layer)
-            if isinstance(layer, nn.Linear):
+            if isinstance(self.model.get_submodule(member.layer), nn.Linear):
                 channels = member.channels.tolist()
-                whole.add_dep(self._subgroup_of(layer, member.side, channels)[0].dep, channels)
+                whole.add_dep(self._subgroup(member.layer, member.side, channels)[0].dep, channels)
                 whole[-1].root_idxs = member.roots.tolist()
         return whole
 
-    def _subgroup_of(self, layer: nn.Module, side: Side, channels: list[int]) -> Any:
+    def _subgroup(self, name: str, side: Side, channels: list[int]) -> Any:
+        layer = self.model.get_submodule(name)
         pruner = self._graph.get_pruner_of_module(layer)
         cut = pruner.prune_in_channels if side == "in" else pruner.prune_out_channels
         return self._graph.get_pruning_group(layer, cut, channels)
-
-    def _subgroup(self, name: str, channels: list[int]) -> Any:
-        return self._subgroup_of(self.model.get_submodule(name), "out", channels)
 
     def torch_pruning_scores(self, group: ChannelGroup, importance: str, **options: Any) -> Tensor:
         """Score the channels of a group by one of torch-pruning's importance classes.
@@ -205,7 +204,7 @@ class ChannelGraph:
             if name in self._axes:
                 self._narrow_attention(name, channels)
             else:
-                subgroup = self._subgroup(name, [int(channel) for channel in channels])
+                subgroup = self._subgroup(name, "out", [int(channel) for channel in channels])
                 for dep, idxs in subgroup:
                     self._track(dep, idxs)
                 subgroup.prune(record_history=False)

@@ -81,12 +81,17 @@ class HeadAxis:
             yield self._opened.heads, "in", value_dim, heads * query_dim
 
     def group(self) -> ChannelGroup:
-        """Return the group at its present width."""
+        """Return the group at its present width.
+
+        The places where queries, keys and values pass by are members of the groups of their dimensions alone, so that
+        these can be named apart from whole heads.
+        """
+        layers = [each for each in self.layers() if self.kind != "heads" or not isinstance(each[0], HeadChannels)]
         return ChannelGroup(
             name=self.name,
             num_channels=self.num_channels,
             num_blocks=self.head_dim if self.kind == "heads" else 1,
-            members=tuple(self._member(*layer) for layer in self.layers()),
+            members=tuple(self._member(*layer) for layer in layers),
             whole_heads=self.kind == "heads",
         )
 

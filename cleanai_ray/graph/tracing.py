@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.attention import Attention, find_attention
+from cleanai_ray.nn.attention import OpenAttention
 
 _MAX_DIMS = 4
 """Dimensions of a feature map. Reshaped to more, a tensor has its channels or its positions in blocks."""
@@ -172,6 +173,25 @@ def _describe(node: Any, names: dict[nn.Module, str]) -> str:
                 waiting.append(before)
     behind = f" behind layer {', '.join(sorted(set(layers)))}" if layers else ""
     return f"operation {_op_name(node)}{behind}"
+
+
+def modules_named(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """Return modules of a model with all below them; the packed layer `qkv` of opened attention is three.
+
+    Raises:
+        PruningError: When the model has no module of a name.
+    """
+    modules, found = dict(model.named_modules()), []
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        owner = modules.get(parent)
+        if name in modules:
+            found += list(modules[name].modules())
+        elif leaf == "qkv" and isinstance(owner, OpenAttention):
+            found += [owner.q_proj, owner.k_proj, owner.v_proj]
+        else:
+            raise PruningError(f"ignored_layers names '{name}', which is not a module of the model")
+    return found
 
 
 def single_input(example_inputs: Any) -> Tensor:

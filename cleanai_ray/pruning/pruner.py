@@ -67,6 +67,7 @@ class Pruner:
         self._ignored_layers = tuple(dict.fromkeys([*self._bounds.ignored_layers, *ignored_layers]))
         self._graph = ChannelGraph(self._dense, example_inputs, self._ignored_layers)
         self._dense_groups = {group.name: group for group in self._graph.groups}
+        self._warnings += self._graph.notes
         if not self._dense_groups:
             raise PruningError("the model has no prunable group of layers: all of them reach the output or are ignored")
         if self._measured.statistics is not None:
