@@ -16,7 +16,7 @@ from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.attention import notes_on_attention
 from cleanai_ray.graph.group import ChannelGroup, Member, Side
 from cleanai_ray.graph.heads import Cut, head_axes, width_of
-from cleanai_ray.graph.tracing import explain, modules_named, single_input, trace
+from cleanai_ray.graph.tracing import all_groups, explain, modules_named, single_input, trace
 from cleanai_ray.nn.open_attention import open_attention
 
 _COUPLED = (tp.ops.OPTYPE.DEPTHWISE_CONV, tp.ops.OPTYPE.MHA)
@@ -58,7 +58,7 @@ class ChannelGraph:
         self.kept_channels = {group.name: np.arange(group.num_channels) for group in self.groups}
 
     def _find_groups(self) -> Iterator[ChannelGroup]:
-        for group in self._graph.get_all_groups(ignored_layers=self._ignored):
+        for group in all_groups(self._graph, self._ignored):
             if not any(
                 self._keeps_width(dep) or self._cuts_blocks_in_part(dep, idxs) or self._is_lost(dep, idxs)
                 for dep, idxs in group

@@ -138,6 +138,7 @@ class HeadAxis:
         gone, product = len(channels), opened.heads
         if self.kind == "heads":
             product.num_heads -= gone // self.head_dim
+            opened.drop_heads(np.unique(np.asarray(channels) // self.head_dim).tolist())
         elif self.kind == "query_key":
             product.query_dim -= gone
         else:

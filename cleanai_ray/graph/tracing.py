@@ -175,6 +175,21 @@ def _describe(node: Any, names: dict[nn.Module, str]) -> str:
     return f"operation {_op_name(node)}{behind}"
 
 
+def all_groups(graph: tp.DependencyGraph, ignored: Sequence[nn.Module]) -> Iterator[Any]:
+    """Yield torch-pruning's groups.
+
+    Raises:
+        PruningError: When the channels of a layer cannot be followed; the message names it.
+    """
+    try:
+        yield from graph.get_all_groups(ignored_layers=list(ignored))
+    except (IndexError, RuntimeError) as error:
+        reason = explain(error, graph.model)
+        raise PruningError(
+            f"the channels of the model cannot be followed to the layers that read them: {reason}"
+        ) from error
+
+
 def modules_named(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     """Return modules of a model with all below them; the packed layer `qkv` of opened attention is three.
 

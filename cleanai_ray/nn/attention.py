@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -115,6 +116,9 @@ class OpenAttention(nn.Module):
     def normalises_queries(self) -> bool:
         """True if queries or keys are normalised in each head, so that no dimension can go by itself."""
         return False
+
+    def drop_heads(self, heads: Sequence[int]) -> None:
+        """Remove what else belongs to heads, by their present numbers; the layers are cut elsewhere."""
 
     def project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of all heads."""

@@ -114,6 +114,20 @@ def _countable_attention() -> Iterator[None]:
 
 
 @contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Let no parameter need gradients; FlopCounterMode refuses one that a module is called with (a class token)."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        with torch.no_grad():
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
 def _metered(model: nn.Module, counter: FlopCounterMode) -> Iterator[list[_LayerMeter]]:
     """Hook every counted layer; yield the meters of those that run, in the order in which they are first called."""
     ran: list[_LayerMeter] = []
@@ -163,7 +177,7 @@ def measure_complexity(model: nn.Module, example_input: Tensor) -> Complexity:
     parameter = next(model.parameters(), None)
     example = example_input[:1] if parameter is None else example_input[:1].to(parameter.device)
     counter = FlopCounterMode(display=False)
-    with evaluation_mode(model), torch.no_grad(), _countable_attention(), _metered(model, counter) as meters:
+    with evaluation_mode(model), _without_gradients(model), _countable_attention(), _metered(model, counter) as meters:
         with counter:
             model(example)
         layers = tuple(meter.result() for meter in meters)

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from cleanai_ray.nn.attention import HeadProduct, OpenAttention, OpenMultiheadAttention, OpenSelfAttention, linear_like
 from cleanai_ray.nn.view import shared_copy
+from cleanai_ray.nn.window_attention import OpenWindowAttention
 
 M = TypeVar("M", bound=nn.Module)
 
 _ARGUMENTS = {"attn_mask", "is_causal"}
 """Arguments besides the tokens that self-attention with packed projections may have."""
+
+_WINDOWS = "torchvision.models.swin_transformer.ShiftedWindowAttention"
 
 _PROBE = (2, 5)
 """Samples and tokens on which a replacement is compared."""
@@ -25,10 +28,10 @@ def open_attention(model: M) -> M:
     """Return a model whose attention is in separate layers, or the model itself if it has none that could be opened.
 
     The result computes the same, and has all weights of the model: it shares their memory, and must not be trained.
-    Opened are `nn.MultiheadAttention`, and self-attention with a packed layer `qkv` as timm writes it. The latter is
-    known by its layers. Whether it is nothing else (a bias by relative position, rotated queries) is found out on
-    random weights and tokens, and so does not depend on the weights of the model. What is opened stays open: the
-    function changes nothing on a second call.
+    Opened are `nn.MultiheadAttention`, torchvision's attention in windows, and self-attention with a packed layer `qkv`
+    as timm writes it. The latter is known by its layers. Whether it is nothing else (rotated queries, a bias by
+    relative position) is found out on random weights and tokens, and so does not depend on the weights of the model.
+    What is opened stays open: the function changes nothing on a second call.
     """
     found: dict[nn.Module, OpenAttention] = {}
     for module in model.modules():
@@ -48,6 +51,8 @@ def _opened(module: nn.Module) -> OpenAttention | None:
     """Return the module in separate layers that share its weights, or None if it is no attention that can be opened."""
     if type(module) is nn.MultiheadAttention:
         opened = _open_multihead(module)
+    elif f"{type(module).__module__}.{type(module).__name__}" == _WINDOWS:
+        opened = OpenWindowAttention(*_parts(module, module.attention_dropout), module)  # type: ignore[arg-type]
     elif _looks_packed(module) and _is_plain(module):
         opened = _open_packed(module)
     else:
@@ -91,19 +96,26 @@ def _looks_packed(module: Any) -> bool:
     )
 
 
-def _open_packed(module: Any) -> OpenAttention:
+Projections = tuple[nn.Linear, nn.Linear, nn.Linear]
+
+
+def _parts(module: Any, dropout: float) -> tuple[Projections, HeadProduct]:
+    """Return the layers of queries, keys and values of a packed layer `qkv`, and the product."""
     packed, dim = module.qkv, module.proj.in_features // module.num_heads
     biases: Any = [None] * 3 if packed.bias is None else packed.bias.detach().chunk(3)
     query, key, value = (
         linear_like(weight, bias, packed.weight)
         for weight, bias in zip(packed.weight.detach().chunk(3), biases, strict=True)
     )
-    scale = getattr(module, "scale", dim**-0.5)
+    scale = float(getattr(module, "scale", dim**-0.5))
+    return (query, key, value), HeadProduct(module.num_heads, dim, dim, scale, dropout)
+
+
+def _open_packed(module: Any) -> OpenAttention:
     dropout = getattr(getattr(module, "attn_drop", None), "p", 0.0)
     norms = (getattr(module, "q_norm", None) or nn.Identity(), getattr(module, "k_norm", None) or nn.Identity())
     return OpenSelfAttention(
-        (query, key, value),
-        HeadProduct(module.num_heads, dim, dim, float(scale), float(dropout)),
+        *_parts(module, float(dropout)),
         norms,
         module.proj,
         getattr(module, "proj_drop", None) or nn.Identity(),

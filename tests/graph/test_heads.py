@@ -12,6 +12,7 @@ from masked_dense import masked
 from packed_attention import packed_vit
 from small_nets import example, tiny_vit
 from torch import Tensor, nn
+from torchvision.models import SwinTransformer
 
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph
@@ -151,6 +152,24 @@ def test_parts_of_attention_can_be_ignored(ignored: str, left: set[str]) -> None
 def test_an_unknown_ignored_layer_is_named() -> None:
     with pytest.raises(PruningError, match=r"ignored_layers names 'blocks\.0\.qkv'"):
         ChannelGraph(packed_vit(), images(), ["blocks.0.qkv"])
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "all"])
+def test_attention_in_windows_is_like_masked_attention(kind: str) -> None:
+    """The biases by relative position go with their heads."""
+    torch.manual_seed(0)
+    model = SwinTransformer([2, 2], 24, [2], [3], [2, 2], num_classes=5, stochastic_depth_prob=0.0).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    graph = ChannelGraph(model, images())
+    chosen = KINDS if kind == "all" else {kind: KINDS[kind]}
+    graph.remove({f"features.1.1.attn.{key}": channels for key, channels in chosen.items()})
+    assert_like_masked(model, graph)
+    attention = graph.model.get_submodule("features.1.1.attn")
+    kept = [0, 2] if "heads" in chosen else [0, 1, 2]
+    dense = model.get_submodule("features.1.1.attn").relative_position_bias_table
+    assert torch.equal(attention.relative_position_bias_table, dense[:, kept])
 
 
 class Windows(nn.Module):

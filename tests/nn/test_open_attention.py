@@ -10,6 +10,7 @@ import torch
 from packed_attention import PackedAttention, packed_vit
 from small_nets import example, tiny_vit
 from torch import Tensor, nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
 from cleanai_ray.nn.attention import OpenAttention
 from cleanai_ray.nn.complexity import measure_complexity
@@ -115,6 +116,15 @@ def test_attention_of_timm(options: dict[str, Any]) -> None:
     torch.testing.assert_close(opened(module)(x), module(x))
 
 
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (4, 4), (3, 10)])
+@pytest.mark.parametrize("shift", [[0, 0], [2, 2]])
+def test_attention_in_shifted_windows(size: tuple[int, int], shift: list[int]) -> None:
+    """Maps of several windows and of one, with padding and without."""
+    module = random_weights(ShiftedWindowAttention(12, [4, 4], shift, 3))
+    x = tokens(2, *size, 12)
+    torch.testing.assert_close(opened(module)(x), module(x))
+
+
 class Biased(PackedAttention):
     """It looks packed, and adds to every output what no replacement would."""
 
@@ -152,6 +162,7 @@ class Unequal(nn.Module):
         Unequal(),
         nn.MultiheadAttention(12, 3, add_bias_kv=True),
         nn.MultiheadAttention(12, 3, add_zero_attn=True),
+        ShiftedWindowAttentionV2(12, [4, 4], [2, 2], 3),
         nn.Linear(3, 3),
     ],
     ids=lambda module: type(module).__name__,
