@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,21 @@ from masked_dense import masked
 from packed_attention import packed_vit
 from small_nets import batches, example, tiny_vit
 from torch import Tensor, nn
+from torchvision.models import SwinTransformer
 
 import cleanai_ray as cleanai
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.pruning.cost import CostModel
-from cleanai_ray.registry import METHODS
+from cleanai_ray.registry import FORMATS, METHODS
+
+
+def swin() -> nn.Module:
+    """A transformer of two blocks with attention in windows, of which the second block's are shifted."""
+    torch.manual_seed(0)
+    return SwinTransformer([2, 2], 24, [2], [3], [2, 2], num_classes=5).eval()
+
 
 MODELS = {"torchvision": tiny_vit, "packed": packed_vit}
 OPTIONS: dict[str, dict[str, Any]] = {"hybrid": {"first": "magnitude", "second": "random"}}
@@ -155,6 +164,16 @@ def test_layer_ratios_choose_parts_of_attention(name: str) -> None:
         result = prune(model, ratio=0.25, layer_ratios=ratios)
         removed = {key: len(channels) for key, channels in result.plan.removed.items()}
         assert tuple(removed[f"{prefix}.{kind}"] for kind in ("heads", "query", "value")) == expected
+
+
+@pytest.mark.parametrize("build", [*MODELS.values(), swin], ids=[*MODELS, "swin"])
+def test_pruned_models_are_exported(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+    result = prune(build(), ratio=0.4)
+    export = FORMATS.get("torch_export")
+    export(result.model.eval(), images()[:1], tmp_path / "model.pt2")
+    with torch.no_grad():
+        found, expected = torch.export.load(tmp_path / "model.pt2").module()(images()), result.model(images())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_model_given_is_left_as_it_was() -> None:
