@@ -74,6 +74,11 @@ def square_root(matrix: Tensor) -> Tensor:
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
+def second_moment(moments: LayerMoments) -> Tensor:
+    """Return the mean of x x^T, [C, C]."""
+    return moments.covariance + torch.outer(moments.mean, moments.mean)
+
+
 def blocks_of(matrix: Tensor, number: int) -> list[Tensor]:
     """Return the blocks of a matrix on its diagonal."""
     size = len(matrix) // number
@@ -99,7 +104,7 @@ def _transforms(
 ) -> tuple[Tensor, Tensor]:
     """Return what to multiply the layers of queries and keys with, a head's best dimensions where it keeps any."""
     number, dim = module.num_heads, _dim(module)
-    seconds, covariances = blocks_of(queries.second / queries.count, number), blocks_of(keys.covariance, number)
+    seconds, covariances = blocks_of(second_moment(queries), number), blocks_of(keys.covariance, number)
     blocks: tuple[list[Tensor], list[Tensor]] = ([], [])
     for head, moments in enumerate(zip(seconds, covariances, strict=True)):
         own = kept[kept // dim == head] % dim

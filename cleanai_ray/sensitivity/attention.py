@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from cleanai_ray.graph.graph import ChannelGroup, Member
 from cleanai_ray.nn.attention import OpenAttention
 from cleanai_ray.nn.consumers import read_weight, write_weight
-from cleanai_ray.repair.attention import blocks_of, square_root
-from cleanai_ray.repair.compensation import solve_ridge
+from cleanai_ray.repair.attention import balancing, blocks_of, second_moment, square_root
 from cleanai_ray.repair.moments import ConsumerMoments
 from cleanai_ray.sensitivity.elimination import Reading
+
+_TINY = 1e-300
 
 
 def query_reading(
@@ -35,8 +36,7 @@ def query_reading(
     if query not in moments or key not in moments:
         return {}
     keys = [square_root(block) for block in blocks_of(moments[key].covariance, num_heads)]
-    first = moments[query]
-    queries = blocks_of(first.second / first.count, num_heads)
+    queries = blocks_of(second_moment(moments[query]), num_heads)
     dimensions, heads = torch.arange(group.num_channels), torch.arange(num_heads)
     return {
         query: Reading(
@@ -47,26 +47,46 @@ def query_reading(
     }
 
 
+def balanced_errors(reading: Reading) -> list[float]:
+    """Return the relative squared error of the products when 1, 2, ... dimensions of every head are gone.
+
+    Repair makes the dimensions that are left the best ones of their number, whichever they were (see `balancing`). So
+    with r dimensions, the squares of the singular values of S_q^1/2 S_k^1/2 behind the first r are lost, in every head.
+    """
+    energies = sum(
+        torch.linalg.svdvals(square_root(queries) @ square_root(keys)) ** 2 for queries, keys in _heads(reading)
+    )
+    assert isinstance(energies, Tensor)
+    lost = energies.flip(0).cumsum(0)[:-1] / energies.sum().clamp_min(_TINY)
+    return [float(error) for error in lost]
+
+
 @torch.no_grad()
-def fold_queries(model: nn.Module, queries: str, reading: Reading, removed: Tensor, ridge: float) -> None:
-    """Make attention ignore query dimensions R: the keys of the others, K, take over k_K += A^T k_R, where q_R = A q_K.
+def fold_queries(model: nn.Module, queries: str, reading: Reading, removed: Tensor) -> None:
+    """Make attention ignore query and key dimensions, after the others have become the best ones of their number.
 
     Args:
         model: The model, which is changed.
         queries: Name of the place where the queries pass by.
         reading: The reading of the queries.
         removed: Their removed channels.
-        ridge: Regularisation, as a share of the mean second moment of the kept queries.
     """
     attention = model.get_submodule(queries.rpartition(".")[0])
     assert isinstance(attention, OpenAttention)
     stays = torch.ones(len(reading.covariance), dtype=torch.bool)
     stays[removed] = False
-    mapping = solve_ridge(reading.covariance[removed][:, stays], reading.covariance[stays][:, stays], ridge)
-    transform = torch.eye(len(stays), dtype=mapping.dtype)
-    transform[stays.nonzero(), removed] = mapping.T
-    _transform(attention.k_proj, transform)
-    _transform(attention.q_proj, torch.diag(stays.to(mapping.dtype)))
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for moments, places in zip(_heads(reading), stays.chunk(reading.units.shape[1]), strict=True):
+        for rows, found in zip(balancing(*moments), parts, strict=True):
+            found.append(torch.zeros_like(rows).index_copy(0, places.nonzero().flatten(), rows[: int(places.sum())]))
+    _transform(attention.q_proj, torch.block_diag(*parts[0]))
+    _transform(attention.k_proj, torch.block_diag(*parts[1]))
+
+
+def _heads(reading: Reading) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the second moment of the queries and the covariance of the keys of every head."""
+    number, weight = reading.units.shape[1], reading.weight.squeeze(2)
+    yield from zip(blocks_of(reading.covariance, number), blocks_of(weight.T @ weight, number), strict=True)
 
 
 def _transform(layer: nn.Linear, transform: Tensor) -> None:

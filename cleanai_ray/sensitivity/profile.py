@@ -27,7 +27,7 @@ from cleanai_ray.repair.compensation import solve_ridge
 from cleanai_ray.repair.images import Batch, device_of, read_images
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
 from cleanai_ray.repair.trace import trace_consumers
-from cleanai_ray.sensitivity.attention import fold_queries, query_reading
+from cleanai_ray.sensitivity.attention import balanced_errors, fold_queries, query_reading
 from cleanai_ray.sensitivity.elimination import Reading, eliminate
 from cleanai_ray.tasks.base import Task, find_task
 
@@ -116,6 +116,8 @@ def measure_curves(
                 "add it to ignored_layers, or choose another method"
             )
         order, errors = eliminate(list(readings.values()), ridge=ridge)
+        if isinstance(graph.model.get_submodule(next(iter(readings))), HeadChannels):
+            errors = balanced_errors(next(iter(readings.values())))
         curve = GroupCurve(
             name=group.name,
             num_channels=group.num_channels,
@@ -222,7 +224,7 @@ class _Probe:
         mean, covariance = self._moments[name].mean, reading.covariance
         module = model.get_submodule(name)
         if isinstance(module, HeadChannels):
-            fold_queries(model, name, reading, removed, self._ridge)
+            fold_queries(model, name, reading, removed)
             return
         if not is_consumer(module):
             module.register_forward_pre_hook(_filling(removed, mean))
