@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.config.messages import describe
-from cleanai_ray.config.sections import CalibrationSection, PruningSection, Section
+from cleanai_ray.config.sections import CalibrationSection, PruningSection, RepairSection, Section
 from cleanai_ray.config.study import Trial
 from cleanai_ray.coverage.base import needs_sections
 from cleanai_ray.errors import PruningError
@@ -23,7 +23,7 @@ from cleanai_ray.pruning.measurements import Measurements, Remeasure
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.pruning.saved_model import apply_plan, load, save
-from cleanai_ray.repair import RepairOptions
+from cleanai_ray.repair import COMPENSATIONS, RepairOptions
 from cleanai_ray.repair import repair as repair_model
 from cleanai_ray.sensitivity import measure_sensitivity
 from cleanai_ray.statistics import ActivationStatistics, CalibrationOptions
@@ -87,7 +87,7 @@ def prune(
     round_to: int | str | None = None,
     min_channels: int = 1,
     method_options: Mapping[str, Any] | None = None,
-    repair: bool | str = False,
+    repair: bool | str | Mapping[str, Any] = False,
     loss: Loss | None = None,
     latency: Mapping[str, Any] | CompareModels | None = None,
     task: str | Task = "classification",
@@ -113,7 +113,8 @@ def prune(
         round_to: Widths of pruned layers are multiples of this; "auto": of 8.
         min_channels: No group keeps fewer channels.
         method_options: Options of the method, for instance {"variant": "producer"}.
-        repair: True or "auto" (judged on held-back images), "closed_form", "sequential", or False: no repair.
+        repair: True or "auto" (judged on held-back images), "closed_form", "sequential", "unfolded", "blockwise", or
+            False: no repair. Or keys of a study's `repair` section, as {"compensation": "auto", "distill_steps": 2000}.
         loss: Mean loss of (output, targets) for gradient-based methods; the task's by default.
         latency: Keys of `evaluation.latency` for a latency budget, or a function (dense, pruned) -> ratio of latencies.
         task: What the model is for: `classification`, `segmentation`, `detection`, `language_modelling`, or a `Task`.
@@ -121,13 +122,13 @@ def prune(
     Raises:
         CleanAIError: When a name is unknown, an argument not allowed, or the model cannot be pruned as asked.
     """
-    compensation, task = _compensation(repair, batches), find_task(task)
+    options, task = _repair_options(repair, batches, seed), find_task(task)
     trial = _trial(method, budget, coverage_metric, method_options, mode=mode, ratio=ratio, steps=steps, seed=seed)
     bounds = _bounds(layer_ratios, [*ignored_layers, *task.ignored_layers(model)], max_ratio, round_to, min_channels)
-    batches = _readable_again(batches, trial, compensation)
+    batches = _readable_again(batches, trial, options)
     job = _Job(model=model, example_inputs=example_inputs, trial=trial, bounds=bounds, task=task)
     measured = job.measure(Measurements(statistics=stats, curves=curves), batches, loss)
-    return _repaired(model, job.prune(measured, latency), batches, compensation, task)
+    return _repaired(model, job.prune(measured, latency), batches, options, task)
 
 
 def _trial(
@@ -184,20 +185,20 @@ class _Job:
         return prune_to_budget(prune_as, self.trial, self.bounds, compare)
 
 
-def _readable_again(batches: Iterable[Batch] | None, trial: Trial, compensation: str | None) -> Iterable[Batch] | None:
+def _readable_again(
+    batches: Iterable[Batch] | None, trial: Trial, repair: RepairOptions | None
+) -> Iterable[Batch] | None:
     """Return batches that can be read as often as the method and the repair read them."""
     method = create_method(trial.method, trial.options)
-    is_read_again = compensation or method.needs_curves or method.remeasures
+    is_read_again = repair or method.needs_curves or method.remeasures
     return list(batches) if is_read_again and isinstance(batches, Iterator) else batches
 
 
 def _repaired(
-    model: nn.Module, result: PruneResult, batches: Iterable[Batch] | None, compensation: str | None, task: Task
+    model: nn.Module, result: PruneResult, batches: Iterable[Batch] | None, options: RepairOptions | None, task: Task
 ) -> PruneResult:
-    if compensation is None or batches is None:
+    if options is None or batches is None:
         return result
-    norms = "auto" if compensation == "auto" else "relative"
-    options = RepairOptions(compensation=compensation, batch_norm=norms)
     outcome = repair_model(model, result, batches, options, task=task)
     return replace(result, model=outcome.model)
 
@@ -215,14 +216,24 @@ def _compare(
     return compare_latency(dense, pruned, images, _checked(LatencySection, **(latency or {})), device=images.device)
 
 
-def _compensation(repair: bool | str, batches: Iterable[Batch] | None) -> str | None:
-    """Return the compensation that `prune` was asked for, or None."""
-    compensation = {True: "auto", False: None}.get(repair, repair) if isinstance(repair, bool) else repair
-    if compensation not in (None, "auto", "closed_form", "sequential"):
-        raise PruningError(f"repair is '{repair}'; allowed: True, False, 'auto', 'closed_form' or 'sequential'")
-    if compensation is not None and batches is None:
+def _repair_options(
+    repair: bool | str | Mapping[str, Any], batches: Iterable[Batch] | None, seed: int
+) -> RepairOptions | None:
+    """Return the repair that `prune` was asked for, or None."""
+    if repair is False:
+        return None
+    if not isinstance(repair, Mapping) and repair not in (True, "auto", *COMPENSATIONS[1:]):
+        allowed = ", ".join(f"'{name}'" for name in ("auto", *COMPENSATIONS[1:]))
+        raise PruningError(f"repair is {repair!r}; allowed: True, False, {allowed}, or keys of the section repair")
+    given = dict(repair) if isinstance(repair, Mapping) else {"compensation": "auto" if repair is True else repair}
+    if "compensation" in given and given["compensation"] != "auto":
+        given = {"batch_norm": "relative", **given}
+    if "samples" in given:
+        raise PruningError("repair has the key 'samples'; allowed: the other keys, since every batch given is read")
+    section = _checked(RepairSection, **given)
+    if batches is None:
         raise PruningError(f"repair is {repair!r} and reads calibration images, but batches is None; pass batches")
-    return compensation
+    return RepairOptions(**section.model_dump(exclude={"samples"}), seed=seed)
 
 
 def _bounds(

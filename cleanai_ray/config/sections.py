@@ -172,11 +172,12 @@ class PruningSection(Section):
 
 
 class RepairSection(Section):
-    """Recovery after surgery without training, from unlabelled calibration images."""
+    """Recovery after surgery without labels, from calibration images."""
 
-    compensation: Literal["none", "closed_form", "sequential", "auto"] = Field(
+    compensation: Literal["none", "closed_form", "sequential", "unfolded", "blockwise", "auto"] = Field(
         "auto",
-        description="Refit of layers that read a narrowed input; auto: the one that a fifth of the images judges best.",
+        description="Refit of layers that read a narrowed input; blockwise also trains each block; auto: the "
+        "one that a fifth of the images judges best.",
     )
     batch_norm: Literal["none", "relative", "reset", "auto"] = Field(
         "auto", description="Recalibration of running statistics; auto: relative or none, judged likewise."
@@ -184,16 +185,34 @@ class RepairSection(Section):
     ridge: float | None = Field(
         None,
         gt=0,
-        description="Regularisation of the refit, as a share of the mean variance; null: 0.001, or several for auto.",
+        description="Regularisation of the refit, as a share of the mean variance; null: 0.001, of unfolded and "
+        "blockwise 0.01, or several for auto.",
+    )
+    block_steps: PositiveInt = Field(300, description="Training steps of each block, for blockwise.")
+    distill_steps: int = Field(
+        0,
+        ge=0,
+        description="Steps of distillation from the dense model after everything else; with it, auto tries "
+        "blockwise as well.",
+    )
+    seconds: float | None = Field(
+        None, gt=0, description="Most seconds of training by blockwise and distill_steps; null: no limit."
     )
     samples: PositiveInt = Field(
-        1024, description="At most this many calibration images are read by sequential, batch-norm and auto."
+        1024, description="At most this many calibration images are read by everything but closed_form by name."
     )
 
     @property
     def is_on(self) -> bool:
         """True if anything is repaired."""
-        return (self.compensation, self.batch_norm) != ("none", "none")
+        return (self.compensation, self.batch_norm) != ("none", "none") or self.distill_steps > 0
+
+    @property
+    def holds_back(self) -> bool:
+        """True if every fifth calibration image judges what the others have repaired."""
+        return (
+            "auto" in (self.compensation, self.batch_norm) or self.compensation == "blockwise" or self.distill_steps > 0
+        )
 
 
 class ResourcesSection(Section):

@@ -57,3 +57,40 @@ def random_flip(images: Tensor, seeds: np.ndarray) -> Tensor:
     """Mirror each of the images [N, C, H, W] left to right with probability one half; `seeds` has one an image."""
     chosen = _draw(seeds, 2, 2) == 1
     return torch.where(chosen.view(-1, 1, 1, 1), images.flip(-1), images)
+
+
+def random_shift(images: Tensor, reach: int, seeds: np.ndarray) -> Tensor:
+    """Shift each of the images [N, C, H, W] by up to `reach` pixels each way; its border is repeated into the gap."""
+    count, channels, height, width = images.shape
+    top, left = (_draw(seeds, number, 2 * reach + 1).view(count, 1) - reach for number in (0, 1))
+    rows = (top + torch.arange(height)).clamp(0, height - 1).view(count, 1, height, 1)
+    columns = (left + torch.arange(width)).clamp(0, width - 1).view(count, 1, 1, width)
+    return images[torch.arange(count).view(-1, 1, 1, 1), torch.arange(channels).view(1, -1, 1, 1), rows, columns]
+
+
+def random_mixture(images: Tensor, seeds: np.ndarray) -> Tensor:
+    """Mix each image [N, ...] with another of its batch: w a + (1 - w) b, with w drawn from Beta(0.5, 0.5).
+
+    Beta(0.5, 0.5) is the arcsine law, sin^2(pi u / 2) for uniform u. Mixtures have no label; a dense model says what
+    they are (mixup without its labels: Zhang et al. 2018).
+    """
+    uniform = (_draw(seeds, 3, 1 << 24).double() + 0.5) / (1 << 24)
+    weights = torch.sin(uniform * (torch.pi / 2)).square().to(images).view(-1, *[1] * (images.ndim - 1))
+    partners = torch.from_numpy(np.argsort(splitmix64(seeds, 4), kind="stable"))
+    return weights * images + (1 - weights) * images[partners]
+
+
+def without_labels(images: Tensor, seeds: np.ndarray, *, mirror: bool = True, shift: int = 2) -> Tensor:
+    """Return images to learn from a dense model: mirrored, shifted and mixed at random.
+
+    Args:
+        images: Images [N, C, H, W] on the CPU; other inputs (tokens) come back as they are.
+        seeds: One an image, uint64 [N].
+        mirror: Mirror half of them left to right.
+        shift: Greatest shift, in pixels.
+    """
+    if images.ndim != 4 or not images.is_floating_point():
+        return images
+    if mirror:
+        images = random_flip(images, seeds)
+    return random_mixture(random_shift(images, shift, seeds), seeds)

@@ -117,6 +117,7 @@ class InMemorySource(ImageSource):
         if not isinstance(flip, bool):
             raise DataError(f"data.options.flip is {flip!r}; allowed: true or false")
         self.pixels = replace(self.pixels, padding=padding, flip=flip)
+        self.mirrors = flip
 
     @abstractmethod
     def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:

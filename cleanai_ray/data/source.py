@@ -42,6 +42,8 @@ class ImageSource(ABC):
     class_names: tuple[str, ...]
     splits: tuple[str, ...]
     """Names of the splits that exist, without aliases."""
+    mirrors: bool = True
+    """True if an image mirrored left to right is an image of the same kind."""
 
     def __init__(self, data: DataSection, input_shape: Shape) -> None:
         unknown = sorted(set(data.options) - set(self.option_names))

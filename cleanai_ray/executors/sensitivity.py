@@ -119,7 +119,8 @@ def describe(found: Sensitivity, run: RunDirectory) -> tuple[list[str], list[lis
     headings = ["group", "channels", *(f"KL at {share:.0%}" for share in shares), "error at 50%"]
     rows = []
     for _, group in found.table.group_by("group", maintain_order=True):
-        cells = [str(group["group"][0]), str(group["num_channels"][0])]
+        mark = "" if group["estimated"][0] is None else " *"
+        cells = [f"{group['group'][0]}{mark}", str(group["num_channels"][0])]
         for share in shares:
             within = group.filter(pl.col("channel_ratio") <= share + 1e-9)
             cells.append("-" if within.is_empty() else f"{within['divergence'][-1]:.4f}")
@@ -129,6 +130,11 @@ def describe(found: Sensitivity, run: RunDirectory) -> tuple[list[str], list[lis
         "",
         "KL: mean divergence of the outputs from the dense model's, in nats, when this group alone is narrowed.",
         "error: relative squared error, after refitting, of the layers that read the group; the sum over those layers.",
+    ]
+    estimated = found.table.filter(pl.col("estimated").is_not_null()).unique("group", maintain_order=True)
+    lines += [
+        f"*: {row['group']} could not be measured, and is estimated from its neighbours: {row['estimated']}."
+        for row in estimated.iter_rows(named=True)
     ]
     for amount, keys in found.suggestions.items():
         text = yaml.safe_dump({"pruning": keys}, width=100).rstrip()

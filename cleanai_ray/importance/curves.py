@@ -30,6 +30,8 @@ class GroupCurve:
         probes: Measurements of what the group does to the model's output: (number of units removed from this group
             alone, after compensation; mean KL(dense || model) in nats), ascending; empty if there are none.
         whole_heads: True if a unit is a head, which is `num_blocks` adjacent channels.
+        estimated: The reason why errors and probes (or the probes alone) are estimates from the curves of neighbouring
+            groups; None if they were measured.
     """
 
     name: str
@@ -39,6 +41,7 @@ class GroupCurve:
     errors: tuple[float, ...]
     probes: tuple[tuple[int, float], ...] = ()
     whole_heads: bool = False
+    estimated: str | None = None
 
     @property
     def num_units(self) -> int:
@@ -98,6 +101,15 @@ class SensitivityCurves:
         if name not in self.groups:
             raise PruningError(f"there is no sensitivity curve for the group of layer '{name}'")
         return self.groups[name]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each group whose curve was not measured."""
+        return tuple(
+            f"the sensitivity of layer '{curve.name}' is estimated from its neighbours': {curve.estimated}"
+            for curve in self.groups.values()
+            if curve.estimated is not None
+        )
 
     def to_json(self) -> str:
         """Return the curves as a JSON document."""

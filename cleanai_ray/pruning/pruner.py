@@ -59,7 +59,8 @@ class Pruner:
         self._bounds = (bounds or PruningSection()).resolved(trial.quantization)
         self._method = create_method(trial.method, dict(trial.options))
         self._measured = measured or Measurements()
-        self._warnings: list[str] = []
+        curves = self._measured.curves
+        self._warnings = list(curves.notes) if curves is not None and self._method.needs_curves else []
         self._by_price = False
         self._measured.require(self._method, trial)
         if trial.ratio is not None and trial.ratio > self._bounds.max_ratio:

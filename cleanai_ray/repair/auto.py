@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,31 +14,24 @@ from torch import Tensor, nn
 
 from cleanai_ray.config.sections import HELD_BACK
 from cleanai_ray.nn.consumers import Consumer
-from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.repair.attention import balance_queries, narrowed_queries
 from cleanai_ray.repair.batch_norm import NormSums, apply_relative, apply_reset, collect_norm_sums
+from cleanai_ray.repair.blockwise import reconstruct_blocks
 from cleanai_ray.repair.compensation import compensate_closed_form, narrowed_consumers
-from cleanai_ray.repair.images import device_of, run, walk
+from cleanai_ray.repair.distillation import distill
+from cleanai_ray.repair.images import device_of
+from cleanai_ray.repair.learning import Recipe
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
 from cleanai_ray.repair.options import RepairOptions
+from cleanai_ray.repair.outputs import divergence, log_probabilities
 from cleanai_ray.repair.pair import ModelPair
 from cleanai_ray.repair.sequential import compensate_sequential
 from cleanai_ray.repair.trace import trace_consumers
+from cleanai_ray.repair.unfolded import compensate_unfolded
 
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One way to repair.
-
-    Attributes:
-        compensation: `none`, `closed_form` or `sequential`.
-        batch_norm: `none`, `relative` or `reset`.
-        ridge: Regularisation of the compensation; None without a compensation.
-    """
-
-    compensation: str
-    batch_norm: str
-    ridge: float | None
+_BLOCK_RATE, _DISTILL_RATE = 0.05, 0.02
+_SHARE_OF_BLOCKS = 0.5
+"""Share of the seconds that blocks may take where distillation follows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +40,16 @@ class Variants:
 
     Attributes:
         models: The dense model and its pruned copy; neither is changed.
-        images: Batches of calibration images.
+        images: Batches of calibration images to repair with.
+        held: Batches of images that are held back.
+        options: Steps and seconds of training.
         given: Moments of what the dense model's consumers read, if they were measured before; None: from the images.
     """
 
     models: ModelPair
     images: Sequence[Tensor]
+    held: Sequence[Tensor]
+    options: RepairOptions
     given: ConsumerMoments | None = None
 
     @cached_property
@@ -80,14 +76,20 @@ class Variants:
     def compensate(self, compensation: str, ridge: float | None) -> nn.Module:
         """Return a compensated copy of the pruned model."""
         copied = replace(self.models, pruned=copy.deepcopy(self.models.pruned))
-        if compensation != "none" and narrowed_queries(copied.dense, copied.kept_inputs):
+        if compensation == "none":
+            return copied.pruned
+        assert ridge is not None
+        if narrowed_queries(copied.dense, copied.kept_inputs):
             copied = balance_queries(copied, self.moments)
         if compensation == "closed_form":
-            assert ridge is not None
             compensate_closed_form(copied, self.moments, self.consumers, ridge=ridge)
         elif compensation == "sequential":
-            assert ridge is not None
             compensate_sequential(copied, self.images, ridge=ridge)
+        elif compensation == "unfolded":
+            compensate_unfolded(copied, self.images, ridge=ridge)
+        else:
+            recipe = self._recipe(self.options.block_steps, _BLOCK_RATE, _SHARE_OF_BLOCKS)
+            reconstruct_blocks(copied, self.images, self.held, recipe, ridge=ridge)
         return copied.pruned
 
     def recalibrate(self, model: nn.Module, batch_norm: str) -> nn.Module:
@@ -102,13 +104,18 @@ class Variants:
             apply_reset(model, found)
         return model
 
-    def make(self, compensations: Sequence[tuple[str, float | None]], norms: Sequence[str]) -> Iterator[Any]:
-        """Yield (variant, model) for every pair; each compensation is made once."""
-        for compensation, ridge in compensations:
-            compensated = self.compensate(compensation, ridge)
-            for batch_norm in norms:
-                variant = Variant(compensation=compensation, batch_norm=batch_norm, ridge=ridge)
-                yield variant, self.recalibrate(compensated, batch_norm)
+    def distill(self, model: nn.Module) -> tuple[float, int]:
+        """Distil the dense model into a repaired one, in place; return KL on the images held back, and the steps."""
+        recipe = self._recipe(self.options.distill_steps, _DISTILL_RATE, 1 - _SHARE_OF_BLOCKS)
+        learned = distill(replace(self.models, pruned=model), self.images, self.held, recipe)
+        return learned.after, learned.steps
+
+    def _recipe(self, steps: int, learning_rate: float, share: float) -> Recipe:
+        seconds = self.options.seconds
+        if seconds is not None and self.options.distill_steps:
+            seconds *= share
+        mirror, seed = self.options.mirror, self.options.seed
+        return Recipe(steps=steps, learning_rate=learning_rate, seconds=seconds, mirror=mirror, seed=seed)
 
 
 def is_held_back(positions: np.ndarray) -> np.ndarray:
@@ -124,56 +131,53 @@ def split_images(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return list(everything[~held].split(size)), list(everything[held].split(size))
 
 
-@torch.no_grad()
-def log_probabilities(model: nn.Module, images: Sequence[Tensor]) -> Tensor:
-    """Return log softmax of a model's (first) output, float64, [N, classes, ...] (dimension 1 holds the classes)."""
-    with evaluation_mode(model):
-        outputs = [run(model, batch, samples) for samples, batch in walk(images, model)]
-    logits = [output if isinstance(output, Tensor) else output[0] for output in outputs]
-    return torch.cat(logits).double().log_softmax(dim=1).cpu()
-
-
-def divergence(reference: Tensor, other: Tensor) -> float:
-    """Return the mean over samples of KL(reference || other) in nats; infinite where an output is not finite."""
-    if not torch.isfinite(other).all():
-        return math.inf
-    return max(float((reference.exp() * (reference - other)).sum(dim=1).mean()), 0.0)
-
-
 def auto_repair(
     models: ModelPair, images: Sequence[Tensor], options: RepairOptions, moments: ConsumerMoments | None = None
 ) -> tuple[nn.Module, dict[str, Any], tuple[dict[str, Any], ...]]:
-    """Try variants of repair, and keep the one whose outputs are nearest to the dense model's.
+    """Try variants of repair, keep the one whose outputs are nearest to the dense model's, and distil if asked to.
 
     A fifth of the images is held back. Each variant repairs with the rest, and is judged on those held back, by the
     mean KL(dense || pruned) of the softmax outputs; no labels are used. If `none` is among the compensations and the
-    recalibrations, repair never takes a model farther from the dense one on these images.
+    recalibrations, repair never takes a model farther from the dense one on these images. Nor does distillation.
 
     Args:
         models: The dense model and its pruned copy; neither is changed.
         images: Batches of calibration images.
-        options: Compensations, recalibrations and regularisations to try, each with every other.
+        options: Compensations, recalibrations and regularisations to try, each with every other; training.
         moments: Moments of what the dense model's consumers read, on images that are not held back; None: from the
             images.
 
     Returns:
         The repaired model; the variant that was chosen; all that were tried, in order (compensation, batch_norm, ridge,
-        kl).
+        distill_steps, kl).
     """
     working, held = split_images(images)
     if not held:
         working = held = list(images)
-    variants = Variants(models, working, moments)
+    variants = Variants(models, working, held, options, moments)
     reference = log_probabilities(models.dense, held)
-    pairs = [
-        (name, ridge) for name in options.compensations for ridge in (options.ridges if name != "none" else (None,))
-    ]
     tried: list[dict[str, Any]] = []
     best: tuple[nn.Module, dict[str, Any]] | None = None
-    for variant, model in variants.make(pairs, options.batch_norms):
-        entry = {**vars(variant), "kl": divergence(reference, log_probabilities(model, held))}
-        tried.append(entry)
-        if best is None or entry["kl"] < best[1]["kl"]:
-            best = model, entry
+    for compensation, ridge in options.variants:
+        compensated = variants.compensate(compensation, ridge)
+        for batch_norm in options.batch_norms:
+            model = variants.recalibrate(compensated, batch_norm)
+            distance = divergence(reference, log_probabilities(model, held))
+            tried.append(describe_variant(compensation, batch_norm, ridge, kl=distance))
+            if best is None or distance < best[1]["kl"]:
+                best = model, tried[-1]
     assert best is not None, "there is at least one variant"
-    return best[0], best[1], tuple(tried)
+    model, chosen = best
+    if options.distill_steps:
+        model = copy.deepcopy(model)
+        distance, steps = variants.distill(model)
+        chosen = {**chosen, "distill_steps": steps, "kl": distance}
+        tried.append(chosen)
+    return model, chosen, tuple(tried)
+
+
+def describe_variant(
+    compensation: str, batch_norm: str, ridge: float | None, kl: float | None = None
+) -> dict[str, Any]:
+    """Return the record of a variant that was not distilled."""
+    return {"compensation": compensation, "batch_norm": batch_norm, "ridge": ridge, "distill_steps": 0, "kl": kl}

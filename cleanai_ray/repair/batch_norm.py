@@ -16,6 +16,10 @@ from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.repair.images import Batch, Batches, read_images, run, walk
 from cleanai_ray.repair.pair import Kept
 
+_RESOLUTION = 1e-6
+"""Deviations below this share of a channel's mean may be rounding of float32."""
+_TINY = 1e-30
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NormSums:
@@ -114,7 +118,8 @@ def apply_relative(
     """Shift the dense running statistics by what pruning changed, and give them to the pruned model.
 
     mean = running mean + (pruned - dense) mean; variance = running variance x (pruned + eps) / (dense + eps), on the
-    kept channels. If pruning changed nothing, nothing changes.
+    kept channels. If pruning changed nothing, nothing changes. Where float32 cannot resolve eps next to a channel's
+    mean, the square of its resolution takes the place of eps: the ratio of two roundings means nothing.
     """
     originals = batch_norms(dense)
     for name, module in batch_norms(pruned).items():
@@ -123,7 +128,8 @@ def apply_relative(
         before, after = dense_sums[name], pruned_sums[name]
         dense_mean, dense_variance = (value.double().cpu() for value in _running(originals[name]))
         kept = torch.as_tensor(kept_outputs[name]) if name in kept_outputs else torch.arange(len(before.mean))
-        ratio = (after.variance + module.eps) / (before.variance[kept] + module.eps)
+        floor = (_RESOLUTION * before.mean[kept]).square().clamp_min(max(module.eps, _TINY))
+        ratio = (after.variance + floor) / (before.variance[kept] + floor)
         mean, variance = _running(module)
         mean.copy_(dense_mean[kept] + (after.mean - before.mean[kept]))
         variance.copy_(dense_variance[kept] * ratio)

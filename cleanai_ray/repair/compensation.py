@@ -37,7 +37,8 @@ def solve_ridge(cross: Tensor, covariance: Tensor, ridge: float, target: Tensor 
     Args:
         cross: Covariance of the predicted values with the predictors, [C, K].
         covariance: Covariance of the predictors, [K, K].
-        ridge: Regularisation, as a share of the mean variance; 0: least squares of minimum norm.
+        ridge: Regularisation, as a share of the mean variance; 0: least squares, of minimum norm for standardised
+            predictors, so that one of them much larger than the others does not make the rest count as zero.
         target: Matrix that the solution shrinks to, [C, K]; zero by default.
 
     Raises:
@@ -45,13 +46,16 @@ def solve_ridge(cross: Tensor, covariance: Tensor, ridge: float, target: Tensor 
     """
     if ridge < 0:
         raise PruningError(f"ridge is {ridge:g}; allowed: at least 0")
-    level = ridge * covariance.diagonal().mean()
+    variance = covariance.diagonal().clamp_min(0)
+    level = ridge * variance.mean()
     if target is not None:
         cross = cross + level * target
     if level > 0:
         regular = covariance + level * torch.eye(len(covariance), dtype=covariance.dtype)
         return torch.linalg.solve(regular, cross.T).T
-    return cross @ torch.linalg.pinv(covariance, hermitian=True)
+    deviation = variance.sqrt().masked_fill(variance == 0, 1)
+    correlation = covariance / torch.outer(deviation, deviation)
+    return (cross / deviation) @ torch.linalg.pinv(correlation, hermitian=True) / deviation
 
 
 def compensate_closed_form(

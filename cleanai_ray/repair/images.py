@@ -46,8 +46,8 @@ def walk(batches: Iterable[Batch], model: nn.Module, first: int = 0) -> Iterator
         first += len(images)
 
 
-def run(model: nn.Module, images: Tensor, samples: range) -> Any:
-    """Run a model on a batch and return its output.
+def run(model: Callable[[Tensor], Any], images: Tensor, samples: range) -> Any:
+    """Run a model, or a part of it, on a batch and return its output.
 
     Raises:
         CalibrationError: When the model cannot be run; the message says which samples the batch holds.

@@ -1,4 +1,4 @@
-"""The options of repair: compensation, recalibration and ridge."""
+"""The options of repair: compensation, recalibration, ridge, and training without labels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from dataclasses import dataclass
 
 from cleanai_ray.errors import PruningError
 
-COMPENSATIONS = ("none", "closed_form", "sequential")
+COMPENSATIONS = ("none", "closed_form", "sequential", "unfolded", "blockwise")
 BATCH_NORMS = ("none", "relative", "reset")
 AUTO_BATCH_NORMS = ("none", "relative")
-RIDGES = (1e-3, 1e-2)
+RIDGES: dict[str, tuple[float, ...]] = {
+    "closed_form": (1e-3, 1e-2),
+    "sequential": (1e-3,),
+    "unfolded": (1e-2, 1e-1),
+    "blockwise": (1e-2,),
+}
+"""Regularisations that `auto` tries of each compensation; the first one is the default."""
+
+_AUTO = ("none", "closed_form", "unfolded")
+_AUTO_TRAINED = (*_AUTO, "blockwise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +27,16 @@ class RepairOptions:
     """The options of a repair.
 
     Attributes:
-        compensation: `auto`, `none`, `closed_form` or `sequential`.
+        compensation: `auto`, `none`, `closed_form`, `sequential`, `unfolded` or `blockwise`. `auto` compares `none`,
+            `closed_form` and `unfolded`, and with `distill_steps` also `blockwise`.
         batch_norm: `auto`, `none`, `relative` or `reset`; auto tries none and relative.
-        ridge: Regularisation of the compensation, as a share of the mean variance. None: 0.001; compensation `auto`
-            tries every one of `RIDGES`.
+        ridge: Regularisation of the compensation, as a share of the mean variance. None: the first of its `RIDGES`;
+            compensation `auto` tries every one of them.
+        block_steps: Training steps of each block, for `blockwise`.
+        distill_steps: Steps of end-to-end distillation after everything else; 0: none.
+        seconds: Most seconds of training, over all blocks and distillation; None: no limit.
+        mirror: True if training may mirror images left to right.
+        seed: Seed of the order and of the augmentation in training.
 
     Raises:
         PruningError: When a compensation or a recalibration is unknown.
@@ -30,32 +45,45 @@ class RepairOptions:
     compensation: str = "auto"
     batch_norm: str = "auto"
     ridge: float | None = None
+    block_steps: int = 300
+    distill_steps: int = 0
+    seconds: float | None = None
+    mirror: bool = True
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _require("compensation", self.compensation, COMPENSATIONS)
         _require("batch_norm", self.batch_norm, BATCH_NORMS)
 
     @property
-    def is_auto(self) -> bool:
-        """True if variants are compared."""
-        return "auto" in (self.compensation, self.batch_norm)
+    def holds_back(self) -> bool:
+        """True if a fifth of the images is held back, to compare variants or to decide which weights are kept."""
+        return "auto" in (self.compensation, self.batch_norm) or self.trains
 
     @property
-    def compensations(self) -> tuple[str, ...]:
-        """Compensations to try."""
-        return COMPENSATIONS if self.compensation == "auto" else (self.compensation,)
+    def trains(self) -> bool:
+        """True if weights are trained, by `blockwise` or by distillation."""
+        return self.compensation == "blockwise" or self.distill_steps > 0
+
+    @property
+    def variants(self) -> tuple[tuple[str, float | None], ...]:
+        """Compensations to try, each with its ridge."""
+        names: tuple[str, ...] = (self.compensation,)
+        if self.compensation == "auto":
+            names = _AUTO_TRAINED if self.distill_steps else _AUTO
+        return tuple((name, ridge) for name in names for ridge in self._ridges(name))
+
+    def _ridges(self, name: str) -> tuple[float | None, ...]:
+        if name == "none":
+            return (None,)
+        if self.ridge is not None:
+            return (self.ridge,)
+        return RIDGES[name] if self.compensation == "auto" else RIDGES[name][:1]
 
     @property
     def batch_norms(self) -> tuple[str, ...]:
         """Recalibrations to try."""
         return AUTO_BATCH_NORMS if self.batch_norm == "auto" else (self.batch_norm,)
-
-    @property
-    def ridges(self) -> tuple[float, ...]:
-        """Regularisations to try."""
-        if self.ridge is not None:
-            return (self.ridge,)
-        return RIDGES if self.compensation == "auto" else RIDGES[:1]
 
 
 def _require(field: str, value: str, allowed: Sequence[str]) -> None:

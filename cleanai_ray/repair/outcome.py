@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from cleanai_ray.repair.auto import Variants, auto_repair
+from cleanai_ray.nn.patches import reads_patches
+from cleanai_ray.repair.auto import Variants, auto_repair, describe_variant
 from cleanai_ray.repair.compensation import narrowed_consumers
 from cleanai_ray.repair.images import Batches, read_images
 from cleanai_ray.repair.moments import ConsumerMoments
 from cleanai_ray.repair.options import RepairOptions
 from cleanai_ray.repair.pair import ModelPair
 from cleanai_ray.tasks.base import Task, find_task
+
+_LINEAR = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.MultiheadAttention)
 
 if TYPE_CHECKING:
     from cleanai_ray.pruning.prune_result import PruneResult
@@ -25,7 +28,7 @@ class RepairOutcome:
 
     Attributes:
         model: The repaired model.
-        chosen: Compensation, batch_norm, ridge and kl (None if nothing was compared).
+        chosen: Compensation, batch_norm, ridge, distill_steps (that were made) and kl (None if nothing was compared).
         tried: The same for every variant that was compared, in order.
         skipped: Layers that lost input channels but that no compensation covers.
     """
@@ -70,22 +73,27 @@ def repair(
         kept_inputs=result.kept_inputs,
         kept_outputs=result.kept_outputs,
     )
-    skipped = _skipped(models.dense, result) if options.compensation != "none" else ()
-    if not options.is_auto:
-        variants = Variants(models, images, moments)
-        pair = (options.compensation, None if options.compensation == "none" else options.ridges[0])
-        variant, model = next(variants.make([pair], (options.batch_norm,)))
-        model = task.restored(model)
-        return RepairOutcome(model=model, chosen={**vars(variant), "kl": None}, skipped=skipped)
-    model, chosen, tried = auto_repair(models, images, options, moments)
+    if options.holds_back:
+        model, chosen, tried = auto_repair(models, images, options, moments)
+    else:
+        variants = Variants(models, images, (), options, moments)
+        ((compensation, ridge),) = options.variants
+        model = variants.recalibrate(variants.compensate(compensation, ridge), options.batch_norm)
+        chosen, tried = describe_variant(compensation, options.batch_norm, ridge), ()
+    skipped = _skipped(models, chosen["compensation"])
     return RepairOutcome(model=task.restored(model), chosen=chosen, tried=tried, skipped=skipped)
 
 
-def _skipped(dense: nn.Module, result: PruneResult) -> tuple[str, ...]:
-    covered = narrowed_consumers(dense, result.kept_inputs)
-    linear = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
-    lost = (name for name in result.kept_inputs if isinstance(dense.get_submodule(name), linear))
-    return tuple(name for name in lost if name not in covered and not _depthwise(dense.get_submodule(name)))
+def _skipped(models: ModelPair, compensation: str) -> tuple[str, ...]:
+    """Return the layers that lost input channels, and that a compensation left as they are."""
+    if compensation == "none":
+        return ()
+    modules = {name: models.dense.get_submodule(name) for name in models.kept_inputs}
+    lost = [name for name, module in modules.items() if isinstance(module, _LINEAR)]
+    if compensation in ("unfolded", "blockwise"):
+        return tuple(name for name in lost if not reads_patches(modules[name]))
+    covered = narrowed_consumers(models.dense, models.kept_inputs)
+    return tuple(name for name in lost if name not in covered and not _depthwise(modules[name]))
 
 
 def _depthwise(module: nn.Module) -> bool:

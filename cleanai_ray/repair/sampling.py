@@ -38,6 +38,12 @@ class PositionSampler:
         chosen = torch.as_tensor(self._draw(name, samples, total), device=value.device)
         return positions[torch.arange(len(samples), device=value.device)[:, None], chosen].flatten(0, 1)
 
+    def positions(self, name: str, samples: range, total: int) -> Tensor:
+        """Return the positions drawn for a layer, of `total`, [samples, positions]."""
+        if total <= self._number:
+            return torch.arange(total).expand(len(samples), -1)
+        return torch.as_tensor(self._draw(name, samples, total))
+
     def _draw(self, name: str, samples: range, total: int) -> np.ndarray:
         salt = np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], dtype=np.uint64)
         stretches = np.arange(self._number, dtype=np.uint64)

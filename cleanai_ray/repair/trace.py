@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,15 +16,16 @@ from cleanai_ray.nn.modes import HookOwner, evaluation_mode
 class _NormTracer(HookOwner):
     """Finds, during one forward pass, the batch-norms whose input is a consumer's output, unchanged."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, layers: Callable[[nn.Module], bool]) -> None:
         super().__init__()
         self._model = model
+        self._layers = layers
         self._outputs: list[tuple[str, Tensor, int, Any]] = []
         self._readings: dict[str, list[tuple[str, Any]]] = {}
 
     def __enter__(self) -> _NormTracer:
         for name, module in self._model.named_modules():
-            if is_consumer(module):
+            if self._layers(module):
                 self._handles.append(module.register_forward_hook(self._after_consumer(name)))
             elif isinstance(module, _BatchNorm) and module.running_mean is not None:
                 self._handles.append(module.register_forward_pre_hook(self._before_norm(name)))
@@ -76,21 +78,29 @@ def _count_uses(output: Any) -> dict[Any, int]:
     return uses
 
 
-def trace_consumers(model: nn.Module, images: Tensor) -> list[Consumer]:
+def trace_consumers(
+    model: nn.Module, images: Tensor, layers: Callable[[nn.Module], bool] = is_consumer
+) -> list[Consumer]:
     """Run a model once, and return the consumers that ran, in the order of their first calls.
 
     Args:
         model: The model; it is left as it was.
         images: A few images, [N, ...]. Tokens work too: they have no gradients, but the parameters' are followed.
+        layers: Returns whether a module counts.
     """
     calls: dict[str, int] = {}
 
     def count(name: str, module: nn.Module, value: Tensor) -> None:
         calls[name] = calls.get(name, 0) + 1
 
-    names = [name for name, module in model.named_modules() if is_consumer(module)]
+    names = [name for name, module in model.named_modules() if layers(module)]
     inputs = images.detach().clone().requires_grad_(images.is_floating_point())
-    with evaluation_mode(model), torch.enable_grad(), _NormTracer(model) as tracer, observing(model, names, count):
+    with (
+        evaluation_mode(model),
+        torch.enable_grad(),
+        _NormTracer(model, layers) as tracer,
+        observing(model, names, count),
+    ):
         norms = tracer.norms(model(inputs))
     return [
         Consumer(name=name, num_calls=number, norm=norms.get(name) if number == 1 else None)

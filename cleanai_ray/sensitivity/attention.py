@@ -71,7 +71,7 @@ def fold_queries(model: nn.Module, queries: str, reading: Reading, removed: Tens
         reading: The reading of the queries.
         removed: Their removed channels.
     """
-    attention = model.get_submodule(queries.rpartition(".")[0])
+    attention = model.get_submodule(attention_of(queries))
     assert isinstance(attention, OpenAttention)
     stays = torch.ones(len(reading.covariance), dtype=torch.bool)
     stays[removed] = False
@@ -81,6 +81,11 @@ def fold_queries(model: nn.Module, queries: str, reading: Reading, removed: Tens
             found.append(torch.zeros_like(rows).index_copy(0, places.nonzero().flatten(), rows[: int(places.sum())]))
     _transform(attention.q_proj, torch.block_diag(*parts[0]))
     _transform(attention.k_proj, torch.block_diag(*parts[1]))
+
+
+def attention_of(place: str) -> str:
+    """Return the name of the attention module in which queries, keys or values pass by."""
+    return place.rpartition(".")[0]
 
 
 def _heads(reading: Reading) -> Iterator[tuple[Tensor, Tensor]]:

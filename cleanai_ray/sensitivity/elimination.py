@@ -12,6 +12,8 @@ _FLUSH = 64
 """Removals between two rebuilds of the matrices. In between, removals are low-rank corrections."""
 _TINY = 1e-300
 _LEAST_RIDGE = 1e-9
+_SILENT = 1e-24
+"""A channel with less than this share of the largest variance is constant: deviations of 1e-12 are rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,16 +42,17 @@ class _Consumer:
     """
 
     def __init__(self, reading: Reading, ridge: float) -> None:
-        scale = reading.covariance.diagonal().clamp_min(0).sqrt()
+        ridge = max(ridge, _LEAST_RIDGE)
+        scale, correlation = _standardised(reading.covariance)
         weight = reading.weight * scale[None, :, None]
-        correlation = reading.covariance / torch.outer(scale, scale).clamp_min(_TINY)
         flat = weight.permute(0, 2, 1).reshape(-1, weight.shape[1])
         self._gram = flat.T @ flat
         self._energy = float((self._gram * correlation).sum())
-        inverse = torch.linalg.inv(correlation + max(ridge, _LEAST_RIDGE) * torch.eye(len(scale), dtype=scale.dtype))
-        self._inverse = (inverse + inverse.T) / 2
+        self._inverse = _inverse(correlation, ridge)
+        # Of the inverse of any matrix with diagonal 1 + ridge, no diagonal element is less, so only rounding is cut.
+        self._least = 1 / (1 + ridge)
         self._units = reading.units
-        self._h = torch.zeros(len(inverse), _FLUSH, dtype=inverse.dtype)
+        self._h = torch.zeros(len(scale), _FLUSH, dtype=scale.dtype)
         self._v = torch.zeros_like(self._h)
         self._pending = 0
         self._inverse_blocks, self._gram_blocks = self._blocks(self._inverse), self._blocks(self._gram)
@@ -64,7 +67,7 @@ class _Consumer:
             return torch.zeros(len(alive), dtype=self._gram.dtype)
         inverse, gram = self._inverse_blocks[alive], self._gram_blocks[alive]
         if inverse.shape[1] == 1:
-            costs = gram[:, 0, 0] / inverse[:, 0, 0].clamp_min(_TINY)
+            costs = gram[:, 0, 0] / inverse[:, 0, 0].clamp_min(self._least)
         else:
             costs = torch.linalg.solve(inverse, gram).diagonal(dim1=1, dim2=2).sum(dim=1)
         return costs.clamp_min(0) / self._energy
@@ -81,7 +84,7 @@ class _Consumer:
         h, v = self._h[:, :done], self._v[:, :done]
         column = self._inverse[:, channel] - h @ h[channel]
         gram = self._gram[:, channel] - v @ h[channel] - h @ v[channel]
-        pivot = column[channel].clamp_min(_TINY)
+        pivot = column[channel].clamp_min(self._least)
         root = pivot.sqrt()
         own = column / root
         other = (gram / pivot - gram[channel] * column / (2 * pivot**2)) * root
@@ -97,6 +100,33 @@ class _Consumer:
         cross = self._v @ self._h.T
         self._gram -= cross + cross.T
         self._pending = 0
+
+
+def _standardised(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the standard deviation of each channel and the correlations, in which a constant channel has none.
+
+    Variances that should be zero may have been rounded to something else, which may be negative.
+    """
+    variance = covariance.diagonal().clamp_min(0)
+    silent = variance <= _SILENT * variance.max()
+    scale = variance.sqrt().masked_fill(silent, 0)
+    divisor = scale.masked_fill(silent, 1)
+    correlation = (covariance / divisor[:, None] / divisor).clamp(-1, 1)
+    correlation[silent] = 0
+    correlation[:, silent] = 0
+    correlation.fill_diagonal_(1)
+    return scale, correlation
+
+
+def _inverse(correlation: Tensor, ridge: float) -> Tensor:
+    """Return (correlation + ridge I)^-1; eigenvalues that rounding made negative count as zero."""
+    regular = correlation.clone()
+    regular.diagonal().add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(regular)
+    if not failed:
+        return torch.cholesky_inverse(factor)
+    values, vectors = torch.linalg.eigh(correlation)
+    return (vectors / (values.clamp_min(0) + ridge)) @ vectors.T
 
 
 def eliminate(readings: Sequence[Reading], *, ridge: float = 1e-3) -> tuple[list[int], list[float]]:

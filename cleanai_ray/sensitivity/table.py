@@ -18,7 +18,7 @@ def curve_rows(curves: SensitivityCurves) -> list[dict[str, Any]]:
 
 
 def _rows(curve: GroupCurve, index: int) -> list[dict[str, Any]]:
-    measured = dict(curve.probes)
+    measured = {} if curve.estimated is not None else dict(curve.probes)
     divergences = curve.harm if curve.probes else np.full(len(curve.order), math.nan)
     return [
         {
@@ -31,6 +31,7 @@ def _rows(curve: GroupCurve, index: int) -> list[dict[str, Any]]:
             "error": error,
             "divergence": None if math.isnan(divergence) else float(divergence),
             "divergence_measured": measured.get(count),
+            "estimated": curve.estimated,
         }
         for count, unit, error, divergence in zip(
             range(1, curve.num_units), curve.order, curve.errors, divergences, strict=True

@@ -55,10 +55,9 @@ def _reads_data(trial: Trial) -> bool | None:
 def describe_repair(chosen: Mapping[str, Any]) -> str:
     """Return a short description of the repair that was applied."""
     parts = [name for name in (chosen["compensation"], chosen["batch_norm"]) if name != "none"]
-    if not parts:
-        return "none"
     ridge = f", ridge {chosen['ridge']:g}" if chosen["compensation"] != "none" else ""
-    return " + ".join(parts) + ridge
+    distilled = f", {chosen['distill_steps']} steps of distillation" if chosen["distill_steps"] else ""
+    return (" + ".join(parts) or "none") + ridge + distilled
 
 
 def skipped_by_repair(layers: Sequence[str]) -> list[str]:

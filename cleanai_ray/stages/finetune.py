@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.config.study import Study, Trial, digest
 from cleanai_ray.data import Share
+from cleanai_ray.data.augment import random_mixture, sample_seeds
 from cleanai_ray.registry import STAGES
 from cleanai_ray.repair.auto import is_held_back
 from cleanai_ray.stages.base import Stage
@@ -123,8 +124,8 @@ def _is_start_impartial(study: Study) -> bool:
     if study.finetune.data == "training":
         # Weights from elsewhere were most likely trained on them.
         return study.model.train is not None
-    # Repair that compares variants holds these images back; repair with fixed settings uses all of them.
-    return not study.repair.is_on or "auto" in (study.repair.compensation, study.repair.batch_norm)
+    # Repair may have read all of these images.
+    return not study.repair.is_on or study.repair.holds_back
 
 
 _ImageBatches = tuple[Callable[[int], Batches], int, Callable[[], Batches]]
@@ -144,10 +145,19 @@ def _unlabelled(workspace: Workspace, seed: int, batch_size: int | None, share: 
         seed, batch_size, share=share, role="calibration", positions=positions[~is_validation]
     )
     return (
-        lambda epoch: _without_labels(epoch_batches(epoch)),
+        lambda epoch: _mixed(_without_labels(epoch_batches(epoch)), seed, epoch),
         steps,
         lambda: _without_labels(workspace.batches("calibration", positions=positions[is_validation], share=share)),
     )
+
+
+def _mixed(batches: Batches, seed: int, epoch: int) -> Batches:
+    """Mix each image with another of its batch: what the mixture is, the dense model says."""
+    for number, (images, _) in enumerate(batches):
+        if images.is_floating_point():
+            seeds = sample_seeds(int(digest([seed, epoch, number])[:8], 16), range(len(images)))
+            images = random_mixture(images, seeds)
+        yield images, None
 
 
 def _without_labels(batches: Iterable[tuple[Tensor, Tensor]]) -> Batches:

@@ -13,6 +13,7 @@ from cleanai_ray.errors import ModelError
 from cleanai_ray.storage.run_directory import resolve_filesystem
 
 _CHUNK_BYTES = 2**22
+_MOMENTS = "moments/3"  # Moments of an earlier format are measured anew.
 
 
 def data_key(study: Study) -> str:
@@ -39,7 +40,7 @@ def calibration_key(study: Study, dense_digest: str) -> str:
 def moments_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that second moments and curves of a study of one draw depend on."""
     kept_wide = study.pruning.ignored_layers
-    return digest([dense_digest, _model_shape(study), _data(study), study.evaluation.split, kept_wide])
+    return digest([_MOMENTS, dense_digest, _model_shape(study), _data(study), study.evaluation.split, kept_wide])
 
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:

@@ -45,7 +45,7 @@ class Repair(Stage):
             state.pruned.reference,
             in_numbering_of_reference(state.pruned),
             list(workspace.batches("calibration", positions=positions)),
-            RepairOptions(compensation=section.compensation, batch_norm=section.batch_norm, ridge=section.ridge),
+            RepairOptions(**section.model_dump(exclude={"samples"}), mirror=workspace.source.mirrors),
             moments=state.pruned.moments,
         )
         return replace(state, model=outcome.model, repaired=outcome)

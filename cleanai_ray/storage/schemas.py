@@ -177,6 +177,7 @@ SENSITIVITY = _schema(
     ("error", _REAL, "Relative squared error of the layers that read the group, after a refit; summed over them."),
     ("divergence", _REAL, "Mean KL(dense || narrowed) in nats, interpolated between measurements."),
     ("divergence_measured", _REAL, "Mean KL(dense || narrowed) in nats, if it was measured at this width."),
+    ("estimated", _TEXT, "Why the group's curve is estimated from its neighbours'; null where it was measured."),
 )
 
 LATENCY = _schema(

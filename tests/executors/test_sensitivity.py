@@ -17,10 +17,11 @@ from cleanai_ray.executors.measures import measure_moments
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.ray.executor import connect
 from cleanai_ray.executors.run_study import RunOptions
-from cleanai_ray.executors.sensitivity import RATIOS_FILE, analyse, describe
-from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.executors.sensitivity import RATIOS_FILE, Sensitivity, analyse, describe
+from cleanai_ray.importance.curves import GroupCurve, SensitivityCurves
 from cleanai_ray.models import build_model
 from cleanai_ray.nn.weights import safetensors_bytes
+from cleanai_ray.sensitivity.table import curve_rows
 from cleanai_ray.stages.dense_measures import MomentCollector, moment_shards
 from cleanai_ray.stages.planning import check_study
 from cleanai_ray.storage import schemas
@@ -139,3 +140,26 @@ def test_the_command_prints_the_table_and_the_ratios(analysed, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "# macs=0.5" in printed
     assert "layer_ratios:" in printed
+
+
+def test_groups_that_could_not_be_measured_are_marked_and_the_reason_is_printed_once(tmp_path):
+    def curve(name, **fields):
+        return GroupCurve(
+            name=name,
+            num_channels=4,
+            num_blocks=1,
+            order=(2, 0, 1),
+            errors=(0.1, 0.2, 0.4),
+            probes=((1, 0.1), (2, 0.3)),
+            **fields,
+        )
+
+    curves = SensitivityCurves(groups={"a": curve("a"), "b": curve("b", estimated="out of memory")})
+    table = pl.DataFrame(pl.from_arrow(schemas.to_table(curve_rows(curves), schemas.SENSITIVITY)))
+    found = Sensitivity(table=table, suggestions={}, refused={})
+    _, rows, lines = describe(found, RunDirectory(tmp_path))
+    assert [row[0] for row in rows] == ["a", "b *"]
+    assert rows[0][1:] == rows[1][1:]
+    assert [line for line in lines if line.startswith("*")] == [
+        "*: b could not be measured, and is estimated from its neighbours: out of memory."
+    ]

@@ -31,7 +31,7 @@ def moments_of(rows: Tensor) -> LayerMoments:
 def assert_close(one: ConsumerMoments, other: ConsumerMoments) -> None:
     assert list(one.layers) == list(other.layers)
     for name in one.layers:
-        for field in ("count", "sum", "second"):
+        for field in ("count", "mean", "scatter"):
             a, b = getattr(one[name], field), getattr(other[name], field)
             assert torch.allclose(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()))
 
@@ -53,8 +53,8 @@ def test_every_position_and_every_token_counts_where_there_are_few() -> None:
     everything = collect_moments(NET, [IMAGES], layers=LAYERS, positions_per_sample=64)
     assert everything["conv1"].count == 24 * 64
     flat = IMAGES.movedim(1, -1).reshape(-1, 2)
-    assert torch.allclose(everything["conv1"].sum, flat.sum(dim=0))
-    assert torch.allclose(everything["conv1"].second, flat.T @ flat)
+    assert torch.allclose(everything["conv1"].mean, flat.mean(dim=0))
+    assert torch.allclose(everything["conv1"].covariance, flat.T.cov(correction=0))
     layer = "encoder.layers.encoder_layer_0.mlp.0"
     tokens = collect_moments(tiny_vit(), [torch.randn(3, 3, 16, 16)], layers=[layer])
     assert tokens[layer].count == 3 * 17
@@ -63,7 +63,7 @@ def test_every_position_and_every_token_counts_where_there_are_few() -> None:
 def test_a_strided_pointwise_convolution_counts_only_what_it_reads() -> None:
     net = nn.Sequential(nn.Conv2d(2, 3, 1, stride=2)).double()
     read = IMAGES[:, :, ::2, ::2].movedim(1, -1).reshape(-1, 2)
-    assert torch.allclose(collect_moments(net, [IMAGES], layers=["0"])["0"].second, read.T @ read)
+    assert torch.allclose(collect_moments(net, [IMAGES], layers=["0"])["0"].covariance, read.T.cov(correction=0))
 
 
 @given(st.data())
@@ -94,8 +94,8 @@ def test_merging_is_commutative(cut: int) -> None:
     b = collect_moments(NET, [IMAGES[cut:]], layers=LAYERS, first_sample_id=cut)
     one, other = a + b, b + a
     for name in LAYERS:
-        assert torch.equal(one[name].second, other[name].second)
-        assert torch.equal(one[name].sum, other[name].sum)
+        assert torch.equal(one[name].scatter, other[name].scatter)
+        assert torch.equal(one[name].mean, other[name].mean)
         assert one[name].count == other[name].count
 
 
@@ -134,7 +134,7 @@ def test_they_survive_serialisation_without_loss() -> None:
     for restored in (ConsumerMoments.from_bytes(content), pickle.loads(pickle.dumps(WHOLE))):
         assert list(restored.layers) == LAYERS
         assert restored.to_bytes() == content
-        assert torch.equal(restored["conv2"].second, WHOLE["conv2"].second)
+        assert torch.equal(restored["conv2"].scatter, WHOLE["conv2"].scatter)
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense that is not a tensor file", WHOLE.to_bytes()[:-5]])

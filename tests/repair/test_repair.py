@@ -21,9 +21,12 @@ from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.models import build_model
 from cleanai_ray.nn.hooks import count_hooks
 from cleanai_ray.repair import RepairOptions, repair
-from cleanai_ray.repair.auto import divergence, split_images
+from cleanai_ray.repair.auto import split_images
+from cleanai_ray.repair.outputs import divergence
 
-VARIANTS = [("none", None), *product(("closed_form", "sequential"), (1e-3, 1e-2))]
+VARIANTS = [("none", None), *product(["closed_form"], (1e-3, 1e-2)), *product(["unfolded"], (1e-2, 1e-1))]
+
+CHOSEN = {"ridge": None, "distill_steps": 0, "kl": None}
 
 
 @torch.no_grad()
@@ -60,7 +63,7 @@ def test_auto_finds_the_planted_redundancy() -> None:
 def test_auto_takes_none_where_nothing_is_nearer() -> None:
     dense = random_case("plain", torch.float32).dense
     outcome = repair(dense, Case.untouched(dense).result, [images_for("plain", 20)])
-    assert outcome.chosen == {"compensation": "none", "batch_norm": "none", "ridge": None, "kl": 0.0}
+    assert outcome.chosen == {**CHOSEN, "compensation": "none", "batch_norm": "none", "kl": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_auto_takes_none_where_nothing_is_nearer() -> None:
         ({"batch_norm": "reset"}, [(name, "reset", ridge) for name, ridge in VARIANTS]),
         (
             {"batch_norm": "reset", "ridge": 0.1},
-            [("none", "reset", None), ("closed_form", "reset", 0.1), ("sequential", "reset", 0.1)],
+            [("none", "reset", None), ("closed_form", "reset", 0.1), ("unfolded", "reset", 0.1)],
         ),
     ],
 )
@@ -84,7 +87,7 @@ def test_auto_keeps_to_what_was_asked_for_by_name(options: dict[str, Any], expec
     assert [(e["compensation"], e["batch_norm"], e["ridge"]) for e in outcome.tried] == expected
 
 
-@pytest.mark.parametrize("compensation", ["none", "closed_form", "sequential"])
+@pytest.mark.parametrize("compensation", ["none", "closed_form", "sequential", "unfolded"])
 @pytest.mark.parametrize("batch_norm", ["none", "relative", "reset"])
 def test_a_repair_by_name_uses_labelled_batches_too_and_changes_nothing_it_is_given(
     compensation: str, batch_norm: str
@@ -105,8 +108,8 @@ def test_a_repair_by_name_uses_labelled_batches_too_and_changes_nothing_it_is_gi
     same = {key: torch.equal(value, before[1][key]) for key, value in outcome.model.state_dict().items()}
     assert all(same.values()) == (compensation == batch_norm == "none")
     assert all(torch.equal(value, plain.model.state_dict()[key]) for key, value in outcome.model.state_dict().items())
-    ridge = None if compensation == "none" else 1e-3
-    assert outcome.chosen == {"compensation": compensation, "batch_norm": batch_norm, "ridge": ridge, "kl": None}
+    ridge = {"none": None, "unfolded": 1e-2}.get(compensation, 1e-3)
+    assert outcome.chosen == {**CHOSEN, "compensation": compensation, "batch_norm": batch_norm, "ridge": ridge}
     assert outcome.tried == ()
 
 
@@ -127,7 +130,7 @@ def test_outputs_that_are_not_finite_are_infinitely_far() -> None:
 def test_wrong_options_and_missing_images_are_refused() -> None:
     case = random_case("plain", torch.float32)
     images = [images_for("plain", 4)]
-    with pytest.raises(PruningError, match="compensation is 'magic'; allowed: auto, none, closed_form, sequential"):
+    with pytest.raises(PruningError, match="compensation is 'magic'; allowed: auto, none, closed_form"):
         repair(case.dense, case.result, images, RepairOptions(compensation="magic"))
     with pytest.raises(PruningError, match="batch_norm is 'x'; allowed: auto, none, relative, reset"):
         repair(case.dense, case.result, images, RepairOptions(batch_norm="x"))

@@ -98,3 +98,65 @@ def test_a_copy_of_a_channel_costs_next_to_nothing_and_its_original_then_does() 
 def test_a_group_of_one_unit_has_nothing_to_remove() -> None:
     x = mixed_inputs(50, 3, seed=0)
     assert eliminate([reading(x, torch.tensor([[0, 1, 2]]))]) == ([], [])
+
+
+PLAIN, CONSTANT, NEARLY, COPY, ENORMOUS, SHIFTED = range(6)
+
+
+def extreme_inputs(repeats: int = 1) -> Tensor:
+    """Inputs of one channel of each kind, several times over; constant, 1e-9, a copy, 1e6 as large, and of 1e-3."""
+    x = torch.randn(300, 6 * repeats, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    kinds = torch.arange(6 * repeats) % 6
+    x = x * torch.tensor([1, 0, 1e-9, 1, 1e6, 1e-3], dtype=torch.float64)[kinds]
+    x[:, kinds == COPY] = x[:, kinds == PLAIN]
+    return x - x.mean(dim=0)
+
+
+@pytest.mark.parametrize("repeats", [1, 15])
+def test_constant_nearly_constant_duplicated_and_enormous_channels_cost_what_least_squares_says(repeats: int) -> None:
+    x = extreme_inputs(repeats)
+    entry = reading(x, torch.arange(x.shape[1])[:, None])
+    entry.weight[:, CONSTANT::6] = 1e9
+    order, errors = eliminate([entry], ridge=RIDGE)
+    assert {unit % 6 for unit in order[: 2 * repeats]} == {CONSTANT, NEARLY}
+    assert errors[2 * repeats - 1] < 1e-25
+    for count in sorted({1, 2 * repeats, 3 * repeats, len(order) // 2, len(order)}):
+        assert errors[count - 1] == pytest.approx(least_squares_error(entry, x, order[:count]), rel=1e-6, abs=1e-20)
+
+
+@pytest.mark.parametrize("variance", [-7.5e-19, 7.5e-19, 0.0])
+@pytest.mark.parametrize("in_a_unit", [1, 2])
+def test_a_variance_that_rounding_made_negative_spoils_no_other_channel(variance: float, in_a_unit: int) -> None:
+    x = mixed_inputs(200, 8, seed=1)
+    covariance = x.T @ x / len(x)
+    # What subtracting large sums leaves of a constant channel: noise, also where it meets other channels.
+    covariance[5, :] = covariance[:, 5] = 3e-19
+    covariance[5, 5] = variance
+    units = torch.arange(8).reshape(-1, in_a_unit)
+    weight = reading(x, units).weight
+    order, errors = eliminate([Reading(weight=weight, covariance=covariance, units=units)], ridge=RIDGE)
+    x[:, 5] = 0
+    clean, expected = eliminate([Reading(weight=weight, covariance=x.T @ x / len(x), units=units)], ridge=RIDGE)
+    assert order == clean
+    assert errors == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_channels_more_alike_than_can_be_are_taken_for_copies() -> None:
+    covariance = torch.tensor([[1, 1 + 1e-9, 0], [1 + 1e-9, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    entry = Reading(
+        weight=torch.ones(1, 3, 1, dtype=torch.float64), covariance=covariance, units=torch.arange(3)[:, None]
+    )
+    order, errors = eliminate([entry], ridge=1e-9)
+    assert order[0] in (0, 1)
+    assert errors[0] < 1e-8
+    # One is left of three equal weights: both copies (4 of 5 of the energy), or the other (1 of 5), is lost.
+    assert errors[1] == pytest.approx(0.2, rel=1e-6)
+
+
+def test_readers_of_constants_alone_cost_nothing() -> None:
+    entry = Reading(
+        weight=torch.ones(2, 3, 1, dtype=torch.float64),
+        covariance=torch.zeros(3, 3, dtype=torch.float64),
+        units=torch.arange(3)[:, None],
+    )
+    assert eliminate([entry])[1] == [0.0, 0.0]
