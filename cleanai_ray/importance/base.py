@@ -16,6 +16,8 @@ from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.registry import METHODS
 from cleanai_ray.statistics import ActivationStatistics, LayerStatistics
 
+_WITHOUT_WEIGHTS = ("HeadProduct",)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoringContext:
@@ -144,13 +146,24 @@ def price_groups(method: ImportanceMethod, context: ScoringContext) -> dict[str,
 
 
 def readers(group: ChannelGroup) -> list[Member]:
-    """Return the Conv2d, Linear and attention layers that read the channels; depthwise convolutions pass them on."""
-    return [member for member in group.members if member.side == "in" or member.type == "MultiheadAttention"]
+    """Return the layers that read the channels; depthwise convolutions pass them on.
+
+    These are Conv2d, Linear and attention layers. Query and key dimensions are read where they pass by.
+    """
+    if all(member.side != "in" or member.type in _WITHOUT_WEIGHTS for member in group.members):
+        passing = [member for member in group.members if member.type == "HeadChannels"]
+        if passing:
+            return passing
+    return [
+        member
+        for member in group.members
+        if (member.side == "in" and member.type not in _WITHOUT_WEIGHTS) or member.type == "MultiheadAttention"
+    ]
 
 
 def producers(group: ChannelGroup) -> list[Member]:
     """Return the Conv2d and Linear layers that compute the group's channels."""
-    return [member for member in group.members if member.side == "out"]
+    return [member for member in group.members if member.side == "out" and member.type not in _WITHOUT_WEIGHTS]
 
 
 def average_over_layers(

@@ -18,6 +18,7 @@ from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.importance.base import ScoringContext, create_method, give_gradients, price_groups, score_groups
 from cleanai_ray.nn.complexity import Complexity, measure_complexity
 from cleanai_ray.nn.consumers import add_biases
+from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.pruning.cost import CostModel, budget_limit, missed_budget
 from cleanai_ray.pruning.layer_rows import layer_rows
 from cleanai_ray.pruning.measurements import Measurements
@@ -53,7 +54,7 @@ class Pruner:
         ignored_layers: Sequence[str] = (),
         measured: Measurements | None = None,
     ) -> None:
-        self._dense = model
+        self._dense = open_attention(model)
         self._trial = trial
         self._bounds = (bounds or PruningSection()).resolved(trial.quantization)
         self._method = create_method(trial.method, dict(trial.options))
@@ -65,8 +66,9 @@ class Pruner:
         if trial.ratio is not None and trial.ratio > self._bounds.max_ratio:
             raise PruningError(f"ratio is {trial.ratio:g}; allowed: at most max_ratio, {self._bounds.max_ratio:g}")
         self._ignored_layers = tuple(dict.fromkeys([*self._bounds.ignored_layers, *ignored_layers]))
-        self._graph = ChannelGraph(model, example_inputs, self._ignored_layers)
+        self._graph = ChannelGraph(self._dense, example_inputs, self._ignored_layers)
         self._dense_groups = {group.name: group for group in self._graph.groups}
+        self._warnings += self._graph.notes
         if not self._dense_groups:
             raise PruningError("the model has no prunable group of layers: all of them reach the output or are ignored")
         if self._measured.statistics is not None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.nn.consumers import Consumer
+from cleanai_ray.repair.attention import balance_queries, narrowed_queries
 from cleanai_ray.repair.batch_norm import NormSums, apply_relative, apply_reset, collect_norm_sums
 from cleanai_ray.repair.blockwise import reconstruct_blocks
 from cleanai_ray.repair.compensation import compensate_closed_form, narrowed_consumers
@@ -63,7 +64,8 @@ class Variants:
             return self.given
         dense = self.models.dense
         features = narrowed_consumers(dense, self.models.kept_inputs)
-        return collect_moments(dense, self.images, layers=list(features), features=features)
+        layers = [*features, *narrowed_queries(dense, self.models.kept_inputs)]
+        return collect_moments(dense, self.images, layers=layers, features=features)
 
     @cached_property
     def norm_sums(self) -> dict[str, NormSums]:
@@ -75,6 +77,8 @@ class Variants:
         copied = replace(self.models, pruned=copy.deepcopy(self.models.pruned))
         if compensation == "none":
             return copied.pruned
+        if narrowed_queries(copied.dense, copied.kept_inputs):
+            copied = balance_queries(copied, self.moments)
         if compensation == "closed_form":
             assert ridge is not None
             compensate_closed_form(copied, self.moments, self.consumers, ridge=ridge)

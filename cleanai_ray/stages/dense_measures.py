@@ -11,6 +11,7 @@ from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.study import Study
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.repair.images import is_held_back
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
 from cleanai_ray.sensitivity import measure_curves, probe_images, reading_features
@@ -78,8 +79,8 @@ class MomentCollector:
 
     def __init__(self, workspace: Workspace, model: nn.Module) -> None:
         self._workspace = workspace
-        self._model = model
-        self._features = reading_features(_graph(workspace, model))
+        self._model = open_attention(model)
+        self._features = reading_features(_graph(workspace, self._model))
         self._shards = moment_shards(workspace)
 
     def num_samples(self, number: int) -> int:
