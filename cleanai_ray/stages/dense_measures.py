@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.study import Study
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.pruning.allocation import Allocation
 from cleanai_ray.repair.auto import is_held_back
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
-from cleanai_ray.sensitivity import measure_curves, probe_images, reading_features
+from cleanai_ray.sensitivity import CandidateScorer, measure_curves, probe_images, reading_features
 from cleanai_ray.stages.workspace import Workspace, methods_need
 from cleanai_ray.statistics import ActivationStatistics
 
@@ -26,11 +28,13 @@ class DenseMeasures:
         statistics: Activation statistics.
         moments: Second moments of the inputs of the layers that read prunable layers.
         curves: Sensitivity curves of the dependency groups.
+        allocations: Results of the searches for allocations, by the key of their problem.
     """
 
     statistics: ActivationStatistics | None = None
     moments: ConsumerMoments | None = None
     curves: SensitivityCurves | None = None
+    allocations: Mapping[str, Allocation] = field(default_factory=dict)
 
 
 def measures_folder(study: Study, draw: CalibrationDraw) -> str:
@@ -100,11 +104,24 @@ class MomentCollector:
 
 def measure_study_curves(workspace: Workspace, model: nn.Module, moments: ConsumerMoments) -> SensitivityCurves:
     """Return the sensitivity curves of a study's dense model; outputs are compared on the images held back."""
+    return measure_curves(_graph(workspace, model), moments, _images_to_judge_by(workspace))
+
+
+def study_candidates(workspace: Workspace, model: nn.Module, measures: DenseMeasures) -> CandidateScorer:
+    """Return the scorer of a search for allocations; candidates are judged on the images held back."""
+    assert measures.curves is not None
+    assert measures.moments is not None
+    images = _images_to_judge_by(workspace)
+    return CandidateScorer(_graph(workspace, model), measures.curves, measures.moments, images)
+
+
+def _images_to_judge_by(workspace: Workspace) -> list[Tensor]:
+    """Return the calibration images that gave no second moments, as many as are probed."""
     limit = workspace.study.data.calibration.second_moment_samples
     positions = np.arange(min(limit, len(workspace.roles.calibration)))
     held = positions[is_held_back(positions)]
-    images = [images for images, _ in workspace.batches("calibration", positions=held if len(held) else positions)]
-    return measure_curves(_graph(workspace, model), moments, probe_images(images))
+    batches = workspace.batches("calibration", positions=held if len(held) else positions)
+    return probe_images([images for images, _ in batches])
 
 
 def _graph(workspace: Workspace, model: nn.Module) -> ChannelGraph:
