@@ -7,6 +7,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
+from torchvision.models import VisionTransformer
 
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts import style
@@ -16,11 +18,22 @@ from cleanai_ray.storage.run_directory import RunDirectory
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "jobs"))
 import bench_calibration
 import bench_scale
+import deit_weights
 import invented_tables
 
 
 def test_a_ratio_is_that_of_the_two_in_the_middle_to_the_two_around_them() -> None:
     assert bench_calibration.ratio([1.0, 3.0, 5.0, 3.0]) == 2.0
+
+
+def test_the_names_of_deit_are_those_of_torchvision() -> None:
+    published = ["cls_token", "pos_embed", "norm.weight", "norm.bias", "head.weight", "head.bias"]
+    published += [f"patch_embed.proj.{kind}" for kind in ("weight", "bias")]
+    parts = ["norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
+    published += [f"blocks.{n}.{part}.{kind}" for n in range(11) for part in parts for kind in ("weight", "bias")]
+    model = VisionTransformer(image_size=32, patch_size=16, num_layers=11, num_heads=2, hidden_dim=8, mlp_dim=16)
+    renamed = deit_weights.renamed({name: torch.zeros(1) for name in published})
+    assert set(renamed) == set(model.state_dict())
 
 
 def test_a_spread_names_median_and_quartiles() -> None:
