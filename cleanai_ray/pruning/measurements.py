@@ -55,17 +55,23 @@ class Measurements:
         if method.needs_curves and self.curves is None:
             raise PruningError(f"method '{name}' reads sensitivity curves, and none were given; pass batches or curves")
         if method.search:
-            self._require_search(method.search, trial)
+            require_budget(method, trial)
+            if self.allocate is None:
+                raise PruningError(
+                    f"method '{name}' has search {method.search}, which reads calibration images, and none were given; "
+                    "pass batches, or search 0"
+                )
 
-    def _require_search(self, number: int, trial: Trial) -> None:
-        if trial.budget is None or trial.steps > 1:
-            found = f"steps {trial.steps}" if trial.budget is not None else f"ratio {trial.ratio:g}"
-            raise PruningError(
-                f"method '{trial.method}' has search {number}, which shares out a budget in one step, and the trial "
-                f"has {found}; allowed: a budget and steps 1, or search 0"
-            )
-        if self.allocate is None:
-            raise PruningError(
-                f"method '{trial.method}' has search {number}, which reads calibration images, and none were given; "
-                "pass batches, or search 0"
-            )
+
+def require_budget(method: ImportanceMethod, trial: Trial) -> None:
+    """Check that a method that searches for an allocation has a budget to share out, in one step.
+
+    Raises:
+        PruningError: When the trial has a ratio, or several steps.
+    """
+    if method.search and (trial.budget is None or trial.steps > 1):
+        found = f"steps {trial.steps}" if trial.budget is not None else f"ratio {trial.ratio:g}"
+        raise PruningError(
+            f"method '{trial.method}' has search {method.search}, which shares out a budget in one step, and {found} "
+            "is asked for; allowed: a budget and steps 1, or search 0"
+        )
