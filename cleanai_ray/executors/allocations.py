@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from cleanai_ray.config.study import Study, Trial, digest
 from cleanai_ray.errors import PruningError
 from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.importance.base import create_method
-from cleanai_ray.pruning.allocation import Allocation, AllocationProblem, Counts, search_allocation
+from cleanai_ray.pruning.allocation import Allocation, AllocationProblem, Counts, Images, search_allocation
 from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.sensitivity import CandidateScorer
@@ -54,8 +54,8 @@ def find_allocations(
     inputs = moments_key(study, dense.digest)
     shared = context.executor.share(measures)
 
-    def scores(candidates: Sequence[Counts], share: float) -> Sequence[float]:
-        name, items = f"candidate-{study.name}", [(dict(candidate), share) for candidate in candidates]
+    def scores(candidates: Sequence[Counts], images: Images) -> Sequence[float]:
+        name, items = f"candidate-{study.name}", [(dict(candidate), images) for candidate in candidates]
         arguments = study.model_dump_json(), inputs, dense.content, shared
         return context.executor.map(name, _score, items, *arguments)
 
@@ -83,13 +83,13 @@ def find_allocations(
 
 def _score(
     device: str,
-    item: tuple[Mapping[str, int], float],
+    item: tuple[Counts, Images],
     study_json: str,
     inputs: str,
     weights: bytes,
     measures: DenseMeasures,
 ) -> float:
-    """Return the score of one candidate on a share of the images; the process keeps what it takes to score others."""
+    """Return the score of one candidate; the process keeps what it takes to score others."""
     key = digest([inputs, device])
     if key not in _scorers:
         workspace = open_workspace(study_json, device)

@@ -22,7 +22,7 @@ class Reconstruction(ImportanceMethod):
     removal that does least harm per saving comes next, whatever the mode.
 
     Args:
-        search: Number of other allocations of the budget that are tried: each is compensated in closed form, and judged
+        search: Number of other allocations of the budget that are tried: each is repaired in closed form, and judged
             by the KL of the model's output on images held back. 0: none.
     """
 

@@ -1,7 +1,8 @@
 """A search for how to share a budget out over groups, which judges whole candidates.
 
 As EvoPress (Sieberling et al. 2024, arXiv:2410.14649): one parent, a few offspring that each move budget between
-groups, and a selection in two rounds, of which the first reads few images. Here it begins at the greedy allocation.
+groups, and a selection in two rounds, of which the first reads few images. Here it begins at the greedy allocation, and
+its result must prove itself on images that it was not chosen on.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,9 +18,6 @@ from cleanai_ray.config.study import digest
 
 NUM_OFFSPRING = 8
 NUM_SURVIVORS = 2
-FIRST_ROUND = 0.25
-"""Share of the images that the first round of a generation reads."""
-
 _SLACK = 1e-9
 _MOST_SWITCHES = 3
 _LARGEST_MOVE = 0.12
@@ -28,8 +26,11 @@ _ATTEMPTS = 20
 """Moves that are tried for each offspring before a generation stays smaller."""
 
 Counts = Mapping[str, int]
-Evaluate = Callable[[Sequence[Counts], float], Sequence[float]]
-"""Returns the score of each candidate, low = good, on a share of the images."""
+Images = Literal["some", "all", "held_back"]
+"""The images that candidates are scored on: some or all of those to search with, or others."""
+
+Evaluate = Callable[[Sequence[Counts], Images], Sequence[float]]
+"""Returns the score of each candidate, low = good."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,8 +69,8 @@ class Allocation:
 
     Attributes:
         counts: Units that each group loses.
-        start_score: Score of the allocation that the search began with, on all images.
-        score: Score of the result, on all images; never above `start_score`.
+        start_score: Score of the allocation that the search began with, on the images held back.
+        score: Score of the result, on the images held back; never above `start_score`.
         num_candidates: Number of candidates that were tried.
     """
 
@@ -92,8 +93,10 @@ def search_allocation(problem: AllocationProblem, evaluate: Evaluate, *, seed: i
 
     1. Offspring of the best allocation so far each move budget: some groups get units back, others lose more until the
        limit is met again, and what is left over is given back.
-    2. All of them are scored on a quarter of the images, and the best two on all images.
+    2. All of them are scored on some images, and the best two on all images.
     3. The better of these replaces the parent if its score is lower.
+    4. At the end, the result is compared with the start on images held back. If it is not better there, the search has
+       only learned its images by heart, and the start is returned.
 
     The result depends on the seed, not on how `evaluate` spreads candidates over workers. None is tried twice.
 
@@ -104,7 +107,7 @@ def search_allocation(problem: AllocationProblem, evaluate: Evaluate, *, seed: i
     """
     generator = np.random.default_rng(seed)
     parent = dict(problem.start)
-    start = best = float(evaluate([parent], 1.0)[0])
+    (best,) = evaluate([parent], "all")
     tried, seen = 0, {_frozen(parent)}
     while tried < problem.num_candidates:
         number = min(NUM_OFFSPRING, problem.num_candidates - tried)
@@ -113,13 +116,16 @@ def search_allocation(problem: AllocationProblem, evaluate: Evaluate, *, seed: i
             break
         tried += len(offspring)
         if len(offspring) > NUM_SURVIVORS:
-            first = np.argsort(evaluate(offspring, FIRST_ROUND), kind="stable")
+            first = np.argsort(evaluate(offspring, "some"), kind="stable")
             offspring = [offspring[place] for place in first[:NUM_SURVIVORS]]
-        scores = evaluate(offspring, 1.0)
+        scores = evaluate(offspring, "all")
         least = int(np.argmin(scores))
         if scores[least] < best:
-            parent, best = offspring[least], float(scores[least])
-    return Allocation(counts=parent, start_score=start, score=best, num_candidates=tried)
+            parent, best = offspring[least], scores[least]
+    start, found = (float(score) for score in evaluate([dict(problem.start), parent], "held_back"))
+    if found >= start:
+        parent, found = dict(problem.start), start
+    return Allocation(counts=parent, start_score=start, score=found, num_candidates=tried)
 
 
 def _frozen(counts: Counts) -> tuple[tuple[str, int], ...]:

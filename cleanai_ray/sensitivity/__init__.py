@@ -1,6 +1,6 @@
 """The cost of narrowing each dependency group: removal orders, error curves, and what errors do to the output."""
 
-from cleanai_ray.sensitivity.candidates import CandidateScorer, score_candidates
+from cleanai_ray.sensitivity.candidates import CandidateScorer, score_candidates, search_images
 from cleanai_ray.sensitivity.profile import measure_curves, measure_sensitivity, probe_images, reading_features
 
 __all__ = [
@@ -10,4 +10,5 @@ __all__ = [
     "probe_images",
     "reading_features",
     "score_candidates",
+    "search_images",
 ]

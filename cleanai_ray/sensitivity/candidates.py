@@ -1,4 +1,4 @@
-"""Scores of allocations: each candidate is cut, compensated in closed form and compared with the dense model."""
+"""Scores of allocations: each candidate is cut, repaired in closed form and compared with the dense model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.pruning.allocation import Images
 from cleanai_ray.repair.auto import divergence, log_probabilities, split_images
+from cleanai_ray.repair.batch_norm import apply_relative, collect_norm_sums
 from cleanai_ray.repair.compensation import compensate_closed_form
 from cleanai_ray.repair.images import Batch, device_of, read_images
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
@@ -19,9 +21,18 @@ from cleanai_ray.repair.pair import ModelPair
 from cleanai_ray.repair.trace import trace_consumers
 from cleanai_ray.sensitivity.profile import probe_images, reading_features
 
+MAX_SEARCH_IMAGES = 1024
+_ROUNDS = 4
+"""All images to search with are this many times as many as those of the first round."""
+_NORM_IMAGES = 256
+"""Images that batch-norms are recalibrated with."""
+
 
 class CandidateScorer:
-    """Scores allocations by the mean KL(dense || pruned and compensated) on images; no labels are used.
+    """Scores allocations by the mean KL(dense || pruned and repaired) on images; no labels are used.
+
+    Repair is the compensation in closed form, then the recalibration of batch-norms relative to the dense model's.
+    Without the latter, the search would spend its budget on errors of scale, which every repair removes anyway.
 
     Candidates are really cut. A model that only masks its removed channels gives the same outputs without a trace of
     the graph (0.1 seconds for a ResNet-20), but not across layer norms, and it takes as long as the dense model to run,
@@ -31,7 +42,8 @@ class CandidateScorer:
         graph: The graph of the dense model, at full width; it is left as it is.
         curves: The order in which each group loses its units.
         moments: Moments of what the consumers read, for the features of `reading_features`.
-        images: Images to compare outputs on, in batches; best such that the moments were not taken from.
+        images: Images to search with, in batches.
+        held_back: Images to judge the result of a search by, in batches; none that the moments were taken from.
         ridge: Regularisation of the compensation, as a share of the mean variance.
     """
 
@@ -41,6 +53,7 @@ class CandidateScorer:
         curves: SensitivityCurves,
         moments: ConsumerMoments,
         images: Sequence[Tensor],
+        held_back: Sequence[Tensor],
         *,
         ridge: float = 1e-3,
     ) -> None:
@@ -48,28 +61,34 @@ class CandidateScorer:
         self._groups = {group.name: group for group in graph.groups}
         self._curves = curves
         self._moments = moments
-        self._images = torch.cat(list(images))
-        self._batch_size = max(len(batch) for batch in images)
+        some = torch.cat(list(images))[: math.ceil(sum(len(batch) for batch in images) / _ROUNDS)]
+        self._images: dict[Images, list[Tensor]] = {
+            "some": list(some.split(max(len(batch) for batch in images))),
+            "all": list(images),
+            "held_back": list(held_back),
+        }
         self._ridge = ridge
-        self._reference = log_probabilities(graph.model, self._batches(len(self._images)))
+        normed = torch.cat(list(images))[:_NORM_IMAGES]
+        self._norm_images = list(normed.split(max(len(batch) for batch in images)))
+        self._norm_sums = collect_norm_sums(graph.model, self._norm_images)
+        self._references = {name: log_probabilities(graph.model, found) for name, found in self._images.items()}
 
-    def __call__(self, candidates: Sequence[Mapping[str, int]], share: float = 1.0) -> list[float]:
+    def __call__(self, candidates: Sequence[Mapping[str, int]], images: Images) -> list[float]:
         """Return the score of each candidate, in nats.
 
         Args:
             candidates: Units that each group loses.
-            share: Share of the images to compare on, from the first one on.
+            images: The images to compare on.
         """
-        return [self.score(candidate, share) for candidate in candidates]
+        return [self.score(candidate, images) for candidate in candidates]
 
-    def score(self, candidate: Mapping[str, int], share: float = 1.0) -> float:
-        """Return the score of one candidate."""
-        number = max(1, math.ceil(share * len(self._images)))
-        outputs = log_probabilities(self.compensated(candidate), self._batches(number))
-        return divergence(self._reference[: len(outputs)], outputs)
+    def score(self, candidate: Mapping[str, int], images: Images) -> float:
+        """Return the score of one candidate, in nats."""
+        outputs = log_probabilities(self.repaired(candidate), self._images[images])
+        return divergence(self._references[images], outputs)
 
-    def compensated(self, candidate: Mapping[str, int]) -> nn.Module:
-        """Return the model that is left of the dense one, compensated in closed form."""
+    def repaired(self, candidate: Mapping[str, int]) -> nn.Module:
+        """Return the model that is left of the dense one, repaired in closed form."""
         removed = {
             name: self._groups[name].expand(np.asarray(self._curves[name].order[:count]))
             for name, count in candidate.items()
@@ -83,12 +102,12 @@ class CandidateScorer:
             kept_inputs=smaller.kept("in"),
             kept_outputs=smaller.kept("out"),
         )
-        consumers = trace_consumers(smaller.model, self._images[:1].to(device_of(smaller.model)))
+        consumers = trace_consumers(smaller.model, self._images["all"][0][:1].to(device_of(smaller.model)))
         compensate_closed_form(pair, self._moments, consumers, ridge=self._ridge)
+        if self._norm_sums:
+            found = collect_norm_sums(smaller.model, self._norm_images)
+            apply_relative(pair.dense, smaller.model, self._norm_sums, found, pair.kept_outputs)
         return smaller.model
-
-    def _batches(self, number: int) -> list[Tensor]:
-        return list(self._images[:number].split(self._batch_size))
 
 
 def score_candidates(
@@ -99,7 +118,7 @@ def score_candidates(
     *,
     ignored_layers: Sequence[str] = (),
 ) -> CandidateScorer:
-    """Return a scorer of a model's candidates: four fifths of the images give the moments, the rest judge.
+    """Return a scorer of a model's candidates: four fifths of the images search, the rest judge.
 
     Args:
         model: The dense model.
@@ -116,4 +135,10 @@ def score_candidates(
     working, held = split_images(read_images(batches))
     features = reading_features(graph)
     moments = collect_moments(graph.model, working or held, layers=list(features), features=features)
-    return CandidateScorer(graph, curves, moments, probe_images(held or working))
+    return CandidateScorer(graph, curves, moments, search_images(working or held), probe_images(held or working))
+
+
+def search_images(images: Sequence[Tensor]) -> list[Tensor]:
+    """Return the first MAX_SEARCH_IMAGES images, in batches."""
+    size = max(len(batch) for batch in images)
+    return list(torch.cat(list(images))[:MAX_SEARCH_IMAGES].split(size))

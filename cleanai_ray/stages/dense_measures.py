@@ -15,7 +15,14 @@ from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.pruning.allocation import Allocation
 from cleanai_ray.repair.auto import is_held_back
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
-from cleanai_ray.sensitivity import CandidateScorer, measure_curves, probe_images, reading_features
+from cleanai_ray.sensitivity import (
+    CandidateScorer,
+    measure_curves,
+    probe_images,
+    reading_features,
+    search_images,
+)
+from cleanai_ray.sensitivity.candidates import MAX_SEARCH_IMAGES
 from cleanai_ray.stages.workspace import Workspace, methods_need
 from cleanai_ray.statistics import ActivationStatistics
 
@@ -104,24 +111,31 @@ class MomentCollector:
 
 def measure_study_curves(workspace: Workspace, model: nn.Module, moments: ConsumerMoments) -> SensitivityCurves:
     """Return the sensitivity curves of a study's dense model; outputs are compared on the images held back."""
-    return measure_curves(_graph(workspace, model), moments, _images_to_judge_by(workspace))
+    _, held = _split(workspace)
+    return measure_curves(_graph(workspace, model), moments, probe_images(_images(workspace, held)))
 
 
 def study_candidates(workspace: Workspace, model: nn.Module, measures: DenseMeasures) -> CandidateScorer:
-    """Return the scorer of a search for allocations; candidates are judged on the images held back."""
+    """Return the scorer of a search for allocations; its result is judged on the images that gave no moments."""
     assert measures.curves is not None
     assert measures.moments is not None
-    images = _images_to_judge_by(workspace)
-    return CandidateScorer(_graph(workspace, model), measures.curves, measures.moments, images)
+    working, held = _split(workspace)
+    images = search_images(_images(workspace, working[:MAX_SEARCH_IMAGES]))
+    judges = probe_images(_images(workspace, held))
+    return CandidateScorer(_graph(workspace, model), measures.curves, measures.moments, images, judges)
 
 
-def _images_to_judge_by(workspace: Workspace) -> list[Tensor]:
-    """Return the calibration images that gave no second moments, as many as are probed."""
+def _split(workspace: Workspace) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of the calibration images that give second moments, and of those held back."""
     limit = workspace.study.data.calibration.second_moment_samples
     positions = np.arange(min(limit, len(workspace.roles.calibration)))
-    held = positions[is_held_back(positions)]
-    batches = workspace.batches("calibration", positions=held if len(held) else positions)
-    return probe_images([images for images, _ in batches])
+    is_held = is_held_back(positions)
+    held = positions[is_held] if is_held.any() else positions
+    return positions[~is_held], held
+
+
+def _images(workspace: Workspace, positions: np.ndarray) -> list[Tensor]:
+    return [images for images, _ in workspace.batches("calibration", positions=positions)]
 
 
 def _graph(workspace: Workspace, model: nn.Module) -> ChannelGraph:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cleanai_ray.pruning.allocation import FIRST_ROUND, AllocationProblem, search_allocation
+from cleanai_ray.pruning.allocation import AllocationProblem, search_allocation
 
 WEIGHTS = {"a": 3.0, "b": 1.0, "c": 2.0}
 LEVELS = {name: range(9) for name in WEIGHTS}
@@ -39,10 +39,10 @@ class Scorer:
 
     def __init__(self, score=together) -> None:
         self.score = score
-        self.asked: list[tuple[dict[str, int], float]] = []
+        self.asked: list[tuple[dict[str, int], str]] = []
 
-    def __call__(self, candidates: Sequence[Mapping[str, int]], share: float) -> list[float]:
-        self.asked += [(dict(candidate), share) for candidate in candidates]
+    def __call__(self, candidates: Sequence[Mapping[str, int]], images: str) -> list[float]:
+        self.asked += [(dict(candidate), images) for candidate in candidates]
         return [self.score(candidate) for candidate in candidates]
 
 
@@ -80,6 +80,21 @@ def test_a_search_never_ends_above_its_start_nor_over_the_limit(start, scores, n
         assert all(counts[name] in LEVELS[name] for name in LEVELS)
 
 
+def test_what_was_only_learned_by_heart_is_not_kept() -> None:
+    """On the images held back, the greedy allocation is the best of all."""
+    start = {"a": 4, "b": 4, "c": 0}
+
+    class Misled(Scorer):
+        def __call__(self, candidates: Sequence[Mapping[str, int]], images: str) -> list[float]:
+            found = super().__call__(candidates, images)
+            return found if images != "held_back" else [1.0 if dict(one) == start else 1.5 for one in candidates]
+
+    scorer = Misled()
+    found = search_allocation(problem(start, 40), scorer)
+    assert (found.counts, found.score, found.start_score) == (start, 1.0, 1.0)
+    assert min(together(counts) for counts, images in scorer.asked if images == "all") < together(start)
+
+
 def test_what_is_left_over_of_the_budget_is_given_back() -> None:
     """No candidate could give a unit back to any group and still meet the limit."""
     scorer = Scorer()
@@ -111,8 +126,8 @@ def test_no_candidate_is_scored_twice_on_all_images_and_few_of_them_are() -> Non
     )
     scorer = Scorer(lambda counts: float(counts["group0"] ** 2 + counts["group7"]))
     found = search_allocation(wide, scorer)
-    whole = [tuple(counts.items()) for counts, share in scorer.asked if share == 1.0]
-    first = [tuple(counts.items()) for counts, share in scorer.asked if share == FIRST_ROUND]
+    whole = [tuple(counts.items()) for counts, images in scorer.asked if images == "all"]
+    first = [tuple(counts.items()) for counts, images in scorer.asked if images == "some"]
     assert len(set(first)) == len(first) == found.num_candidates == 64
     # The start, and two of each generation of eight.
     assert len(set(whole)) == len(whole) == 1 + 2 * 8
@@ -120,8 +135,8 @@ def test_no_candidate_is_scored_twice_on_all_images_and_few_of_them_are() -> Non
 
 def test_the_result_depends_on_the_seed_and_not_on_how_candidates_are_spread() -> None:
     class OneByOne(Scorer):
-        def __call__(self, candidates: Sequence[Mapping[str, int]], share: float) -> list[float]:
-            return [super(OneByOne, self).__call__([one], share)[0] for one in reversed(candidates)][::-1]
+        def __call__(self, candidates: Sequence[Mapping[str, int]], images: str) -> list[float]:
+            return [super(OneByOne, self).__call__([one], images)[0] for one in reversed(candidates)][::-1]
 
     task = problem({"a": 4, "b": 4, "c": 2}, 24)
     assert search_allocation(task, Scorer(), seed=1) == search_allocation(task, OneByOne(), seed=1)
