@@ -38,8 +38,11 @@ class TrainSection(Section):
 
     epochs: PositiveInt = Field(20, description="Passes over the training samples.")
     batch_size: PositiveInt | None = Field(None, description="Images per step; null: data.batch_size.")
-    learning_rate: float = Field(0.1, gt=0, description="Peak learning rate of SGD with momentum.")
-    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, not on norms and biases.")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd", description="SGD with Nesterov momentum, or AdamW, which transformers need."
+    )
+    learning_rate: float = Field(0.1, gt=0, description="Peak learning rate; AdamW needs about 0.002.")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay, not on norms and biases.")
     seed: int = Field(0, ge=0, description="Seed of the initial weights and of the sample order.")
 
 

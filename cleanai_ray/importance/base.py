@@ -56,6 +56,8 @@ class ImportanceMethod(ABC):
         needs_curves: True if it reads the sensitivity curves of the dense model.
         remeasures: True if calibration is repeated on the smaller network before every step but the first.
         comparable: True if scores of different groups are on one scale already, and must not be normalised.
+        search: Number of allocations of a budget over groups that are tried, each repaired and compared with the dense
+            model; 0: none. A method with a search needs curves, since each group loses its units in their order.
     """
 
     uses_coverage_metric: bool = False
@@ -66,6 +68,7 @@ class ImportanceMethod(ABC):
     needs_curves: bool = False
     remeasures: bool = False
     comparable: bool = False
+    search: int = 0
 
     @property
     def needs_statistics(self) -> bool:

@@ -19,6 +19,7 @@ from cleanai_ray.importance.base import ScoringContext, create_method, give_grad
 from cleanai_ray.nn.complexity import Complexity, measure_complexity
 from cleanai_ray.nn.consumers import add_biases
 from cleanai_ray.nn.open_attention import open_attention
+from cleanai_ray.pruning.allocation import Allocation
 from cleanai_ray.pruning.cost import CostModel, budget_limit, missed_budget
 from cleanai_ray.pruning.layer_rows import layer_rows
 from cleanai_ray.pruning.measurements import Measurements
@@ -62,6 +63,7 @@ class Pruner:
         curves = self._measured.curves
         self._warnings = list(curves.notes) if curves is not None and self._method.needs_curves else []
         self._by_price = False
+        self._allocation: Allocation | None = None
         self._measured.require(self._method, trial)
         if trial.ratio is not None and trial.ratio > self._bounds.max_ratio:
             raise PruningError(f"ratio is {trial.ratio:g}; allowed: at most max_ratio, {self._bounds.max_ratio:g}")
@@ -154,7 +156,7 @@ class Pruner:
         self._by_price = prices is not None and self._trial.budget is not None
         widths = {name: group.num_channels for name, group in self._dense_groups.items()}
         selector = Selector(graph.groups, scores, widths, self._request(step, dense), prices)
-        removed = selector.select(self._cost())
+        removed = selector.channels(self._counts(selector))
         if not removed:
             self._warnings.append(f"step {step} of {self._trial.steps} removed nothing")
             return False
@@ -167,6 +169,18 @@ class Pruner:
                 )
         graph.remove(removed)
         return True
+
+    def _counts(self, selector: Selector) -> dict[str, int]:
+        """Return the units that each group loses, after the search for them if the method asks for one."""
+        cost = self._cost()
+        counts = selector.counts(cost)
+        if not self._method.search:
+            return counts
+        assert cost is not None
+        assert self._measured.allocate is not None
+        problem = selector.allocation_problem(counts, cost, self._method.search)
+        self._allocation = self._measured.allocate(problem)
+        return dict(self._allocation.counts)
 
     def _result(self, model: nn.Module) -> PruneResult:
         graph, dense = self._graph, self._dense_cost
@@ -228,6 +242,9 @@ class Pruner:
         achieved: dict[str, Any] = {"channel_ratio": plan.channel_ratio}
         for name in ("params", "macs", "size_bytes"):
             achieved |= {name: getattr(pruned, name), f"{name}_dense": getattr(dense, name)}
+        if self._allocation is not None:
+            found = self._allocation
+            achieved["search"] = {"kl_start": found.start_score, "kl": found.score, "candidates": found.num_candidates}
         return replace(plan, achieved=achieved)
 
 

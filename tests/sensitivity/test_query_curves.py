@@ -13,8 +13,8 @@ from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.repair import RepairOptions, repair
 from cleanai_ray.repair.attention import balancing
-from cleanai_ray.repair.auto import divergence, log_probabilities
 from cleanai_ray.repair.moments import collect_moments
+from cleanai_ray.repair.outputs import divergence, log_probabilities
 from cleanai_ray.sensitivity import measure_curves, reading_features
 from cleanai_ray.sensitivity.attention import balanced_errors
 from cleanai_ray.sensitivity.elimination import Reading
