@@ -1,4 +1,4 @@
-"""Residual sums: the way from a layer's output to a sum with a shortcut."""
+"""Branches: the ways from layers' outputs to sums with a shortcut, found in one forward pass of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from cleanai_ray.nn.consumers import Consumer
-from cleanai_ray.nn.modes import HookOwner
+from cleanai_ray.nn.modes import HookOwner, evaluation_mode
 from cleanai_ray.nn.patches import matrix
 
 _SWITCHED_OFF = 1e-3
@@ -36,14 +36,19 @@ class Branch:
 
 
 class Additions(TorchFunctionMode):
-    """Calls `before(function arguments)` before every addition, and nothing while it is paused."""
+    """Calls `before(arguments)` before every addition, and nothing while it is paused.
+
+    `after(arguments, result, whether it was an addition)` is called after every function.
+    """
 
     def __init__(
-        self, before: Callable[[Sequence[Any]], None], other: Callable[[Any, Any], None] | None = None
+        self,
+        before: Callable[[Sequence[Any]], None],
+        after: Callable[[Sequence[Any], Any, bool], None] | None = None,
     ) -> None:
         super().__init__()
         self._before = before
-        self._other = other
+        self._after = after
         self.paused = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -54,8 +59,8 @@ class Additions(TorchFunctionMode):
         if addition:
             self._before(args)
         result = func(*args, **kwargs)
-        if self._other is not None and not addition:
-            self._other(args, result)
+        if self._after is not None:
+            self._after([*args, *kwargs.values()], result, addition)
         return result
 
     @contextmanager
@@ -79,7 +84,7 @@ class _End:
     reads: int = 0
 
 
-class BranchTracer(HookOwner):
+class _BranchTracer(HookOwner):
     """Finds, during one forward pass, the sums that layers' outputs enter."""
 
     def __init__(self, model: nn.Module, consumers: Mapping[str, Consumer]) -> None:
@@ -87,12 +92,13 @@ class BranchTracer(HookOwner):
         self._model = model
         self._consumers = consumers
         self._ends: dict[int, _End] = {}
+        self._past: list[_End] = []
         self._since: dict[str, int] = {}
         self._found: dict[str, list[tuple[int, Branch]]] = {}
         self._number = 0
         self.mode = Additions(self._add, self._read)
 
-    def __enter__(self) -> BranchTracer:
+    def __enter__(self) -> _BranchTracer:
         for name, module in self._model.named_modules():
             if name in self._consumers:
                 self._handles.append(module.register_forward_pre_hook(self._start(name)))
@@ -126,7 +132,11 @@ class BranchTracer(HookOwner):
 
         return hook
 
-    def _read(self, args: Any, result: Any) -> None:
+    def _read(self, args: Sequence[Any], result: Any, addition: bool) -> None:
+        if addition:
+            if result is args[0] and id(result) in self._ends:  # The tensor is the sum now.
+                self._past.append(self._ends.pop(id(result)))
+            return
         if next(_tensors([result]), None) is None:  # A question (its shape, its type), and no computation.
             return
         for value in _tensors(args):
@@ -148,13 +158,19 @@ class BranchTracer(HookOwner):
         for name in self._since:
             self._since[name] += 1
 
-    def branches(self) -> dict[str, Branch]:
+    def branches(self, output: Any) -> dict[str, Branch]:
         """Return the branch of each layer whose output enters one sum and nothing else.
 
         Of two layers that enter the same sum, it is the one with the larger kernel: the other is its shortcut.
+
+        Args:
+            output: The model's output.
         """
+        for value in _tensors([output]):
+            if id(value) in self._ends:
+                self._ends[id(value)].reads += 1
         reads: dict[str, int] = {}
-        for end in self._ends.values():
+        for end in [*self._ends.values(), *self._past]:
             reads[end.name] = reads.get(end.name, 0) + end.reads
         best: dict[int, tuple[int, str, Branch]] = {}
         for name, sums in self._found.items():
@@ -174,6 +190,8 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
+        elif isinstance(value, dict):
+            yield from _tensors(value.values())
 
 
 def channel_scale(module: nn.Module) -> Tensor | None:
@@ -197,3 +215,15 @@ def branch_scale(model: nn.Module, branch: Branch) -> Tensor | float:
     if isinstance(scale, Tensor):
         scale = torch.where(scale.abs() <= _SWITCHED_OFF * scale.abs().max(), torch.inf, scale)
     return scale
+
+
+def find_branches(model: nn.Module, images: Tensor, consumers: Mapping[str, Consumer]) -> dict[str, Branch]:
+    """Run a model once, and return the branches of those of its layers that have one, by name.
+
+    Args:
+        model: The model; it is left as it was.
+        images: At least two images, [N, ...]: of one alone, a constant (a position embedding) might be a shortcut.
+        consumers: The layers.
+    """
+    with torch.no_grad(), evaluation_mode(model), _BranchTracer(model, consumers) as tracer:
+        return tracer.branches(model(images))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.nn.patches import count_positions, matrix, offset, outputs, patches
-from cleanai_ray.repair.branches import branch_scale
+from cleanai_ray.repair.branches import Branch, branch_scale
 from cleanai_ray.repair.pair import ModelPair
 from cleanai_ray.repair.sampling import PositionSampler
 from cleanai_ray.repair.watching import Unit
@@ -84,8 +84,15 @@ class Rows:
             result = result - mean
         if unit.branch is not None and shortcut is not None:
             beside = outputs(model.get_submodule(name), shortcut, positions)
-            result = result + beside / branch_scale(model, unit.branch)
+            result = result + beside / self._scale(model, name, unit.branch)
         return result
+
+    def _scale(self, model: nn.Module, name: str, branch: Branch) -> Tensor | float:
+        """Return the factor of a branch's channels in the dense model: in both, the same ones are switched off."""
+        scale, kept = branch_scale(self.models.dense, branch), self.models.kept_outputs.get(name)
+        if model is self.models.dense or kept is None or not isinstance(scale, Tensor):
+            return scale
+        return scale[torch.as_tensor(kept, device=scale.device)]
 
 
 def _of_input(module: nn.Module, value: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

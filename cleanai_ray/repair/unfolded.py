@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.errors import CalibrationError
 from cleanai_ray.nn.consumers import shift_output
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.patches import matrix, reads_patches, set_matrix
@@ -50,7 +51,7 @@ def compensate_unfolded(
     pulls towards the present weight. The last layer of a block is refitted so that the block's sum is right: what the
     shortcut lacks becomes part of its target.
 
-    Layers that run several times in a forward pass stay as they are.
+    Layers that run several times in a forward pass stay as they are, and so do layers that share their weight.
 
     Args:
         models: The dense model and its pruned copy, which is changed.
@@ -64,7 +65,7 @@ def compensate_unfolded(
             each, batch by batch.
 
     Raises:
-        CalibrationError: When a batch cannot be run.
+        CalibrationError: When a batch cannot be run, or a layer's input or output is not finite.
     """
     images = read_images(batches)
     refit = Refit.prepare(models, images, ridge=ridge, positions_per_sample=positions_per_sample)
@@ -101,8 +102,11 @@ class Refit:
         positions_per_sample: int = POSITIONS_PER_SAMPLE,
     ) -> Refit:
         """Find the layers of a pruned model."""
-        first = images[0][:1].to(device_of(models.pruned))
-        consumers = trace_consumers(models.pruned, first, reads_patches)
+        first = images[0][:2].to(device_of(models.pruned))
+        first = first if len(first) > 1 else torch.cat([first, first])
+        tied = _tied(models.pruned)
+        found = trace_consumers(models.pruned, first, reads_patches)
+        consumers = [consumer for consumer in found if consumer.name not in tied]
         units = {unit.consumer.name: unit for unit in trace_units(models.pruned, first, consumers)}
         rows = Rows(models=models, units=units, sampler=PositionSampler(positions_per_sample))
         return Refit(models=models, rows=rows, ridge=ridge)
@@ -188,6 +192,7 @@ class Refit:
         self, name: str, value: Tensor, shortcut: Tensor | None, samples: range, target: Tensor, part: slice
     ) -> Evidence:
         patches, made = self.rows.made(name, value, shortcut, samples)
+        target = target.to(made.device)
         return Evidence.of(patches[..., part], made, target, checks=is_held_back(np.asarray(samples)))
 
     def _apply(self, name: str, evidence: Evidence, part: slice) -> bool:
@@ -195,6 +200,8 @@ class Refit:
         if evidence.is_right:
             return False
         change, shift = evidence.solve(self.ridge)
+        if not (torch.isfinite(change).all() and torch.isfinite(shift).all()):
+            raise CalibrationError(f"the values around layer '{name}' are not finite on the calibration samples")
         module = self.models.pruned.get_submodule(name)
         weight = matrix(module).clone()
         weight[:, :, part] += change.to(weight)
@@ -228,6 +235,14 @@ def _visit(
             with contextlib.suppress(Reached):
                 made.append(run(step, batch, samples))
     return made if made and all(isinstance(value, Tensor) for value in made) else None
+
+
+def _tied(model: nn.Module) -> set[str]:
+    """Return the modules that share a parameter with another one."""
+    owners: dict[nn.Parameter, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(parameter, set()).add(name.rpartition(".")[0])
+    return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
 def _bytes_per_sample(track: Track) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.nn.consumers import Consumer
 from cleanai_ray.nn.modes import HookOwner, evaluation_mode
-from cleanai_ray.repair.branches import Additions, Branch, BranchTracer
+from cleanai_ray.repair.branches import Additions, Branch, find_branches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +36,11 @@ def trace_units(model: nn.Module, images: Tensor, consumers: Sequence[Consumer])
 
     Args:
         model: The model; it is left as it was.
-        images: A few images, [N, ...].
+        images: At least two images, [N, ...].
         consumers: The layers, from `trace_consumers`.
     """
     known = {consumer.name: consumer for consumer in consumers if consumer.num_calls == 1}
-    with torch.no_grad(), evaluation_mode(model), BranchTracer(model, known) as tracer:
-        model(images)
-    branches = tracer.branches()
+    branches = find_branches(model, images, known)
     units = {name: Unit(consumer=consumer, branch=branches.get(name)) for name, consumer in known.items()}
     order: list[str] = []
 
