@@ -191,7 +191,7 @@ class RepairSection(Section):
         description="Regularisation of the refit, as a share of the mean variance; null: 0.001; unfolded and "
         "blockwise choose one for each layer, and auto tries several of closed_form.",
     )
-    block_steps: PositiveInt = Field(300, description="Training steps of each block, for blockwise.")
+    block_steps: PositiveInt = Field(600, description="Training steps of each block, for blockwise.")
     distill_steps: int = Field(
         0,
         ge=0,

@@ -28,7 +28,7 @@ from cleanai_ray.repair.sequential import compensate_sequential
 from cleanai_ray.repair.trace import trace_consumers
 from cleanai_ray.repair.unfolded import compensate_unfolded
 
-_BLOCK_RATE, _DISTILL_RATE = 0.05, 0.02
+_BLOCK_RATE, _DISTILL_RATE = 0.1, 0.02
 _SHARE_OF_BLOCKS = 0.5
 """Share of the seconds that blocks may take where distillation follows."""
 

@@ -46,7 +46,7 @@ class RepairOptions:
     compensation: str = "auto"
     batch_norm: str = "auto"
     ridge: float | None = None
-    block_steps: int = 300
+    block_steps: int = 600
     distill_steps: int = 0
     seconds: float | None = None
     mirror: bool = True
