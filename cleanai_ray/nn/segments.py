@@ -54,8 +54,8 @@ def find_segments(model: nn.Module, images: Tensor) -> tuple[Segment, ...]:
         model: The model; it is left as it was.
         images: A few inputs, [N, ...], on the model's device.
     """
-    inputs = entering(images)
     with evaluation_mode(model), torch.enable_grad(), CallLog(model=model, marks=True) as log:
+        inputs = entering(images)
         output = model(inputs)
     entry = vertex_of(inputs)
     cuts = _Cuts(tensors_in(output), log.entries if entry is None else [entry])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cleanai_ray.data.augment import sample_seeds, without_labels
 from cleanai_ray.nn.modes import evaluation_mode
@@ -71,13 +71,16 @@ def reconstruct_blocks(
 def _train(track: Track, feature: Feature | None, held: range, recipe: Recipe) -> Learned:
     """Train the present block. `held` are the places of the batches that decide; the others are learned from."""
     device = device_of(track.models.pruned)
-    targets = [_relevant(track.run_dense(batch.to(device)), feature).to(batch.device) for batch in track.dense]
-    variance = torch.cat([targets[place].flatten() for place in held]).var().clamp_min(_LEAST_VARIANCE).to(device)
+    with torch.no_grad(), evaluation_mode(track.models.dense):
+        targets = [_relevant(track.run_dense(batch.to(device)), feature).to(batch.device) for batch in track.dense]
+    kind = torch.promote_types(targets[0].dtype, torch.float32)
+    decisive = torch.cat([targets[place].flatten() for place in held]).to(kind)
+    variance = decisive.var(correction=0).clamp_min(_LEAST_VARIANCE).to(device)
     learned_from = [place for place in range(len(targets)) if place not in held]
 
     def error(place: int) -> Tensor:
         made = first_output(track.run_pruned(track.pruned[place].to(device)))
-        return (made - targets[place].to(device)).square().mean() / variance
+        return (made.to(kind) - targets[place].to(device, kind)).square().mean() / variance
 
     def loss(step: int) -> Tensor:
         epoch, number = divmod(step, len(learned_from))
@@ -88,9 +91,22 @@ def _train(track: Track, feature: Feature | None, held: range, recipe: Recipe) -
     def on_held_back() -> float:
         return float(torch.stack([error(place) for place in held]).mean())
 
-    modules = [track.models.pruned.get_submodule(name) for name in sorted(track.block.layers)]
     with evaluation_mode(track.models.dense), evaluation_mode(track.models.pruned):
-        return learn(modules, recipe, loss, on_held_back)
+        return learn(_trained(track), recipe, loss, on_held_back)
+
+
+def _trained(track: Track) -> list[nn.Module]:
+    """Return the modules that the present block trains: its layers that run in no other block.
+
+    Modules within a layer that never run by themselves (the out-projection of attention) are part of it.
+    """
+    others = frozenset().union(*(block.layers for block in track.blocks if block is not track.block))
+    found = []
+    for name in sorted(track.block.layers - others):
+        for inner, module in track.models.pruned.get_submodule(name).named_modules(prefix=name):
+            if inner == name or inner not in others | track.block.layers:
+                found.append(module)
+    return found
 
 
 def _relevant(made: Any, feature: Feature | None) -> Tensor:

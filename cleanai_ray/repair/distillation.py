@@ -64,8 +64,8 @@ def distill(models: ModelPair, images: Sequence[Tensor], held: Sequence[Tensor],
             return divergence(reference, log_probabilities(models.pruned, held))
 
         for norm in batch_norms(models.pruned).values():
-            norm.train()
-        learned = learn([models.pruned], recipe, loss, distance)
+            norm.train(stream.batch_size > 1)
+        learned = learn(list(models.pruned.modules()), recipe, loss, distance)
     return replace(learned, after=_settle(models.pruned, images, distance, learned.after))
 
 

@@ -66,19 +66,19 @@ def learn(
     loss: Callable[[int], Tensor],
     held_back: Callable[[], float],
 ) -> Learned:
-    """Train the parameters of some modules, which end with the weights that were best on held-back images.
+    """Train the own parameters of some modules, which end with the weights that were best on held-back images.
 
     SGD with Nesterov momentum; the learning rate rises over a tenth of the steps and falls to zero as a cosine
     (one-cycle). The loss on the held-back images is looked at at the start and in equal distances; where training only
     makes it worse, nothing changes.
 
     Args:
-        modules: Modules whose parameters are trained. Their buffers are kept and restored with them.
+        modules: Modules to train, without those within them. Their buffers are kept and restored with their weights.
         recipe: Steps, learning rate and time.
         loss: Returns the loss of a step, given its number.
         held_back: Returns the loss on the held-back images.
     """
-    parameters = list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
+    parameters = list(dict.fromkeys(value for module in modules for value in module.parameters(recurse=False)))
     pace = _Pace(recipe)
     best = _Best(modules, held_back)
     done = 0
@@ -89,9 +89,10 @@ def learn(
             while not (done and pace.is_over(done)):
                 for group in optimizer.param_groups:
                     group["lr"] = pace.learning_rate(done)
-                optimizer.zero_grad(set_to_none=True)
                 with torch.enable_grad():
-                    loss(done).backward()
+                    gradients = torch.autograd.grad(loss(done), parameters, allow_unused=True)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.grad = gradient
                 nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT)
                 optimizer.step()
                 done += 1
@@ -139,31 +140,38 @@ class _Best:
         loss = self._held_back()
         return loss if math.isfinite(loss) else math.inf
 
-    def _state(self) -> list[dict[str, Tensor]]:
-        return [{name: value.clone() for name, value in module.state_dict().items()} for module in self._modules]
+    def _tensors(self) -> Iterator[Tensor]:
+        for module in self._modules:
+            yield from module.parameters(recurse=False)
+            yield from module.buffers(recurse=False)
+
+    def _state(self) -> list[Tensor]:
+        return [value.detach().clone() for value in self._tensors()]
 
     def look(self) -> None:
         loss = self._measure()
         if loss < self.loss:
             self.loss, self._kept = loss, self._state()
 
+    @torch.no_grad()
     def restore(self) -> None:
-        for module, state in zip(self._modules, self._kept, strict=True):
-            module.load_state_dict(state)
+        for value, kept in zip(self._tensors(), self._kept, strict=True):
+            value.copy_(kept)
 
 
 @contextmanager
 def _trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Let parameters be trained, and leave neither gradients nor other flags behind."""
-    flags = [parameter.requires_grad for parameter in parameters]
+    """Let parameters be trained, and leave their gradients and flags as they were."""
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters]
     try:
         for parameter in parameters:
+            parameter.grad = None
             parameter.requires_grad_(True)
         yield
     finally:
-        for parameter, flag in zip(parameters, flags, strict=True):
-            parameter.grad = None
+        for parameter, flag, gradient in before:
             parameter.requires_grad_(flag)
+            parameter.grad = gradient
 
 
 class ImageStream:
@@ -171,20 +179,23 @@ class ImageStream:
 
     Args:
         images: The images on the CPU, [N, ...].
-        recipe: Batch size, mirroring and seed; batches are smaller where there are fewer images.
+        recipe: Batch size, mirroring and seed.
+
+    Attributes:
+        batch_size: Images per batch; those of the recipe, or all where there are fewer.
     """
 
     def __init__(self, images: Tensor, recipe: Recipe) -> None:
         self._images = images
         self._recipe = recipe
-        self._size = min(recipe.batch_size, len(images))
-        self._per_epoch = len(images) // self._size
+        self.batch_size = min(recipe.batch_size, len(images))
+        self._per_epoch = len(images) // self.batch_size
 
     def batch(self, step: int) -> Tensor:
         """Return the batch of a step."""
         epoch, place = divmod(step, self._per_epoch)
         seed = self._recipe.seed
         order = np.random.default_rng([seed, epoch]).permutation(len(self._images))
-        chosen = order[place * self._size : (place + 1) * self._size]
+        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
         seeds = sample_seeds(seed + epoch, chosen)
         return without_labels(self._images[torch.from_numpy(chosen)], seeds, mirror=self._recipe.mirror)

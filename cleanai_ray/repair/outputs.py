@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from cleanai_ray.repair.images import run, walk
 
 def first_output(output: Any) -> Tensor:
     """Return a model's output, or the first of several."""
-    first = output if isinstance(output, Tensor) else output[0]
+    several = tuple(output.values()) if isinstance(output, Mapping) else output
+    first = several if isinstance(several, Tensor) else several[0]
     assert isinstance(first, Tensor)
     return first
 

@@ -74,10 +74,7 @@ class Track:
         found = find_segments(models.dense, first)
         if whole:
             found = merge_segments(found, {segment.name for segment in found[1:]})
-        self._dense = Replay(models.dense, first, found)
-        self._pruned = Replay(models.pruned, first, self._dense.segments)
-        if len(self._pruned.segments) < len(self._dense.segments):
-            self._dense = Replay(models.dense, first, self._pruned.segments)
+        self._dense, self._pruned = _replay_both(models, first, found)
         self.segments: tuple[Segment, ...] = tuple(self._dense.segments)
         self.blocks = tuple(_block(self.segments, places) for places in group_segments(self.segments))
         self.block = self.blocks[0]
@@ -126,10 +123,11 @@ class Track:
         if len(axes) > 1 or not segment.layers:
             return None
         reader = segment.layers[0]
-        for kept in (self.models.kept_inputs.get(reader), self.models.kept_outputs.get(reader)):
-            if kept is not None and len(kept) == narrow[axes[0]] and int(kept.max()) < wide[axes[0]]:
-                return Feature(module=segment.name, axis=axes[0], channels=torch.as_tensor(kept))
-        return None
+        # A batch-norm or depthwise convolution reads the channels that it gives.
+        kept = self.models.kept_inputs.get(reader, self.models.kept_outputs.get(reader))
+        if kept is None or len(kept) != narrow[axes[0]] or int(kept.max()) >= wide[axes[0]]:
+            return None
+        return Feature(module=segment.name, axis=axes[0], channels=torch.as_tensor(kept))
 
     @torch.no_grad()
     def advance(self, dense: list[Tensor] | None = None, pruned: list[Tensor] | None = None) -> None:
@@ -154,6 +152,16 @@ class Track:
     def _run(self, replay: Replay, batch: Tensor) -> Tensor:
         result: Tensor = replay.run(batch, start=self.block.start, stop=self.block.stop)
         return result
+
+
+def _replay_both(models: ModelPair, images: Tensor, found: Sequence[Segment]) -> tuple[Replay, Replay]:
+    """Return runs of both models over the same segments, those at which both can be cut."""
+    while True:
+        dense = Replay(models.dense, images, found)
+        pruned = Replay(models.pruned, images, dense.segments)
+        if len(pruned.segments) == len(dense.segments):
+            return dense, pruned
+        found = pruned.segments
 
 
 def _block(segments: Sequence[Segment], places: range) -> Block:

@@ -261,3 +261,12 @@ def test_dropped_segments_become_part_of_those_before() -> None:
     assert [segment.name for segment in merged] == ["conv1", "conv2"]
     assert merged[1].layers == ("conv2", "bn2", "fc")
     assert merged[1].nonlinear
+
+
+@pytest.mark.parametrize("name", sorted(NETS))
+def test_a_caller_that_follows_no_gradients_gets_the_same_segments(name: str) -> None:
+    net, inputs = build(name), example()
+    expected = find_segments(net, inputs)
+    with torch.no_grad():
+        assert find_segments(net, inputs) == expected
+    assert len(expected) > 1

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from small_nets import build, tiny_vit
 from torch import Tensor, nn
@@ -82,6 +83,32 @@ def images_for(name: str, number: int = 60, dtype: torch.dtype = torch.float32) 
     """Random images [number, C, H, W] for a network."""
     shape = (3, 16, 16) if name == "vit" else (2, 8, 8)
     return torch.randn(number, *shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
+
+
+class Tokens(nn.Module):
+    """Integer tokens, a residual layer of 16 hidden units and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up, self.down = nn.Embedding(11, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.position, self.head = nn.Parameter(torch.randn(1, 5, 8)), nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens) + self.position
+        x = x + self.down(torch.relu(self.up(x)))
+        return self.head(x).mean(dim=1)
+
+
+@torch.no_grad()
+def tokens_pair(*, planted: bool) -> ModelPair:
+    """A network of tokens, whose first four hidden units are removed, and are copies of others if planted; float64."""
+    dense, kept = Tokens().double().eval(), np.arange(4, 16)
+    if planted:
+        dense.up.weight[:4], dense.up.bias[:4] = dense.up.weight[4:8], dense.up.bias[4:8]
+    pruned = copy.deepcopy(dense)
+    pruned.up.weight, pruned.up.bias = nn.Parameter(dense.up.weight[kept]), nn.Parameter(dense.up.bias[kept])
+    pruned.down.weight = nn.Parameter(dense.down.weight[:, kept])
+    return ModelPair(dense=dense, pruned=pruned, kept_inputs={"down": kept}, kept_outputs={"up": kept})
 
 
 def combine(layer: nn.Module, norm: nn.Module | None, removed: list[int], mixes: list[dict[int, float]]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pruned_nets import Case, cut, images_for, planted_case, random_case
+from pruned_nets import Case, cut, images_for, planted_case, random_case, tokens_pair
 from small_nets import build, tiny_vit
 from torch import Tensor, nn
 from torch.nn import functional
@@ -300,31 +300,10 @@ def test_where_nothing_was_pruned_nothing_changes(name: str, limit: int) -> None
     assert all(torch.equal(value, before[key]) for key, value in pair.pruned.state_dict().items())
 
 
-class Tokens(nn.Module):
-    """Integer tokens, a residual layer of 16 hidden units and a classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.up, self.down = nn.Embedding(11, 8), nn.Linear(8, 16), nn.Linear(16, 8)
-        self.position, self.head = nn.Parameter(torch.randn(1, 5, 8)), nn.Linear(8, 3)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embed(tokens) + self.position
-        x = x + self.down(torch.relu(self.up(x)))
-        return self.head(x).mean(dim=1)
-
-
 @torch.no_grad()
 def test_a_network_of_tokens_is_repaired() -> None:
-    dense = Tokens().double().eval()
-    kept = np.arange(4, 16)
-    for removed in range(4):
-        dense.up.weight[removed], dense.up.bias[removed] = dense.up.weight[removed + 4], dense.up.bias[removed + 4]
-    pruned = copy.deepcopy(dense)
-    pruned.up.weight, pruned.up.bias = nn.Parameter(dense.up.weight[kept]), nn.Parameter(dense.up.bias[kept])
-    pruned.down.weight = nn.Parameter(dense.down.weight[:, kept])
-    tokens = torch.randint(11, (200, 5))
-    models = pair_of(dense, pruned, inputs={"down": kept}, outputs={"up": kept})
+    models = tokens_pair(planted=True)
+    dense, pruned, tokens = models.dense, models.pruned, torch.randint(11, (200, 5))
     assert (pruned(tokens) - dense(tokens)).abs().max() > 1e-3
     assert compensate_unfolded(models, tokens.split(64), ridge=1e-10) == ("down",)
     torch.testing.assert_close(pruned(tokens), dense(tokens), rtol=1e-6, atol=1e-7)
