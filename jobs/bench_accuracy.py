@@ -11,6 +11,9 @@ With --networks, the networks of study files, each trained by its study in sever
 
 python jobs/bench_accuracy.py --networks jobs/studies/small_*_fashion_mnist.yaml --seeds 0 1 2 --weights-folder nets \
     --budgets 0.5 --methods reconstruction --modes global
+
+With --draws, means over several draws of the calibration images, and with --repairs the columns to measure; those that
+train take minutes each. --search N adds rows of reconstruction with a search for the allocation.
 """
 
 from __future__ import annotations
@@ -43,13 +46,18 @@ from cleanai_ray.stages.calibration import calibrate_locally
 from cleanai_ray.stages.dense import prepare_dense
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 
-# Columns of the table: compensation and batch-norm recalibration.
-REPAIRS = {
-    "batch-norm": ("none", "relative"),
-    "closed form": ("closed_form", "relative"),
-    "sequential": ("sequential", "relative"),
-    "auto": ("auto", "auto"),
+# Columns of the table. The last one that is measured is compared with the dense network.
+REPAIRS: dict[str, dict[str, Any]] = {
+    "batch-norm": {"compensation": "none", "batch_norm": "relative"},
+    "closed form": {"compensation": "closed_form", "batch_norm": "relative"},
+    "sequential": {"compensation": "sequential", "batch_norm": "none"},
+    "unfolded": {"compensation": "unfolded", "batch_norm": "none"},
+    "auto": {},
+    "block-wise": {"compensation": "blockwise", "batch_norm": "none"},
+    "distilled": {"compensation": "unfolded", "batch_norm": "none", "distill_steps": 1500},
+    "block-wise, distilled": {"compensation": "blockwise", "batch_norm": "none", "distill_steps": 1500},
 }
+QUICK = ["batch-norm", "closed form", "sequential", "unfolded", "auto"]
 RAW, DENSE, PEER = "raw", "dense", "torch-pruning's own magnitude"
 DEFAULT_METHODS = ["reconstruction", "coverage", "wanda", "magnitude", "taylor", "random"]
 METRICS = ("normalized_mean", "frequency", "mean_absolute", "combined")
@@ -92,15 +100,20 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--weights-folder", default="artifacts/networks", help="with --networks: holds NAME-SEED.safetensors, or will"
     )
+    parser.add_argument("--repairs", nargs="+", choices=list(REPAIRS), default=QUICK, help="columns to measure")
+    parser.add_argument("--draws", type=int, nargs="+", default=[0], help="seeds of the calibration images")
+    parser.add_argument("--search", type=int, default=0, help="allocations that reconstruction tries in further rows")
     options = parser.parse_args(words)
     if (options.weights is None) == (options.networks is None):
         parser.error("needed: --weights or --networks, and not both")
     return options
 
 
-def open_study(options: argparse.Namespace) -> Workspace:
-    """Open the model and the data set that the options name."""
-    return _opened(study_sections(options), options)
+def open_study(options: argparse.Namespace, draw: int = 0) -> Workspace:
+    """Open the model and the data set that the options name, with one draw of the calibration images."""
+    sections = study_sections(options)
+    sections["data"]["calibration"]["seed"] = draw
+    return _opened(sections, options)
 
 
 def _opened(sections: dict[str, Any], options: argparse.Namespace) -> Workspace:
@@ -186,7 +199,7 @@ def measured(options: argparse.Namespace, workspace: Workspace) -> Iterator[Row]
                 apply_reset(model, sums)
                 scores["batch-norm"] = score(model)
             yield Row(budget=budget, label=PEER, mode=mode, scores=scores)
-        for method, metric, mode in cells(options):
+        for method, metric, mode, search in cells(options):
             started = time.monotonic()
             result = cleanai.prune(
                 dense,
@@ -195,34 +208,41 @@ def measured(options: argparse.Namespace, workspace: Workspace) -> Iterator[Row]
                 coverage_metric=metric,
                 mode=mode,
                 budget={"macs": budget},
+                batches=batches if search else None,
+                method_options={"search": search} if search else None,
                 stats=activations,
                 curves=curves,
                 ignored_layers=ignored,
             )
-            scores, chosen = {RAW: score(result.model)}, {}
-            for name, (compensation, batch_norm) in REPAIRS.items():
-                outcome = repair(
-                    dense, result, batches, RepairOptions(compensation=compensation, batch_norm=batch_norm)
-                )
+            scores, chosen = {RAW: score(result.model)}, []
+            for name in options.repairs:
+                outcome = repair(dense, result, batches, RepairOptions(**REPAIRS[name]))
                 scores[name] = score(outcome.model)
-                chosen = outcome.chosen
-            label = f"{method}/{metric}" if metric else method
-            note = f"{chosen['compensation']} + {chosen['batch_norm']}, {time.monotonic() - started:.0f} s"
+                if name == "auto":
+                    chosen = [f"{outcome.chosen['compensation']} + {outcome.chosen['batch_norm']}"]
+            label = f"{method}/{metric}" if metric else f"{method}, search {search}" if search else method
+            note = ", ".join([*chosen, f"{time.monotonic() - started:.0f} s"])
             yield Row(budget=budget, label=label, mode=mode, scores=scores, note=note)
 
 
 def over_seeds(options: argparse.Namespace, file: str) -> Iterator[list[str]]:
     """Yield the rows of one network: means over its seeds, each with its 95 % interval."""
+    return averaged(options, (measured(options, open_network(file, seed, options)) for seed in options.seeds))
+
+
+def averaged(options: argparse.Namespace, runs: Iterable[Iterable[Row]]) -> Iterator[list[str]]:
+    """Yield the rows of several runs as one table: means, each with its 95 % interval over the runs."""
     found: dict[tuple[float, str, str], list[dict[str, float]]] = {}
-    for seed in options.seeds:
-        for row in measured(options, open_network(file, seed, options)):
+    for run in runs:
+        for row in run:
             found.setdefault(row.cell, []).append(row.scores)
     dense = found[1.0, DENSE, ""]
-    for (budget, label, mode), runs in found.items():
-        columns = [mean_interval([run[name] for run in runs]) if name in runs[0] else "" for name in (RAW, *REPAIRS)]
-        best = max(runs[0], key=lambda name: sum(run[name] for run in runs))
-        losses = [run[best] - whole[RAW] for run, whole in zip(runs, dense, strict=True)]
-        note = "" if label == DENSE else f"{best}: {100 * sum(losses) / len(losses):+.2f} points to dense"
+    for (budget, label, mode), scores in found.items():
+        names = (RAW, *options.repairs)
+        columns = [mean_interval([one[name] for one in scores]) if name in scores[0] else "" for name in names]
+        last = [name for name in names if name in scores[0]][-1]
+        losses = [one[last] - whole[RAW] for one, whole in zip(scores, dense, strict=True)]
+        note = "" if label == DENSE else f"{last}: {100 * sum(losses) / len(losses):+.2f} points to dense"
         yield [f"{budget}", label, mode, *columns, note]
 
 
@@ -235,12 +255,13 @@ def mean_interval(values: Sequence[float]) -> str:
     return f"{middle:.2%} ± {100 * half:.2f}"
 
 
-def cells(options: argparse.Namespace) -> Iterator[tuple[str, str | None, str]]:
-    """Yield method, coverage metric and mode of each row."""
+def cells(options: argparse.Namespace) -> Iterator[tuple[str, str | None, str, int]]:
+    """Yield method, coverage metric, mode and number of allocations to try of each row."""
     for method in options.methods:
+        searches = (0, options.search) if method == "reconstruction" and options.search else (0,)
         for metric in METRICS if method == "coverage" else (None,):
             for mode in options.modes:
-                yield method, metric, mode
+                yield from ((method, metric, mode, search) for search in searches)
 
 
 def main(words: list[str]) -> None:
@@ -249,24 +270,29 @@ def main(words: list[str]) -> None:
     if options.networks is not None:
         for file in options.networks:
             print(f"\n{Path(file).stem}, seeds {', '.join(map(str, options.seeds))}, mean and 95 % interval over them")
-            print_table(over_seeds(options, file), "best column, difference to dense")
+            print_table(options, over_seeds(options, file), "last column, difference to dense")
         return
-    workspace = open_study(options)
+    workspace = open_study(options, options.draws[0])
     scored, used = len(workspace.roles.evaluation), len(workspace.roles.calibration)
     print(
         f"{options.model}, {options.data}: {scored} images scored, {used} unlabelled images to calibrate, no training"
     )
-    print_table((_texts(row) for row in measured(options, workspace)), "auto's choice, time of the row")
+    if len(options.draws) > 1:
+        runs = (measured(options, open_study(options, draw)) for draw in options.draws)
+        print_table(options, averaged(options, runs), "last column, difference to dense")
+        return
+    rows = (_texts(options, row) for row in measured(options, workspace))
+    print_table(options, rows, "auto's choice, time of the row")
 
 
-def _texts(row: Row) -> list[str]:
-    columns = [f"{row.scores[name]:.2%}" if name in row.scores else "" for name in (RAW, *REPAIRS)]
+def _texts(options: argparse.Namespace, row: Row) -> list[str]:
+    columns = [f"{row.scores[name]:.2%}" if name in row.scores else "" for name in (RAW, *options.repairs)]
     return [f"{row.budget}", row.label, row.mode, *columns, row.note]
 
 
-def print_table(rows: Iterable[list[str]], note: str) -> None:
+def print_table(options: argparse.Namespace, rows: Iterable[list[str]], note: str) -> None:
     """Print rows as Markdown, as they come."""
-    header = ["MACs", "method", "mode", RAW, *REPAIRS, note]
+    header = ["MACs", "method", "mode", RAW, *options.repairs, note]
     print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for row in rows:
         print(f"| {' | '.join(row)} |", flush=True)
