@@ -21,6 +21,8 @@ from cleanai_ray.errors import ArtifactError, CleanAIError, PruningError, Regist
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.registry import METHODS, MODELS
+from cleanai_ray.repair import RepairOptions
+from cleanai_ray.repair import repair as repair_model
 from cleanai_ray.storage import schemas
 
 
@@ -233,6 +235,15 @@ def test_kept_indices_are_those_of_the_weights() -> None:
         ({"layer_ratios": {"nothing": 0.5}}, PruningError, r"layer_ratios names 'nothing'"),
         ({"ignored_layers": ["nothing"]}, PruningError, r"ignored_layers names 'nothing'"),
         ({"repair": "thorough"}, PruningError, r"repair is 'thorough'; allowed: True, False, 'auto'"),
+        ({"repair": 1.5}, PruningError, r"repair is 1\.5; allowed: True, False, 'auto'"),
+        ({"repair": "none"}, PruningError, r"repair is 'none'; allowed: .*'unfolded', 'blockwise', or keys of"),
+        ({"repair": {"compensations": "auto"}}, PruningError, r"unknown key 'compensations'.*compensation"),
+        ({"repair": {"compensation": "magic"}}, PruningError, r"compensation is 'magic'; allowed: .*'unfolded'"),
+        ({"repair": {"samples": 10}}, PruningError, r"repair has the key 'samples'; allowed: the other keys"),
+        ({"repair": {"distill_steps": -1}}, PruningError, r"distill_steps is -1; allowed: an integer of at least 0"),
+        ({"repair": {"block_steps": 0}}, PruningError, r"block_steps is 0; allowed: an integer of at least 1"),
+        ({"repair": {"seconds": 0}}, PruningError, r"seconds is 0.*; allowed: null or a number above 0"),
+        ({"repair": {"ridge": "much"}}, PruningError, r"ridge is 'much'; allowed: null or a number above 0"),
         ({"coverage_metric": "loudness"}, RegistryError, r"unknown coverage metric 'loudness'; known: apoz"),
         (
             {"method": "wanda", "method_options": {"variant": "x"}},
@@ -324,6 +335,41 @@ def test_the_library_needs_no_ray() -> None:
     code = "import sys; from cleanai_ray import prune, calibrate; print('ray' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        (True, {}),
+        ("auto", {}),
+        ({}, {}),
+        ("unfolded", {"compensation": "unfolded", "batch_norm": "relative"}),
+        ({"compensation": "unfolded"}, {"compensation": "unfolded", "batch_norm": "relative"}),
+        ({"compensation": "unfolded", "batch_norm": "none", "ridge": 0.1},) * 2,
+        ({"compensation": "blockwise", "batch_norm": "auto", "block_steps": 3},) * 2,
+        ({"distill_steps": 4, "block_steps": 2},) * 2,
+    ],
+    ids=str,
+)
+def test_repair_takes_a_name_or_the_keys_of_a_study(given, options):
+    images = [images for images, _ in batches(sizes=(20, 20))]
+    wanted = {"method": "magnitude", "ratio": 0.4, "seed": 5}
+    found = cleanai.prune(build("residual"), example(), images, repair=given, **wanted)
+    plain = cleanai.prune(build("residual"), example(), **wanted)
+    expected = repair_model(build("residual"), plain, images, RepairOptions(**options, seed=5)).model
+    assert all(torch.equal(value, expected.state_dict()[key]) for key, value in found.model.state_dict().items())
+    assert not all(torch.equal(value, plain.model.state_dict()[key]) for key, value in found.model.state_dict().items())
+
+
+def test_no_repair_changes_nothing_and_a_repair_asks_for_images():
+    plain, without = (
+        cleanai.prune(build("residual"), example(), method="magnitude", ratio=0.4, **more)
+        for more in ({}, {"repair": False})
+    )
+    assert all(torch.equal(value, without.model.state_dict()[key]) for key, value in plain.model.state_dict().items())
+    for given in (True, "unfolded", {"distill_steps": 3}):
+        with pytest.raises(PruningError, match=r"reads calibration images, but batches is None; pass batches"):
+            cleanai.prune(build("residual"), example(), method="magnitude", ratio=0.4, repair=given)
 
 
 def test_a_bias_that_repair_added_survives_saving(tmp_path):

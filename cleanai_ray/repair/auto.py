@@ -119,11 +119,15 @@ class Variants:
 
 
 def split_images(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the images to repair with and those held back, every fifth, in batches of the size given."""
+    """Return the images to repair with and those held back, every fifth, in batches of the size given.
+
+    Of fewer than five images, none is held back.
+    """
     size = max(len(batch) for batch in images)
     everything = torch.cat(list(images))
     held = torch.from_numpy(is_held_back(np.arange(len(everything))))
-    return list(everything[~held].split(size)), list(everything[held].split(size))
+    working, judging = (list(everything[some].split(size)) if some.any() else [] for some in (~held, held))
+    return working, judging
 
 
 def auto_repair(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from pruned_nets import Case, images_for, planted_case, random_case
 from torch import Tensor, nn
 
 import cleanai_ray
+from cleanai_ray.config.sections import RepairSection
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.data import batches, open_image_source
 from cleanai_ray.errors import CalibrationError, PruningError
@@ -22,6 +24,7 @@ from cleanai_ray.models import build_model
 from cleanai_ray.nn.hooks import count_hooks
 from cleanai_ray.repair import RepairOptions, repair
 from cleanai_ray.repair.auto import split_images
+from cleanai_ray.repair.options import BATCH_NORMS, COMPENSATIONS
 from cleanai_ray.repair.outputs import divergence
 
 VARIANTS = [("none", None), *product(["closed_form"], (1e-3, 1e-2)), ("unfolded", None)]
@@ -113,12 +116,96 @@ def test_a_repair_by_name_uses_labelled_batches_too_and_changes_nothing_it_is_gi
     assert outcome.tried == ()
 
 
+def kl_record(case: Case, outcome: Any, images: Tensor) -> Any:
+    """Checks the distance that an outcome speaks of, and returns it."""
+    measured = kl_on_held_back(case.dense, outcome.model, images)
+    assert outcome.chosen["kl"] == pytest.approx(measured, rel=1e-3, abs=1e-9)
+    return outcome.chosen["kl"]
+
+
+@pytest.mark.parametrize("name", ["residual", "vit"])
+def test_with_distillation_auto_tries_blocks_too_and_is_never_farther_than_none(name: str) -> None:
+    case, images = random_case(name, torch.float32), images_for(name, 60)
+    before = copy.deepcopy(case.dense.state_dict()), copy.deepcopy(case.result.model.state_dict())
+    outcome = repair(case.dense, case.result, [images], RepairOptions(block_steps=6, distill_steps=12))
+    expected = [(*pair, norm) for pair in (*VARIANTS, ("blockwise", 1e-2)) for norm in ("none", "relative")]
+    *tried, distilled = outcome.tried
+    assert [(e["compensation"], e["ridge"], e["batch_norm"]) for e in tried] == expected
+    assert {entry["distill_steps"] for entry in tried} == {0}
+    best = min(tried, key=lambda entry: entry["kl"])
+    assert outcome.chosen == distilled == {**best, "distill_steps": 12, "kl": distilled["kl"]}
+    assert kl_record(case, outcome, images) <= best["kl"] <= tried[0]["kl"]
+    for model, state in zip((case.dense, case.result.model), before, strict=True):
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert count_hooks(outcome.model) == 0
+    assert all(value.grad is None for value in outcome.model.parameters())
+
+
+@pytest.mark.parametrize("batch_norm", ["none", "auto"])
+def test_blocks_by_name_hold_images_back_and_training_counts_its_steps(batch_norm: str) -> None:
+    case, images = random_case("residual", torch.float32), images_for("residual", 60)
+    options = RepairOptions(compensation="blockwise", batch_norm=batch_norm, block_steps=6)
+    assert options.trains
+    assert options.holds_back
+    outcome = repair(case.dense, case.result, images.split(16), options)
+    assert [entry["compensation"] for entry in outcome.tried] == ["blockwise"] * len(options.batch_norms)
+    assert outcome.chosen["distill_steps"] == 0
+    kl_record(case, outcome, images)
+
+
+def test_distillation_alone_counts_the_steps_it_had_time_for() -> None:
+    case, images = random_case("residual", torch.float32), images_for("residual", 60)
+    start = kl_on_held_back(case.dense, case.result.model, images)
+    options = RepairOptions(compensation="none", batch_norm="none", distill_steps=50, seconds=1e-6)
+    outcome = repair(case.dense, case.result, [images], options)
+    assert outcome.chosen["distill_steps"] == 1
+    assert [(entry["compensation"], entry["distill_steps"]) for entry in outcome.tried] == [("none", 0), ("none", 1)]
+    assert kl_record(case, outcome, images) <= start * 1.0001
+
+
+def test_training_with_one_seed_gives_one_model() -> None:
+    case, images = random_case("residual", torch.float32), images_for("residual", 40)
+    options = {"compensation": "blockwise", "block_steps": 5, "distill_steps": 5}
+    models = [repair(case.dense, case.result, [images], RepairOptions(**options)).model for _ in range(2)]
+    states = [model.state_dict() for model in models]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_fewer_than_five_images_train_and_judge_alike(number: int) -> None:
+    case, images = random_case("residual", torch.float32), images_for("residual", number)
+    outcome = repair(case.dense, case.result, images.split(1), RepairOptions(block_steps=2, distill_steps=2))
+    assert all(math.isfinite(entry["kl"]) for entry in outcome.tried)
+    assert outcome.chosen["kl"] <= outcome.tried[0]["kl"]
+
+
+def test_the_keys_of_a_study_are_options_with_the_same_defaults() -> None:
+    section, options = RepairSection(), RepairOptions()
+    assert section.model_dump(exclude={"samples"}).items() <= dataclasses.asdict(options).items()
+    # What else there is, is no matter of the section: the seed of the study, and what is known of its images.
+    assert set(dataclasses.asdict(options)) - set(section.model_dump()) == {"mirror", "seed"}
+
+
+def test_section_and_options_name_the_same_variants_and_hold_images_back_alike() -> None:
+    for field, known in (("compensation", COMPENSATIONS), ("batch_norm", BATCH_NORMS)):
+        annotation = RepairSection.model_fields[field].annotation
+        assert set(get_args(annotation)) == {"auto", *known}
+    for compensation, batch_norm, steps in product(("auto", *COMPENSATIONS), ("auto", *BATCH_NORMS), (0, 3)):
+        given = {"compensation": compensation, "batch_norm": batch_norm, "distill_steps": steps}
+        section, options = RepairSection(**given), RepairOptions(**given)
+        assert section.holds_back == options.holds_back
+        assert section.is_on == (
+            options.variants != (("none", None),) or options.batch_norm != "none" or options.trains
+        )
+
+
 def test_every_fifth_image_is_held_back() -> None:
     images = torch.arange(12.0).reshape(12, 1)
     working, held = split_images(images.split(5))
     assert torch.cat(held).flatten().tolist() == [4.0, 9.0]
     assert torch.cat(working).flatten().tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 10, 11]
     assert max(map(len, working)) == 5
+    assert split_images([images[:4]])[1] == []
 
 
 def test_outputs_that_are_not_finite_are_infinitely_far() -> None:
