@@ -18,6 +18,7 @@ from cleanai_ray.errors import PruningError
 from cleanai_ray.evaluation.latency import compare_latency
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.pruning.allocation import Allocation, AllocationProblem, search_allocation
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.measurements import Measurements, Remeasure
 from cleanai_ray.pruning.prune_result import PruneResult
@@ -25,7 +26,7 @@ from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.pruning.saved_model import apply_plan, load, save
 from cleanai_ray.repair import COMPENSATIONS, RepairOptions
 from cleanai_ray.repair import repair as repair_model
-from cleanai_ray.sensitivity import measure_sensitivity
+from cleanai_ray.sensitivity import measure_sensitivity, score_candidates
 from cleanai_ray.statistics import ActivationStatistics, CalibrationOptions
 from cleanai_ray.statistics import calibrate as collect_statistics
 from cleanai_ray.statistics.calibration import Batch
@@ -112,7 +113,8 @@ def prune(
         max_ratio: No group of layers loses more than this share.
         round_to: Widths of pruned layers are multiples of this; "auto": of 8.
         min_channels: No group keeps fewer channels.
-        method_options: Options of the method, for instance {"variant": "producer"}.
+        method_options: Options of the method, for instance {"variant": "producer"}, or for reconstruction
+            {"search": 200}, which also tries 200 other allocations of a budget over groups.
         repair: True or "auto" (judged on held-back images), "closed_form", "sequential", "unfolded", "blockwise", or
             False: no repair. Or keys of a study's `repair` section, as {"compensation": "auto", "distill_steps": 2000}.
         loss: Mean loss of (output, targets) for gradient-based methods; the task's by default.
@@ -168,7 +170,14 @@ class _Job:
         if curves is None and method.needs_curves:
             ignored = self.bounds.ignored_layers
             curves = measure_sensitivity(network, self.example_inputs, batches, ignored_layers=ignored)
-        return Measurements(statistics=statistics, curves=curves, remeasure=calibrate)
+
+        def allocate(problem: AllocationProblem) -> Allocation:
+            ignored = self.bounds.ignored_layers
+            assert curves is not None
+            scorer = score_candidates(network, self.example_inputs, batches, curves, ignored_layers=ignored)
+            return search_allocation(problem, scorer)
+
+        return Measurements(statistics=statistics, curves=curves, remeasure=calibrate, allocate=allocate)
 
     def prune(self, measured: Measurements, latency: Mapping[str, Any] | CompareModels | None) -> PruneResult:
         """Prune, and for a latency budget as often as it takes to meet it."""

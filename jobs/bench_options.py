@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 
-def accuracy_parser(description: str | None) -> argparse.ArgumentParser:
+def accuracy_parser(description: str | None, *, weights_required: bool = True) -> argparse.ArgumentParser:
     """Return a parser whose defaults are those of the reference ResNet-20 on Fashion-MNIST."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--weights", required=True)
+    parser.add_argument("--weights", required=weights_required)
     parser.add_argument("--num-classes", type=int, default=10)
     parser.add_argument("--input-shape", type=int, nargs=3, default=(1, 28, 28))
     parser.add_argument("--data", default="fashion_mnist")

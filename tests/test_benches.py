@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
+from torchvision.models import VisionTransformer
 
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts import style
@@ -14,13 +17,53 @@ from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "jobs"))
+import bench_accuracy
 import bench_calibration
 import bench_scale
+import deit_weights
 import invented_tables
 
 
 def test_a_ratio_is_that_of_the_two_in_the_middle_to_the_two_around_them() -> None:
     assert bench_calibration.ratio([1.0, 3.0, 5.0, 3.0]) == 2.0
+
+
+def test_the_names_of_deit_are_those_of_torchvision() -> None:
+    published = ["cls_token", "pos_embed", "norm.weight", "norm.bias", "head.weight", "head.bias"]
+    published += [f"patch_embed.proj.{kind}" for kind in ("weight", "bias")]
+    parts = ["norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
+    published += [f"blocks.{n}.{part}.{kind}" for n in range(11) for part in parts for kind in ("weight", "bias")]
+    model = VisionTransformer(image_size=32, patch_size=16, num_layers=11, num_heads=2, hidden_dim=8, mlp_dim=16)
+    renamed = deit_weights.renamed({name: torch.zeros(1) for name in published})
+    assert set(renamed) == set(model.state_dict())
+
+
+def test_means_over_seeds_have_students_interval() -> None:
+    # Of 0.90, 0.92 and 0.94 the deviation is 0.02, and t(0.975) with two degrees of freedom is 4.303.
+    assert bench_accuracy.mean_interval([0.90, 0.94, 0.92]) == "92.00% ± 4.97"
+    assert bench_accuracy.mean_interval([0.9]) == "90.00%"
+
+
+def test_rows_of_seeds_become_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, auto = {0: 0.92, 1: 0.94}, {0: 0.90, 1: 0.93}
+
+    def measured(options: object, seed: int) -> list[bench_accuracy.Row]:
+        whole = bench_accuracy.Row(budget=1.0, label=bench_accuracy.DENSE, mode="", scores={"raw": dense[seed]})
+        scores = {"raw": 0.5, "auto": auto[seed]}
+        return [whole, bench_accuracy.Row(budget=0.5, label="wanda", mode="global", scores=scores)]
+
+    monkeypatch.setattr(bench_accuracy, "measured", measured)
+    monkeypatch.setattr(bench_accuracy, "open_network", lambda file, seed, options: seed)
+    first, second = bench_accuracy.over_seeds(
+        argparse.Namespace(seeds=[0, 1], repairs=["sequential", "auto"]), "study.yaml"
+    )
+    columns = ["raw", "sequential", "auto"]
+    # Half of the difference of two values, times t(0.975) with one degree of freedom, 12.706: 0.01 x 12.706.
+    assert first == ["1.0", "dense", "", "93.00% ± 12.71", "", "", ""]
+    assert second[:4] == ["0.5", "wanda", "global", "50.00% ± 0.00"]
+    assert second[3 + columns.index("auto")] == "91.50% ± 19.06"
+    # The losses are 2 points and 1 point.
+    assert second[-1] == "auto: -1.50 points to dense"
 
 
 def test_a_spread_names_median_and_quartiles() -> None:

@@ -38,8 +38,11 @@ class TrainSection(Section):
 
     epochs: PositiveInt = Field(20, description="Passes over the training samples.")
     batch_size: PositiveInt | None = Field(None, description="Images per step; null: data.batch_size.")
-    learning_rate: float = Field(0.1, gt=0, description="Peak learning rate of SGD with momentum.")
-    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, not on norms and biases.")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd", description="SGD with Nesterov momentum, or AdamW, which transformers need."
+    )
+    learning_rate: float = Field(0.1, gt=0, description="Peak learning rate; AdamW needs about 0.002.")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay, not on norms and biases.")
     seed: int = Field(0, ge=0, description="Seed of the initial weights and of the sample order.")
 
 
@@ -185,10 +188,10 @@ class RepairSection(Section):
     ridge: float | None = Field(
         None,
         gt=0,
-        description="Regularisation of the refit, as a share of the mean variance; null: 0.001, of unfolded and "
-        "blockwise 0.01, or several for auto.",
+        description="Regularisation of the refit, as a share of the mean variance; null: 0.001; unfolded and "
+        "blockwise choose one for each layer, and auto tries several of closed_form.",
     )
-    block_steps: PositiveInt = Field(300, description="Training steps of each block, for blockwise.")
+    block_steps: PositiveInt = Field(600, description="Training steps of each block, for blockwise.")
     distill_steps: int = Field(
         0,
         ge=0,

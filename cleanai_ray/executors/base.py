@@ -129,6 +129,17 @@ class Executor(ABC):
             arguments: Its other arguments; the value of a `Shared` one is passed.
         """
 
+    def map(self, name: str, function: Callable[..., Any], items: Sequence[Any], *arguments: Any) -> list[Any]:
+        """Return `function(device, item, *arguments)` for every item, in their order, computed in parallel if possible.
+
+        Args:
+            name: The name that dashboards show.
+            function: A module-level function.
+            items: Its second arguments, one a call.
+            arguments: Its further arguments; the value of a `Shared` one is passed.
+        """
+        return [self.call(name, function, item, *arguments) for item in items]
+
     @abstractmethod
     def shard_pool(
         self, study: Study, run: RunDirectory, progress: ProgressReporter

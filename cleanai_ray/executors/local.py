@@ -117,6 +117,12 @@ class LocalExecutor(Executor):
         with _torch_threads(1 if self.resources.gpus else int(self.resources.cpus)):
             return function(self._best_device, *values_of(arguments))
 
+    def map(self, name: str, function: Callable[..., Any], items: Sequence[Any], *arguments: Any) -> list[Any]:
+        """Call the function for one item after another, with one thread, as in Ray's tasks."""
+        given = values_of(arguments)
+        with _torch_threads(1):
+            return [function(self._best_device, item, *given) for item in items]
+
     @contextmanager
     def shard_pool(self, study: Study, run: RunDirectory, progress: ProgressReporter) -> Iterator[ShardPool]:
         """Yield a pool that computes shards in this process."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from cleanai_ray.config.calibration_draw import CalibrationDraw
+from cleanai_ray.executors.allocations import find_allocations, searching_trials
 from cleanai_ray.executors.base import ShardPool, ShardWork
 from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.executors.shared import Shared
@@ -53,7 +55,12 @@ def measure_dense(context: RunContext, dense: DenseWeights) -> DenseMeasures:
         assert moments is not None
         with progress.stage("sensitivity"):
             curves = _curves(context, dense, moments)
-    return DenseMeasures(statistics=statistics, moments=moments, curves=curves)
+    found = DenseMeasures(statistics=statistics, moments=moments, curves=curves)
+    searching = searching_trials(study)
+    if searching:
+        with progress.stage("allocations"):
+            found = replace(found, allocations=find_allocations(context, dense, found, searching))
+    return found
 
 
 def measure_statistics(context: RunContext, dense: DenseWeights, pool: ShardPool) -> ActivationStatistics:

@@ -13,8 +13,11 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
+from cleanai_ray.graph.attention import notes_on_attention
 from cleanai_ray.graph.group import ChannelGroup, Member, Side
-from cleanai_ray.graph.tracing import explain, single_input, trace
+from cleanai_ray.graph.heads import Cut, head_axes, width_of
+from cleanai_ray.graph.tracing import all_groups, explain, modules_named, single_input, trace
+from cleanai_ray.nn.open_attention import open_attention
 
 _COUPLED = (tp.ops.OPTYPE.DEPTHWISE_CONV, tp.ops.OPTYPE.MHA)
 
@@ -22,41 +25,50 @@ _COUPLED = (tp.ops.OPTYPE.DEPTHWISE_CONV, tp.ops.OPTYPE.MHA)
 class ChannelGraph:
     """The dependency graph of a copy of a model, and that copy, which `remove` makes smaller step by step.
 
+    In the copy, attention is in separate layers (see `open_attention`), so that dense and pruned models have the same
+    layers whatever is removed.
+
     Args:
         model: The model; it is copied, and left as it is.
         example_inputs: One input batch, or a tuple that holds just it.
-        ignored_layers: Module names that keep their output width, with all below them.
+        ignored_layers: Module names that keep their output width, with all below them. Of attention, `heads`, `query`
+            (with the keys) and `value` can be named one by one; a packed `qkv` stands for the layers that replace it.
+
+    Attributes:
+        notes: Sentences about what cannot be narrowed.
 
     Raises:
         PruningError: When the model cannot be traced, takes several inputs, or an ignored layer does not exist.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, ignored_layers: Sequence[str] = ()) -> None:
-        self.model = copy.deepcopy(model)
+        self.model = copy.deepcopy(open_attention(model))
         self.example_inputs = single_input(example_inputs)
         self._ignored_layers = tuple(ignored_layers)
         self._removals: list[dict[str, np.ndarray]] = []
-        modules = dict(self.model.named_modules())
-        unknown = [name for name in ignored_layers if name not in modules]
-        if unknown:
-            raise PruningError(f"ignored_layers names '{unknown[0]}', which is not a module of the model")
-        self._ignored = [child for name in ignored_layers for child in modules[name].modules()]
+        self._ignored = modules_named(self.model, ignored_layers)
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
         self._graph = trace(self.model, self.example_inputs)
-        self._names = {module: name for name, module in modules.items()}
-        self._head_dims = {layer: each.head_dim for each in self._graph.attention for layer in each.inputs}
+        self._names = {module: name for name, module in self.model.named_modules()}
+        self.notes = notes_on_attention(self.model, self._graph.attention)
+        self._axes = {axis.name: axis for axis in head_axes(self._graph.attention, self._names)}
         self._kept: dict[tuple[str, str], np.ndarray] = {}
         self.groups = tuple(self._find_groups())
         self.kept_channels = {group.name: np.arange(group.num_channels) for group in self.groups}
 
     def _find_groups(self) -> Iterator[ChannelGroup]:
-        for group in self._graph.get_all_groups(ignored_layers=self._ignored):
+        for group in all_groups(self._graph, self._ignored):
             if not any(
                 self._keeps_width(dep) or self._cuts_blocks_in_part(dep, idxs) or self._is_lost(dep, idxs)
                 for dep, idxs in group
             ):
                 yield self._describe(group)
+        for axis in self._axes.values():
+            group = axis.group()
+            ignored = {self._names[module] for module in self._ignored}
+            if not any(member.layer in ignored for member in group.members if member.side != "in"):
+                yield group
 
     def _keeps_width(self, dependency: Any) -> bool:
         """Return whether a dimension reaches the output or shuffled channels, or belongs to an ignored layer."""
@@ -84,7 +96,6 @@ class ChannelGraph:
 
     def _describe(self, group: Any) -> ChannelGroup:
         root = group[0]
-        size = self._head_dims.get(root.dep.target.module)
         members = []
         blocks = [1]
         for item in group.items:
@@ -110,9 +121,8 @@ class ChannelGraph:
         return ChannelGroup(
             name=self._names[root.dep.target.module],
             num_channels=len(root.idxs),
-            num_blocks=size or math.lcm(*blocks),
+            num_blocks=math.lcm(*blocks),
             members=tuple(members),
-            whole_heads=size is not None,
         )
 
     def _side(self, dependency: Any) -> Side:
@@ -123,12 +133,23 @@ class ChannelGraph:
         return "out" if is_out else "in"
 
     def _full_group(self, group: ChannelGroup) -> Any:
-        return self._subgroup(group.name, list(range(group.num_channels)))
+        """Return a group as torch-pruning has it, with all channels."""
+        if group.name not in self._axes:
+            return self._subgroup(group.name, "out", list(range(group.num_channels)))
+        whole = tp.dependency.Group()
+        whole._DG = self._graph
+        for member in group.members:
+            if isinstance(self.model.get_submodule(member.layer), nn.Linear):
+                channels = member.channels.tolist()
+                whole.add_dep(self._subgroup(member.layer, member.side, channels)[0].dep, channels)
+                whole[-1].root_idxs = member.roots.tolist()
+        return whole
 
-    def _subgroup(self, name: str, channels: list[int]) -> Any:
-        module = self.model.get_submodule(name)
-        pruner = self._graph.get_pruner_of_module(module)
-        return self._graph.get_pruning_group(module, pruner.prune_out_channels, channels)
+    def _subgroup(self, name: str, side: Side, channels: list[int]) -> Any:
+        layer = self.model.get_submodule(name)
+        pruner = self._graph.get_pruner_of_module(layer)
+        cut = pruner.prune_in_channels if side == "in" else pruner.prune_out_channels
+        return self._graph.get_pruning_group(layer, cut, channels)
 
     def torch_pruning_scores(self, group: ChannelGroup, importance: str, **options: Any) -> Tensor:
         """Score the channels of a group by one of torch-pruning's importance classes.
@@ -154,7 +175,7 @@ class ChannelGraph:
             ) from error
         if scores is None:
             raise PruningError(f"torch-pruning's {importance} has no score for the group of layer '{group.name}'")
-        return scores.detach().double().cpu()
+        return scores[: group.num_channels].detach().double().cpu()
 
     def set_gradients(self, gradients: Mapping[str, Tensor], num_samples: int) -> None:
         """Give the parameters mean gradients, for scores that read them; `remove` cuts them with the parameters."""
@@ -180,10 +201,13 @@ class ChannelGraph:
                 raise PruningError(f"the plan names group '{name}', which the model does not have")
             if not len(channels):
                 continue
-            subgroup = self._subgroup(name, [int(channel) for channel in channels])
-            for dep, idxs in subgroup:
-                self._track(dep, idxs)
-            subgroup.prune(record_history=False)
+            if name in self._axes:
+                self._narrow_attention(name, channels)
+            else:
+                subgroup = self._subgroup(name, "out", [int(channel) for channel in channels])
+                for dep, idxs in subgroup:
+                    self._track(dep, idxs)
+                subgroup.prune(record_history=False)
             self.kept_channels[name] = np.delete(self.kept_channels[name], np.asarray(channels, dtype=np.int64))
         self._removals.append({name: np.array(channels, dtype=np.int64) for name, channels in removed.items()})
         _finish_surgery(self.model)
@@ -204,16 +228,29 @@ class ChannelGraph:
             other.remove(removed)
         return other
 
+    def _narrow_attention(self, name: str, channels: Sequence[int] | np.ndarray) -> None:
+        cuts = self._axes[name].cuts(channels)
+        for cut in cuts:
+            self._track_cut(cut)
+        for cut in cuts:
+            layer = self.model.get_submodule(cut.layer)
+            if isinstance(layer, nn.Linear):
+                prune = tp.prune_linear_in_channels if cut.side == "in" else tp.prune_linear_out_channels
+                prune(layer, cut.channels.tolist())
+        self._axes[name].narrow(channels)
+
     def _track(self, dep: Any, idxs: Sequence[int]) -> None:
         node = dep.target
-        if node.type == tp.ops.OPTYPE.PARAMETER or node.module not in self._names:
-            return
-        side = self._side(dep)
-        for dimension in ("out", "in") if side == "both" else (side,):
-            key = (self._names[node.module], dimension)
+        if node.type != tp.ops.OPTYPE.PARAMETER and node.module in self._names:
+            channels = np.asarray(idxs, dtype=np.int64)
+            self._track_cut(Cut(layer=self._names[node.module], side=self._side(dep), channels=channels))
+
+    def _track_cut(self, cut: Cut) -> None:
+        for dimension in ("out", "in") if cut.side == "both" else (cut.side,):
+            key = (cut.layer, dimension)
             if key not in self._kept:
-                self._kept[key] = np.arange(self.width(key[0], dimension))
-            self._kept[key] = np.delete(self._kept[key], np.asarray(idxs, dtype=np.int64))
+                self._kept[key] = np.arange(self.width(cut.layer, dimension))
+            self._kept[key] = np.delete(self._kept[key], cut.channels)
 
     def _check_runs(self) -> None:
         try:
@@ -233,6 +270,9 @@ class ChannelGraph:
     def width(self, layer: str, dimension: Literal["out", "in"]) -> int:
         """Return the present width of a layer's (or free parameter's) dimension."""
         target = self.parameters[layer] if layer in self.parameters else self.model.get_submodule(layer)
+        width = width_of(target, dimension)
+        if width is not None:
+            return width
         node = self._graph.module2node[target]
         return self._graph.get_out_channels(node) if dimension == "out" else self._graph.get_in_channels(node)
 

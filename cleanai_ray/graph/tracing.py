@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.attention import Attention, find_attention
+from cleanai_ray.nn.attention import OpenAttention
 
 _MAX_DIMS = 4
 """Dimensions of a feature map. Reshaped to more, a tensor has its channels or its positions in blocks."""
@@ -29,7 +30,7 @@ class _Graph(tp.DependencyGraph):
     """
 
     def _build_dependency(self, module2node: dict[Any, Any]) -> None:
-        self.attention = [found for found in find_attention(self.model) if _bridge(found, module2node)]
+        self.attention = [found for found in find_attention(self.model) if _set_apart(found, module2node)]
         super()._build_dependency(module2node)
         nodes = list(module2node.values())
         ended = dict.fromkeys(_in_blocks(nodes))
@@ -54,8 +55,8 @@ def _end(node: Any) -> None:
     node.inputs, node.outputs = [], []
 
 
-def _bridge(attention: Attention, module2node: dict[Any, Any]) -> bool:
-    """Connect queries, keys and values directly with the layer that reads them, channel by channel.
+def _set_apart(attention: Attention, module2node: dict[Any, Any]) -> bool:
+    """End the graph behind queries, keys and values, and let it begin again at the layer that reads the heads.
 
     Returns:
         True if it was done: not if the heads reach another layer as well, or did not run.
@@ -77,8 +78,8 @@ def _bridge(attention: Attention, module2node: dict[Any, Any]) -> bool:
             before.outputs = [later for later in before.outputs if later is not node]
         _end(node)
     for source in sources:
-        source.outputs = [target]
-    target.inputs = list(sources)
+        source.outputs = []
+    target.inputs = []
     return True
 
 
@@ -172,6 +173,40 @@ def _describe(node: Any, names: dict[nn.Module, str]) -> str:
                 waiting.append(before)
     behind = f" behind layer {', '.join(sorted(set(layers)))}" if layers else ""
     return f"operation {_op_name(node)}{behind}"
+
+
+def all_groups(graph: tp.DependencyGraph, ignored: Sequence[nn.Module]) -> Iterator[Any]:
+    """Yield torch-pruning's groups.
+
+    Raises:
+        PruningError: When the channels of a layer cannot be followed; the message names it.
+    """
+    try:
+        yield from graph.get_all_groups(ignored_layers=list(ignored))
+    except (IndexError, RuntimeError) as error:
+        reason = explain(error, graph.model)
+        raise PruningError(
+            f"the channels of the model cannot be followed to the layers that read them: {reason}"
+        ) from error
+
+
+def modules_named(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """Return modules of a model with all below them; the packed layer `qkv` of opened attention is three.
+
+    Raises:
+        PruningError: When the model has no module of a name.
+    """
+    modules, found = dict(model.named_modules()), []
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        owner = modules.get(parent)
+        if name in modules:
+            found += list(modules[name].modules())
+        elif leaf == "qkv" and isinstance(owner, OpenAttention):
+            found += [owner.q_proj, owner.k_proj, owner.v_proj]
+        else:
+            raise PruningError(f"ignored_layers names '{name}', which is not a module of the model")
+    return found
 
 
 def single_input(example_inputs: Any) -> Tensor:

@@ -16,6 +16,8 @@ from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.registry import METHODS
 from cleanai_ray.statistics import ActivationStatistics, LayerStatistics
 
+_WITHOUT_WEIGHTS = ("HeadProduct",)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoringContext:
@@ -54,6 +56,8 @@ class ImportanceMethod(ABC):
         needs_curves: True if it reads the sensitivity curves of the dense model.
         remeasures: True if calibration is repeated on the smaller network before every step but the first.
         comparable: True if scores of different groups are on one scale already, and must not be normalised.
+        search: Number of allocations of a budget over groups that are tried, each repaired and compared with the dense
+            model; 0: none. A method with a search needs curves, since each group loses its units in their order.
     """
 
     uses_coverage_metric: bool = False
@@ -64,6 +68,7 @@ class ImportanceMethod(ABC):
     needs_curves: bool = False
     remeasures: bool = False
     comparable: bool = False
+    search: int = 0
 
     @property
     def needs_statistics(self) -> bool:
@@ -144,13 +149,24 @@ def price_groups(method: ImportanceMethod, context: ScoringContext) -> dict[str,
 
 
 def readers(group: ChannelGroup) -> list[Member]:
-    """Return the Conv2d, Linear and attention layers that read the channels; depthwise convolutions pass them on."""
-    return [member for member in group.members if member.side == "in" or member.type == "MultiheadAttention"]
+    """Return the layers that read the channels; depthwise convolutions pass them on.
+
+    These are Conv2d, Linear and attention layers. Query and key dimensions are read where they pass by.
+    """
+    if all(member.side != "in" or member.type in _WITHOUT_WEIGHTS for member in group.members):
+        passing = [member for member in group.members if member.type == "HeadChannels"]
+        if passing:
+            return passing
+    return [
+        member
+        for member in group.members
+        if (member.side == "in" and member.type not in _WITHOUT_WEIGHTS) or member.type == "MultiheadAttention"
+    ]
 
 
 def producers(group: ChannelGroup) -> list[Member]:
     """Return the Conv2d and Linear layers that compute the group's channels."""
-    return [member for member in group.members if member.side == "out"]
+    return [member for member in group.members if member.side == "out" and member.type not in _WITHOUT_WEIGHTS]
 
 
 def average_over_layers(

@@ -20,10 +20,19 @@ class Reconstruction(ImportanceMethod):
     Channels are removed in the order of a greedy elimination, which refits the layers that read them after every
     removal. Groups are compared by what their error does to the model's output (KL, without labels). With a budget, the
     removal that does least harm per saving comes next, whatever the mode.
+
+    Args:
+        search: Number of other allocations of the budget that are tried: each is repaired in closed form, and judged
+            by the KL of the model's output on images held back. 0: none.
     """
 
     needs_curves = True
     comparable = True
+
+    def __init__(self, search: int = 0) -> None:
+        if not isinstance(search, int) or isinstance(search, bool) or search < 0:
+            raise ValueError(f"search is {search!r}; allowed: a whole number, at least 0")
+        self.search = search
 
     def score(self, group: ChannelGroup, context: ScoringContext) -> Tensor:
         """Return the harm that removing each channel in its turn adds, increasing along the order, [num_channels]."""

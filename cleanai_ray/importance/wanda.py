@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 
 from cleanai_ray.graph.graph import ChannelGroup, Member
@@ -15,6 +16,7 @@ from cleanai_ray.importance.base import (
     readers,
     statistics_of,
 )
+from cleanai_ray.nn.attention import HeadChannels
 from cleanai_ray.registry import METHODS
 
 _VARIANTS = ("consumer", "producer")
@@ -61,7 +63,12 @@ def _computing_weights(module: nn.Module) -> Tensor:
 
 
 def read_weights(module: nn.Module) -> Tensor:
-    """Return, for each input channel of a layer, the sum of the absolute weights that read it, [C]."""
+    """Return, for each input channel of a layer, the sum of the absolute weights that read it, [C].
+
+    Queries and keys are read with weight 1.
+    """
+    if isinstance(module, HeadChannels):
+        return torch.ones(module.num_channels)
     if isinstance(module, nn.MultiheadAttention):
         return module.in_proj_weight.detach().abs().sum(dim=0)
     weight = cast(Tensor, module.weight).detach().abs()

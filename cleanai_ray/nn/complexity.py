@@ -12,22 +12,23 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from cleanai_ray.nn.attention import HeadProduct
 from cleanai_ray.nn.hooks import require_no_hooks
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.weights import safetensors_bytes
 
-_COUNTED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+_COUNTED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention, HeadProduct)
 
 
 @dataclass(frozen=True)
 class LayerComplexity:
-    """The cost of one Conv2d, Linear or MultiheadAttention, with batch size 1.
+    """The cost of one Conv2d, Linear, MultiheadAttention or product of heads, with batch size 1.
 
     Attributes:
         name: Name of the module in the model.
         index: Position in execution order, from 0 (of its first call).
         kind: Class of the module.
-        in_channels: Input channels or features (embedding size of attention).
+        in_channels: Input channels or features (embedding size of attention; query and value channels of a product).
         out_channels: Output channels or features.
         params: Parameters, those of submodules included.
         macs: Multiply-accumulates, summed over all its calls in one forward pass.
@@ -90,6 +91,8 @@ def _channels(module: nn.Module) -> tuple[int, int]:
         return module.weight.shape[1] * module.groups, module.weight.shape[0]
     if isinstance(module, nn.Linear):
         return module.weight.shape[1], module.weight.shape[0]
+    if isinstance(module, HeadProduct):
+        return module.num_heads * (module.query_dim + module.value_dim), module.num_heads * module.value_dim
     assert isinstance(module, nn.MultiheadAttention)
     return module.embed_dim, module.out_proj.weight.shape[0]
 
@@ -108,6 +111,20 @@ def _countable_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Let no parameter need gradients; FlopCounterMode refuses one that a module is called with (a class token)."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        with torch.no_grad():
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 @contextmanager
@@ -160,7 +177,7 @@ def measure_complexity(model: nn.Module, example_input: Tensor) -> Complexity:
     parameter = next(model.parameters(), None)
     example = example_input[:1] if parameter is None else example_input[:1].to(parameter.device)
     counter = FlopCounterMode(display=False)
-    with evaluation_mode(model), torch.no_grad(), _countable_attention(), _metered(model, counter) as meters:
+    with evaluation_mode(model), _without_gradients(model), _countable_attention(), _metered(model, counter) as meters:
         with counter:
             model(example)
         layers = tuple(meter.result() for meter in meters)

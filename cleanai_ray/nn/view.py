@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 Forward = Callable[[Any, Tensor], Any]
 """(module, inputs) -> outputs; within it, `own_forward(module)` is the model's own forward pass."""
 
@@ -21,6 +22,22 @@ def as_network(model: nn.Module, forward: Forward) -> nn.Module:
     view = copy.copy(model)
     view.__class__ = _view_class(type(model), forward)  # type: ignore[arg-type]
     return view
+
+
+def shared_copy(model: M, replaced: Mapping[nn.Module, nn.Module] | None = None) -> M:
+    """Return a copy of a model and its modules that shares all parameters and buffers.
+
+    Args:
+        model: The model.
+        replaced: Other modules in place of some of its own.
+    """
+    modules = dict(replaced or {})
+    sources: list[nn.Module] = [model, *modules.values()]
+    tensors = [tensor for source in sources for tensor in (*source.parameters(), *source.buffers())]
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+    for module, other in modules.items():
+        memo[id(module)] = copy.deepcopy(other, dict(memo))
+    return copy.deepcopy(model, memo)
 
 
 def as_model(network: nn.Module) -> nn.Module:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor, nn
 
 from cleanai_ray.config.sweep import Budget
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.nn.attention import HeadProduct
 from cleanai_ray.nn.complexity import Complexity, measure_complexity
 
 BYTES_PER_MB = 1e6
 BUDGET_TOLERANCE = 0.02
+_SLACK = 1e-9
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,10 @@ class CostModel:
         complexity = measure_complexity(graph.model, graph.example_inputs)
         self._present = costs(complexity)
         self._cuts: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
+        self._sizes = {group.name: group.num_channels for group in graph.groups}
         for group in graph.groups:
             for member in group.members:
-                share = len(member.channels) / group.num_channels
+                share = len(np.unique(member.channels)) / group.num_channels
                 for side in ("out", "in") if member.side == "both" else (member.side,):
                     self._cuts[member.layer, side].append((group.name, share / graph.width(member.layer, side)))
         macs = {layer.name: float(layer.macs) for layer in complexity.layers}
@@ -59,9 +64,7 @@ class CostModel:
 
     def estimate(self, removed: Mapping[str, int]) -> dict[str, float]:
         """Return `macs`, `params` and `size_mb` when each group loses a number of channels (present numbering)."""
-        kept = {
-            key: 1.0 - sum(removed.get(name, 0) * share for name, share in cuts) for key, cuts in self._cuts.items()
-        }
+        kept = {key: self._kept_share(cuts, removed) for key, cuts in self._cuts.items()}
         macs, params, size_mb = (self._present[name] for name in ("macs", "params", "size_mb"))
         for name, layer in self._layers.items():
             out = kept.get((name, "out"), 1.0)
@@ -70,6 +73,13 @@ class CostModel:
             params -= layer.weights * (1 - both) + layer.biases * (1 - out)
             size_mb -= layer.weights_mb * (1 - both) + layer.biases_mb * (1 - out)
         return {"macs": macs, "params": params, "size_mb": size_mb}
+
+    def _kept_share(self, cuts: Sequence[tuple[str, float]], removed: Mapping[str, int]) -> float:
+        """Return the kept share of a dimension: groups cut it side by side, or each all of it (heads, and in heads)."""
+        gone = [(removed.get(name, 0) * share, self._sizes[name] * share) for name, share in cuts]
+        if sum(reach for _, reach in gone) > 1 + _SLACK:
+            return math.prod(1.0 - part for part, _ in gone)
+        return 1.0 - sum(part for part, _ in gone)
 
 
 def costs(complexity: Complexity) -> dict[str, float]:
@@ -126,7 +136,7 @@ def _describe(graph: ChannelGraph, name: str, macs: float, copies: Mapping[int, 
     count = float(sum(value.numel() for value in module.parameters()))
     weights = float(sum(value.numel() for value in module.parameters() if value.dim() > 1))
     depthwise = isinstance(module, nn.Conv2d) and module.groups == module.out_channels > 1
-    coupled = depthwise or not isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention))
+    coupled = depthwise or not isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention, HeadProduct))
     saved = module.state_dict().values()
     weights_mb = copies[id(module)] * sum(_megabytes(value) for value in saved if value.dim() > 1)
     biases_mb = copies[id(module)] * sum(_megabytes(value) for value in saved if value.dim() == 1)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cleanai_ray.pruning.plan import GroupPlan, PruningPlan
 
 _WIDTH = 118
-_LEAST_LAYERS_WIDTH = 24
+_LEAST_LAYERS_WIDTH = 16
 _GAP = "  "
 _SLACK = 1e-9
 _HEADINGS = ("group", "layers cut with it", "channels", "removed", "why")

@@ -58,7 +58,8 @@ def prune_to_budget(prune: Prune, trial: Trial, bounds: PruningSection, compare:
     seven times, between the smallest model that the bounds allow and the dense one. Each candidate is pruned from the
     dense model with the trial's own settings and timed beside it. A candidate that seems to be within the limit is
     timed again, and the slower time counts, so that no lucky measurement decides. The search ends early once a
-    candidate is within half a percentage point of the limit.
+    candidate is within half a percentage point of the limit. If the trial's method searches for an allocation, it does
+    so once, for the share of MACs that was found; the result is kept if it is within the limit.
 
     Args:
         prune: Prunes the dense model as a trial says.
@@ -84,6 +85,7 @@ class _Search:
         assert trial.budget is not None
         self._prune = prune
         self._trial = trial
+        self._searches = bool(trial.options.get("search"))
         self._bounds = bounds
         self._compare = compare
         self._limit = trial.budget.limit
@@ -98,7 +100,7 @@ class _Search:
             if best.ratio >= self._limit - _NEAR_ENOUGH:
                 break
             asked = (low + high) / 2
-            result = self._prune(self._trial.model_copy(update={"budget": Budget(macs=asked)}))
+            result = self._pruned(budget=Budget(macs=asked))
             if result.plan.removed == best.result.plan.removed:
                 low = asked
                 continue
@@ -108,12 +110,22 @@ class _Search:
             else:
                 # Every budget between the model's own share and the one asked for gives this same model.
                 high, self._too_slow = min(asked, candidate.share), candidate.ratio
-        return self._finished(best)
+        return self._finished(self._searched(best) if self._searches and best.asked is not None else best)
+
+    def _pruned(self, **changes: Any) -> PruneResult:
+        """Prune without a search for the allocation, which takes too long for a model that may be dropped."""
+        options = {**self._trial.options, "search": 0} if self._searches else self._trial.options
+        return self._prune(self._trial.model_copy(update={**changes, "options": options}))
+
+    def _searched(self, best: _Candidate) -> _Candidate:
+        """Return the model of the searched allocation with the same MACs, or `best` if that is too slow."""
+        trial = self._trial.model_copy(update={"budget": Budget(macs=best.asked)})
+        candidate = self._timed(self._prune(trial), best.asked)
+        return candidate if candidate.ratio <= self._limit else best
 
     def _smallest(self) -> _Candidate:
         """Return the smallest model that the bounds allow, where all modes remove the same number of channels."""
-        changes = {"budget": None, "ratio": self._bounds.max_ratio, "mode": "local"}
-        candidate = self._timed(self._prune(self._trial.model_copy(update=changes)), None)
+        candidate = self._timed(self._pruned(budget=None, ratio=self._bounds.max_ratio, mode="local"), None)
         if candidate.ratio > self._limit:
             raise PruningError(
                 f"the budget {self._trial.budget} cannot be met: the smallest model that max_ratio "

@@ -11,6 +11,7 @@ from cleanai_ray.config.study import Trial
 from cleanai_ray.errors import PruningError
 from cleanai_ray.importance.base import ImportanceMethod
 from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.pruning.allocation import Allocate
 from cleanai_ray.statistics import ActivationStatistics
 
 Remeasure = Callable[[nn.Module], ActivationStatistics]
@@ -25,12 +26,14 @@ class Measurements:
         curves: Sensitivity curves of the dense model, for methods that read them.
         remeasure: Calibrates a smaller model, for methods that measure again between steps.
         observe: Where activations are observed: `activation` or `output`.
+        allocate: Searches for the allocation of a budget, for methods that ask for it.
     """
 
     statistics: ActivationStatistics | None = None
     curves: SensitivityCurves | None = None
     remeasure: Remeasure | None = None
     observe: str = "activation"
+    allocate: Allocate | None = None
 
     def require(self, method: ImportanceMethod, trial: Trial) -> None:
         """Check that everything is there that a trial's method reads.
@@ -51,3 +54,24 @@ class Measurements:
             raise PruningError(f"method '{name}' measures again between steps, which takes batches; pass batches")
         if method.needs_curves and self.curves is None:
             raise PruningError(f"method '{name}' reads sensitivity curves, and none were given; pass batches or curves")
+        if method.search:
+            require_budget(method, trial)
+            if self.allocate is None:
+                raise PruningError(
+                    f"method '{name}' has search {method.search}, which reads calibration images, and none were given; "
+                    "pass batches, or search 0"
+                )
+
+
+def require_budget(method: ImportanceMethod, trial: Trial) -> None:
+    """Check that a method that searches for an allocation has a budget to share out, in one step.
+
+    Raises:
+        PruningError: When the trial has a ratio, or several steps.
+    """
+    if method.search and (trial.budget is None or trial.steps > 1):
+        found = f"steps {trial.steps}" if trial.budget is not None else f"ratio {trial.ratio:g}"
+        raise PruningError(
+            f"method '{trial.method}' has search {method.search}, which shares out a budget in one step, and {found} "
+            "is asked for; allowed: a budget and steps 1, or search 0"
+        )

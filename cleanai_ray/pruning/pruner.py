@@ -18,6 +18,8 @@ from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.importance.base import ScoringContext, create_method, give_gradients, price_groups, score_groups
 from cleanai_ray.nn.complexity import Complexity, measure_complexity
 from cleanai_ray.nn.consumers import add_biases
+from cleanai_ray.nn.open_attention import open_attention
+from cleanai_ray.pruning.allocation import Allocation
 from cleanai_ray.pruning.cost import CostModel, budget_limit, missed_budget
 from cleanai_ray.pruning.layer_rows import layer_rows
 from cleanai_ray.pruning.measurements import Measurements
@@ -53,7 +55,7 @@ class Pruner:
         ignored_layers: Sequence[str] = (),
         measured: Measurements | None = None,
     ) -> None:
-        self._dense = model
+        self._dense = open_attention(model)
         self._trial = trial
         self._bounds = (bounds or PruningSection()).resolved(trial.quantization)
         self._method = create_method(trial.method, dict(trial.options))
@@ -61,12 +63,14 @@ class Pruner:
         curves = self._measured.curves
         self._warnings = list(curves.notes) if curves is not None and self._method.needs_curves else []
         self._by_price = False
+        self._allocation: Allocation | None = None
         self._measured.require(self._method, trial)
         if trial.ratio is not None and trial.ratio > self._bounds.max_ratio:
             raise PruningError(f"ratio is {trial.ratio:g}; allowed: at most max_ratio, {self._bounds.max_ratio:g}")
         self._ignored_layers = tuple(dict.fromkeys([*self._bounds.ignored_layers, *ignored_layers]))
-        self._graph = ChannelGraph(model, example_inputs, self._ignored_layers)
+        self._graph = ChannelGraph(self._dense, example_inputs, self._ignored_layers)
         self._dense_groups = {group.name: group for group in self._graph.groups}
+        self._warnings += self._graph.notes
         if not self._dense_groups:
             raise PruningError("the model has no prunable group of layers: all of them reach the output or are ignored")
         if self._measured.statistics is not None:
@@ -152,7 +156,7 @@ class Pruner:
         self._by_price = prices is not None and self._trial.budget is not None
         widths = {name: group.num_channels for name, group in self._dense_groups.items()}
         selector = Selector(graph.groups, scores, widths, self._request(step, dense), prices)
-        removed = selector.select(self._cost())
+        removed = selector.channels(self._counts(selector))
         if not removed:
             self._warnings.append(f"step {step} of {self._trial.steps} removed nothing")
             return False
@@ -165,6 +169,18 @@ class Pruner:
                 )
         graph.remove(removed)
         return True
+
+    def _counts(self, selector: Selector) -> dict[str, int]:
+        """Return the units that each group loses, after the search for them if the method asks for one."""
+        cost = self._cost()
+        counts = selector.counts(cost)
+        if not self._method.search:
+            return counts
+        assert cost is not None
+        assert self._measured.allocate is not None
+        problem = selector.allocation_problem(counts, cost, self._method.search)
+        self._allocation = self._measured.allocate(problem)
+        return dict(self._allocation.counts)
 
     def _result(self, model: nn.Module) -> PruneResult:
         graph, dense = self._graph, self._dense_cost
@@ -226,6 +242,9 @@ class Pruner:
         achieved: dict[str, Any] = {"channel_ratio": plan.channel_ratio}
         for name in ("params", "macs", "size_bytes"):
             achieved |= {name: getattr(pruned, name), f"{name}_dense": getattr(dense, name)}
+        if self._allocation is not None:
+            found = self._allocation
+            achieved["search"] = {"kl_start": found.start_score, "kl": found.score, "candidates": found.num_candidates}
         return replace(plan, achieved=achieved)
 
 

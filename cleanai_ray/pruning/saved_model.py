@@ -14,6 +14,7 @@ from torch import nn
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.nn.consumers import add_biases
+from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.pruner import PruneResult, identify
@@ -72,6 +73,7 @@ def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
     Raises:
         ArtifactError: When the plan was made for another architecture.
     """
+    dense = open_attention(dense)
     device = next((value.device for value in dense.parameters()), torch.device("cpu"))
     task = find_task(plan.model.get("task", "classification"))
     inputs = tuple(task.example_input(shape).to(device) for shape in plan.model["example_inputs"])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGroup
+from cleanai_ray.pruning.allocation import AllocationProblem
 from cleanai_ray.pruning.price_selection import removal_sequence
 
 _SLACK = 1e-9
@@ -82,17 +83,45 @@ class Selector:
         Raises:
             PruningError: When the limit cannot be met within the bounds.
         """
+        return self.channels(self.counts(cost))
+
+    def counts(self, cost: Cost | None = None) -> dict[str, int]:
+        """Return the number of units that each group loses; the arguments and errors are those of `select`."""
         scopes = self._scopes()
         if self._request.limit is None:
-            counts = self._counts_for_ratio(scopes)
-        else:
-            assert cost is not None
-            counts = self._counts_for_limit(scopes, cost)
+            return self._rounded(self._counts_for_ratio(scopes))
+        assert cost is not None
+        return self._rounded(self._counts_for_limit(scopes, cost))
+
+    def channels(self, counts: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """Return the channels to remove when each group loses a number of units, by group name."""
         return {
             name: self._groups[name].expand(np.sort(self._orders[name][:count]))
-            for name, count in self._rounded(counts).items()
+            for name, count in counts.items()
             if count
         }
+
+    def allocation_problem(self, start: Mapping[str, int], cost: Cost, num_candidates: int) -> AllocationProblem:
+        """Return the problem of sharing out the limit better than in `start`, within the same bounds.
+
+        Args:
+            start: The result of `counts`.
+            cost: Cost of the model when each group loses a number of channels.
+            num_candidates: Number of candidates to try.
+        """
+        assert self._request.limit is not None
+        levels = {
+            name: sorted({self._rounded({name: count})[name] for count in range(self._caps[name] + 1)})
+            for name in self._groups
+            if name not in self._fixed
+        }
+        return AllocationProblem(
+            start=start,
+            levels={name: found for name, found in levels.items() if len(found) > 1},
+            cost=lambda counts: self._cost_of_units(cost, counts),
+            limit=self._request.limit,
+            num_candidates=num_candidates,
+        )
 
     def capped_groups(self, removed: Mapping[str, np.ndarray]) -> list[str]:
         """Return the names of groups that were cut as far as the bounds allow."""

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.config.sections import HELD_BACK
 from cleanai_ray.nn.consumers import Consumer
+from cleanai_ray.repair.attention import balance_queries, narrowed_queries
 from cleanai_ray.repair.batch_norm import NormSums, apply_relative, apply_reset, collect_norm_sums
 from cleanai_ray.repair.blockwise import reconstruct_blocks
 from cleanai_ray.repair.compensation import compensate_closed_form, narrowed_consumers
 from cleanai_ray.repair.distillation import distill
-from cleanai_ray.repair.images import device_of
+from cleanai_ray.repair.images import device_of, is_held_back
 from cleanai_ray.repair.learning import Recipe
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
 from cleanai_ray.repair.options import RepairOptions
@@ -28,7 +28,7 @@ from cleanai_ray.repair.sequential import compensate_sequential
 from cleanai_ray.repair.trace import trace_consumers
 from cleanai_ray.repair.unfolded import compensate_unfolded
 
-_BLOCK_RATE, _DISTILL_RATE = 0.05, 0.02
+_BLOCK_RATE, _DISTILL_RATE = 0.1, 0.02
 _SHARE_OF_BLOCKS = 0.5
 """Share of the seconds that blocks may take where distillation follows."""
 
@@ -64,7 +64,8 @@ class Variants:
             return self.given
         dense = self.models.dense
         features = narrowed_consumers(dense, self.models.kept_inputs)
-        return collect_moments(dense, self.images, layers=list(features), features=features)
+        layers = [*features, *narrowed_queries(dense, self.models.kept_inputs)]
+        return collect_moments(dense, self.images, layers=layers, features=features)
 
     @cached_property
     def norm_sums(self) -> dict[str, NormSums]:
@@ -76,10 +77,13 @@ class Variants:
         copied = replace(self.models, pruned=copy.deepcopy(self.models.pruned))
         if compensation == "none":
             return copied.pruned
-        assert ridge is not None
+        if narrowed_queries(copied.dense, copied.kept_inputs):
+            copied = balance_queries(copied, self.moments)
         if compensation == "closed_form":
+            assert ridge is not None
             compensate_closed_form(copied, self.moments, self.consumers, ridge=ridge)
         elif compensation == "sequential":
+            assert ridge is not None
             compensate_sequential(copied, self.images, ridge=ridge)
         elif compensation == "unfolded":
             compensate_unfolded(copied, self.images, ridge=ridge)
@@ -112,11 +116,6 @@ class Variants:
             seconds *= share
         mirror, seed = self.options.mirror, self.options.seed
         return Recipe(steps=steps, learning_rate=learning_rate, seconds=seconds, mirror=mirror, seed=seed)
-
-
-def is_held_back(positions: np.ndarray) -> np.ndarray:
-    """Return which images are held back to judge by, from their places among those that repair reads: every fifth."""
-    return positions % HELD_BACK == HELD_BACK - 1
 
 
 def split_images(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.config.sections import HELD_BACK
 from cleanai_ray.errors import CalibrationError, CleanAIError
 
 Batch = Tensor | tuple[Tensor, Any]
@@ -60,3 +62,8 @@ def run(model: Callable[[Tensor], Any], images: Tensor, samples: range) -> Any:
         raise CalibrationError(
             f"repair stopped at samples {samples.start} to {samples.stop - 1}: {' '.join(str(error).split())}"
         ) from error
+
+
+def is_held_back(positions: np.ndarray) -> np.ndarray:
+    """Return which images are held back to judge by, from their places among those that repair reads: every fifth."""
+    return positions % HELD_BACK == HELD_BACK - 1

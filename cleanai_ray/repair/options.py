@@ -10,13 +10,14 @@ from cleanai_ray.errors import PruningError
 COMPENSATIONS = ("none", "closed_form", "sequential", "unfolded", "blockwise")
 BATCH_NORMS = ("none", "relative", "reset")
 AUTO_BATCH_NORMS = ("none", "relative")
-RIDGES: dict[str, tuple[float, ...]] = {
+RIDGES: dict[str, tuple[float | None, ...]] = {
+    "none": (None,),
     "closed_form": (1e-3, 1e-2),
     "sequential": (1e-3,),
-    "unfolded": (1e-2, 1e-1),
-    "blockwise": (1e-2,),
+    "unfolded": (None,),
+    "blockwise": (None,),
 }
-"""Regularisations that `auto` tries of each compensation; the first one is the default."""
+"""Regularisations that `auto` tries of each compensation; the first one is the default. None: chosen layer by layer."""
 
 _AUTO = ("none", "closed_form", "unfolded")
 _AUTO_TRAINED = (*_AUTO, "blockwise")
@@ -45,7 +46,7 @@ class RepairOptions:
     compensation: str = "auto"
     batch_norm: str = "auto"
     ridge: float | None = None
-    block_steps: int = 300
+    block_steps: int = 600
     distill_steps: int = 0
     seconds: float | None = None
     mirror: bool = True
@@ -79,9 +80,7 @@ class RepairOptions:
         return tuple((name, ridge) for name in names for ridge in self._ridges(name))
 
     def _ridges(self, name: str) -> tuple[float | None, ...]:
-        if name == "none":
-            return (None,)
-        if self.ridge is not None:
+        if self.ridge is not None and name != "none":
             return (self.ridge,)
         return RIDGES[name] if self.compensation == "auto" else RIDGES[name][:1]
 

@@ -49,7 +49,7 @@ class PatchMoments:
             targets: What it should make, of the same shape.
         """
         kind = torch.promote_types(patches.dtype, torch.float32)
-        errors = (targets.double() - outputs.double()).unflatten(1, (patches.shape[1], -1))
+        errors = (targets.to(kind) - outputs.to(kind)).unflatten(1, (patches.shape[1], -1))
         patch, features, spread = _standardised(patches.transpose(0, 1), kind)
         error, residues, reach = _standardised(errors.transpose(0, 1), kind)
         return PatchMoments(
@@ -83,6 +83,16 @@ class PatchMoments:
         """True if the layer's output is what it should be, up to rounding."""
         return self.largest_error <= _NOTHING * self.largest_output
 
+    def change_of_error(self, change: Tensor, shift: Tensor) -> float:
+        """Return by how much a refit changes the mean squared error of these rows, summed over the outputs.
+
+        With u = D p + s, it is E|u|^2 - 2 E(e u).
+        """
+        gram, cross = self.gram / self.count, self.cross / self.count
+        mean = (change @ self.patch[:, :, None]).squeeze(2) + shift.view_as(self.error)
+        spread = ((change @ gram - 2 * cross) * change).sum()
+        return float(spread + (mean * (mean - 2 * self.error)).sum())
+
     def solve(self, ridge: float) -> tuple[Tensor, Tensor]:
         """Return the ridge regression of the error on the patch: change of the weight, and shift of the output.
 
@@ -109,11 +119,15 @@ class PatchMoments:
 def _standardised(rows: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mean of rows [groups, M, C], their deviations as shares of the largest, in a type, and the largest.
 
-    The means and deviations are taken in float64, so that constants have no variance; shares do not overflow.
+    The mean is summed in float64, and what the type cannot hold of it is corrected, so that constants have no variance;
+    shares do not overflow.
     """
-    rows = rows.double()
-    mean = rows.mean(dim=1)
-    deviations = rows - mean[:, None]
+    rows = rows.to(kind)
+    mean = rows.mean(dim=1, dtype=torch.float64)
+    deviations = rows - mean.to(kind)[:, None]
+    mean = mean.to(kind).double() + deviations.mean(dim=1, dtype=torch.float64)
+    deviations -= deviations.mean(dim=1, keepdim=True)
     largest = deviations.abs().amax(dim=1)
-    largest = torch.where(largest <= _CONSTANT * mean.abs(), 0.0, largest)
-    return mean, (deviations / torch.where(largest == 0, torch.inf, largest)[:, None]).to(kind), largest
+    constant = largest.double() <= _CONSTANT * mean.abs()
+    largest = torch.where(constant, 0.0, largest)
+    return mean, deviations.mul_(torch.where(largest > 0, 1 / largest, 0.0)[:, None]), largest.double()

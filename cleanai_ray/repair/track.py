@@ -130,16 +130,23 @@ class Track:
         return Feature(module=segment.name, axis=axes[0], channels=torch.as_tensor(kept))
 
     @torch.no_grad()
-    def advance(self) -> None:
-        """Go on to the next block; each model's inputs there are what it makes of its inputs here."""
+    def advance(self, dense: list[Tensor] | None = None, pruned: list[Tensor] | None = None) -> None:
+        """Go on to the next block; each model's inputs there are what it makes of its inputs here.
+
+        Args:
+            dense: What the dense model's block makes of each batch, if that is known.
+            pruned: The same for the pruned model.
+        """
         following = self.blocks[self.blocks.index(self.block) + 1]
         with evaluation_mode(self.models.dense), evaluation_mode(self.models.pruned):
-            self.dense = self._outputs(self._dense, self.dense)
-            self.pruned = self._outputs(self._pruned, self.pruned)
+            self.dense = self._outputs(self._dense, self.dense, dense)
+            self.pruned = self._outputs(self._pruned, self.pruned, pruned)
         self.block = following
 
-    def _outputs(self, replay: Replay, batches: Sequence[Tensor]) -> list[Tensor]:
+    def _outputs(self, replay: Replay, batches: Sequence[Tensor], known: list[Tensor] | None) -> list[Tensor]:
         place = batches[0].device
+        if known is not None:
+            return [batch.to(place) for batch in known]
         return [self._run(replay, batch).to(place) for _, batch in walk(batches, replay.model)]
 
     def _run(self, replay: Replay, batch: Tensor) -> Tensor:

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import CalibrationError
 from cleanai_ray.nn.consumers import shift_output
 from cleanai_ray.nn.modes import evaluation_mode
-from cleanai_ray.nn.patches import count_positions, matrix, offset, outputs, patches, reads_patches, set_matrix
-from cleanai_ray.repair.branches import Branch, branch_scale
-from cleanai_ray.repair.images import Batches, Reached, device_of, read_images, run, walk
+from cleanai_ray.nn.patches import matrix, reads_patches, set_matrix
+from cleanai_ray.repair.evidence import Evidence
+from cleanai_ray.repair.images import Batches, Reached, device_of, is_held_back, read_images, run, walk
 from cleanai_ray.repair.pair import ModelPair
-from cleanai_ray.repair.patch_moments import PatchMoments
+from cleanai_ray.repair.rows import Rows
 from cleanai_ray.repair.sampling import PositionSampler
 from cleanai_ray.repair.trace import trace_consumers
 from cleanai_ray.repair.track import Track
-from cleanai_ray.repair.watching import Unit, trace_units, visiting
+from cleanai_ray.repair.watching import Unit, Visit, trace_units, visiting
 
 POSITIONS_PER_SAMPLE = 32
-RIDGE = 1e-2
 MAX_FEATURES = 4608
 """Features of one regression; the weights of a layer that reads more are refitted one part after another."""
 MEMORY_LIMIT = 4 * 1024**3
 _LIVE_TENSORS = 4
+_Made = list[Tensor] | None
 _SAMPLES_AT_ONCE = 128
 
 
@@ -36,7 +39,7 @@ def compensate_unfolded(
     models: ModelPair,
     batches: Batches,
     *,
-    ridge: float = RIDGE,
+    ridge: float | None = None,
     positions_per_sample: int = POSITIONS_PER_SAMPLE,
     passes: int = 1,
     memory_limit: int = MEMORY_LIMIT,
@@ -53,7 +56,9 @@ def compensate_unfolded(
     Args:
         models: The dense model and its pruned copy, which is changed.
         batches: Calibration images, or a function that opens them; they are read once and held in memory.
-        ridge: Regularisation, as a share of the mean variance of the patches.
+        ridge: Regularisation, as a share of the mean variance of the patches. None: for each layer, the one of `RIDGES`
+            whose error is least on every fifth image, after a fit to the rest; the layer keeps its weights if that is
+            better.
         positions_per_sample: Most output positions (pixels, tokens) to read per sample.
         passes: Times that all layers are refitted, each time from where they are.
         memory_limit: Bytes that the activations of a block may take. Beyond it, a block's layers are refitted in a pass
@@ -66,10 +71,9 @@ def compensate_unfolded(
     refit = Refit.prepare(models, images, ridge=ridge, positions_per_sample=positions_per_sample)
     for _ in range(passes):
         track = Track(models, images)
-        for block in track.blocks:
-            if block is not track.block:
-                track.advance()
-            refit.block(track, memory_limit)
+        for _ in track.blocks[1:]:
+            track.advance(*refit.block(track, memory_limit))
+        refit.block(track, memory_limit)
     return tuple(refit.changed)
 
 
@@ -79,21 +83,23 @@ class Refit:
 
     Attributes:
         models: The models.
-        units: The layers to refit, in the order in which they can be.
-        sampler: The output positions to read.
-        ridge: Regularisation.
+        rows: Reads the rows of the layers to refit.
+        ridge: Regularisation; None: chosen for each layer.
         changed: Names of the layers that have changed so far.
     """
 
     models: ModelPair
-    units: dict[str, Unit]
-    sampler: PositionSampler
-    ridge: float
+    rows: Rows
+    ridge: float | None
     changed: dict[str, None] = field(default_factory=dict)
 
     @staticmethod
     def prepare(
-        models: ModelPair, images: Sequence[Tensor], *, ridge: float, positions_per_sample: int = POSITIONS_PER_SAMPLE
+        models: ModelPair,
+        images: Sequence[Tensor],
+        *,
+        ridge: float | None,
+        positions_per_sample: int = POSITIONS_PER_SAMPLE,
     ) -> Refit:
         """Find the layers of a pruned model."""
         first = images[0][:2].to(device_of(models.pruned))
@@ -102,120 +108,79 @@ class Refit:
         found = trace_consumers(models.pruned, first, reads_patches)
         consumers = [consumer for consumer in found if consumer.name not in tied]
         units = {unit.consumer.name: unit for unit in trace_units(models.pruned, first, consumers)}
-        return Refit(models=models, units=units, sampler=PositionSampler(positions_per_sample), ridge=ridge)
+        rows = Rows(models=models, units=units, sampler=PositionSampler(positions_per_sample))
+        return Refit(models=models, rows=rows, ridge=ridge)
 
     @torch.no_grad()
-    def block(self, track: Track, memory_limit: int = MEMORY_LIMIT) -> None:
-        """Refit the layers of a track's present block."""
-        units = {name: unit for name, unit in self.units.items() if name in track.block.layers}
+    def block(self, track: Track, memory_limit: int = MEMORY_LIMIT) -> tuple[_Made, _Made]:
+        """Refit the layers of a track's present block.
+
+        Returns:
+            What the dense and the refitted block make of each batch; None where it was not computed on the way.
+        """
+        units = {name: unit for name, unit in self.rows.units.items() if name in track.block.layers}
         if not units:
-            return
+            return None, None
         number = sum(len(batch) for batch in track.pruned)
         with evaluation_mode(self.models.dense), evaluation_mode(self.models.pruned):
             if number * _bytes_per_sample(track) <= memory_limit:
-                targets = self._targets(track, units)
-                self._in_one_pass(track, units, targets)
-            else:
-                for name in units:
-                    self._layer_by_layer(track, name)
+                targets, dense = self._targets(track, units)
+                return dense, self._in_one_pass(track, units, targets)
+            for name in units:
+                self._layer_by_layer(track, name)
+        return None, None
 
-    def _targets(self, track: Track, units: dict[str, Unit]) -> dict[str, list[Tensor]]:
-        """Return what each layer should make of each batch of images, [N, P, outputs]."""
+    def _targets(self, track: Track, units: dict[str, Unit]) -> tuple[dict[str, list[Tensor]], _Made]:
+        """Return what each layer should make of each batch of images, [N, P, outputs]; and what the block makes."""
         found: dict[str, list[Tensor]] = {name: [] for name in units}
 
         def keep(name: str, value: Tensor, shortcut: Tensor | None, samples: range) -> bool:
-            _, made = self._effect(self.models.dense, name, value, shortcut, samples)
-            kept = self.models.kept_outputs.get(name)
-            found[name].append(made if kept is None else made[:, :, torch.as_tensor(kept, device=made.device)])
+            found[name].append(self.rows.target(name, value, shortcut, samples))
             return False
 
-        self._visit(self.models.dense, units, track.dense, track.run_dense, keep)
-        return found
+        watching = _watching(self.models.dense, units, outputs=True)
+        return found, _visit(watching, track.run_dense, walk(track.dense, self.models.dense), keep)
 
-    def _in_one_pass(self, track: Track, units: dict[str, Unit], targets: dict[str, list[Tensor]]) -> None:
+    def _in_one_pass(self, track: Track, units: dict[str, Unit], targets: dict[str, list[Tensor]]) -> _Made:
         def refit(name: str, value: Tensor, shortcut: Tensor | None, samples: range) -> bool:
             target = torch.cat(targets.pop(name))
             changed = False
             for part in self._parts(name):
-                total: PatchMoments | None = None
+                total: Evidence | None = None
                 for start in range(0, len(target), _SAMPLES_AT_ONCE):
                     some = slice(start, start + _SAMPLES_AT_ONCE)
                     beside = None if shortcut is None else shortcut[some]
-                    moments = self._moments(name, value[some], beside, samples[some], target[some], part)
-                    total = moments if total is None else total + moments
+                    evidence = self._evidence(name, value[some], beside, samples[some], target[some], part)
+                    total = evidence if total is None else total + evidence
                 assert total is not None
                 changed = self._apply(name, total, part) or changed
             return changed
 
-        self._visit(self.models.pruned, units, [torch.cat(track.pruned)], track.run_pruned, refit)
+        watching = _watching(self.models.pruned, units)
+        batch = [torch.cat(track.pruned)]
+        made = _visit(watching, track.run_pruned, walk(batch, self.models.pruned), refit)
+        return None if made is None else list(made[0].split([len(batch) for batch in track.pruned]))
 
     def _layer_by_layer(self, track: Track, name: str) -> None:
         for part in self._parts(name):
-            moments = self._sum_over_batches(track, name, part)
-            if moments is not None:
-                self._apply(name, moments, part)
+            evidence = self._sum_over_batches(track, name, part)
+            if evidence is not None:
+                self._apply(name, evidence, part)
 
-    def _sum_over_batches(self, track: Track, name: str, part: slice) -> PatchMoments | None:
-        units = {name: self.units[name]}
-        targets = iter(self._targets(track, units)[name])
-        total: PatchMoments | None = None
+    def _sum_over_batches(self, track: Track, name: str, part: slice) -> Evidence | None:
+        units = {name: self.rows.units[name]}
+        targets = iter(self._targets(track, units)[0][name])
+        total: Evidence | None = None
 
         def add(name: str, value: Tensor, shortcut: Tensor | None, samples: range) -> bool:
             nonlocal total
-            moments = self._moments(name, value, shortcut, samples, next(targets), part)
-            total = moments if total is None else total + moments
+            evidence = self._evidence(name, value, shortcut, samples, next(targets), part)
+            total = evidence if total is None else total + evidence
             raise Reached
 
-        self._visit(self.models.pruned, units, track.pruned, track.run_pruned, add)
+        watching = _watching(self.models.pruned, units)
+        _visit(watching, track.run_pruned, walk(track.pruned, self.models.pruned), add)
         return total
-
-    def _visit(
-        self,
-        model: nn.Module,
-        units: dict[str, Unit],
-        batches: Sequence[Tensor],
-        step: Callable[[Tensor], Tensor],
-        visit: Callable[[str, Tensor, Tensor | None, range], bool],
-    ) -> None:
-        samples = range(0)
-
-        def at(name: str, value: Tensor, shortcut: Tensor | None) -> bool:
-            return visit(name, value, shortcut, samples)
-
-        with visiting(model, units, at):
-            for samples, batch in walk(batches, model):
-                with contextlib.suppress(Reached):
-                    run(step, batch, samples)
-
-    def _effect(
-        self, model: nn.Module, name: str, value: Tensor, shortcut: Tensor | None, samples: range
-    ) -> tuple[Tensor, Tensor]:
-        """Return the patches that a layer reads, [N, P, groups, features], and what it makes of them, [N, P, outputs].
-
-        What it makes is its output before the batch-norm that follows, less the batch-norm's running mean; at a sum,
-        the shortcut is part of it.
-        """
-        module, unit = model.get_submodule(name), self.units[name]
-        positions = self.sampler.positions(name, samples, count_positions(module, value, len(samples)))
-        rows = patches(module, value, positions)
-        made = torch.einsum("npgf,gof->npgo", rows, matrix(module)).flatten(2)
-        bias = offset(module)
-        if bias is not None:
-            made = made + bias
-        if unit.consumer.norm is not None:
-            mean = model.get_submodule(unit.consumer.norm).running_mean
-            assert isinstance(mean, Tensor)
-            made = made - mean
-        if unit.branch is not None and shortcut is not None:
-            made = made + outputs(module, shortcut, positions) / self._branch_scale(model, name, unit.branch)
-        return rows, made
-
-    def _branch_scale(self, model: nn.Module, name: str, branch: Branch) -> Tensor | float:
-        """Return the factor of a branch's channels in the dense model: in both, the same ones are switched off."""
-        scale, kept = branch_scale(self.models.dense, branch), self.models.kept_outputs.get(name)
-        if model is self.models.dense or kept is None or not isinstance(scale, Tensor):
-            return scale
-        return scale[torch.as_tensor(kept, device=scale.device)]
 
     def _parts(self, name: str) -> Iterator[slice]:
         """Yield the features that are refitted at once."""
@@ -223,27 +188,53 @@ class Refit:
         for start in range(0, number, MAX_FEATURES):
             yield slice(start, start + MAX_FEATURES)
 
-    def _moments(
+    def _evidence(
         self, name: str, value: Tensor, shortcut: Tensor | None, samples: range, target: Tensor, part: slice
-    ) -> PatchMoments:
-        rows, made = self._effect(self.models.pruned, name, value, shortcut, samples)
+    ) -> Evidence:
+        patches, made = self.rows.made(name, value, shortcut, samples)
         target = target.to(made.device)
-        return PatchMoments.of(rows[..., part].flatten(0, 1), made.flatten(0, 1), target.flatten(0, 1))
+        return Evidence.of(patches[..., part], made, target, checks=is_held_back(np.asarray(samples)))
 
-    def _apply(self, name: str, moments: PatchMoments, part: slice) -> bool:
+    def _apply(self, name: str, evidence: Evidence, part: slice) -> bool:
         """Refit a layer, and return whether it was not right already."""
-        if moments.is_right:
+        if evidence.is_right:
             return False
-        change, shift = moments.solve(self.ridge)
+        change, shift = evidence.solve(self.ridge)
         if not (torch.isfinite(change).all() and torch.isfinite(shift).all()):
             raise CalibrationError(f"the values around layer '{name}' are not finite on the calibration samples")
         module = self.models.pruned.get_submodule(name)
         weight = matrix(module).clone()
         weight[:, :, part] += change.to(weight)
         set_matrix(module, weight)
-        shift_output(self.models.pruned, self.units[name].consumer, shift)
+        shift_output(self.models.pruned, self.rows.units[name].consumer, shift)
         self.changed[name] = None
         return True
+
+
+def _watching(
+    model: nn.Module, units: Mapping[str, Unit], *, outputs: bool = False
+) -> Callable[[Visit], AbstractContextManager[object]]:
+    return lambda visit: visiting(model, units, visit, outputs=outputs)
+
+
+def _visit(
+    watching: Callable[[Visit], AbstractContextManager[object]],
+    step: Callable[[Tensor], Any],
+    batches: Iterable[tuple[range, Tensor]],
+    visit: Callable[[str, Tensor, Tensor | None, range], bool],
+) -> _Made:
+    """Run batches, and return what comes out, or None where that is not always a tensor."""
+    samples = range(0)
+    made: list[Any] = []
+
+    def at(name: str, value: Tensor, shortcut: Tensor | None) -> bool:
+        return visit(name, value, shortcut, samples)
+
+    with watching(at):
+        for samples, batch in batches:
+            with contextlib.suppress(Reached):
+                made.append(run(step, batch, samples))
+    return made if made and all(isinstance(value, Tensor) for value in made) else None
 
 
 def _tied(model: nn.Module) -> set[str]:

@@ -57,20 +57,30 @@ class visiting(HookOwner):
     """Calls `visit` for each unit: before the layer runs, or at the sum that its output enters.
 
     If `visit` returns True at a sum, the layer and the chain behind it run again, and the sum adds what they give.
+
+    Args:
+        model: The model.
+        units: The layers, by name.
+        visit: The function to call.
+        outputs: Call it after the layer has run, with its output in place of its input (but not of MultiheadAttention).
     """
 
-    def __init__(self, model: nn.Module, units: Mapping[str, Unit], visit: Visit) -> None:
+    def __init__(self, model: nn.Module, units: Mapping[str, Unit], visit: Visit, *, outputs: bool = False) -> None:
         super().__init__()
         self._model = model
         self._units = units
         self._visit = visit
+        self._outputs = outputs
         self._pending: dict[str, tuple[Tensor, int]] = {}
         self._mode = Additions(self._add)
 
     def __enter__(self) -> visiting:
         for name in self._units:
             module = self._model.get_submodule(name)
-            self._handles.append(module.register_forward_pre_hook(self._before(name), with_kwargs=True))
+            if self._outputs and not isinstance(module, nn.MultiheadAttention):
+                self._handles.append(module.register_forward_hook(self._after(name)))
+            else:
+                self._handles.append(module.register_forward_pre_hook(self._before(name), with_kwargs=True))
         self._mode.__enter__()
         return self
 
@@ -86,14 +96,24 @@ class visiting(HookOwner):
             values = [*args, *kwargs.values()]
             if isinstance(module, nn.MultiheadAttention) and not (values[0] is values[1] is values[2]):
                 return
-            branch = self._units[name].branch
-            if branch is not None:
-                self._pending[name] = (values[0], branch.after)
-                return
-            with self._mode.pause():
-                self._visit(name, values[0], None)
+            self._arrive(name, values[0])
 
         return hook
+
+    def _after(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            if not self._mode.paused:
+                self._arrive(name, output)
+
+        return hook
+
+    def _arrive(self, name: str, value: Tensor) -> None:
+        branch = self._units[name].branch
+        if branch is not None:
+            self._pending[name] = (value, branch.after)
+            return
+        with self._mode.pause():
+            self._visit(name, value, None)
 
     def _add(self, args: Sequence[Any]) -> None:
         for name, (value, left) in list(self._pending.items()):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.nn.attention import HeadChannels
 from cleanai_ray.nn.batches import fast_batch_size, fast_batches
 from cleanai_ray.nn.consumers import is_consumer, shift_output, write_weight
 from cleanai_ray.nn.modes import evaluation_mode
@@ -19,6 +20,7 @@ from cleanai_ray.repair.images import device_of
 from cleanai_ray.repair.moments import ConsumerMoments
 from cleanai_ray.repair.outputs import divergence, log_probabilities
 from cleanai_ray.repair.trace import trace_consumers
+from cleanai_ray.sensitivity.attention import attention_of, fold_queries
 from cleanai_ray.sensitivity.elimination import Reading
 
 _KEPT_BYTES = 512 * 1024**2
@@ -65,7 +67,8 @@ class Probe:
 
     def place(self, layers: Sequence[str]) -> int:
         """Return the place of the segment in which the first of some layers runs."""
-        return min(self._places.get(layer, 0) for layer in layers)
+        own = [layer if layer in self._places else f"{attention_of(layer)}.q_proj" for layer in layers]
+        return min(self._places.get(layer, 0) for layer in own)
 
     def measure(self, readings: Mapping[str, Reading], units: Sequence[int]) -> float:
         """Return the mean KL(dense || model) in nats without some units of a group.
@@ -100,6 +103,11 @@ class Probe:
         """Make a consumer read only the channels that stay, compensated in closed form, and undo it on leaving."""
         mean, covariance = self._moments[name].mean, reading.covariance
         module = self._model.get_submodule(name)
+        if isinstance(module, HeadChannels):
+            with _restored(self._model.get_submodule(attention_of(name))):
+                fold_queries(self._model, name, reading, removed)
+                yield
+            return
         if not is_consumer(module):
             handle = module.register_forward_pre_hook(_filling(removed, mean))
             try:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from cleanai_ray.errors import CleanAIError, PruningError
 from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
+from cleanai_ray.importance.base import readers
 from cleanai_ray.importance.curves import GroupCurve, SensitivityCurves
 from cleanai_ray.repair.auto import split_images
 from cleanai_ray.repair.images import Batch, read_images
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
+from cleanai_ray.sensitivity.attention import balanced_errors
 from cleanai_ray.sensitivity.elimination import Reading, eliminate
 from cleanai_ray.sensitivity.neighbours import estimate, fallback_order, probed_numbers
 from cleanai_ray.sensitivity.probe import Probe
@@ -121,6 +123,8 @@ def _measure(group: ChannelGroup, readings: Mapping[str, Reading], probe: Probe 
     )
     try:
         order, errors = eliminate(list(readings.values()), ridge=ridge)
+        if any(member.type == "HeadChannels" for member in readers(group)):
+            errors = balanced_errors(next(iter(readings.values())))
         if not np.isfinite(errors).all():
             return replace(curve, estimated="its joint elimination gives errors that are not finite")
         curve = replace(curve, order=tuple(order), errors=tuple(errors))

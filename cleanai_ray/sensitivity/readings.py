@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup, Member
 from cleanai_ray.importance.base import readers
+from cleanai_ray.nn.attention import HeadChannels
 from cleanai_ray.nn.consumers import features_per_channel, is_consumer, read_weight
 from cleanai_ray.repair.moments import ConsumerMoments
+from cleanai_ray.sensitivity.attention import query_reading
 from cleanai_ray.sensitivity.elimination import Reading
 
 
@@ -31,7 +33,7 @@ def _readers(graph: ChannelGraph, group: ChannelGroup) -> dict[str, list[Member]
     found: dict[str, list[Member]] = {}
     for member in readers(group):
         module = None if member.layer in graph.parameters else graph.model.get_submodule(member.layer)
-        if module is not None and (is_consumer(module) or isinstance(module, nn.Conv2d)):
+        if module is not None and (is_consumer(module) or isinstance(module, (nn.Conv2d, HeadChannels))):
             found.setdefault(member.layer, []).append(member)
     return found
 
@@ -45,6 +47,9 @@ def _features(graph: ChannelGraph, members: Sequence[Member]) -> int | None:
 
 def group_readings(graph: ChannelGraph, group: ChannelGroup, moments: ConsumerMoments) -> dict[str, Reading]:
     """Return the reading of a group by each layer whose moments are known."""
+    places = readers(group)
+    if all(member.type == "HeadChannels" for member in places):
+        return query_reading(group, places, moments, graph.width(places[0].layer, "in") // group.num_channels)
     found = {}
     unit_of = group.unit_of.tolist()
     for name, members in _readers(graph, group).items():

@@ -55,7 +55,7 @@ def _reads_data(trial: Trial) -> bool | None:
 def describe_repair(chosen: Mapping[str, Any]) -> str:
     """Return a short description of the repair that was applied."""
     parts = [name for name in (chosen["compensation"], chosen["batch_norm"]) if name != "none"]
-    ridge = f", ridge {chosen['ridge']:g}" if chosen["compensation"] != "none" else ""
+    ridge = f", ridge {chosen['ridge']:g}" if chosen["ridge"] is not None else ""
     distilled = f", {chosen['distill_steps']} steps of distillation" if chosen["distill_steps"] else ""
     return (" + ".join(parts) or "none") + ridge + distilled
 

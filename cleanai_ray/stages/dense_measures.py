@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.study import Study
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.importance.curves import SensitivityCurves
-from cleanai_ray.repair.auto import is_held_back
+from cleanai_ray.nn.open_attention import open_attention
+from cleanai_ray.pruning.allocation import Allocation
+from cleanai_ray.repair.images import is_held_back
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
-from cleanai_ray.sensitivity import measure_curves, probe_images, reading_features
+from cleanai_ray.sensitivity import (
+    CandidateScorer,
+    measure_curves,
+    probe_images,
+    reading_features,
+    search_images,
+)
+from cleanai_ray.sensitivity.candidates import MAX_SEARCH_IMAGES
 from cleanai_ray.stages.workspace import Workspace, methods_need
 from cleanai_ray.statistics import ActivationStatistics
 
@@ -26,11 +36,13 @@ class DenseMeasures:
         statistics: Activation statistics.
         moments: Second moments of the inputs of the layers that read prunable layers.
         curves: Sensitivity curves of the dependency groups.
+        allocations: Results of the searches for allocations, by the key of their problem.
     """
 
     statistics: ActivationStatistics | None = None
     moments: ConsumerMoments | None = None
     curves: SensitivityCurves | None = None
+    allocations: Mapping[str, Allocation] = field(default_factory=dict)
 
 
 def measures_folder(study: Study, draw: CalibrationDraw) -> str:
@@ -78,8 +90,8 @@ class MomentCollector:
 
     def __init__(self, workspace: Workspace, model: nn.Module) -> None:
         self._workspace = workspace
-        self._model = model
-        self._features = reading_features(_graph(workspace, model))
+        self._model = open_attention(model)
+        self._features = reading_features(_graph(workspace, self._model))
         self._shards = moment_shards(workspace)
 
     def num_samples(self, number: int) -> int:
@@ -100,11 +112,31 @@ class MomentCollector:
 
 def measure_study_curves(workspace: Workspace, model: nn.Module, moments: ConsumerMoments) -> SensitivityCurves:
     """Return the sensitivity curves of a study's dense model; outputs are compared on the images held back."""
+    _, held = _split(workspace)
+    return measure_curves(_graph(workspace, model), moments, probe_images(_images(workspace, held)))
+
+
+def study_candidates(workspace: Workspace, model: nn.Module, measures: DenseMeasures) -> CandidateScorer:
+    """Return the scorer of a search for allocations; its result is judged on the images that gave no moments."""
+    assert measures.curves is not None
+    assert measures.moments is not None
+    working, held = _split(workspace)
+    images = search_images(_images(workspace, working[:MAX_SEARCH_IMAGES]))
+    judges = probe_images(_images(workspace, held))
+    return CandidateScorer(_graph(workspace, model), measures.curves, measures.moments, images, judges)
+
+
+def _split(workspace: Workspace) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of the calibration images that give second moments, and of those held back."""
     limit = workspace.study.data.calibration.second_moment_samples
     positions = np.arange(min(limit, len(workspace.roles.calibration)))
-    held = positions[is_held_back(positions)]
-    images = [images for images, _ in workspace.batches("calibration", positions=held if len(held) else positions)]
-    return measure_curves(_graph(workspace, model), moments, probe_images(images))
+    is_held = is_held_back(positions)
+    held = positions[is_held] if is_held.any() else positions
+    return positions[~is_held], held
+
+
+def _images(workspace: Workspace, positions: np.ndarray) -> list[Tensor]:
+    return [images for images, _ in workspace.batches("calibration", positions=positions)]
 
 
 def _graph(workspace: Workspace, model: nn.Module) -> ChannelGraph:

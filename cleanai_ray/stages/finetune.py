@@ -14,7 +14,7 @@ from cleanai_ray.config.study import Study, Trial, digest
 from cleanai_ray.data import Share
 from cleanai_ray.data.augment import random_mixture, sample_seeds
 from cleanai_ray.registry import STAGES
-from cleanai_ray.repair.auto import is_held_back
+from cleanai_ray.repair.images import is_held_back
 from cleanai_ray.stages.base import Stage
 from cleanai_ray.stages.state import TrialState
 from cleanai_ray.stages.workspace import Workspace

@@ -26,7 +26,10 @@ def dense_key(study: Study) -> str:
     weights = study.model.weights
     content = None if weights in (None, "pretrained") else _content_digest(str(weights))
     evaluation = study.evaluation.model_dump(exclude={"latency"})
-    return digest([study.model.model_dump(), content, _data(study), evaluation])
+    model = study.model.model_dump()
+    if study.model.train is not None and study.model.train.optimizer == "sgd":
+        del model["train"]["optimizer"]  # as before there was a choice, so that trained models stay valid
+    return digest([model, content, _data(study), evaluation])
 
 
 def calibration_key(study: Study, dense_digest: str) -> str:

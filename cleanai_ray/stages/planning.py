@@ -15,6 +15,7 @@ from cleanai_ray.evaluation.backends import require_installed
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model
+from cleanai_ray.pruning.measurements import require_budget
 from cleanai_ray.stages.dense_measures import measures_folder
 from cleanai_ray.stages.fingerprints import calibration_key, dense_key, trial_key
 from cleanai_ray.stages.workspace import Workspace, open_workspace
@@ -41,10 +42,11 @@ def check_study(study: Study) -> Workspace:
 
     Raises:
         CleanAIError: When the data set or a package is missing, the model does not fit its weights or cannot be pruned,
-            or an option of a method is wrong.
+            or an option of a method is wrong or does not fit the sweep.
     """
-    for name in study.sweep.methods:
-        create_method(name, dict(study.sweep.method_options.get(name, {})))
+    methods = {name: create_method(name, study.sweep.method_options.get(name)) for name in study.sweep.methods}
+    for trial in study.trials():
+        require_budget(methods[trial.method], trial)
     if study.evaluation.latency is not None:
         require_installed(study.evaluation.latency)
     require_quantization(study.sweep.quantization)

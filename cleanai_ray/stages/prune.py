@@ -11,6 +11,7 @@ from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.evaluation.latency import compare_latency
 from cleanai_ray.importance.base import create_method
+from cleanai_ray.pruning.allocation import Allocation, AllocationProblem, search_allocation
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.prune_result import PruneResult
@@ -18,6 +19,7 @@ from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.registry import STAGES
 from cleanai_ray.stages.base import Stage
 from cleanai_ray.stages.calibration import calibrate_locally
+from cleanai_ray.stages.dense_measures import study_candidates
 from cleanai_ray.stages.state import Pruned, TrialState
 
 
@@ -99,5 +101,13 @@ class Prune(Stage):
                 curves=measures.curves,
                 remeasure=lambda smaller: calibrate_locally(workspace, smaller, self.trial),
                 observe=workspace.study.data.calibration.observe,
+                allocate=self._allocate,
             ),
         )
+
+    def _allocate(self, problem: AllocationProblem) -> Allocation:
+        """Return the allocation that the study has searched for; for a latency budget, search here."""
+        workspace, measures = self.setting.workspace, self.setting.measures
+        if problem.key in measures.allocations:
+            return measures.allocations[problem.key]
+        return search_allocation(problem, study_candidates(workspace, self.setting.dense_model, measures))

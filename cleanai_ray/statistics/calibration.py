@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from cleanai_ray.errors import CalibrationError, CleanAIError
 from cleanai_ray.nn.modes import evaluation_mode
+from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.statistics.channel_statistics import ActivationStatistics
 from cleanai_ray.statistics.gradients import ModelLoss, add_magnitudes, add_squares, loss_of_output
 from cleanai_ray.statistics.histogram import ActivationHistograms, Ranges
@@ -67,7 +68,7 @@ def calibrate(
         CalibrationError: When an option is not allowed, or a batch cannot be run; the message says which samples it
             holds.
     """
-    options = options or CalibrationOptions()
+    options, model = options or CalibrationOptions(), open_attention(model)
     if options.top_k < 1:
         raise CalibrationError(f"top_k is {options.top_k}; allowed: an integer of at least 1")
     if options.sections is not None:
@@ -124,6 +125,7 @@ def count_sections(
             holds.
     """
     _check_sections(sections)
+    model = open_attention(model)
     with evaluation_mode(model), HistogramRecorder(model, ranges, num_bins=sections) as recorder:
         _run_all(model, batches, lambda images, _: _forward(model, images))
         return recorder.histograms()

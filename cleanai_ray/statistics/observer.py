@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.nn.attention import HeadChannels
 from cleanai_ray.nn.modes import HookOwner
 
-OBSERVED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+OBSERVED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention, HeadChannels)
 """Module types whose inputs and outputs are observed."""
 
 Self = TypeVar("Self", bound="LayerObserver")

@@ -17,12 +17,12 @@ _WARMUP_SHARE = 0.05
 def dense_recipe(section: TrainSection) -> FineTuneSection:
     """Return the recipe of a dense model's training, as a `finetune` section.
 
-    SGD with Nesterov momentum 0.9; linear warm-up over 5 % of the epochs, at most one, then cosine; no label
+    SGD with Nesterov momentum 0.9, or AdamW; linear warm-up over 5 % of the epochs, at most one, then cosine; no label
     smoothing, no early stopping.
     """
     recipe = {
         "epochs": section.epochs,
-        "optimizer": "sgd",
+        "optimizer": section.optimizer,
         "learning_rate": section.learning_rate,
         "momentum": 0.9,
         "weight_decay": section.weight_decay,

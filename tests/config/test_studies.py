@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from torchvision.models import VisionTransformer
 
+from cleanai_ray.cli import main
 from cleanai_ray.config.study import load_study
 from cleanai_ray.data import assign_roles, open_image_source
+from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.models import build_model
 from cleanai_ray.registry import METHODS, METRICS
 
@@ -24,6 +29,11 @@ GRIDS = {
     "ts4_resnet50_imagenet_global": (1, 1, 3, 1, 1, 1),
     "ts5_efficientnet_b4_food101_local": (1, 1, 3, 1, 1, 1),
     "ts6_efficientnet_b4_food101_global": (1, 1, 3, 1, 1, 1),
+    "imagenet_resnet50_training_free": (0, 1, 1, 1, 1, 1),
+    "imagenet_deit_b_training_free": (0, 1, 1, 1, 1, 1),
+    "small_vgg_fashion_mnist": (0, 1, 2, 1, 1, 1),
+    "small_mobilenet_v2_fashion_mnist": (0, 1, 2, 1, 1, 1),
+    "small_vit_fashion_mnist": (0, 1, 2, 1, 1, 1),
 }
 # Numbers of calibration samples, and seeds of their draw.
 DRAWS = {"research_fashion_mnist": 2 * 3}
@@ -74,6 +84,38 @@ def test_the_network_of_a_study_can_be_built(name):
     """With random weights, at the study's own input shape."""
     study = load_study(STUDIES / f"{name}.yaml", overrides=["model.weights=null"])
     build_model(study.model)
+
+
+@pytest.mark.parametrize("name", ["imagenet_resnet50_training_free", "imagenet_deit_b_training_free"])
+def test_a_training_free_study_is_planned_on_a_tree_of_the_same_format(name, tmp_path, capsys):
+    for split in ("train", "val"):
+        for label in ("n01440764", "n01443537"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for number in range(10):
+                Image.new("RGB", (40, 30), (number, 0, 0)).save(tmp_path / split / label / f"{number}.JPEG")
+    changes = [f"data.root={tmp_path}", "model.weights=null", "model.num_classes=2", "model.input_shape=[3, 64, 64]"]
+    changes += ["data.calibration.samples=5", "data.num_workers=0"]
+    words = [word for change in changes for word in ("--set", change)]
+    assert main(["plan", str(STUDIES / f"{name}.yaml"), *words, "--out", str(tmp_path / "run")]) == 0
+    assert "5 calibration" in capsys.readouterr().out
+
+
+def test_half_of_every_mlp_of_deit_is_pruned_and_nothing_else():
+    study = load_study(STUDIES / "imagenet_deit_b_training_free.yaml")
+    small = VisionTransformer(image_size=32, patch_size=16, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16)
+    assert len(study.pruning.ignored_layers) == 13  # the embedding, and the attention of twelve layers
+    present = dict(small.named_modules())
+    ignored = [name for name in [*study.pruning.ignored_layers, "heads.head"] if name in present]
+    graph = ChannelGraph(small, torch.zeros(1, 3, 32, 32), ignored)
+    layers = [f"encoder.layers.encoder_layer_{number}.mlp.0" for number in range(2)]
+    assert sorted(group.name for group in graph.groups) == layers
+    assert study.sweep.ratios == (0.5,)
+
+
+def test_the_published_budget_of_resnet50_is_asked():
+    """2.4 billion multiply-accumulates, of the 4,089,184,256 that its layers have at 224 pixels."""
+    (budget,) = load_study(STUDIES / "imagenet_resnet50_training_free.yaml").sweep.budgets
+    assert budget.limit * 4_089_184_256 == pytest.approx(2.4e9, rel=1e-3)
 
 
 def test_the_quickstart_has_the_samples_that_it_asks_for():

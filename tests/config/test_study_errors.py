@@ -20,7 +20,7 @@ model: {name: resnet20, num_classes: 10, input_shape: [1, 8, 8], train: {epochs:
 data: {name: digits}
 sweep: {methods: [coverage, wanda], ratios: [0.3]}
 """
-TRAIN = "epochs, batch_size, learning_rate, weight_decay, seed"
+TRAIN = "epochs, batch_size, optimizer, learning_rate, weight_decay, seed"
 NO_RATIOS = "sweep.ratios=[]"
 OPEN = "a number above 0 and below 1"
 INTEGER = "an integer of at least 1"

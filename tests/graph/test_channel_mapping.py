@@ -191,18 +191,38 @@ def test_the_hidden_layer_of_a_transformer_block() -> None:
     ]
 
 
-def test_the_stream_of_a_transformer_keeps_its_heads_equally_wide() -> None:
+class FixedAttention(nn.Module):
+    """Attention that stays packed, because it attends to a learnt key as well; it reads what a convolution computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 12, 2, stride=2)
+        self.attention = nn.MultiheadAttention(12, 4, batch_first=True, add_bias_kv=True)
+        self.fc = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(x).flatten(2).transpose(1, 2)
+        return self.fc(self.attention(tokens, tokens, tokens)[0].mean(dim=1))
+
+
+def test_packed_attention_keeps_its_heads_equally_wide() -> None:
+    graph = ChannelGraph(FixedAttention().eval(), example())
+    group = next(group for group in graph.groups if any(member.layer == "attention" for member in group.members))
+    assert (group.num_channels, group.num_blocks) == (12, 4)
+    channels = group.expand(np.array([0, 2]))
+    assert channels.tolist() == [0, 2, 3, 5, 6, 8, 9, 11]
+
+
+def test_the_stream_of_a_transformer_may_have_any_width() -> None:
     model, images = tiny_vit(), example(2, size=16, channels=3)
     graph = ChannelGraph(model, images)
     stream = max(graph.groups, key=lambda group: len(group.members))
-    assert (stream.num_channels, stream.num_blocks) == (32, 4)
-    channels = stream.expand(np.array([0, 5]))
-    assert channels.tolist() == [0, 5, 8, 13, 16, 21, 24, 29]
-    graph.remove({stream.name: channels})
+    assert (stream.num_channels, stream.num_blocks) == (32, 1)
+    graph.remove({stream.name: np.array([0, 5, 31])})
     attention = graph.model.encoder.layers[0].self_attention
-    assert (attention.embed_dim, attention.num_heads, attention.head_dim) == (24, 4, 6)
-    assert graph.model.class_token.shape == (1, 1, 24)
-    assert graph.model.encoder.pos_embedding.shape == (1, 17, 24)
+    assert (attention.q_proj.in_features, attention.q_proj.out_features, attention.num_heads) == (29, 32, 4)
+    assert graph.model.class_token.shape == (1, 1, 29)
+    assert graph.model.encoder.pos_embedding.shape == (1, 17, 29)
     assert graph.model(images).shape == (2, 5)
 
 

@@ -92,6 +92,30 @@ def test_a_small_image_stem_keeps_the_resolution():
     assert small.conv1.kernel_size == (3, 3)
 
 
+def test_a_small_vgg_has_the_layers_that_its_options_name():
+    model = build_model(section("vgg_small", 1, 28, options={"layers": [8, "M", 12, 16], "hidden": 20}))
+    # 3x3 convolutions without bias, batch-norms (2 a channel), and the two linear layers of the classifier.
+    convolutions = 9 * (1 * 8 + 8 * 12 + 12 * 16) + 2 * (8 + 12 + 16)
+    assert sum(parameter.numel() for parameter in model.parameters()) == convolutions + 17 * 20 + 21 * 7
+    assert model.features(torch.zeros(1, 1, 28, 28)).shape == (1, 16, 14, 14)
+
+
+def test_a_small_stem_of_mobilenet_keeps_the_resolution():
+    setting = [[1, 16, 1, 1], [6, 24, 2, 2]]
+    options = {"width_mult": 0.5, "inverted_residual_setting": setting}
+    plain, small = (
+        build_model(section("mobilenet_v2", 1, 28, options={**options, "small_stem": stem})) for stem in (False, True)
+    )
+    assert plain.features(torch.zeros(1, 1, 28, 28)).shape[-2:] == (7, 7)
+    assert small.features(torch.zeros(1, 1, 28, 28)).shape[-2:] == (14, 14)
+
+
+def test_a_small_vit_has_a_token_for_each_patch_and_one_for_the_class():
+    model = build_model(section("vit_small_images", 1, 28, options={"patch_size": 7, "num_layers": 2}))
+    assert model.encoder.pos_embedding.shape == (1, 4 * 4 + 1, 64)
+    assert len(model.encoder.layers) == 2
+
+
 def test_vit_positions_follow_the_input_shape():
     model = build_model(section("vit_b_16", size=48))
     assert model.encoder.pos_embedding.shape[1] == 3 * 3 + 1
@@ -127,6 +151,16 @@ def test_example_inputs_are_repeatable_and_not_zero():
         (section("vit_b_16", options={"image_size": 32}), ["'image_size'", "input_shape"]),
         (section("vit_b_16", size=40), ["[3, 40, 40]", "multiple of its patch size, 16"]),
         (section("inception_v3", size=32), ["inception_v3", "[3, 32, 32]"]),
+        (section("vgg_small", options={"layers": [8, "P"]}), ["layers", "[8, 'P']", "M for each max-pooling"]),
+        (section("vgg_small", options={"layers": ["M"]}), ["layers", "['M']", "a list of channels"]),
+        (section("vgg_small", size=4, options={"layers": [8, "M", "M", "M"]}), ["3 max-poolings", "[3, 4, 4]", "8"]),
+        (section("vgg_small", options={"hidden": 0}), ["hidden", "0", "at least 1"]),
+        (section("vgg_small", options={"width": 8}), ["'width'", "allowed: layers, hidden"]),
+        (section("mobilenet_v2", options={"small_stem": "yes"}), ["small_stem", "'yes'", "true, false"]),
+        (section("vit_small_images", options={"image_size": 32}), ["'image_size'", "patch_size"]),
+        (section("vit_small_images", options={"patch_size": 7}), ["[3, 64, 64]", "multiple of its patch size, 7"]),
+        (section("vit_small_images", options={"hidden_dim": 10}), ["hidden_dim", "10", "multiple of num_heads, 4"]),
+        (section("vit_small_images", options={"num_layers": 0.5}), ["num_layers", "0.5", "whole number"]),
     ],
 )
 def test_what_does_not_go_together_is_one_sentence(spec: ModelSection, words: list[str]):

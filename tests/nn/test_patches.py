@@ -106,14 +106,14 @@ def test_the_in_projection_of_attention_gives_query_key_and_value(batch_first: b
     assert_is_a_map_of_patches(module, value, expected)
 
 
-def test_features_are_input_channels_times_taps() -> None:
+def test_features_are_taps_times_input_channels() -> None:
     """By hand: a kernel of 1 x 2 that reads two channels."""
     module = nn.Conv2d(2, 1, (1, 2), bias=False)
     value = torch.tensor([[[[1.0, 2.0, 3.0]], [[4.0, 5.0, 6.0]]]])
-    assert patches(module, value, torch.tensor([[1]])).tolist() == [[[[2.0, 3.0, 5.0, 6.0]]]]
+    assert patches(module, value, torch.tensor([[1]])).tolist() == [[[[2.0, 5.0, 3.0, 6.0]]]]
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[[[10.0, 20.0]], [[30.0, 40.0]]]]))
-    assert matrix(module).tolist() == [[[10.0, 20.0, 30.0, 40.0]]]
+    assert matrix(module).tolist() == [[[10.0, 30.0, 20.0, 40.0]]]
 
 
 def test_setting_a_matrix_is_undone_by_reading_it() -> None:

@@ -12,6 +12,7 @@ from small_nets import build, tiny_vit
 from torch import Tensor, nn
 
 from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.repair import ModelPair
@@ -38,7 +39,7 @@ class Case:
 def _case(dense: nn.Module, model: nn.Module, kept_inputs: Any, kept_outputs: Any) -> Case:
     plan = PruningPlan(model={}, groups=())
     return Case(
-        dense,
+        open_attention(dense),
         PruneResult(model=model, plan=plan, layers=(), kept_inputs=kept_inputs, kept_outputs=kept_outputs),
     )
 

@@ -159,11 +159,12 @@ def test_layers_before_the_first_cut_stay_and_layers_behind_it_are_refitted() ->
     assert torch.equal(model.stem.weight, case.result.model.stem.weight)
 
 
-def test_attention_projections_are_consumers() -> None:
-    """The in-projection of an encoder whose stream lost channels is least squares, too: three sets of rows."""
+@pytest.mark.parametrize("projection", ["q_proj", "k_proj", "v_proj"])
+def test_attention_projections_are_consumers(projection: str) -> None:
+    """The in-projections of an encoder whose stream lost channels are least squares, too."""
     case = cut(tiny_vit().double(), {"conv_proj": [0, 8, 16, 24]})
     images = images_for("vit", 60, dtype=torch.float64)
-    layer = "encoder.layers.encoder_layer_0.self_attention"
+    layer = f"encoder.layers.encoder_layer_0.self_attention.{projection}"
     module = case.dense.get_submodule(layer)
     reads: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, args: reads.append(args[0].detach().flatten(0, 1)))
@@ -173,14 +174,13 @@ def test_attention_projections_are_consumers() -> None:
     kept = case.result.kept_inputs[layer]
     removed = np.setdiff1d(np.arange(32), kept)
     answer = torch.linalg.lstsq(with_constant(reads[0][:, kept]), reads[0][:, removed]).solution
-    rows = np.concatenate([kept, kept + 32, kept + 64])
-    weight = module.in_proj_weight.detach()[rows]
+    weight = module.weight.detach()
     target = closed_form(case, images, ridge=0.0).get_submodule(layer)
     # A layer norm without weights makes the channels sum to zero: several solutions, one prediction.
-    predicted = reads[0][:, kept] @ target.in_proj_weight.detach().T + target.in_proj_bias.detach()
+    predicted = reads[0][:, kept] @ target.weight.detach().T + target.bias.detach()
     read = with_constant(reads[0][:, kept])
     expected = reads[0][:, kept] @ weight[:, kept].T + read @ answer @ weight[:, removed].T
-    assert torch.allclose(predicted, expected + module.in_proj_bias.detach()[rows], atol=1e-7)
+    assert torch.allclose(predicted, expected + module.bias.detach(), atol=1e-7)
 
 
 def test_a_wide_flattened_input_is_compensated_channel_by_channel(monkeypatch: pytest.MonkeyPatch) -> None:

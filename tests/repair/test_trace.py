@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.nn.consumers import add_biases, shift_output
 from cleanai_ray.nn.hooks import count_hooks
+from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.repair.trace import trace_consumers
 
 IMAGES = images_for("plain", 6)
@@ -76,6 +77,9 @@ def test_consumers_come_in_execution_order() -> None:
     layers = [consumer.name for consumer in trace_consumers(tiny_vit(), images_for("vit", 2))]
     prefix = "encoder.layers.encoder_layer_0"
     assert layers[:4] == ["conv_proj", f"{prefix}.self_attention", f"{prefix}.mlp.0", f"{prefix}.mlp.3"]
+    opened = [consumer.name for consumer in trace_consumers(open_attention(tiny_vit()), images_for("vit", 2))]
+    parts = [f"{prefix}.self_attention.{part}_proj" for part in ("q", "k", "v", "out")]
+    assert opened[:7] == ["conv_proj", *parts, f"{prefix}.mlp.0", f"{prefix}.mlp.3"]
 
 
 def test_calls_are_counted_and_no_hook_stays() -> None:

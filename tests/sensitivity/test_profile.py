@@ -46,12 +46,17 @@ def test_every_group_has_a_curve_over_all_its_channels(net: str) -> None:
         assert curve.probes, group.name
 
 
-def test_a_transformer_has_curves_whose_units_are_positions_of_every_head() -> None:
+def test_a_transformer_has_curves_of_heads_and_of_the_dimensions_in_them() -> None:
     model = tiny_vit()
     curves = cleanai.measure_sensitivity(model, example(size=16, channels=3), batches(size=16, channels=3, classes=5))
-    stream = next(curve for curve in curves.groups.values() if curve.num_blocks > 1)
-    assert (stream.num_channels, stream.num_blocks) == (32, 4)
-    assert len(stream.order) == 7
+    prefix = "encoder.layers.encoder_layer_0.self_attention"
+    heads, queries, values = (curves[f"{prefix}.{name}"] for name in ("heads", "query", "value"))
+    assert (heads.num_channels, heads.num_blocks, len(heads.order)) == (32, 8, 3)
+    for inside in (queries, values):
+        assert (inside.num_channels, inside.num_blocks, len(inside.order)) == (8, 1, 7)
+    for curve in (heads, queries, values):
+        assert list(curve.errors) == sorted(curve.errors)
+        assert curve.probes
 
 
 @pytest.mark.parametrize("net", ["depthwise", "concat", "flattened"])

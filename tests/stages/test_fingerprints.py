@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from cleanai_ray.config.finetune import FineTuneSection
-from cleanai_ray.config.study import parse_study
+from cleanai_ray.config.study import digest, parse_study
 from cleanai_ray.stages.fingerprints import calibration_key, dense_key, moments_key, trial_key
 
 STUDY = {
@@ -110,3 +110,16 @@ def study_with(draw):
     return copy.deepcopy(STUDY) | {
         "data": {"name": "digits", "calibration": {"samples": draw.samples, "seed": draw.seed}}
     }
+
+
+def test_a_choice_that_older_studies_did_not_have_keeps_their_dense_model() -> None:
+    def key(**train: object) -> str:
+        return dense_key(parse_study({**STUDY, "model": {**STUDY["model"], "train": {"epochs": 3, **train}}}))
+
+    assert key() == key(optimizer="sgd") != key(optimizer="adamw")
+    # The digest of this section as it was before there was a choice of the optimizer.
+    study = parse_study({**STUDY, "model": {**STUDY["model"], "train": {"epochs": 3}}})
+    model, evaluation = study.model.model_dump(), study.evaluation.model_dump(exclude={"latency"})
+    model["train"] = {"epochs": 3, "batch_size": None, "learning_rate": 0.1, "weight_decay": 5e-4, "seed": 0}
+    data = study.data.model_dump(exclude={"num_workers": True, "skip_unreadable": True, "options": {"index_cache"}})
+    assert key() == digest([model, None, data, evaluation])

@@ -289,6 +289,8 @@ def test_channels_of_each_layout_are_found() -> None:
     assert_moments(found.inputs["conv_proj"], torch.cat(stored["conv_proj"]).flatten(2))
     for name in (names[1], attention):
         assert stored[name][0].shape[1] == 17
-        assert_moments(found.inputs[name], torch.cat(stored[name]).transpose(1, 2))
-        assert int(found.inputs[name].num_positions) == 5 * 17
+        layers = [f"{attention}.{part}" for part in ("q_proj", "k_proj", "v_proj")] if name == attention else [name]
+        for layer in layers:
+            assert_moments(found.inputs[layer], torch.cat(stored[name]).transpose(1, 2))
+            assert int(found.inputs[layer].num_positions) == 5 * 17
     assert_moments(found.inputs["heads.head"], torch.cat(stored["heads.head"])[:, :, None])

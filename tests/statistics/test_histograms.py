@@ -80,7 +80,7 @@ def test_counts_are_exact_whatever_is_indexed_at_a_time(chunk: int, monkeypatch:
 
 def test_every_layout_counts_every_position() -> None:
     found = calibrate(tiny_vit(), batches(size=16, channels=3, sizes=(3, 2)), sections=5, outputs=True)
-    assert "encoder.layers.encoder_layer_0.self_attention" in found.inputs
+    assert "encoder.layers.encoder_layer_0.self_attention.query" in found.inputs
     for side in (found.inputs, found.outputs):
         for value in side.values():
             assert value.histogram is not None

@@ -16,7 +16,7 @@ from cleanai_ray.errors import CleanAIError, EvaluationError
 from cleanai_ray.storage import schemas
 from cleanai_ray.training.context import LocalContext, TrainingError
 from cleanai_ray.training.fine_tune import FineTuneResult, TrainingData, fine_tune
-from cleanai_ray.training.train import train_dense
+from cleanai_ray.training.train import dense_recipe, train_dense
 
 
 def test_learns_digits_and_keeps_the_best_epoch(digits: Any, make_net: MakeNet) -> None:
@@ -180,6 +180,13 @@ def test_a_hook_left_on_the_model_is_refused(digits: Any, make_net: MakeNet) -> 
     model[0].register_forward_hook(lambda *_: None)
     with pytest.raises(EvaluationError, match="on '0'"):
         run(model, digits, epochs=1)
+
+
+def test_dense_training_can_use_adamw() -> None:
+    section = TrainSection.model_validate({"epochs": 40, "optimizer": "adamw", "learning_rate": 0.002})
+    recipe = dense_recipe(section)
+    assert (recipe.optimizer, recipe.learning_rate, recipe.epochs) == ("adamw", 0.002, 40)
+    assert recipe.warmup_epochs == 1.0  # 5 % of 40 epochs are 2
 
 
 def test_dense_training_uses_its_recipe(digits: Any, make_net: MakeNet) -> None:

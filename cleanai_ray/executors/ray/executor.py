@@ -84,6 +84,12 @@ class RayExecutor(Executor):
         )
         return result_of(task.remote(function, *references_of(arguments)))
 
+    def map(self, name: str, function: Callable[..., Any], items: Sequence[Any], *arguments: Any) -> list[Any]:
+        """Return the results of a task an item, each on a GPU, or on one core if there is none."""
+        task = ray.remote(_on_assigned_device).options(name=name, num_cpus=1, num_gpus=int(self.cluster.gpus > 0))
+        given = references_of(arguments)
+        return [result_of(reference) for reference in [task.remote(function, item, *given) for item in items]]
+
     @contextmanager
     def shard_pool(self, study: Study, run: RunDirectory, progress: ProgressReporter) -> Iterator[ShardPool]:
         """Yield a pool of calibration actors, which start when they are first needed."""

@@ -1,0 +1,78 @@
+"""The evidence for a layer's refit: moments to fit to, and moments of other images to choose the ridge by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cleanai_ray.repair.patch_moments import PatchMoments
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+DEFAULT_RIDGE = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evidence:
+    """Moments of rows. The evidence of two sets of images adds up to that of their union.
+
+    Attributes:
+        fits: Moments to fit to; None without rows.
+        checks: Moments that choose between fits; None without rows.
+    """
+
+    fits: PatchMoments | None
+    checks: PatchMoments | None
+
+    @staticmethod
+    def of(patches: Tensor, made: Tensor, target: Tensor, checks: np.ndarray) -> Evidence:
+        """Return the evidence of some images.
+
+        Args:
+            patches: What the layer reads, [N, P, groups, features].
+            made: What it makes of it, [N, P, outputs].
+            target: What it should make, [N, P, outputs].
+            checks: True for the images that choose between fits, [N].
+        """
+        chosen = torch.from_numpy(checks).to(patches.device)
+        parts = [
+            PatchMoments.of(*(rows[some].flatten(0, 1) for rows in (patches, made, target))) if some.any() else None
+            for some in (~chosen, chosen)
+        ]
+        return Evidence(fits=parts[0], checks=parts[1])
+
+    def __add__(self, other: Evidence) -> Evidence:
+        return Evidence(fits=_sum(self.fits, other.fits), checks=_sum(self.checks, other.checks))
+
+    @property
+    def is_right(self) -> bool:
+        """True if the layer's output is what it should be, up to rounding."""
+        return all(part is None or part.is_right for part in (self.fits, self.checks))
+
+    def solve(self, ridge: float | None = None) -> tuple[Tensor, Tensor]:
+        """Return the change of the weight and the shift of the output, from all rows; see `PatchMoments.solve`.
+
+        Args:
+            ridge: Regularisation. None: the one of `RIDGES` whose fit to `fits` has the least error on `checks`; where
+                a shift alone has less, the weight does not change.
+        """
+        total = _sum(self.fits, self.checks)
+        assert total is not None, "there are rows"
+        if ridge is not None:
+            return total.solve(ridge)
+        if self.fits is None or self.checks is None:
+            return total.solve(DEFAULT_RIDGE)
+        errors = {each: self.checks.change_of_error(*self.fits.solve(each)) for each in RIDGES}
+        best = min(errors, key=lambda each: errors[each])
+        unchanged = torch.zeros_like(self.fits.cross)
+        if self.checks.change_of_error(unchanged, self.fits.error.flatten()) <= errors[best]:
+            return unchanged, total.error.flatten()
+        return total.solve(best)
+
+
+def _sum(one: PatchMoments | None, other: PatchMoments | None) -> PatchMoments | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
