@@ -108,8 +108,7 @@ def test_blocks_hold_every_layer_once_and_follow_one_another(name: str) -> None:
     track = Track(pair_of(case), [images])
     layers = [layer for block in track.blocks for layer in block.layers]
     weighted = {n for n, m in case.dense.named_modules() if any(True for _ in m.parameters(recurse=False))}
-    # The projection of attention is part of it, and runs by no call of its own.
-    assert sorted(layers) == sorted(n for n in weighted if not n.endswith("out_proj"))
+    assert sorted(layers) == sorted(weighted)
     assert [block.stop for block in track.blocks[:-1]] == [block.start for block in track.blocks[1:]]
     assert track.blocks[0].start == 0
     assert track.blocks[-1].stop is None
