@@ -217,3 +217,12 @@ def test_one_image_is_enough() -> None:
     while track.block.stop is not None:
         track.advance()
     torch.testing.assert_close(track.run_pruned(track.pruned[0]), case.result.model(images[:1]))
+
+
+def test_without_room_for_the_tensors_between_blocks_the_whole_model_is_one_block() -> None:
+    case, images = random_case("residual", torch.float32), images_for("residual", 8)
+    pair = case.pair(copy.deepcopy(case.result.model))
+    assert len(Track(pair, [images]).blocks) > 1
+    track = Track(pair, [images], memory_limit=1)
+    assert len(track.blocks) == 1
+    assert torch.equal(track.run_dense(images), case.dense.eval()(images))
