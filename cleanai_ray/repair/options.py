@@ -40,7 +40,7 @@ class RepairOptions:
         seed: Seed of the order and of the augmentation in training.
 
     Raises:
-        PruningError: When a compensation or a recalibration is unknown.
+        PruningError: When a compensation or a recalibration is unknown, or a number is not allowed.
     """
 
     compensation: str = "auto"
@@ -55,6 +55,11 @@ class RepairOptions:
     def __post_init__(self) -> None:
         _require("compensation", self.compensation, COMPENSATIONS)
         _require("batch_norm", self.batch_norm, BATCH_NORMS)
+        for field, value, least in (("block_steps", self.block_steps, 1), ("distill_steps", self.distill_steps, 0)):
+            if value < least:
+                raise PruningError(f"{field} is {value}; allowed: an integer of at least {least}")
+        if self.seconds is not None and not self.seconds > 0:
+            raise PruningError(f"seconds is {self.seconds}; allowed: None or a number above 0")
 
     @property
     def holds_back(self) -> bool:

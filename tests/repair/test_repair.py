@@ -223,6 +223,14 @@ def test_wrong_options_and_missing_images_are_refused() -> None:
         repair(case.dense, case.result, images, RepairOptions(batch_norm="x"))
     with pytest.raises(CalibrationError, match="hold none"):
         repair(case.dense, case.result, [])
+    for given, message in (
+        ({"block_steps": 0}, "block_steps is 0; allowed: an integer of at least 1"),
+        ({"distill_steps": -1}, "distill_steps is -1; allowed: an integer of at least 0"),
+        ({"seconds": 0.0}, r"seconds is 0\.0; allowed: None or a number above 0"),
+        ({"seconds": math.nan}, "seconds is nan; allowed: None or a number above 0"),
+    ):
+        with pytest.raises(PruningError, match=message):
+            RepairOptions(**given)
 
 
 def test_half_a_real_network_is_repaired_without_training(fashion_mnist_root: Path, reference_weights: Path) -> None:
