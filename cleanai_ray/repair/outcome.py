@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from cleanai_ray.nn.patches import reads_patches
+from cleanai_ray.nn.patches import matrix, reads_patches
 from cleanai_ray.repair.auto import Variants, auto_repair, describe_variant
 from cleanai_ray.repair.compensation import narrowed_consumers
 from cleanai_ray.repair.images import Batches, read_images
 from cleanai_ray.repair.moments import ConsumerMoments
 from cleanai_ray.repair.options import RepairOptions
 from cleanai_ray.repair.pair import ModelPair
+from cleanai_ray.repair.unfolded import MAX_FEATURES
 from cleanai_ray.tasks.base import Task, find_task
 
 _LINEAR = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.MultiheadAttention)
@@ -31,12 +32,14 @@ class RepairOutcome:
         chosen: Compensation, batch_norm, ridge, distill_steps (that were made) and kl (None if nothing was compared).
         tried: The same for every variant that was compared, in order.
         skipped: Layers that lost input channels but that no compensation covers.
+        notes: Sentences about what repair had to do otherwise than usual.
     """
 
     model: nn.Module
     chosen: dict[str, Any]
     tried: tuple[dict[str, Any], ...] = ()
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def repair(
@@ -81,7 +84,8 @@ def repair(
         model = variants.recalibrate(variants.compensate(compensation, ridge), options.batch_norm)
         chosen, tried = describe_variant(compensation, options.batch_norm, ridge), ()
     skipped = _skipped(models, chosen["compensation"])
-    return RepairOutcome(model=task.restored(model), chosen=chosen, tried=tried, skipped=skipped)
+    notes = _notes(models, chosen["compensation"])
+    return RepairOutcome(model=task.restored(model), chosen=chosen, tried=tried, skipped=skipped, notes=notes)
 
 
 def _skipped(models: ModelPair, compensation: str) -> tuple[str, ...]:
@@ -94,6 +98,18 @@ def _skipped(models: ModelPair, compensation: str) -> tuple[str, ...]:
         return tuple(name for name in lost if not reads_patches(modules[name]))
     covered = narrowed_consumers(models.dense, models.kept_inputs)
     return tuple(name for name in lost if name not in covered and not _depthwise(modules[name]))
+
+
+def _notes(models: ModelPair, compensation: str) -> tuple[str, ...]:
+    if compensation not in ("unfolded", "blockwise"):
+        return ()
+    layers = {name: module for name, module in models.pruned.named_modules() if reads_patches(module)}
+    parts = {name: -(-matrix(module).shape[2] // MAX_FEATURES) for name, module in layers.items()}
+    return tuple(
+        f"layer '{name}' is refitted in {number} parts, since it reads more than {MAX_FEATURES} values at once"
+        for name, number in parts.items()
+        if number > 1
+    )
 
 
 def _depthwise(module: nn.Module) -> bool:

@@ -15,6 +15,8 @@ from cleanai_ray.nn.segments import Segment, find_segments, group_segments, merg
 from cleanai_ray.repair.images import device_of, walk
 from cleanai_ray.repair.pair import ModelPair
 
+MEMORY_LIMIT = 8 * 1024**3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
@@ -57,7 +59,8 @@ class Track:
         models: The models. The pruned one may change while it is on the track, but only in the present block and those
             after it.
         images: Batches of images; on any device.
-        whole: True: the whole model is one block.
+        memory_limit: Bytes that the tensors between blocks may take, of all images. Beyond it, the whole model is one
+            block, and nothing is kept but the images.
 
     Attributes:
         models: The models.
@@ -68,13 +71,15 @@ class Track:
         pruned: The same for the pruned model.
     """
 
-    def __init__(self, models: ModelPair, images: Sequence[Tensor], *, whole: bool = False) -> None:
+    def __init__(self, models: ModelPair, images: Sequence[Tensor], *, memory_limit: int = MEMORY_LIMIT) -> None:
         self.models = models
         first = images[0][:2].to(device_of(models.dense))
         found = find_segments(models.dense, first)
-        if whole:
-            found = merge_segments(found, {segment.name for segment in found[1:]})
         self._dense, self._pruned = _replay_both(models, first, found)
+        number = sum(len(batch) for batch in images)
+        if number * _most_bytes(self._dense, self._pruned) > memory_limit:
+            found = merge_segments(found, {segment.name for segment in found[1:]})
+            self._dense, self._pruned = _replay_both(models, first, found)
         self.segments: tuple[Segment, ...] = tuple(self._dense.segments)
         self.blocks = tuple(_block(self.segments, places) for places in group_segments(self.segments))
         self.block = self.blocks[0]
@@ -162,6 +167,12 @@ def _replay_both(models: ModelPair, images: Tensor, found: Sequence[Segment]) ->
         if len(pruned.segments) == len(dense.segments):
             return dense, pruned
         found = pruned.segments
+
+
+def _most_bytes(*replays: Replay) -> int:
+    """Return the most bytes that one image takes at the beginning of a block, in both models."""
+    starts = [places.start for places in group_segments(replays[0].segments)][1:]
+    return max((sum(replay.bytes_per_sample(place) for replay in replays) for place in starts), default=0)
 
 
 def _block(segments: Sequence[Segment], places: range) -> Block:

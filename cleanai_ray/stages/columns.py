@@ -60,9 +60,9 @@ def describe_repair(chosen: Mapping[str, Any]) -> str:
     return (" + ".join(parts) or "none") + ridge + distilled
 
 
-def skipped_by_repair(layers: Sequence[str]) -> list[str]:
-    """Return a warning that names the layers compensation left out; an empty list if it left out none."""
-    return [f"weight compensation leaves out {', '.join(layers)}"] if layers else []
+def repair_warnings(skipped: Sequence[str], notes: Sequence[str]) -> list[str]:
+    """Return warnings that name the layers that compensation left out, and what it did otherwise than usual."""
+    return [*([f"weight compensation leaves out {', '.join(skipped)}"] if skipped else []), *notes]
 
 
 def latency_columns(latency: list[dict[str, Any]], backend: str = "eager") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from cleanai_ray.deploy import Quantized
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.stages.base import TrialSetting
-from cleanai_ray.stages.columns import describe_repair, describe_trial, score_columns, skipped_by_repair
+from cleanai_ray.stages.columns import describe_repair, describe_trial, repair_warnings, score_columns
 from cleanai_ray.stages.dense import DenseModel
 from cleanai_ray.stages.dense_measures import DenseMeasures
 from cleanai_ray.stages.pipeline import plan_stages, run_stages
@@ -101,7 +101,7 @@ def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, stat
     row = {
         **describe_trial(study, trial),
         "status": schemas.OK,
-        "warnings": [*pruned.plan.warnings, *(skipped_by_repair(repaired.skipped) if repaired else [])],
+        "warnings": [*pruned.plan.warnings, *(repair_warnings(repaired.skipped, repaired.notes) if repaired else [])],
         **score_columns(dense.accuracy, state.scores, study.model.num_classes),
         "repair": describe_repair(repaired.chosen) if repaired else None,
         **state.costs,

@@ -105,18 +105,19 @@ def test_what_the_blocks_read_and_make_is_what_the_whole_models_give_them(name: 
 @pytest.mark.parametrize("name", NAMES)
 def test_blocks_hold_every_layer_once_and_follow_one_another(name: str) -> None:
     case, images = case_of(name)
-    track = Track(pair_of(case), [images])
+    pair = pair_of(case)
+    track = Track(pair, [images])
     layers = [layer for block in track.blocks for layer in block.layers]
-    weighted = {n for n, m in case.dense.named_modules() if any(True for _ in m.parameters(recurse=False))}
+    weighted = [n for n, m in pair.dense.named_modules() if any(True for _ in m.parameters(recurse=False))]
     assert sorted(layers) == sorted(weighted)
     assert [block.stop for block in track.blocks[:-1]] == [block.start for block in track.blocks[1:]]
     assert track.blocks[0].start == 0
     assert track.blocks[-1].stop is None
 
 
-def test_the_whole_model_can_be_one_block() -> None:
+def test_without_room_for_the_tensors_between_blocks_the_whole_model_is_one_block() -> None:
     case, images = case_of("resnet20")
-    track = Track(pair_of(case), [images], whole=True)
+    track = Track(pair_of(case), [images], memory_limit=1)
     assert len(track.blocks) == 1
     torch.testing.assert_close(track.run_pruned(images), case.result.model(images))
     torch.testing.assert_close(track.run_dense(images), case.dense(images))
