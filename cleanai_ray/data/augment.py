@@ -1,4 +1,4 @@
-"""Random training transforms of a whole batch at once; those of a sample depend on a seed and its index alone."""
+"""Random training transforms of a whole batch at once; but for mixtures, those of a sample depend on its seed alone."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def random_shift(images: Tensor, reach: int, seeds: np.ndarray) -> Tensor:
 
 
 def random_mixture(images: Tensor, seeds: np.ndarray) -> Tensor:
-    """Mix each image [N, ...] with another of its batch: w a + (1 - w) b, with w drawn from Beta(0.5, 0.5).
+    """Mix each image [N, ...] with one of its batch: w a + (1 - w) b, with w drawn from Beta(0.5, 0.5).
 
     Beta(0.5, 0.5) is the arcsine law, sin^2(pi u / 2) for uniform u. Mixtures have no label; a dense model says what
     they are (mixup without its labels: Zhang et al. 2018).

@@ -84,7 +84,6 @@ def learn(
     done = 0
     if parameters and recipe.steps and best.before > _NOTHING:
         optimizer = torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=_MOMENTUM, nesterov=True)
-        check = max(1, recipe.steps // _CHECKS)
         with _trainable(parameters):
             while not (done and pace.is_over(done)):
                 for group in optimizer.param_groups:
@@ -96,7 +95,7 @@ def learn(
                 nn.utils.clip_grad_norm_(parameters, _LARGEST_GRADIENT)
                 optimizer.step()
                 done += 1
-                if done % check == 0 or pace.is_over(done):
+                if pace.is_time_to_look(done):
                     best.look()
         best.restore()
     return Learned(before=best.before, after=best.loss, steps=done, seconds=pace.elapsed)
@@ -108,6 +107,7 @@ class _Pace:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._started = time.monotonic()
+        self._looked = 0
 
     @property
     def elapsed(self) -> float:
@@ -119,6 +119,12 @@ class _Pace:
 
     def is_over(self, step: int) -> bool:
         return self._progress(step) >= 1
+
+    def is_time_to_look(self, step: int) -> bool:
+        """Return True once in each of `_CHECKS` equal parts of the course, and at its end."""
+        part = int(min(self._progress(step), 1.0) * _CHECKS)
+        is_new, self._looked = part > self._looked, part
+        return is_new
 
     def learning_rate(self, step: int) -> float:
         done = min(self._progress(step), 1.0)
