@@ -59,8 +59,8 @@ class Track:
         models: The models. The pruned one may change while it is on the track, but only in the present block and those
             after it.
         images: Batches of images; on any device.
-        memory_limit: Bytes that the tensors between blocks may take, of all images. Beyond it, the whole model is one
-            block, and nothing is kept but the images.
+        memory_limit: Bytes that a tensor between blocks may take, of all images in both models. Where it takes more,
+            the two blocks are one; in the worst case the whole model is.
 
     Attributes:
         models: The models.
@@ -77,8 +77,14 @@ class Track:
         found = find_segments(models.dense, first)
         self._dense, self._pruned = _replay_both(models, first, found)
         number = sum(len(batch) for batch in images)
-        if number * _most_bytes(self._dense, self._pruned) > memory_limit:
-            found = merge_segments(found, {segment.name for segment in found[1:]})
+        too_large = {
+            segment.name
+            for place, segment in enumerate(self._dense.segments)
+            if place
+            and number * sum(each.bytes_per_sample(place) for each in (self._dense, self._pruned)) > memory_limit
+        }
+        if too_large:
+            found = merge_segments(self._dense.segments, too_large)
             self._dense, self._pruned = _replay_both(models, first, found)
         self.segments: tuple[Segment, ...] = tuple(self._dense.segments)
         self.blocks = tuple(_block(self.segments, places) for places in group_segments(self.segments))
@@ -167,12 +173,6 @@ def _replay_both(models: ModelPair, images: Tensor, found: Sequence[Segment]) ->
         if len(pruned.segments) == len(dense.segments):
             return dense, pruned
         found = pruned.segments
-
-
-def _most_bytes(*replays: Replay) -> int:
-    """Return the most bytes that one image takes at the beginning of a block, in both models."""
-    starts = [places.start for places in group_segments(replays[0].segments)][1:]
-    return max((sum(replay.bytes_per_sample(place) for replay in replays) for place in starts), default=0)
 
 
 def _block(segments: Sequence[Segment], places: range) -> Block:

@@ -217,3 +217,19 @@ def test_one_image_is_enough() -> None:
     while track.block.stop is not None:
         track.advance()
     torch.testing.assert_close(track.run_pruned(track.pruned[0]), case.result.model(images[:1]))
+
+
+def test_where_some_tensors_between_blocks_are_too_large_only_those_are_no_cuts() -> None:
+    """The tensors of a ResNet shrink on the way: the early ones alone find no room."""
+    case, images = case_of("resnet20")
+    pair = pair_of(case)
+    every = Track(pair, [images])
+    starts = [every.segments[block.start].name for block in every.blocks[1:]]
+    read = [inputs_of(model, starts, images) for model in (pair.dense, pair.pruned)]
+    sizes = {name: sum(seen[name].numel() * seen[name].element_size() for seen in read) for name in starts}
+    limit = sorted(sizes.values())[len(sizes) // 2]
+    fewer = Track(pair, [images], memory_limit=limit)
+    expected = [name for name in starts if sizes[name] <= limit]
+    assert [fewer.segments[block.start].name for block in fewer.blocks[1:]] == expected
+    assert 0 < len(expected) < len(starts)
+    torch.testing.assert_close(fewer.run_dense(images), read[0][expected[0]])
