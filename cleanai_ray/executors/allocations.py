@@ -78,6 +78,7 @@ def find_allocations(
                 ignored_layers=context.workspace.ignored_layers(),
                 measured=Measurements(curves=measures.curves, allocate=allocate),
             ).take_step(1)
+    _scorers.clear()  # Where candidates were scored in this process, their model would stay on the device.
     return found
 
 

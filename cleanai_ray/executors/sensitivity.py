@@ -59,7 +59,9 @@ def analyse(
         options: The options of the run.
         progress: Notified of the progress.
     """
-    study = study.model_copy(update={"sweep": study.sweep.model_copy(update={"methods": ("reconstruction",)})})
+    study = study.model_copy(
+        update={"sweep": study.sweep.model_copy(update={"methods": ("reconstruction",), "method_options": {}})}
+    )
     first = study.draws()[0]
     open_executor = EXECUTORS.get(options.executor)
     with locked(run), open_executor(study, run, options.address) as executor:

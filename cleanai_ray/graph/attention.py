@@ -11,6 +11,7 @@ from cleanai_ray.nn.attention import OpenAttention
 
 _INPUTS = ("q_proj", "k_proj", "v_proj")
 _OUTPUTS = ("o_proj", "out_proj")
+_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "head_dim")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,7 @@ def notes_on_attention(model: nn.Module, found: Sequence[Attention]) -> tuple[st
         (name, type(module).__name__)
         for name, module in model.named_modules()
         if "attention" in type(module).__name__.lower()
+        and any(hasattr(module, count) for count in _COUNTS)
         and any(isinstance(child, nn.Linear) for child in module.children())
         and not any(_is_within(name, other) or _is_within(other, name) for other in known)
     ]

@@ -126,7 +126,10 @@ def _open_packed(module: Any) -> OpenAttention:
 def _is_plain(module: Any) -> bool:
     """Return whether a module with packed projections is attention and nothing else, by trying."""
     generator = torch.Generator().manual_seed(0)
-    trial = copy.deepcopy(module).cpu().double().eval()
+    try:
+        trial = copy.deepcopy(module).cpu().double().eval()
+    except (RuntimeError, NotImplementedError, TypeError):  # It cannot be copied by itself, or holds no numbers.
+        return False
     for parameter in trial.parameters():
         parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 4)
     trial.qkv.weight.mul_(4 * module.qkv.in_features**-0.5)

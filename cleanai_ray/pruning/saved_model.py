@@ -73,11 +73,16 @@ def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
     Raises:
         ArtifactError: When the plan was made for another architecture.
     """
-    dense = open_attention(dense)
+    given, dense = dense, open_attention(dense)
     device = next((value.device for value in dense.parameters()), torch.device("cpu"))
     task = find_task(plan.model.get("task", "classification"))
     inputs = tuple(task.example_input(shape).to(device) for shape in plan.model["example_inputs"])
     found = identify(dense, inputs)
+    if found["shapes"] != plan.model["shapes"] == identify(given, inputs)["shapes"]:
+        raise ArtifactError(
+            f"the plan of this {found['class']} is of an earlier version, which pruned attention as one layer; "
+            "prune the model again"
+        )
     if found["shapes"] != plan.model["shapes"]:
         raise ArtifactError(
             f"the plan was made for another architecture ({plan.model['class']}) than the one given "

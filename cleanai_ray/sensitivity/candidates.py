@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.errors import CleanAIError
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.pruning.allocation import Images
@@ -85,8 +86,11 @@ class CandidateScorer:
         return [self.score(candidate, images) for candidate in candidates]
 
     def score(self, candidate: Mapping[str, int], images: Images) -> float:
-        """Return the score of one candidate, in nats."""
-        outputs = log_probabilities(self.repaired(candidate), self._images[images])
+        """Return the score of one candidate, in nats; infinite where it cannot be cut or repaired."""
+        try:
+            outputs = log_probabilities(self.repaired(candidate), self._images[images])
+        except (CleanAIError, torch.linalg.LinAlgError):
+            return math.inf
         return divergence(self._references[images], outputs)
 
     def repaired(self, candidate: Mapping[str, int]) -> nn.Module:

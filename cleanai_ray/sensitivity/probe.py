@@ -156,4 +156,5 @@ def _restored(module: nn.Module | None) -> Iterator[None]:
             for value, content in contents:
                 value.copy_(content)
         for table, values in before:
+            table.clear()
             table.update(values)

@@ -132,6 +132,8 @@ def _measure(group: ChannelGroup, readings: Mapping[str, Reading], probe: Probe 
             return curve
         numbers = probed_numbers(curve.num_units, PROBED_SHARES)
         probes = [(number, probe.measure(readings, curve.order[:number])) for number in numbers]
+    except torch.OutOfMemoryError:  # Another time there may be room; the estimate would be kept.
+        raise
     except (CleanAIError, RuntimeError, ArithmeticError, ValueError) as error:
         return replace(curve, estimated=" ".join(str(error).split()))
     if not np.isfinite([value for _, value in probes]).all():

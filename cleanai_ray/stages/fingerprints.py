@@ -13,6 +13,8 @@ from cleanai_ray.errors import ModelError
 from cleanai_ray.storage.run_directory import resolve_filesystem
 
 _CHUNK_BYTES = 2**22
+_STATISTICS = "statistics/2"
+"""The version of the statistics: since the second, those of attention are of its separate layers."""
 _MOMENTS = "moments/3"  # Moments of an earlier format are measured anew.
 
 
@@ -37,7 +39,7 @@ def calibration_key(study: Study, dense_digest: str) -> str:
     from cleanai_ray.stages.calibration import CalibrationNeeds  # loads torch, which the writer's process does without
 
     needs = asdict(CalibrationNeeds.of(study))
-    return digest([dense_digest, _model_shape(study), _data(study), study.evaluation.split, needs])
+    return digest([_STATISTICS, dense_digest, _model_shape(study), _data(study), study.evaluation.split, needs])
 
 
 def moments_key(study: Study, dense_digest: str) -> str:

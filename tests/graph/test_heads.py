@@ -180,6 +180,7 @@ class Windows(nn.Module):
 
         def __init__(self) -> None:
             super().__init__()
+            self.num_heads = 3
             self.qkv, self.proj = nn.Linear(12, 36), nn.Linear(12, 12)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -204,6 +205,9 @@ def test_attention_that_keeps_its_heads_is_named() -> None:
         "can be narrowed",
     )
     assert ChannelGraph(packed_vit(), images()).notes == ()
+    without_heads = Windows().eval()
+    del without_heads.attn.num_heads  # as attention to channels has none, whatever its name
+    assert ChannelGraph(without_heads, example()).notes == ()
     assert ChannelGraph(tiny_vit(), images()).notes == ()
 
 
