@@ -145,7 +145,7 @@ def torch_pruning_alone(dense: nn.Module, workspace: Workspace, budget: float, *
     best: nn.Module | None = None
     for _ in range(12):
         ratio = (low + high) / 2
-        model = workspace.dense_model(weights_of(dense))
+        model = workspace.dense_model(safetensors_bytes(dense))
         ignored = [model.get_submodule(name) for name in workspace.ignored_layers()]
         heads = {part: part.num_heads for part in model.modules() if isinstance(part, nn.MultiheadAttention)}
         pruner = tp.pruner.BasePruner(
@@ -170,11 +170,6 @@ def torch_pruning_alone(dense: nn.Module, workspace: Workspace, budget: float, *
             low = ratio
     assert best is not None
     return best
-
-
-def weights_of(model: nn.Module) -> bytes:
-    """Return a model's weights as the content of a safetensors file."""
-    return safetensors_bytes(model)
 
 
 def measured(options: argparse.Namespace, workspace: Workspace) -> Iterator[Row]:
