@@ -113,10 +113,8 @@ def prune(
         max_ratio: No group of layers loses more than this share.
         round_to: Widths of pruned layers are multiples of this; "auto": of 8.
         min_channels: No group keeps fewer channels.
-        method_options: Options of the method, for instance {"variant": "producer"}, or for reconstruction
-            {"search": 200}, which also tries 200 other allocations of a budget over groups.
-        repair: True or "auto" (judged on held-back images), "closed_form", "sequential", "unfolded", "blockwise", or
-            False: no repair. Or keys of a study's `repair` section, as {"compensation": "auto", "distill_steps": 2000}.
+        method_options: Options of the method: {"variant": "producer"} of wanda, {"search": 200} of reconstruction.
+        repair: True for "auto", a name of `repair.COMPENSATIONS`, or keys of a study's `repair` section; False: none.
         loss: Mean loss of (output, targets) for gradient-based methods; the task's by default.
         latency: Keys of `evaluation.latency` for a latency budget, or a function (dense, pruned) -> ratio of latencies.
         task: What the model is for: `classification`, `segmentation`, `detection`, `language_modelling`, or a `Task`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.nn.calls import log_calls, tensors_in
+from cleanai_ray.nn.activation_size import largest_activation
 from cleanai_ray.nn.modes import evaluation_mode
 
 _CACHED_BYTES = 8 * 1024**2
@@ -21,10 +21,8 @@ def fast_batch_size(model: nn.Module, image: Tensor) -> int | None:
     """
     if image.device.type != "cpu":
         return None
-    with evaluation_mode(model):
-        calls = log_calls(model, image)
-    tensors = [tensor for call in calls for tensor in tensors_in(call.output)]
-    largest = max((tensor.numel() * tensor.element_size() for tensor in tensors), default=1)
+    with torch.no_grad(), evaluation_mode(model):
+        largest = largest_activation(model, lambda: model(image))
     return max(2, _CACHED_BYTES // max(largest, 1))
 
 

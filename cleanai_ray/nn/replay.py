@@ -85,10 +85,13 @@ class Replay:
             except _Stopped as stopped:
                 return stopped.value
 
+    def shape(self, place: int) -> tuple[int, ...]:
+        """Return the shape of a segment's input for one sample."""
+        return self._starts[place].value.shape
+
     def bytes_per_sample(self, place: int) -> int:
         """Return the bytes that one sample's input of a segment takes."""
-        value = self._starts[place].value
-        return value.element.element_size() * math.prod(value.shape)
+        return self._starts[place].value.element.element_size() * math.prod(self.shape(place))
 
     def _wrong_starts(self, images: Tensor) -> set[int]:
         """Return the places of the segments at which a run must not begin."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from cleanai_ray.nn.losses import distillation_loss
 from cleanai_ray.nn.modes import HookOwner, evaluation_mode
 from cleanai_ray.repair.batch_norm import apply_reset, batch_norms, collect_norm_sums
 from cleanai_ray.repair.images import device_of
@@ -53,7 +53,7 @@ def distill(models: ModelPair, images: Sequence[Tensor], held: Sequence[Tensor],
             batch = stream.batch(step).to(device)
             with torch.no_grad():
                 taught = first_output(models.dense(batch))
-            total = _soft_loss(first_output(models.pruned(batch)), taught)
+            total = distillation_loss(first_output(models.pruned(batch)), taught, TEMPERATURE)
             for feature in features:
                 target = feature.of_dense(dense.seen[feature.module])
                 error = (pruned.seen[feature.module] - target).square().mean()
@@ -111,10 +111,3 @@ def _spread(features: Sequence[Feature]) -> list[Feature]:
     """Return a few features in about equal distances, the last one among them."""
     number = min(_MOST_FEATURES, len(features))
     return [features[round((place + 1) * len(features) / number) - 1] for place in range(number)]
-
-
-def _soft_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return T^2 KL(softmax(teacher / T) || softmax(student / T)), the mean over samples and positions."""
-    rows = [logits.movedim(1, -1).flatten(0, -2).float() / TEMPERATURE for logits in (student, teacher)]
-    inner, outer = (functional.log_softmax(logits, dim=1) for logits in rows)
-    return functional.kl_div(inner, outer, reduction="batchmean", log_target=True) * TEMPERATURE**2

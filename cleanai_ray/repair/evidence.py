@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cleanai_ray.repair.patch_moments import PatchMoments
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+LAYER_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 DEFAULT_RIDGE = 1e-2
 
 
@@ -55,8 +55,8 @@ class Evidence:
         """Return the change of the weight and the shift of the output, from all rows; see `PatchMoments.solve`.
 
         Args:
-            ridge: Regularisation. None: the one of `RIDGES` whose fit to `fits` has the least error on `checks`; where
-                a shift alone has less, the weight does not change.
+            ridge: Regularisation. None: the one of `LAYER_RIDGES` whose fit to `fits` has the least error on `checks`;
+                where a shift alone has less, the weight does not change.
         """
         total = _sum(self.fits, self.checks)
         assert total is not None, "there are rows"
@@ -64,7 +64,7 @@ class Evidence:
             return total.solve(ridge)
         if self.fits is None or self.checks is None:
             return total.solve(DEFAULT_RIDGE)
-        errors = {each: self.checks.change_of_error(*self.fits.solve(each)) for each in RIDGES}
+        errors = {each: self.checks.change_of_error(*self.fits.solve(each)) for each in LAYER_RIDGES}
         best = min(errors, key=lambda each: errors[each])
         unchanged = torch.zeros_like(self.fits.cross)
         if self.checks.change_of_error(unchanged, self.fits.error.flatten()) <= errors[best]:

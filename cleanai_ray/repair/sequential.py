@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.nn.activation_size import largest_activation
 from cleanai_ray.nn.consumers import (
     Consumer,
     features_per_channel,
@@ -113,25 +114,15 @@ def _plan(models: ModelPair, first: Tensor, ridge: float, positions_per_sample: 
 
 def _bytes_per_sample(plan: _Refit, first: Tensor) -> int:
     """Return the bytes that one image takes: a few of the largest activations, and the dense model's sampled inputs."""
-    largest, kept = 0, 0
-
-    def after(module: nn.Module, args: object, output: object) -> None:
-        nonlocal largest
-        if isinstance(output, Tensor):
-            largest = max(largest, output.numel() * output.element_size())
+    kept = 0
 
     def before(name: str, module: nn.Module, value: Tensor) -> None:
         nonlocal kept
         rows = plan.sampler.rows(name, module, value, range(1))
         kept += rows.numel() * rows.element_size()
 
-    handles = [module.register_forward_hook(after) for module in plan.models.dense.modules()]
-    try:
-        with observing(plan.models.dense, list(plan.consumers), before):
-            plan.models.dense(first)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with observing(plan.models.dense, list(plan.consumers), before):
+        largest = largest_activation(plan.models.dense, lambda: plan.models.dense(first))
     return _LIVE_TENSORS * largest + kept
 
 

@@ -91,7 +91,8 @@ class Track:
         self.block = self.blocks[0]
         self.dense = list(images)
         self.pruned = list(images)
-        self._features = self._find_features(first)
+        found_features = {place: self._describe(place) for place in range(1, len(self.segments))}
+        self._features = {place: feature for place, feature in found_features.items() if feature is not None}
 
     def run_dense(self, batch: Tensor) -> Tensor:
         """Run the dense model's present block."""
@@ -116,18 +117,8 @@ class Track:
         """Return the tensor that a segment begins with; None if it is unknown which channels were kept."""
         return self._features.get(place)
 
-    @torch.no_grad()
-    def _find_features(self, images: Tensor) -> dict[int, Feature]:
-        found = {}
-        with evaluation_mode(self.models.dense), evaluation_mode(self.models.pruned):
-            for place in range(1, len(self.segments)):
-                wide, narrow = (replay.run(images, stop=place).shape for replay in (self._dense, self._pruned))
-                feature = self._describe(self.segments[place], wide, narrow)
-                if feature is not None:
-                    found[place] = feature
-        return found
-
-    def _describe(self, segment: Segment, wide: Sequence[int], narrow: Sequence[int]) -> Feature | None:
+    def _describe(self, place: int) -> Feature | None:
+        segment, wide, narrow = self.segments[place], self._dense.shape(place), self._pruned.shape(place)
         if wide == narrow:
             return Feature(module=segment.name)
         axes = [axis for axis, sizes in enumerate(zip(wide, narrow, strict=True)) if sizes[0] != sizes[1]]

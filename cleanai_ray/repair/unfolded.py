@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import CalibrationError
+from cleanai_ray.nn.activation_size import largest_activation
 from cleanai_ray.nn.consumers import shift_output
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.patches import matrix, reads_patches, set_matrix
@@ -23,7 +23,7 @@ from cleanai_ray.repair.rows import Rows
 from cleanai_ray.repair.sampling import PositionSampler
 from cleanai_ray.repair.trace import trace_consumers
 from cleanai_ray.repair.track import Track
-from cleanai_ray.repair.watching import Unit, Visit, trace_units, visiting
+from cleanai_ray.repair.watching import Unit, trace_units, visiting
 
 POSITIONS_PER_SAMPLE = 32
 MAX_FEATURES = 4608
@@ -41,7 +41,6 @@ def compensate_unfolded(
     *,
     ridge: float | None = None,
     positions_per_sample: int = POSITIONS_PER_SAMPLE,
-    passes: int = 1,
     memory_limit: int = MEMORY_LIMIT,
 ) -> tuple[str, ...]:
     """Refit the layers of a pruned model in execution order, in place, and return the names of those that changed.
@@ -56,11 +55,10 @@ def compensate_unfolded(
     Args:
         models: The dense model and its pruned copy, which is changed.
         batches: Calibration images, or a function that opens them; they are read once and held in memory.
-        ridge: Regularisation, as a share of the mean variance of the patches. None: for each layer, the one of `RIDGES`
-            whose error is least on every fifth image, after a fit to the rest; the layer keeps its weights if that is
-            better.
+        ridge: Regularisation, as a share of the mean variance of the patches. None: for each layer, the one of
+            `LAYER_RIDGES` whose error is least on every fifth image, after a fit to the rest; the layer keeps its
+            weights if that is better.
         positions_per_sample: Most output positions (pixels, tokens) to read per sample.
-        passes: Times that all layers are refitted, each time from where they are.
         memory_limit: Bytes that the activations of a block may take. Beyond it, a block's layers are refitted in a pass
             each, batch by batch.
 
@@ -69,11 +67,10 @@ def compensate_unfolded(
     """
     images = read_images(batches)
     refit = Refit.prepare(models, images, ridge=ridge, positions_per_sample=positions_per_sample)
-    for _ in range(passes):
-        track = Track(models, images)
-        for _ in track.blocks[1:]:
-            track.advance(*refit.block(track, memory_limit))
-        refit.block(track, memory_limit)
+    track = Track(models, images)
+    for _ in track.blocks[1:]:
+        track.advance(*refit.block(track, memory_limit))
+    refit.block(track, memory_limit)
     return tuple(refit.changed)
 
 
@@ -138,8 +135,7 @@ class Refit:
             found[name].append(self.rows.target(name, value, shortcut, samples))
             return False
 
-        watching = _watching(self.models.dense, units, outputs=True)
-        return found, _visit(watching, track.run_dense, walk(track.dense, self.models.dense), keep)
+        return found, _visit(self.models.dense, units, track.run_dense, track.dense, keep, outputs=True)
 
     def _in_one_pass(self, track: Track, units: dict[str, Unit], targets: dict[str, list[Tensor]]) -> _Made:
         def refit(name: str, value: Tensor, shortcut: Tensor | None, samples: range) -> bool:
@@ -156,9 +152,7 @@ class Refit:
                 changed = self._apply(name, total, part) or changed
             return changed
 
-        watching = _watching(self.models.pruned, units)
-        batch = [torch.cat(track.pruned)]
-        made = _visit(watching, track.run_pruned, walk(batch, self.models.pruned), refit)
+        made = _visit(self.models.pruned, units, track.run_pruned, [torch.cat(track.pruned)], refit)
         return None if made is None else list(made[0].split([len(batch) for batch in track.pruned]))
 
     def _layer_by_layer(self, track: Track, name: str) -> None:
@@ -178,8 +172,7 @@ class Refit:
             total = evidence if total is None else total + evidence
             raise Reached
 
-        watching = _watching(self.models.pruned, units)
-        _visit(watching, track.run_pruned, walk(track.pruned, self.models.pruned), add)
+        _visit(self.models.pruned, units, track.run_pruned, track.pruned, add)
         return total
 
     def _parts(self, name: str) -> Iterator[slice]:
@@ -211,17 +204,14 @@ class Refit:
         return True
 
 
-def _watching(
-    model: nn.Module, units: Mapping[str, Unit], *, outputs: bool = False
-) -> Callable[[Visit], AbstractContextManager[object]]:
-    return lambda visit: visiting(model, units, visit, outputs=outputs)
-
-
 def _visit(
-    watching: Callable[[Visit], AbstractContextManager[object]],
+    model: nn.Module,
+    units: Mapping[str, Unit],
     step: Callable[[Tensor], Any],
-    batches: Iterable[tuple[range, Tensor]],
+    batches: Sequence[Tensor],
     visit: Callable[[str, Tensor, Tensor | None, range], bool],
+    *,
+    outputs: bool = False,
 ) -> _Made:
     """Run batches, and return what comes out, or None where that is not always a tensor."""
     samples = range(0)
@@ -230,8 +220,8 @@ def _visit(
     def at(name: str, value: Tensor, shortcut: Tensor | None) -> bool:
         return visit(name, value, shortcut, samples)
 
-    with watching(at):
-        for samples, batch in batches:
+    with visiting(model, units, at, outputs=outputs):
+        for samples, batch in walk(batches, model):
             with contextlib.suppress(Reached):
                 made.append(run(step, batch, samples))
     return made if made and all(isinstance(value, Tensor) for value in made) else None
@@ -247,19 +237,6 @@ def _tied(model: nn.Module) -> set[str]:
 
 def _bytes_per_sample(track: Track) -> int:
     """Return the bytes that one image takes while a block runs: a few of the largest activations."""
-    largest = 0
-
-    def after(module: nn.Module, args: object, output: object) -> None:
-        nonlocal largest
-        if isinstance(output, Tensor):
-            largest = max(largest, output.numel() * output.element_size())
-
-    handles = [module.register_forward_hook(after) for module in track.models.pruned.modules()]
-    try:
-        first = track.pruned[0][:1].to(device_of(track.models.pruned))
-        largest = first.numel() * first.element_size()
-        track.run_pruned(first)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return _LIVE_TENSORS * largest
+    first = track.pruned[0][:1].to(device_of(track.models.pruned))
+    largest = largest_activation(track.models.pruned, lambda: track.run_pruned(first))
+    return _LIVE_TENSORS * max(largest, first.numel() * first.element_size())

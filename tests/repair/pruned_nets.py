@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from small_nets import build, tiny_vit
 from torch import Tensor, nn
 
 from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.nn.hooks import count_hooks
 from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.prune_result import PruneResult
@@ -199,3 +201,25 @@ PLANTS = {
     "flattened": _flattened,
     "vit": _vit,
 }
+
+
+def assert_only_weights_change(case: Case, train: Callable[[ModelPair], object]) -> None:
+    """Train a pruned copy, and find modes, flags, gradients and the dense model as they were, and no hooks."""
+    pruned = copy.deepcopy(case.result.model)
+    for model in (case.dense, pruned):
+        model.train()
+        model.bn1.eval()
+        model.conv1.weight.requires_grad_(False)
+    gradient = torch.ones_like(pruned.fc.weight)
+    pruned.fc.weight.grad = gradient
+    before = copy.deepcopy(case.dense.state_dict())
+    modes = [module.training for module in pruned.modules()]
+    train(case.pair(pruned))
+    assert all(torch.equal(value, before[key]) for key, value in case.dense.state_dict().items())
+    assert [module.training for module in case.dense.modules()] == modes
+    assert [module.training for module in pruned.modules()] == modes
+    assert [name for name, value in pruned.named_parameters() if not value.requires_grad] == ["conv1.weight"]
+    assert [name for name, value in pruned.named_parameters() if value.grad is not None] == ["fc.weight"]
+    assert pruned.fc.weight.grad is gradient
+    assert all(value.grad is None for value in case.dense.parameters())
+    assert count_hooks(case.dense) == count_hooks(pruned) == 0

@@ -7,13 +7,13 @@ import math
 
 import pytest
 import torch
-from pruned_nets import REMOVED, Case, cut, images_for, random_case, tokens_pair
+from pruned_nets import REMOVED, Case, assert_only_weights_change, cut, images_for, random_case, tokens_pair
 from torch import Tensor, nn
 
-from cleanai_ray.nn.hooks import count_hooks
+from cleanai_ray.nn.losses import distillation_loss
 from cleanai_ray.repair import ModelPair
 from cleanai_ray.repair.batch_norm import apply_reset, collect_norm_sums
-from cleanai_ray.repair.distillation import TEMPERATURE, _soft_loss, _spread, distill
+from cleanai_ray.repair.distillation import TEMPERATURE, _spread, distill
 from cleanai_ray.repair.learning import Learned, Recipe
 from cleanai_ray.repair.outputs import first_output
 from cleanai_ray.repair.track import Feature
@@ -130,24 +130,7 @@ def test_hardly_any_time_makes_one_step() -> None:
 
 def test_modes_flags_gradients_and_hooks_stay() -> None:
     case = telling_case("residual", torch.float32)
-    pruned = copy.deepcopy(case.result.model)
-    for model in (case.dense, pruned):
-        model.train()
-        model.bn1.eval()
-        model.conv1.weight.requires_grad_(False)
-    gradient = torch.ones_like(pruned.fc.weight)
-    pruned.fc.weight.grad = gradient
-    before = copy.deepcopy(case.dense)
-    modes = [module.training for module in pruned.modules()]
-    distill(case.pair(pruned), *parts_of("residual"), RECIPE)
-    assert same(case.dense, before)
-    assert [module.training for module in case.dense.modules()] == modes
-    assert [module.training for module in pruned.modules()] == modes
-    assert [name for name, value in pruned.named_parameters() if not value.requires_grad] == ["conv1.weight"]
-    assert [name for name, value in pruned.named_parameters() if value.grad is not None] == ["fc.weight"]
-    assert pruned.fc.weight.grad is gradient
-    assert all(value.grad is None for value in case.dense.parameters())
-    assert count_hooks(case.dense) == count_hooks(pruned) == 0
+    assert_only_weights_change(case, lambda models: distill(models, *parts_of("residual"), RECIPE))
 
 
 class Given(nn.Module):
@@ -218,8 +201,10 @@ def test_the_loss_is_the_divergence_at_a_temperature_times_its_square() -> None:
     ):
         q, p = (torch.softmax(row.double() / TEMPERATURE, dim=0) for row in (one, other))
         total += float((p * (p / q).log()).sum())
-    assert float(_soft_loss(student, teacher)) == pytest.approx(TEMPERATURE**2 * total / 20, rel=1e-4)
-    assert float(_soft_loss(teacher, teacher)) == pytest.approx(0, abs=1e-6)
+    assert float(distillation_loss(student, teacher, TEMPERATURE)) == pytest.approx(
+        TEMPERATURE**2 * total / 20, rel=1e-4
+    )
+    assert float(distillation_loss(teacher, teacher, TEMPERATURE)) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_few_features_in_equal_distances_the_last_one_among_them() -> None:

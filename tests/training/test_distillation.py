@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from cleanai_ray.config.finetune import FineTuneSection
+from cleanai_ray.nn.losses import distillation_loss
 from cleanai_ray.training.context import TrainingError
-from cleanai_ray.training.distillation import BatchLoss, Supervision, build_objective, distillation_loss
+from cleanai_ray.training.distillation import BatchLoss, Supervision, build_objective
 
 STUDENT = [[1.0, 3.0, -2.0], [0.5, 0.0, 0.25]]
 TEACHER = [[2.0, 1.0, 0.0], [-1.0, 4.0, 1.0]]
