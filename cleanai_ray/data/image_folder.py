@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 
 from pyarrow import fs
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from cleanai_ray.config.sections import DataSection
+from cleanai_ray.data.encoded import EncodedDataset, EncodedSource
 from cleanai_ray.data.filesystems import ProcessFilesystem
 from cleanai_ray.data.image_index import ImageIndex, index_folder, list_images
-from cleanai_ray.data.source import ImageSource, Shape
-from cleanai_ray.data.transforms import decode_image, image_transform
+from cleanai_ray.data.source import Shape
+from cleanai_ray.data.transforms import Preprocessing
 from cleanai_ray.errors import ArtifactError, DataError, SampleError
 from cleanai_ray.registry import DATASETS
 from cleanai_ray.storage.run_directory import resolve_filesystem
@@ -26,7 +25,7 @@ _EXPECTED = (
 )
 
 
-class FileDataset(Dataset[tuple[Tensor, int]]):
+class FileDataset(EncodedDataset):
     """Image files, decoded one at a time.
 
     Args:
@@ -34,7 +33,7 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
         root: Folder on it that the index's names are relative to.
         prefix: Put before a path in messages: `s3://`, or nothing on this machine.
         index: The files and their classes.
-        input_shape: Channels (3), height and width to deliver.
+        preprocessing: Applied to each image.
         augment: Apply the training transform.
     """
 
@@ -45,14 +44,14 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
         prefix: str,
         index: ImageIndex,
         *,
-        input_shape: Shape,
+        preprocessing: Preprocessing,
         augment: bool,
     ) -> None:
+        super().__init__(preprocessing, augment=augment)
         self._filesystem = filesystem
         self._root = root
         self._prefix = prefix
         self._index = index
-        self._transform = image_transform(input_shape, augment=augment)
 
     @property
     def multiprocessing_context(self) -> str | None:
@@ -66,10 +65,10 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
         """Return the path or URL of a sample."""
         return f"{self._prefix}{self._root}/{self._index.name(index)}"
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def encoded(self, index: int) -> tuple[bytes | Path, int]:
+        """Return the path of an image on this machine, or its content, and its class."""
         where = self.where(index)
-        content = self._read(index, where) if self._prefix else Path(where)
-        return self._transform(decode_image(content, where)), int(self._index.labels[index])
+        return self._read(index, where) if self._prefix else Path(where), int(self._index.labels[index])
 
     def _read(self, index: int, where: str) -> bytes:
         try:
@@ -82,7 +81,7 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
 
 
 @DATASETS.register("image_folder")
-class ImageFolder(ImageSource):
+class ImageFolder(EncodedSource):
     """Image files in one folder a class below train/ and val/ or test/ (ImageNet), or in Food-101's own layout.
 
     The files of a folder on this machine are listed once: an index of them is stored in `data.options.index_cache`, or
@@ -186,9 +185,8 @@ class ImageFolder(ImageSource):
 
     def dataset(self, split: str, *, augment: bool = False) -> FileDataset:
         """Return a split."""
-        index = self._samples(split)
-        shape = self.input_shape
-        return FileDataset(self._files, self._root, self._prefix, index, input_shape=shape, augment=augment)
+        index, steps = self._samples(split), self.preprocessing
+        return FileDataset(self._files, self._root, self._prefix, index, preprocessing=steps, augment=augment)
 
     def describe(self, split: str, index: int) -> str:
         """Return the sample's path or URL."""

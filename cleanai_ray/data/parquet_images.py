@@ -14,13 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from cleanai_ray.config.sections import DataSection
+from cleanai_ray.data.encoded import EncodedDataset, EncodedSource
 from cleanai_ray.data.filesystems import ProcessFilesystem
-from cleanai_ray.data.source import ImageSource, Shape
-from cleanai_ray.data.transforms import decode_image, image_transform
+from cleanai_ray.data.source import Shape
+from cleanai_ray.data.transforms import Preprocessing
 from cleanai_ray.errors import ArtifactError, DataError, SampleError
 from cleanai_ray.registry import DATASETS
 from cleanai_ray.storage.run_directory import resolve_filesystem
@@ -49,7 +48,7 @@ class RowGroup:
     num_rows: int
 
 
-class ParquetDataset(Dataset[tuple[Tensor, int]]):
+class ParquetDataset(EncodedDataset):
     """Row groups, read one at a time as their samples are needed; the last few stay in memory.
 
     Args:
@@ -57,7 +56,7 @@ class ParquetDataset(Dataset[tuple[Tensor, int]]):
         groups: The row groups of the split, in order.
         columns: The columns to read.
         num_classes: Labels must be below this.
-        input_shape: Channels (3), height and width to deliver.
+        preprocessing: Applied to each image.
         augment: Apply the training transform.
     """
 
@@ -68,14 +67,14 @@ class ParquetDataset(Dataset[tuple[Tensor, int]]):
         columns: Columns,
         *,
         num_classes: int,
-        input_shape: Shape,
+        preprocessing: Preprocessing,
         augment: bool,
     ) -> None:
+        super().__init__(preprocessing, augment=augment)
         self._filesystem = filesystem
         self._groups = groups
         self._columns = columns
         self._num_classes = num_classes
-        self._transform = image_transform(input_shape, augment=augment)
         self._ends = np.cumsum([group.num_rows for group in groups])
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
 
@@ -128,7 +127,8 @@ class ParquetDataset(Dataset[tuple[Tensor, int]]):
             self._cache.popitem(last=False)
         return table
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def encoded(self, index: int) -> tuple[bytes, int]:
+        """Return the bytes of an image and its class, from the row group that holds them."""
         number, row = self._locate(int(index))
         table = self._table(number)
         value = table.column(self._columns.image)[row].as_py()
@@ -142,11 +142,11 @@ class ParquetDataset(Dataset[tuple[Tensor, int]]):
         label = table.column(self._columns.label)[row].as_py()
         if not isinstance(label, int) or not 0 <= label < self._num_classes:
             raise DataError(f"sample '{self.where(index)}' has label {label}; allowed: 0 to {self._num_classes - 1}")
-        return self._transform(decode_image(content, self.where(index))), label
+        return content, label
 
 
 @DATASETS.register("parquet_images")
-class ParquetImages(ImageSource):
+class ParquetImages(EncodedSource):
     """Encoded images in Parquet files in a folder or object store, laid out as data hubs publish them."""
 
     option_names = ("image_column", "label_column")
@@ -230,7 +230,7 @@ class ParquetImages(ImageSource):
             self._groups[self.resolve(split)],
             self._columns,
             num_classes=self.num_classes,
-            input_shape=self.input_shape,
+            preprocessing=self.preprocessing,
             augment=augment,
         )
 

@@ -1,11 +1,14 @@
-"""Decoding of image files, and the usual ImageNet transforms (He et al. 2016)."""
+"""Decoding of image files, and the preprocessing of images: pixels first, then their normalisation."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -15,21 +18,76 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def image_transform(input_shape: tuple[int, int, int], *, augment: bool) -> Callable[[Image.Image], Tensor]:
-    """Return the transform of an RGB image to a normalised tensor [3, H, W].
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """The way from an image to a network's input, in two halves with bytes between them.
 
-    Evaluation: the shorter side to 256/224 of the input's longer side, then the centre. Training: a random part of
-    the area, mirrored half of the time.
+    Of the two, only `pixels` needs the image; `normalise` is cheap and runs wherever the batch is. Together they are
+    what torchvision's `weights.transforms()` does to a PIL image.
+
+    Attributes:
+        resize: Pixels of the shorter side after resizing.
+        crop: Height and width of the centre that is cut out after that.
+        interpolation: Of resizing: `nearest`, `bilinear` or `bicubic`.
+        antialias: Smooth before shrinking. PIL images always are.
+        mean: Subtracted from values 0 to 1, one a channel.
+        std: Divided by after that, one a channel.
     """
-    from torchvision import transforms  # as slow to import as torch itself: only where images are read from files
 
-    _, height, width = input_shape
-    if augment:
-        placed: list[Callable] = [transforms.RandomResizedCrop((height, width)), transforms.RandomHorizontalFlip()]
-    else:
-        shorter = round(max(height, width) * 256 / 224)
-        placed = [transforms.Resize(shorter), transforms.CenterCrop((height, width))]
-    return transforms.Compose([*placed, transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    resize: int
+    crop: tuple[int, int]
+    interpolation: str = "bilinear"
+    antialias: bool = True
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def pixels(self, image: Image.Image | Tensor) -> Tensor:
+        """Return an RGB image resized and cropped, uint8 [3, H, W].
+
+        Args:
+            image: A PIL image, or what a decoder made of it: uint8 [3, height, width] on any device.
+        """
+        from torchvision.transforms import functional  # slow to import: only where images are read from files
+
+        size, method = [self.resize], self._interpolation
+        image = functional.resize(image, size, method, antialias=self.antialias)
+        return _to_bytes(functional.center_crop(image, list(self.crop)))
+
+    def training_pixels(self, image: Image.Image | Tensor) -> Tensor:
+        """Return a random part of an RGB image at the size of the crop, mirrored half of the time, uint8 [3, H, W].
+
+        The part has 8 % to all of the area (Szegedy et al. 2015). All is drawn from torch's global CPU generator.
+        """
+        return _to_bytes(self._training(image))
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return network inputs float32 [..., C, H, W] for pixels uint8 [..., C, H, W], on the same device."""
+        mean, std = _constants(self.mean, pixels.device), _constants(self.std, pixels.device)
+        return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    @property
+    def _interpolation(self) -> object:
+        from torchvision.transforms import InterpolationMode
+
+        return InterpolationMode(self.interpolation)
+
+    @cached_property
+    def _training(self) -> Callable:
+        from torchvision import transforms
+
+        crop = transforms.RandomResizedCrop(self.crop, interpolation=self._interpolation, antialias=self.antialias)
+        return transforms.Compose([crop, transforms.RandomHorizontalFlip()])
+
+
+def _to_bytes(image: Image.Image | Tensor) -> Tensor:
+    from torchvision.transforms import functional
+
+    return image if isinstance(image, Tensor) else functional.pil_to_tensor(image)
+
+
+@lru_cache(maxsize=64)  # a copy to a GPU would wait for the work before it, once a batch
+def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 def decode_image(content: bytes | Path, where: str) -> Image.Image:

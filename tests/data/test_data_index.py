@@ -14,6 +14,7 @@ from image_trees import opened
 from cleanai_ray.data.filesystems import ProcessFilesystem
 from cleanai_ray.data.image_folder import FileDataset
 from cleanai_ray.data.image_index import ImageIndex
+from cleanai_ray.data.transforms import Preprocessing
 from cleanai_ray.errors import DataError
 
 AN_HOUR_AGO = 1_700_000_000
@@ -135,7 +136,8 @@ def test_a_million_names_travel_as_two_buffers():
     index = ImageIndex.of_classes(
         [f"train/{label:04}/{image:08}.JPEG" for image in range(1000)] for label in range(100)
     )
-    dataset = FileDataset(ProcessFilesystem("."), "root", "", index, input_shape=(3, 8, 8), augment=False)
+    steps = Preprocessing(resize=8, crop=(8, 8))
+    dataset = FileDataset(ProcessFilesystem("."), "root", "", index, preprocessing=steps, augment=False)
     size = len("train/0000/00000000.JPEG") + 4 + 4  # the name, its offset and its label
     assert len(pickle.dumps(dataset)) < size * len(index) + 10_000
     copy = pickle.loads(pickle.dumps(dataset))

@@ -1,0 +1,86 @@
+"""The two halves of the preprocessing, held to torchvision's transforms of PIL images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from image_trees import colour_image, opened
+from PIL import Image
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode, functional
+
+from cleanai_ray.data.transforms import Preprocessing
+
+
+@pytest.fixture(scope="module")
+def images(digit_images) -> list[Image.Image]:
+    """A square, a wide and a tall image in colour."""
+    squares = [colour_image(digit_images[0][row], 61) for row in range(3)]
+    return [squares[0], squares[1].resize((83, 52)), squares[2].resize((47, 90))]
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_pixels_and_their_normalisation_are_torchvisions_transforms(images, interpolation):
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    steps = Preprocessing(resize=40, crop=(32, 24), interpolation=interpolation, mean=mean, std=std)
+    published = transforms.Compose(
+        [
+            transforms.Resize(40, InterpolationMode(interpolation)),
+            transforms.CenterCrop((32, 24)),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+    pixels = torch.stack([steps.pixels(image) for image in images])
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == (3, 3, 32, 24)
+    assert torch.equal(steps.normalise(pixels), torch.stack([published(image) for image in images]))
+
+
+def test_normalising_a_batch_is_normalising_each_of_its_images(images):
+    steps = Preprocessing(resize=32, crop=(32, 32))
+    pixels = torch.stack([steps.pixels(image) for image in images])
+    before = pixels.clone()
+    assert torch.equal(steps.normalise(pixels), torch.stack([steps.normalise(one) for one in pixels]))
+    assert torch.equal(pixels, before)
+
+
+def test_a_decoders_tensor_is_resized_as_a_pil_image_is(images):
+    steps = Preprocessing(resize=32, crop=(32, 32))
+    for image in images:
+        difference = steps.pixels(functional.pil_to_tensor(image)).int() - steps.pixels(image).int()
+        assert difference.abs().max() <= 1
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_training_draws_what_torchvision_draws(images, interpolation):
+    steps = Preprocessing(resize=40, crop=(32, 24), interpolation=interpolation)
+    published = transforms.Compose(
+        [
+            transforms.RandomResizedCrop((32, 24), interpolation=InterpolationMode(interpolation)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(steps.mean, steps.std),
+        ]
+    )
+    torch.manual_seed(5)
+    expected = [published(image) for image in images for _ in range(3)]
+    torch.manual_seed(5)
+    drawn = [steps.training_pixels(image) for image in images for _ in range(3)]
+    assert torch.equal(steps.normalise(torch.stack(drawn)), torch.stack(expected))
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("name", ["image_folder", "parquet_images"])
+def test_a_sample_is_its_normalised_pixels(name, request):
+    root = request.getfixturevalue({"image_folder": "imagenet_root", "parquet_images": "parquet_root"}[name])
+    source = opened(name, root=str(root), num_classes=3 if name == "image_folder" else 10)
+    dataset = source.dataset("test")
+    indices = np.arange(source.num_samples("test"))
+    pixels = [dataset.pixels(index) for index in indices]
+    assert all(image.dtype == torch.uint8 and image.shape == (3, 32, 32) for image, _ in pixels)
+    for index in indices:
+        image, label = dataset[index]
+        assert torch.equal(image, dataset.preprocessing.normalise(pixels[index][0]))
+        assert label == pixels[index][1]
