@@ -151,7 +151,7 @@ def _container(annotation: Any) -> Any:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
         others = [item for item in get_args(annotation) if item is not type(None)]
-        annotation = others[0] if len(others) == 1 else None
+        return _container(others[0]) if len(others) == 1 else None
     is_section = isinstance(annotation, type) and issubclass(annotation, Section)
     return annotation if is_section or get_origin(annotation) in (tuple, dict) else None
 

@@ -132,10 +132,38 @@ class CalibrationSection(Section):
         return tuple(CalibrationDraw(samples, seed) for samples, seed in every)
 
 
+class TransformSection(Section):
+    """Preprocessing of images; what is null is what the model's pretrained weights ask for, or else usual."""
+
+    resize: PositiveInt | None = Field(
+        None, description="Pixels of the shorter side after resizing; usually 256/224 of the model's input."
+    )
+    crop: PositiveInt | None = Field(
+        None, description="Pixels of the sides of the centre that is cut out: those of model.input_shape."
+    )
+    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = Field(
+        None, description="Interpolation of resizing; usually bilinear."
+    )
+    mean: Annotated[tuple[float, ...], Field(min_length=1)] | None = Field(
+        None, description="Subtracted from values 0 to 1, one a channel; usually ImageNet's."
+    )
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = Field(
+        None, description="Divided by after that, one a channel; usually ImageNet's."
+    )
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the keys that are not null."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
 class DataSection(Section):
     """The data set and its samples."""
 
     name: str = Field(description="A name of `cleanai list datasets`.")
+    path: str | None = Field(
+        None, min_length=1, description="For huggingface: a name on the hub, or a folder on this machine."
+    )
     root: str | None = Field(None, description="Folder or URL of the data set; null: where it usually is.")
     batch_size: PositiveInt = Field(128, description="Images per batch in calibration, training and evaluation.")
     num_workers: int = Field(0, ge=0, description="Processes per trial or actor that decode images.")
@@ -148,6 +176,7 @@ class DataSection(Section):
         0.1, gt=0, lt=0.5, description="Share of the training split held out for early stopping."
     )
     calibration: CalibrationSection = Field(default_factory=lambda: CalibrationSection())
+    transform: TransformSection | None = Field(None, description="Preprocessing; null: the model's.")
     options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the data set.")
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cleanai_ray.config.sections import DataSection
-from cleanai_ray.data.source import ImageSource, Shape
-from cleanai_ray.data.transforms import Preprocessing, decode_image
+from cleanai_ray.config.sections import DataSection, TransformSection
+from cleanai_ray.data.source import ImageSource, Shape, per_channel
+from cleanai_ray.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, decode_image
+from cleanai_ray.errors import DataError
 
 
 class EncodedDataset(Dataset[tuple[Tensor, int]], ABC):
@@ -71,20 +73,42 @@ class EncodedSource(ImageSource):
     """A data set of encoded images.
 
     Attributes:
-        preprocessing: What is done to its images: `data.transform`, or else what the model's published weights ask for.
+        preprocessing: What is done to its images: `data.transform`, and what is usual where that says nothing.
     """
 
-    channels: ClassVar[tuple[int, ...]] = (3,)
+    transform_names: ClassVar[tuple[str, ...]] = tuple(TransformSection.model_fields)
 
     def __init__(self, data: DataSection, input_shape: Shape) -> None:
         super().__init__(data, input_shape)
-        self.preprocessing = usual_preprocessing(input_shape)
+        self.preprocessing = _preprocessing(data, input_shape)
+
+    def describe_preprocessing(self) -> dict[str, Any]:
+        """Return resize, crop, interpolation, mean and std."""
+        return asdict(self.preprocessing)
 
 
-def usual_preprocessing(input_shape: Shape) -> Preprocessing:
-    """Return the usual preprocessing for ImageNet (He et al. 2016), in proportion for other sizes than 224.
+def _preprocessing(data: DataSection, input_shape: Shape) -> Preprocessing:
+    """Return the preprocessing of a data set's images.
 
-    The shorter side becomes 256/224 of the input's longer side.
+    By default it is that of He et al. (2016): the shorter side becomes 256/224 of the input's longer side.
     """
     _, height, width = input_shape
-    return Preprocessing(resize=round(max(height, width) * 256 / 224), crop=(height, width))
+    given = data.transform or TransformSection()
+    resize = given.resize or round(max(height, width) * 256 / 224)
+    if given.crop is not None and (given.crop, given.crop) != (height, width):
+        fitting = f"{height} or null" if height == width else "null"
+        raise DataError(
+            f"data.transform.crop is {given.crop}; allowed with model.input_shape {list(input_shape)}: {fitting}"
+        )
+    if resize < min(height, width):
+        raise DataError(
+            f"data.transform.resize is {resize}; allowed with model.input_shape {list(input_shape)}: "
+            f"at least {min(height, width)}"
+        )
+    return Preprocessing(
+        resize=resize,
+        crop=(height, width),
+        interpolation=given.interpolation or "bilinear",
+        mean=per_channel(data, "mean", IMAGENET_MEAN),
+        std=per_channel(data, "std", IMAGENET_STD),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.augment import Indices, random_crop, random_flip, sample_seeds
-from cleanai_ray.data.source import ImageSource, Shape
+from cleanai_ray.data.source import ImageSource, Shape, per_channel
 from cleanai_ray.errors import DataError
 
 
@@ -105,6 +105,7 @@ class InMemorySource(ImageSource):
     """
 
     option_names: ClassVar[tuple[str, ...]] = ("crop_padding", "flip")
+    transform_names: ClassVar[tuple[str, ...]] = ("mean", "std")
     pixels: PixelFormat
     _cache: dict[str, tuple[Tensor, Tensor]]
 
@@ -116,8 +117,13 @@ class InMemorySource(ImageSource):
         flip = data.options.get("flip", self.pixels.flip)
         if not isinstance(flip, bool):
             raise DataError(f"data.options.flip is {flip!r}; allowed: true or false")
-        self.pixels = replace(self.pixels, padding=padding, flip=flip)
+        mean, std = (per_channel(data, name, getattr(self.pixels, name)) for name in ("mean", "std"))
+        self.pixels = replace(self.pixels, padding=padding, flip=flip, mean=mean, std=std)
         self.mirrors = flip
+
+    def describe_preprocessing(self) -> dict[str, Any]:
+        """Return mean and std of the pixels, on a scale from 0 to 1."""
+        return {"mean": self.pixels.mean, "std": self.pixels.std}
 
     @abstractmethod
     def read(self, split: str) -> tuple[np.ndarray, np.ndarray]:

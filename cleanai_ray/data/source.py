@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cleanai_ray.config.sections import DataSection, ModelSection
+from cleanai_ray.config.sections import DataSection, ModelSection, TransformSection
 from cleanai_ray.errors import DataError
+from cleanai_ray.models import published_transform
 from cleanai_ray.registry import DATASETS
 
 Shape = tuple[int, int, int]
@@ -38,6 +39,12 @@ class ImageSource(ABC):
     option_names: ClassVar[tuple[str, ...]] = ()
     """Keys that `data.options` may have."""
 
+    transform_names: ClassVar[tuple[str, ...]] = ()
+    """Keys that `data.transform` may have. With `resize`, they follow from a model's pretrained weights, too."""
+
+    has_path: ClassVar[bool] = False
+    """True if `data.path` says which data set it is."""
+
     num_classes: int
     class_names: tuple[str, ...]
     splits: tuple[str, ...]
@@ -50,6 +57,13 @@ class ImageSource(ABC):
         if unknown:
             allowed = ", ".join(self.option_names) or "none"
             raise DataError(f"data.options holds '{unknown[0]}'; allowed for data set '{data.name}': {allowed}")
+        transform = data.transform or TransformSection()
+        idle = [name for name in transform.given if name not in self.transform_names]
+        if idle:
+            allowed = ", ".join(self.transform_names) or "none"
+            raise DataError(f"data.transform holds '{idle[0]}'; allowed for data set '{data.name}': {allowed}")
+        if data.path is not None and not self.has_path:
+            raise DataError(f"data.path is '{data.path}'; allowed for data set '{data.name}': null (see data.root)")
         self.name = data.name
         self.input_shape = input_shape
 
@@ -88,6 +102,10 @@ class ImageSource(ABC):
             augment: Apply the data set's usual random training transform.
         """
 
+    def describe_preprocessing(self) -> dict[str, Any]:
+        """Return what is done to an image that is not augmented, as JSON values, for the record of a run."""
+        return {}
+
     def reading_order(self, split: str, indices: np.ndarray) -> np.ndarray:
         """Return the places 0 to N - 1 of indices [N] such that samples which are stored together follow each other.
 
@@ -99,6 +117,21 @@ class ImageSource(ABC):
     @abstractmethod
     def describe(self, split: str, index: int) -> str:
         """Return where a sample lies, for error messages: its path, or its row."""
+
+
+def per_channel(data: DataSection, name: str, usual: tuple[float, ...]) -> tuple[float, ...]:
+    """Return `mean` or `std` of `data.transform`, or the usual values, which say how many there must be.
+
+    Raises:
+        DataError: When there are more or fewer.
+    """
+    values = None if data.transform is None else getattr(data.transform, name)
+    if values is not None and len(values) != len(usual):
+        raise DataError(
+            f"data.transform.{name} is {list(values)}; allowed for data set '{data.name}': {len(usual)} "
+            f"{'number' if len(usual) == 1 else 'numbers'}, one a channel"
+        )
+    return usual if values is None else values
 
 
 def find_root(root: str | None, usual: Iterable[str], expected: str) -> Path:
@@ -128,9 +161,11 @@ def find_root(root: str | None, usual: Iterable[str], expected: str) -> Path:
 def open_image_source(data: DataSection, model: ModelSection) -> ImageSource:
     """Open a data set for a model's inputs and classes.
 
+    Images are preprocessed as the model's pretrained weights ask for, where `data.transform` does not say otherwise.
+
     Args:
         data: The study's `data`.
-        model: The study's `model`: `input_shape` and `num_classes`.
+        model: The study's `model`: `input_shape`, `num_classes`, and whose weights it has.
 
     Raises:
         RegistryError: When no data set has this name.
@@ -142,6 +177,9 @@ def open_image_source(data: DataSection, model: ModelSection) -> ImageSource:
             f"model.input_shape is {list(model.input_shape)}; allowed channels with data set '{data.name}': "
             f"{', '.join(map(str, kind.channels))}"
         )
+    published = published_transform(model) if "resize" in kind.transform_names else None
+    if published is not None:
+        data = data.model_copy(update={"transform": _completed(data.transform, published, model.input_shape)})
     source = kind(data, model.input_shape)
     if source.num_classes != model.num_classes:
         raise DataError(
@@ -149,3 +187,12 @@ def open_image_source(data: DataSection, model: ModelSection) -> ImageSource:
             f"{f' at {data.root}' if data.root else ''}: {source.num_classes}, the number of its classes"
         )
     return source
+
+
+def _completed(own: TransformSection | None, published: TransformSection, input_shape: Shape) -> TransformSection:
+    """Return a study's preprocessing with what it leaves open; the crop is the input, and resizing in proportion."""
+    assert published.resize is not None
+    assert published.crop is not None
+    resize = round(published.resize * max(input_shape[1:]) / published.crop)
+    usual = {**published.model_dump(), "resize": resize, "crop": None}
+    return TransformSection(**{**usual, **({} if own is None else own.model_dump(include=set(own.given)))})

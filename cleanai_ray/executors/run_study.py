@@ -194,6 +194,7 @@ def _record_of_run(context: RunContext, dense_digest: str) -> dict[str, Any]:
             "calibration": calibration_key(context.workspace.study, dense_digest),
         },
         "samples": describe_samples(context.workspace),
+        "preprocessing": context.workspace.source.describe_preprocessing(),
         "unreadable_samples": unreadable_samples(study, context.run),
         "warnings": [],
     }

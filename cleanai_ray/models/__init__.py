@@ -1,6 +1,6 @@
 """Dense models: registered families, any torchvision classifier, or a factory of the user's own."""
 
-from cleanai_ray.models.build import build_model, example_input, ignored_layers
+from cleanai_ray.models.build import build_model, example_input, ignored_layers, published_transform
 from cleanai_ray.models.family import ModelFamily, TorchvisionFamily
 from cleanai_ray.models.weights import load_weights
 
@@ -11,4 +11,5 @@ __all__ = [
     "example_input",
     "ignored_layers",
     "load_weights",
+    "published_transform",
 ]

@@ -7,7 +7,7 @@ import difflib
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.config.sections import ModelSection
+from cleanai_ray.config.sections import ModelSection, TransformSection
 from cleanai_ray.errors import ModelError
 from cleanai_ray.models.factory import build_from_factory
 from cleanai_ray.models.family import ModelFamily, TorchvisionFamily, find_classifier, one_line
@@ -85,6 +85,17 @@ def build_model(section: ModelSection, *, seed: int = 0) -> nn.Module:
             load_weights(model, section.weights)
         _check_outputs(model, section)
     return model
+
+
+def published_transform(section: ModelSection) -> TransformSection | None:
+    """Return the preprocessing of a model's pretrained weights; None for a model without.
+
+    Raises:
+        ModelError: When the name is unknown.
+    """
+    if section.weights != "pretrained" or section.name is None:
+        return None
+    return _family_of(section.name).published_transform()
 
 
 def ignored_layers(section: ModelSection) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from cleanai_ray.config.sections import TransformSection
 from cleanai_ray.errors import ModelError
 
 Shape = tuple[int, int, int]
@@ -79,6 +80,10 @@ class ModelFamily(ABC):
             "allowed: the path of a weights file, or null"
         )
 
+    def published_transform(self) -> TransformSection | None:
+        """Return the preprocessing that the published weights were evaluated with, all of it; None if there is none."""
+        return None
+
     def ignored_layers(self) -> tuple[str, ...]:
         """Return the names of the modules that must keep their output channels."""
         return (self.classifier, *self.pinned)
@@ -126,8 +131,28 @@ class TorchvisionFamily(ModelFamily):
         import torchvision
 
         extra = {"aux_logits": False} if self.name in ("googlenet", "inception_v3") else {}
-        weights = torchvision.models.get_model_weights(self.name).DEFAULT
-        return torchvision.models.get_model(self.name, weights=weights, progress=False, **extra)
+        return torchvision.models.get_model(self.name, weights=self._weights(), progress=False, **extra)
+
+    def published_transform(self) -> TransformSection:
+        """Return the preprocessing of torchvision's default weights; nothing is downloaded for it."""
+        return transform_of(self._weights())
+
+    def _weights(self) -> Any:
+        import torchvision
+
+        return torchvision.models.get_model_weights(self.name).DEFAULT
+
+
+def transform_of(weights: Any) -> TransformSection:
+    """Return the preprocessing of weights for classification, an entry of one of torchvision's enumerations."""
+    preset = weights.transforms()
+    return TransformSection(
+        resize=preset.resize_size[0],
+        crop=preset.crop_size[0],
+        interpolation=preset.interpolation.value,
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+    )
 
 
 def _square_size(name: str, input_shape: Shape) -> int:

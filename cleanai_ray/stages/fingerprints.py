@@ -74,8 +74,20 @@ def _model_shape(study: Study) -> dict[str, Any]:
 
 
 def _data(study: Study) -> dict[str, Any]:
-    """Return the data section without the keys that change no sample, such as the number of decoding processes."""
-    return study.data.model_dump(exclude={"num_workers": True, "skip_unreadable": True, "options": {"index_cache"}})
+    """Return the data section without the keys that change no sample, such as the number of decoding processes.
+
+    With pretrained weights, their preprocessing counts, since it is what images go through by default.
+    """
+    data = study.data.model_dump(exclude={"num_workers": True, "skip_unreadable": True, "options": {"index_cache"}})
+    for name in ("path", "transform"):
+        if data[name] is None:
+            del data[name]  # as before there was a choice, so that what was measured stays valid
+    if study.model.weights == "pretrained":
+        from cleanai_ray.models import published_transform  # loads torch
+
+        published = published_transform(study.model)
+        data["published_transform"] = None if published is None else published.model_dump()
+    return data
 
 
 def _content_digest(location: str) -> str | None:

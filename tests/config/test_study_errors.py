@@ -61,7 +61,22 @@ def message_of(path: Path, *overrides: str) -> str:
         (["finetune.label_smoothing=1"], "finetune.label_smoothing is 1; allowed: a number of at least 0 and below 1"),
         (["finetune.gradient_clip=0"], "finetune.gradient_clip is 0; allowed: null or a number above 0"),
         (["pruning.layer_ratios={conv1: 2}"], f"pruning.layer_ratios.conv1 is 2; allowed: {OPEN}"),
+        (["data.transform.resize=0"], f"data.transform.resize is 0; allowed: null or {INTEGER}"),
+        (["data.transform.std=[0.2, 0, 0.2]"], "data.transform.std[1] is 0; allowed: a number above 0"),
+        (
+            ["data.transform.mean=0.5"],
+            "data.transform.mean is 0.5; allowed: null or a list of at least 1 entry, each entry a number",
+        ),
         # unions, choices, texts
+        (
+            ["data.transform.interpolation=area"],
+            "data.transform.interpolation is 'area'; allowed: null or 'nearest' or 'bilinear' or 'bicubic'",
+        ),
+        (
+            ["data.transform.rescale=3"],
+            "unknown key 'data.transform.rescale'; did you mean 'resize'? "
+            "allowed: resize, crop, interpolation, mean, std",
+        ),
         (["resources.calibration_actors=0"], f"resources.calibration_actors is 0; allowed: 'auto' or {INTEGER}"),
         (
             ["resources.max_concurrent_trials=x"],

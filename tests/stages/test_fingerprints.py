@@ -7,8 +7,10 @@ import copy
 import pytest
 
 from cleanai_ray.config.finetune import FineTuneSection
+from cleanai_ray.config.sections import TransformSection
 from cleanai_ray.config.study import digest, parse_study
-from cleanai_ray.stages.fingerprints import calibration_key, dense_key, moments_key, trial_key
+from cleanai_ray.models import TorchvisionFamily
+from cleanai_ray.stages.fingerprints import calibration_key, data_key, dense_key, moments_key, trial_key
 
 STUDY = {
     "model": {"name": "resnet20", "input_shape": [1, 8, 8]},
@@ -40,6 +42,9 @@ def keys(path: str | None = None, value: object = None) -> dict[str, str]:
         ("model.input_shape", [1, 16, 16], {"dense", "calibration", "trial"}),
         ("data.batch_size", 64, {"dense", "calibration", "trial"}),
         ("data.calibration.threshold", 0.1, {"dense", "calibration", "trial"}),
+        ("data.transform", {"mean": [0.5]}, {"dense", "calibration", "trial"}),
+        ("data.transform", {"resize": 9}, {"dense", "calibration", "trial"}),
+        ("data.path", "owner/set", {"dense", "calibration", "trial"}),
         ("sweep.coverage_metrics", ["entropy"], {"calibration", "trial"}),
         ("sweep.coverage_metrics", ["apoz"], {"trial"}),
         ("evaluation.samples", 100, {"dense", "trial"}),
@@ -122,4 +127,19 @@ def test_a_choice_that_older_studies_did_not_have_keeps_their_dense_model() -> N
     model, evaluation = study.model.model_dump(), study.evaluation.model_dump(exclude={"latency"})
     model["train"] = {"epochs": 3, "batch_size": None, "learning_rate": 0.1, "weight_decay": 5e-4, "seed": 0}
     data = study.data.model_dump(exclude={"num_workers": True, "skip_unreadable": True, "options": {"index_cache"}})
+    del data["path"], data["transform"]  # younger, too
     assert key() == digest([model, None, data, evaluation])
+
+
+def test_the_preprocessing_of_pretrained_weights_counts(monkeypatch) -> None:
+    def found() -> dict[str, str]:
+        study = parse_study({**STUDY, "model": {"name": "efficientnet_b4", "weights": "pretrained"}})
+        trial = trial_key(study, study.trials()[0], "weights")
+        moments, data = moments_key(study, "weights"), data_key(study)
+        calibration = calibration_key(study, "weights")
+        return {"dense": dense_key(study), "calibration": calibration, "moments": moments, "trial": trial, "data": data}
+
+    bicubic = found()
+    nearest = TransformSection(resize=384, crop=380, interpolation="nearest", mean=(0.5,) * 3, std=(0.5,) * 3)
+    monkeypatch.setattr(TorchvisionFamily, "published_transform", lambda self: nearest)
+    assert all(bicubic[name] != key for name, key in found().items())

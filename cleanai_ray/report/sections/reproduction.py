@@ -80,6 +80,7 @@ def _facts(study: StudyFrames) -> list[tuple[str, str]]:
         ("calibration samples", _swept(calibration.get("samples"))),
         ("seeds", _join(_seed("trials", sweep.get("seeds")), _seed("calibration draw", calibration.get("seed")))),
         ("samples", ", ".join(f"{name} {count}" for name, count in samples.items() if type(count) is int)),
+        ("preprocessing", _preprocessing(as_mapping(environment.get("preprocessing")))),
         ("calibration images", _withheld(samples.get("calibration_withheld_from_training"))),
         ("digests", ", ".join(f"{name} {value}" for name, value in digests.items() if value)),
     ]
@@ -87,6 +88,15 @@ def _facts(study: StudyFrames) -> list[tuple[str, str]]:
 
 def _swept(samples: Any) -> str:
     return ", ".join(map(str, samples)) if isinstance(samples, list) else ""
+
+
+def _preprocessing(steps: Mapping[str, Any]) -> str:
+    crop = " x ".join(map(str, steps.get("crop", [])))
+    numbers = {name: " ".join(f"{value:g}" for value in steps.get(name, [])) for name in ("mean", "std")}
+    resized = f"shorter side {steps['resize']} pixels, {steps.get('interpolation')}" if "resize" in steps else ""
+    return _join(
+        resized, f"centre {crop}" if crop else "", *(f"{name} {text}" for name, text in numbers.items() if text)
+    )
 
 
 def _withheld(flag: Any) -> str:
