@@ -182,9 +182,10 @@ def open_image_source(data: DataSection, model: ModelSection) -> ImageSource:
         data = data.model_copy(update={"transform": _completed(data.transform, published, model.input_shape)})
     source = kind(data, model.input_shape)
     if source.num_classes != model.num_classes:
+        place = data.root or data.path
         raise DataError(
             f"model.num_classes is {model.num_classes}; allowed with data set '{data.name}'"
-            f"{f' at {data.root}' if data.root else ''}: {source.num_classes}, the number of its classes"
+            f"{f' at {place}' if place else ''}: {source.num_classes}, the number of its classes"
         )
     return source
 
