@@ -18,7 +18,6 @@ from pyarrow import fs
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.storage.run_directory import RunDirectory
 
-_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"))
 _FORMAT = 1
 _COARSEST_CLOCK = 2_000_000_000
 """Nanoseconds: the coarsest time stamps in use are FAT's, of two seconds."""
@@ -54,11 +53,6 @@ class ImageIndex:
         return os.fsdecode(self.names[index].as_py())
 
 
-def is_image(name: str) -> bool:
-    """Return whether a file's name has the suffix of an image."""
-    return os.path.splitext(name)[1].lower() in _ENDINGS
-
-
 def list_images(filesystem: fs.FileSystem, root: str, split: str) -> dict[str, list[str]]:
     """Return the images of each class of a split, by one recursive listing.
 
@@ -70,13 +64,15 @@ def list_images(filesystem: fs.FileSystem, root: str, split: str) -> dict[str, l
     Returns:
         Paths relative to `root`, for each folder in the split's.
     """
+    from torchvision.datasets.folder import is_image_file  # as slow to import as torch itself
+
     found: dict[str, list[str]] = {}
     for info in filesystem.get_file_info(fs.FileSelector(f"{root}/{split}", recursive=True)):
         name = info.path.removeprefix(root).lstrip("/")
         parts = name.split("/")
         if info.type == fs.FileType.Directory or len(parts) > 2:
             images = found.setdefault(parts[1], [])
-            if info.type == fs.FileType.File and is_image(name):
+            if info.type == fs.FileType.File and is_image_file(name):
                 images.append(name)
     return found
 
@@ -122,6 +118,8 @@ def _modified(root: Path, folder: str, times: dict[str, int]) -> bool:
 
 
 def _walk(root: Path, start: str, times: dict[str, int]) -> list[str]:
+    from torchvision.datasets.folder import is_image_file
+
     names, folders = [], [start]
     while folders:
         folder = folders.pop()
@@ -131,7 +129,7 @@ def _walk(root: Path, start: str, times: dict[str, int]) -> list[str]:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(f"{folder}/{entry.name}")
-                elif is_image(entry.name):
+                elif is_image_file(entry.name):
                     names.append(f"{folder}/{entry.name}")
     return names
 

@@ -18,7 +18,7 @@ BROKEN = (1, 4, 5)
 """Of the 15 training samples; in batches of 3 the second loses two."""
 
 
-@pytest.fixture(params=["image_folder", "parquet_images"])
+@pytest.fixture(params=["image_folder", "parquet_images", "huggingface"])
 def damaged(request, imagenet_root, digit_images, tmp_path):
     """A training split of 15 samples of which BROKEN are damaged, and where those lie."""
     if request.param == "image_folder":
@@ -31,6 +31,11 @@ def damaged(request, imagenet_root, digit_images, tmp_path):
     rows = [encoded(image) for image in digit_images[0][:15]]
     rows[1], rows[4], rows[5] = rows[1][:60], b"", None
     write_hub_parquet(tmp_path / "hub" / "train.parquet", rows, [0, 1, 2] * 5)
+    if request.param == "huggingface":
+        pytest.importorskip("datasets", reason="the extra huggingface is not installed")
+        cache = {"cache_dir": str(tmp_path / "cache")}
+        dataset = opened("huggingface", path=str(tmp_path / "hub"), num_classes=3, options=cache).dataset("train")
+        return dataset, [f"{tmp_path}/hub train row {index}" for index in BROKEN]
     dataset = opened("parquet_images", root=str(tmp_path / "hub"), num_classes=3).dataset("train")
     return dataset, [f"{tmp_path}/hub/train.parquet row {index}" for index in BROKEN]
 
