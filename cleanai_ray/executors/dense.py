@@ -48,7 +48,8 @@ def obtain_dense(context: RunContext) -> DenseModel:
         logits: KeptLogits = executor.call(f"dense-logits-{study.name}", _logits, *arguments)
         return logits.to_bytes()
 
-    logits = KeptLogits.from_bytes(context.cached(_LOGITS, digest([key, kept["digest"]]), compute_logits))
+    logits_key = digest([key, kept["digest"]])
+    logits = KeptLogits.from_bytes(context.cached(_LOGITS, logits_key, compute_logits, needs=(_LOGITS,)))
     score: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in kept["accuracy"].items()
     }

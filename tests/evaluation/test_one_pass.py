@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode  # private: the documented home of dispatch modes
 
 from cleanai_ray.config.evaluation import Precision
 from cleanai_ray.deploy.bfloat16 import Bfloat16Model
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation import one_pass
 from cleanai_ray.evaluation.comparison import ClassifierScorer
+from cleanai_ray.evaluation.kept_logits import KeptLogits, LogitsKeeper
 from cleanai_ray.evaluation.one_pass import channels_last, run_over
 
 UNIT = 2.0**-8
@@ -138,6 +141,45 @@ def test_scores_are_not_computed_in_low_precision() -> None:
     assert not torch.is_autocast_enabled("cpu")
 
 
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
+
+
+class Reads(TorchDispatchMode):
+    """Notes the operations that read a value back, for which a GPU would have to finish all work before them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function.overloadpacket.__name__ in (
+            "_local_scalar_dense",
+            "nonzero",
+            "masked_select",
+            "equal",
+            "is_nonzero",
+        ):
+            self.found.append(str(function))
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_nothing_is_read_back_before_the_last_batch(precision: Precision) -> None:
+    linear, images, labels = nn.Linear(4, 3), torch.randn(9, 4), torch.tensor([0, 1, 2] * 3)
+    dense = KeptLogits(numbers=np.arange(9), values=images[:, :3].numpy())
+    scorer, keeper = ClassifierScorer(dense), LogitsKeeper(9)
+
+    def receive(numbers: Tensor, logits: Tensor, labels: Tensor) -> None:
+        scorer.add(numbers, logits, labels)
+        keeper.add(numbers, logits)
+
+    with Reads() as reads:
+        run_over(linear, numbered(images, labels, 2), receive, precision=precision)
+        assert reads.found == []
+        torch.ones(1).item()
+    assert len(reads.found) == 1, "reads are noted"
+
+
 def test_a_model_with_a_format_of_its_own_computes_in_it() -> None:
     own, images = Bfloat16Model(nn.Linear(64, 10)), torch.randn(50, 64)
     with torch.no_grad():
@@ -149,6 +191,7 @@ def test_a_model_with_a_format_of_its_own_computes_in_it() -> None:
     assert torch.equal(found, double(images.double()))
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_gpu_gives_the_logits_of_the_cpu(precision: Precision) -> None:
@@ -158,3 +201,18 @@ def test_a_gpu_gives_the_logits_of_the_cpu(precision: Precision) -> None:
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.cpu(), expected, rtol=0.05, atol=0.05)
     assert all(weight.is_contiguous() for weight in model.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gpu_is_not_waited_for(precision: Precision) -> None:
+    model, images, labels = convolutions().cuda(), torch.randn(9, 3, 8, 8).cuda(), torch.tensor([0, 1, 2] * 3).cuda()
+    dense = KeptLogits(numbers=np.arange(9), values=np.zeros((9, 5), dtype=np.float32))
+    scorer = ClassifierScorer(dense)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run_over(model, numbered(images, labels, 2), scorer.add, device="cuda", precision=precision)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert scorer.result() is not None
