@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 from cleanai_ray.config.sections import Section
 
 Backend = Literal["eager", "compile", "onnxruntime"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class LatencySection(Section):
@@ -34,10 +35,15 @@ class LatencySection(Section):
 
 
 class EvaluationSection(Section):
-    """The samples that models are scored on, and how they are timed."""
+    """The samples that models are scored on, in which precision, and how models are timed."""
 
     split: str = Field("test", description="Split to score, which is never trained on.")
     samples: PositiveInt | None = Field(None, description="Score only the first images of the split; null: all.")
+    precision: Precision = Field(
+        "float32",
+        description="What convolutions and matrix products of scored models are computed in (autocast): float32, "
+        "bfloat16 or float16. Scores are always summed in float64. On CPUs, float16 is slow.",
+    )
     latency: LatencySection | None = Field(
         default_factory=lambda: LatencySection(), description="How to measure latency; null: not at all."
     )

@@ -1,6 +1,6 @@
 """Labelled image data sets, the roles of their samples, and batches of them."""
 
-from cleanai_ray.data.batching import BatchOptions, Share, batches
+from cleanai_ray.data.batching import BatchOptions, Share, batches, numbered_batches
 from cleanai_ray.data.roles import SampleRoles, assign_roles
 from cleanai_ray.data.source import ImageDataset, ImageSource, open_image_source
 from cleanai_ray.data.unreadable import UnreadableSamples
@@ -14,5 +14,6 @@ __all__ = [
     "UnreadableSamples",
     "assign_roles",
     "batches",
+    "numbered_batches",
     "open_image_source",
 ]

@@ -70,6 +70,24 @@ def batches(
         DataError: When a sample cannot be read, or more than `unreadable` allows; the message names it.
         ValueError: When batch_size is below 1, or when a rank is not below its world size.
     """
+    found = numbered_batches(dataset, indices, batch_size, options, share=share, unreadable=unreadable)
+    return ((images, labels) for _, images, labels in found)
+
+
+def numbered_batches(
+    dataset: ImageDataset,
+    indices: Indices,
+    batch_size: int,
+    options: BatchOptions | None = None,
+    *,
+    share: Share = (0, 1),
+    unreadable: UnreadableSamples | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Iterate over samples in batches that also say which samples they hold; arguments and errors as for `batches`.
+
+    Yields:
+        Indices of the samples int64 [N], on the CPU, then images and labels as `batches` yields them.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; allowed: at least 1")
     if not 0 <= share[0] < share[1]:
@@ -81,13 +99,13 @@ def batches(
     target, seed = torch.device(options.device), options.shuffle_seed or 0
     pinned = target.type == "cuda"
     if hasattr(dataset, "batch"):
-        pairs = _fetch(dataset, order, batch_size, share, pinned=pinned, seed=seed)
+        found = _fetch(dataset, order, batch_size, share, pinned=pinned, seed=seed)
     else:
         unreadable = UnreadableSamples() if unreadable is None else unreadable
         reader = BatchReader(dataset, order, batch_size, share, seed=seed, limit=unreadable.limit, fill=options.fill)
-        pairs = _load(reader, unreadable, num_workers=options.num_workers, pinned=pinned, seed=seed)
-    for images, labels in pairs:
-        yield images.to(target, non_blocking=pinned), labels.to(target, non_blocking=pinned)
+        found = _load(reader, unreadable, num_workers=options.num_workers, pinned=pinned, seed=seed)
+    for images, labels, numbers in found:
+        yield numbers, images.to(target, non_blocking=pinned), labels.to(target, non_blocking=pinned)
 
 
 def _order(dataset: ImageDataset, indices: Indices, shuffle_seed: int | None) -> np.ndarray:
@@ -102,18 +120,19 @@ def _order(dataset: ImageDataset, indices: Indices, shuffle_seed: int | None) ->
 
 def _fetch(
     dataset: Any, order: np.ndarray, batch_size: int, share: Share, *, pinned: bool, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     rank, world_size = share
     for start in range(0, len(order), batch_size):
         own = order[start : start + batch_size][rank::world_size]
         if len(own):
             images, labels = dataset.batch(own, seed)
-            yield (images.pin_memory(), labels.pin_memory()) if pinned else (images, labels)
+            numbers = torch.from_numpy(own)
+            yield (images.pin_memory(), labels.pin_memory(), numbers) if pinned else (images, labels, numbers)
 
 
 def _load(
     reader: BatchReader, unreadable: UnreadableSamples, *, num_workers: int, pinned: bool, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     loader = DataLoader(
         reader,
         batch_size=None,
@@ -123,13 +142,13 @@ def _load(
         generator=torch.Generator().manual_seed(seed),
         multiprocessing_context=_context(reader) if num_workers else None,
     )
-    for pair, found, fault in loader:
+    for batch, found, fault in loader:
         for where, reason in found.items():
             unreadable.add(where, reason)
         if fault is not None:
             raise fault
-        if pair is not None:
-            yield pair[0], pair[1]
+        if batch is not None:
+            yield batch[0], batch[1], batch[2]
 
 
 def _context(reader: BatchReader) -> Any:

@@ -15,10 +15,10 @@ from cleanai_ray.errors import DataError, SampleError
 
 T = TypeVar("T")
 
-Pair = list[Tensor]
-"""Images float32 [N, C, H, W] and labels int64 [N]."""
+Batch = list[Tensor]
+"""Images float32 [N, C, H, W], labels int64 [N], and the samples' indices int64 [N]."""
 
-Read = tuple[Pair | None, dict[str, str], DataError | None]
+Read = tuple[Batch | None, dict[str, str], DataError | None]
 """A batch (None where no sample of it is left), its unreadable samples, and the error that ended the reading."""
 
 
@@ -104,20 +104,24 @@ class _Attempts:
         self._limit = limit
         self._unreadable: set[int] = set()
 
-    def first(self, place: int, width: int) -> tuple[Tensor, int] | None:
-        """Return the first readable sample of `width` places from `place` on, continuing at the start of the batch."""
+    def first(self, place: int, width: int) -> tuple[Tensor, int, int] | None:
+        """Return the first readable sample of `width` places from `place` on, continuing at the start of the batch.
+
+        It is an image, its label, and the sample's index.
+        """
         for candidate in range(place, place + width):
             item = self._read(candidate % len(self._indices))
             if item is not None:
                 return item
         return None
 
-    def _read(self, place: int) -> tuple[Tensor, int] | None:
+    def _read(self, place: int) -> tuple[Tensor, int, int] | None:
         if place in self._unreadable:
             return None
         torch.default_generator.manual_seed(int(self._seeds[place]))
+        index = int(self._indices[place])
         try:
-            return self._dataset[int(self._indices[place])]
+            return *self._dataset[index], index
         except SampleError as error:
             self._unreadable.add(place)
             self.found[error.where or f"{self._indices[place]}"] = error.reason

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.confidence import ConfidenceBins, ConfidenceSums, bins_of
-from cleanai_ray.nn.hooks import require_no_hooks
-from cleanai_ray.nn.modes import evaluation_mode
-from cleanai_ray.tasks.accuracy import Accuracy, AccuracySums, logits_of
+from cleanai_ray.evaluation.kept_logits import KeptLogits
+from cleanai_ray.tasks.accuracy import Accuracy, AccuracySums
 
 
 @dataclass(frozen=True)
@@ -95,18 +94,21 @@ class Comparison:
         yield from sorted(rows, key=lambda row: (row["change"], row["label"]))
 
 
-class _ComparisonSums:
-    """The sums of a comparison over batches, on the device: nothing is read back before `result`."""
+class ComparisonSums:
+    """The sums of a `Comparison` over batches, on the device: nothing is read back before `result`.
+
+    Args:
+        num_classes: Outputs of the classifiers.
+        device: Where the batches are.
+    """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.accuracy = AccuracySums(num_classes, device)
-        self._num_classes = num_classes
         self._pairs = torch.zeros(4, dtype=torch.float64, device=device)
         self._classes = torch.zeros(3, num_classes, dtype=torch.float64, device=device)
         self._confidences = ConfidenceSums(device), ConfidenceSums(device)
 
     def add(self, dense_logits: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.accuracy.add(logits, labels)
+        """Add a batch: the logits of both models [N, classes], and labels [N]."""
         dense_log, log = (functional.log_softmax(values.double(), dim=1) for values in (dense_logits, logits))
         dense_answer, answer = dense_logits.argmax(1), logits.argmax(1)
         dense_hit, hit = dense_answer == labels, answer == labels
@@ -124,11 +126,10 @@ class _ComparisonSums:
         for confidence, values, hits in zip(self._confidences, (dense_log, log), (dense_hit, hit), strict=True):
             confidence.add(values, hits)
 
-    def result(self, all_reduce: Callable[[Tensor], Tensor] | None) -> Comparison:
+    def result(self) -> Comparison:
+        """Return the comparison."""
         parts = [self._pairs, self._classes, *(confidence.sums for confidence in self._confidences)]
         values = torch.cat([part.flatten() for part in parts])
-        if all_reduce is not None:
-            values = all_reduce(values)
         pairs, classes, dense_bins, bins = values.split([part.numel() for part in parts])
         agreed, divergence, lost, gained = pairs.tolist()
         total, dense_correct, correct = classes.reshape(3, -1).long().tolist()
@@ -145,49 +146,43 @@ class _ComparisonSums:
         )
 
 
-def compare(
-    dense: nn.Module,
-    pruned: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    *,
-    device: torch.device | str = "cpu",
-    all_reduce: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[Accuracy, Comparison]:
-    """Score a pruned classifier as `evaluate` does, and compare it with the dense one in the same pass.
-
-    Both models get each batch, so that nothing is stored by sample, and images that cannot be read are missing for
-    both. Every module is put back in the mode it was in.
+class ClassifierScorer:
+    """The score of a classifier, and its comparison with another one's logits, from one pass over the samples.
 
     Args:
-        dense: Maps images [N, ...] to logits [N, classes]. It is moved to the device.
-        pruned: Likewise, with the same classes.
-        batches: Pairs of images and labels [N]; the last batch may be smaller.
-        device: Where to compute.
-        all_reduce: Sums a tensor over processes that each score a part of the samples.
-
-    Returns:
-        The pruned model's score, and the comparison.
-
-    Raises:
-        EvaluationError: When a hook is left on a model, there is no sample, or the outputs are not [N, classes] of the
-            same number of classes.
+        dense: Logits of the model to compare with; None to compare with none.
     """
-    require_no_hooks(dense)
-    require_no_hooks(pruned)
-    device = torch.device(device)
-    sums: _ComparisonSums | None = None
-    with evaluation_mode(dense.to(device)), evaluation_mode(pruned.to(device)), torch.no_grad():
-        for images, labels in batches:
-            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True).long()
-            dense_logits, logits = logits_of(dense, images), logits_of(pruned, images)
-            if dense_logits.shape != logits.shape:
-                raise EvaluationError(
-                    f"the dense model has {dense_logits.shape[1]} classes, the pruned one {logits.shape[1]}; "
-                    "allowed: the same number"
-                )
-            if sums is None:
-                sums = _ComparisonSums(logits.shape[1], device)
-            sums.add(dense_logits, logits, labels)
-        if sums is None:
-            raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
-        return sums.accuracy.result(all_reduce), sums.result(all_reduce)
+
+    def __init__(self, dense: KeptLogits | None = None) -> None:
+        self._dense = dense
+        self._accuracy: AccuracySums | None = None
+        self._comparison: ComparisonSums | None = None
+
+    def add(self, numbers: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: indices of the samples int64 [N] on the CPU, logits [N, classes] and labels [N].
+
+        Raises:
+            EvaluationError: When the two models have different classes.
+            KeyError: When there are no logits of a sample to compare with.
+        """
+        num_classes, dense = logits.shape[1], self._dense
+        if self._accuracy is None:
+            self._accuracy = AccuracySums(num_classes, logits.device)
+        self._accuracy.add(logits, labels)
+        if dense is None:
+            return
+        if dense.num_classes != num_classes:
+            raise EvaluationError(
+                f"the dense model has {dense.num_classes} classes, the pruned one {num_classes}; "
+                "allowed: the same number"
+            )
+        if self._comparison is None:
+            self._comparison = ComparisonSums(num_classes, logits.device)
+        self._comparison.add(dense.rows(numbers, logits.device), logits, labels)
+
+    def result(self) -> tuple[Accuracy, Comparison | None] | None:
+        """Return the score and the comparison; None where nothing was added."""
+        if self._accuracy is None:
+            return None
+        comparison = None if self._comparison is None else self._comparison.result()
+        return self._accuracy.result(None), comparison

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 NUM_BINS = 15
 """Bins of equal width, as Guo et al. use them."""
@@ -58,6 +57,7 @@ class ConfidenceSums:
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(3, NUM_BINS, dtype=torch.float64, device=device)
+        self._bins = torch.arange(NUM_BINS, device=device)
 
     def add(self, log_probabilities: Tensor, hit: Tensor) -> None:
         """Add a batch.
@@ -71,7 +71,7 @@ class ConfidenceSums:
         place = ((torch.nan_to_num(confidence) * NUM_BINS).ceil().long() - 1).clamp(0, NUM_BINS - 1)
         rows = torch.stack([torch.ones_like(confidence), hit.double(), confidence])
         # A product adds in the same order every time; scattering does not on CUDA.
-        self.sums += rows @ functional.one_hot(place, NUM_BINS).double()
+        self.sums += rows @ (place[:, None] == self._bins).double()
 
 
 def bins_of(sums: Tensor) -> ConfidenceBins:

@@ -1,4 +1,4 @@
-"""The dense model of a run, kept in the run directory."""
+"""The dense model of a run and its logits, kept in the run directory."""
 
 from __future__ import annotations
 
@@ -6,40 +6,54 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from cleanai_ray.evaluation.accuracy import Accuracy
+from cleanai_ray.config.study import digest
+from cleanai_ray.evaluation.kept_logits import KeptLogits
 from cleanai_ray.executors.checkpoints import CheckpointFile, checkpoint_name
 from cleanai_ray.executors.context import RunContext
 from cleanai_ray.executors.writer import RunStore
 from cleanai_ray.stages.dense import DenseModel, prepare_dense
 from cleanai_ray.stages.fingerprints import dense_key
+from cleanai_ray.stages.scores import score_dense
 from cleanai_ray.stages.workspace import open_workspace
+from cleanai_ray.tasks.accuracy import Accuracy
 from cleanai_ray.training.context import LocalContext
 
-_WEIGHTS, _SCORE = "cache/dense.safetensors", "cache/dense.json"
+_WEIGHTS, _SCORE, _LOGITS = "cache/dense.safetensors", "cache/dense.json", "cache/dense_logits.safetensors"
 
 
 def obtain_dense(context: RunContext) -> DenseModel:
     """Return the dense model from the run directory; if it is not there, have a worker build, train and score it.
 
-    An interrupted training resumes from its last checkpoint.
+    An interrupted training resumes from its last checkpoint. The pass over the evaluation samples that scores the model
+    also gives the logits; where they alone are missing, the kept weights are run once more.
     """
-    study, run, key = context.study, context.run, dense_key(context.study)
+    study, run, executor, key = context.study, context.run, context.executor, dense_key(context.study)
     checkpoint = checkpoint_name("dense", key)
 
     def compute() -> bytes:
-        arguments = study.model_dump_json(), context.executor.store, checkpoint
-        dense: DenseModel = context.executor.call(f"dense-{study.name}", _prepare, *arguments)
+        arguments = study.model_dump_json(), executor.store, checkpoint
+        dense: DenseModel = executor.call(f"dense-{study.name}", _prepare, *arguments)
         run.write_bytes(_WEIGHTS, dense.weights)
+        run.write_bytes(_LOGITS, dense.logits.to_bytes())
+        run.mark(_LOGITS, digest([key, dense.digest]))
         score = {"accuracy": asdict(dense.accuracy), "history": dense.history, "digest": dense.digest}
-        return json.dumps(score, indent=2).encode()
+        return json.dumps({**score, "precision": study.evaluation.precision}, indent=2).encode()
 
-    context.cached(_SCORE, key, compute, needs=(_WEIGHTS,))
-    kept: dict[str, Any] = run.read_json(_SCORE)
+    kept: dict[str, Any] = json.loads(context.cached(_SCORE, key, compute, needs=(_WEIGHTS,)))
     run.delete(checkpoint)
+    weights = run.read_bytes(_WEIGHTS)
+
+    def compute_logits() -> bytes:
+        arguments = study.model_dump_json(), executor.store, weights
+        logits: KeptLogits = executor.call(f"dense-logits-{study.name}", _logits, *arguments)
+        return logits.to_bytes()
+
+    logits_key = digest([key, kept["digest"]])
+    logits = KeptLogits.from_bytes(context.cached(_LOGITS, logits_key, compute_logits, needs=(_LOGITS,)))
     score: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in kept["accuracy"].items()
     }
-    return DenseModel(weights=run.read_bytes(_WEIGHTS), accuracy=Accuracy(**score), history=tuple(kept["history"]))
+    return DenseModel(weights=weights, accuracy=Accuracy(**score), logits=logits, history=tuple(kept["history"]))
 
 
 def _prepare(device: str, study_json: str, store: RunStore, checkpoint: str) -> DenseModel:
@@ -48,3 +62,10 @@ def _prepare(device: str, study_json: str, store: RunStore, checkpoint: str) -> 
     dense = prepare_dense(workspace, LocalContext(device=workspace.device, checkpoints=checkpoints))
     store.note_unreadable(workspace.unreadable.found)
     return dense
+
+
+def _logits(device: str, study_json: str, store: RunStore, weights: bytes) -> KeptLogits:
+    workspace = open_workspace(study_json, device)
+    _, logits = score_dense(workspace, workspace.dense_model(weights))
+    store.note_unreadable(workspace.unreadable.found)
+    return logits

@@ -181,9 +181,11 @@ def _open_setting(
     workspace = open_workspace(inputs.study.model_dump_json(), device, draw)
     if inputs.study.evaluation.latency is not None:
         require_backends(inputs.study.evaluation.latency, workspace.device)
+    dense = inputs.dense.get()
     return TrialSetting(
         workspace=workspace,
-        dense_model=dense_model_of(workspace, inputs.dense.get()),
+        dense_model=dense_model_of(workspace, dense),
+        dense_logits=dense.logits,
         measures=inputs.measures[draw].get(),
         context=make_context(workspace),
     )

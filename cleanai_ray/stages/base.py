@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from cleanai_ray.config.study import Study, Trial
+from cleanai_ray.evaluation.kept_logits import KeptLogits
 from cleanai_ray.stages.dense_measures import DenseMeasures
 from cleanai_ray.stages.state import TrialState
 from cleanai_ray.stages.workspace import Workspace
@@ -22,6 +23,7 @@ class TrialSetting:
     Attributes:
         workspace: The opened study.
         dense_model: The dense model on the workspace's device.
+        dense_logits: Its logits on the evaluation samples.
         measures: Measurements of the dense model that all trials share.
         context: The processes that fine-tune and score, and the places where they report and keep checkpoints. The
             work they share is that of `fine_tune_part` and `score_model`; any other training takes a `LocalContext`.
@@ -29,6 +31,7 @@ class TrialSetting:
 
     workspace: Workspace
     dense_model: nn.Module
+    dense_logits: KeptLogits
     measures: DenseMeasures
     context: TrainingContext
 

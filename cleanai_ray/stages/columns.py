@@ -13,12 +13,12 @@ from cleanai_ray.analysis.near_chance import is_near_chance
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.deploy import Quantized
 from cleanai_ray.errors import CleanAIError
-from cleanai_ray.evaluation.accuracy import Accuracy
 from cleanai_ray.evaluation.comparison import Comparison
 from cleanai_ray.evaluation.significance import mcnemar_p
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.stages.scores import StageScore
+from cleanai_ray.tasks.accuracy import Accuracy
 
 _SCORED_STAGES = ("pruned", "repaired", "finetuned", "quantized")
 """The stages whose score has a column of its own."""

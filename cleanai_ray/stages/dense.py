@@ -6,27 +6,31 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
+from cleanai_ray.evaluation.kept_logits import KeptLogits
 from cleanai_ray.models import build_model
 from cleanai_ray.nn.weights import safetensors_bytes
+from cleanai_ray.stages.scores import score_dense
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
+from cleanai_ray.tasks.accuracy import Accuracy
 from cleanai_ray.training.context import LocalContext, TrainingContext
 from cleanai_ray.training.train import train_dense
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseModel:
-    """The dense model and its score.
+    """The dense model, its score and its logits.
 
     Attributes:
         weights: Content of its safetensors file.
         accuracy: Its score on the evaluation samples.
+        logits: Its logits on the evaluation samples, from the same pass; every trial is compared with them.
         history: A row per epoch if the study trained it.
     """
 
     weights: bytes
     accuracy: Accuracy
+    logits: KeptLogits
     history: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -57,5 +61,5 @@ def prepare_dense(workspace: Workspace, context: TrainingContext | None = None) 
             context=context or LocalContext(device=workspace.device),
         )
         history = tuple({"trial_id": schemas.DENSE, **row} for row in outcome.history)
-    accuracy = evaluate(model, workspace.batches("evaluation"), device=workspace.device)
-    return DenseModel(weights=safetensors_bytes(model), accuracy=accuracy, history=history)
+    accuracy, logits = score_dense(workspace, model)
+    return DenseModel(weights=safetensors_bytes(model), accuracy=accuracy, logits=logits, history=history)

@@ -27,7 +27,8 @@ def dense_key(study: Study) -> str:
     """Return the digest of everything that the dense model and its score depend on: of a weights file, the content."""
     weights = study.model.weights
     content = None if weights in (None, "pretrained") else _content_digest(str(weights))
-    evaluation = study.evaluation.model_dump(exclude={"latency"})
+    evaluation = _evaluation(study)
+    del evaluation["latency"]
     model = study.model.model_dump()
     if study.model.train is not None and study.model.train.optimizer == "sgd":
         del model["train"]["optimizer"]  # as before there was a choice, so that trained models stay valid
@@ -50,8 +51,8 @@ def moments_key(study: Study, dense_digest: str) -> str:
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     """Return the digest of everything that a trial's outcome depends on."""
-    sections = ("repair", "finetune", "evaluation")
-    parts = {name: getattr(study, name).model_dump() for name in sections}
+    parts = {name: getattr(study, name).model_dump() for name in ("repair", "finetune")}
+    parts["evaluation"] = _evaluation(study)
     parts["pruning"] = study.pruning.resolved(trial.quantization).model_dump()
     own, between_steps = study.of_draw(study.draw_of(trial)), study.finetune.between_steps
     if trial.steps == 1 or not between_steps:
@@ -71,6 +72,11 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
 def _model_shape(study: Study) -> dict[str, Any]:
     """Return the model section without weights and training; its input shape decides how images are resized."""
     return study.model.model_dump(exclude={"weights", "train"})
+
+
+def _evaluation(study: Study) -> dict[str, Any]:
+    """Return the evaluation section, without the usual precision, so that results from before the choice stay valid."""
+    return study.evaluation.model_dump(exclude={"precision"} if study.evaluation.precision == "float32" else None)
 
 
 def _data(study: Study) -> dict[str, Any]:

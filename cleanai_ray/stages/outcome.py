@@ -64,7 +64,7 @@ def run_trial(
     Args:
         workspace: The opened study.
         trial: The cell of the sweep.
-        dense: The dense weights and their score.
+        dense: The dense weights, their score and their logits.
         dense_model: The dense model on the workspace's device; it is not changed.
         measures: Measurements of the dense model that all trials share.
         context: The processes that fine-tune and score, and the places where they report and keep checkpoints; by
@@ -76,6 +76,7 @@ def run_trial(
     setting = TrialSetting(
         workspace=workspace,
         dense_model=dense_model,
+        dense_logits=dense.logits,
         measures=measures,
         context=context or LocalContext(device=workspace.device),
     )

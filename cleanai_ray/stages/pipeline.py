@@ -151,7 +151,7 @@ def _advance(setting: TrialSetting, trial: Trial, step: Step, state: TrialState)
         if step.scored_as is None:
             return state
         score = score_model(
-            setting.workspace, setting.dense_model, state.final_model, setting.context, compares=step.compares
+            setting.workspace, setting.dense_logits, state.final_model, setting.context, compares=step.compares
         )
         return state.scored(step.scored_as, score).spent(SCORING, time.perf_counter() - done)
     except Exception as error:

@@ -1,21 +1,23 @@
-"""Scores of a trial's model after its stages, and the comparison with the dense model."""
+"""Scores of the dense model and of a trial's model after its stages, and the comparison of the two."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
-from itertools import chain
 from operator import add
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cleanai_ray.data import Share
 from cleanai_ray.errors import EvaluationError
-from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
-from cleanai_ray.evaluation.cached_model import CachedModel
-from cleanai_ray.evaluation.comparison import Comparison, compare
+from cleanai_ray.evaluation.comparison import ClassifierScorer, Comparison
+from cleanai_ray.evaluation.kept_logits import KeptLogits, LogitsKeeper
+from cleanai_ray.evaluation.one_pass import NumberedBatch, run_over
 from cleanai_ray.stages.workspace import Workspace
+from cleanai_ray.tasks.accuracy import Accuracy
 from cleanai_ray.training.context import TrainingContext
 from cleanai_ray.training.part import ScoringPart
 
@@ -40,17 +42,40 @@ class StageScore:
         return StageScore(self.accuracy + other.accuracy, comparison)
 
 
-def score_share(
-    workspace: Workspace, dense: nn.Module, model: nn.Module, part: ScoringPart, share: Share
-) -> StageScore | None:
-    """Score a model on this process's share of the evaluation samples; None if it holds no readable sample.
-
-    Every process gets consecutive whole batches, so that the batches are the same for any number of processes. On the
-    CPU, a process remembers the dense model's answers for its next trials.
+def score_dense(workspace: Workspace, model: nn.Module) -> tuple[Accuracy, KeptLogits]:
+    """Return the dense model's score on the evaluation samples, and its logits, from one pass.
 
     Args:
         workspace: The opened study.
-        dense: The dense model on the workspace's device; it is not changed.
+        model: The dense model.
+
+    Raises:
+        EvaluationError: When there is no image to score.
+    """
+    scorer, keeper = ClassifierScorer(), LogitsKeeper(len(workspace.roles.evaluation))
+
+    def receive(numbers: Tensor, logits: Tensor, labels: Tensor) -> None:
+        scorer.add(numbers, logits, labels)
+        keeper.add(numbers, logits)
+
+    _run_over(workspace, model, workspace.scored_batches(), receive)
+    found = scorer.result()
+    if found is None:
+        raise EvaluationError("there are 0 images to evaluate on, at least 1 is needed")
+    return found[0], keeper.result()
+
+
+def score_share(
+    workspace: Workspace, dense: KeptLogits, model: nn.Module, part: ScoringPart, share: Share
+) -> StageScore | None:
+    """Score a model on this process's share of the evaluation samples; None if it holds no readable sample.
+
+    Every process gets consecutive whole batches, so that the batches are the same for any number of processes. Images
+    that the dense model's process could not read are left out, so that both models are scored on the same ones.
+
+    Args:
+        workspace: The opened study.
+        dense: The dense model's logits on the evaluation samples.
         model: The model.
         part: Says whether the two models are compared.
         share: Rank of this process, and the number of processes.
@@ -60,26 +85,42 @@ def score_share(
     own = np.array_split(np.arange(0, len(positions), size), world_size)[rank]
     if not len(own):
         return None
-    batches = workspace.batches("evaluation", positions=positions[own[0] : own[-1] + size])
-    first = next(batches, None)
-    if first is None:
-        return None
-    batches = chain([first], batches)
-    if not part.compares:
-        return StageScore(accuracy=evaluate(model, batches, device=workspace.device))
-    return StageScore(*compare(CachedModel(dense), model, batches, device=workspace.device))
+    batches = workspace.scored_batches(positions[own[0] : own[-1] + size])
+    scorer = ClassifierScorer(dense if part.compares else None)
+    _run_over(workspace, model, _in_both(dense, batches), scorer.add)
+    found = scorer.result()
+    return None if found is None else StageScore(*found)
+
+
+def _run_over(
+    workspace: Workspace,
+    model: nn.Module,
+    batches: Iterator[NumberedBatch],
+    receive: Callable[[Tensor, Tensor, Tensor], None],
+) -> None:
+    run_over(model, batches, receive, device=workspace.device, precision=workspace.study.evaluation.precision)
+
+
+def _in_both(dense: KeptLogits, batches: Iterator[NumberedBatch]) -> Iterator[NumberedBatch]:
+    """Yield batches without the samples that the dense model has no logits of."""
+    for numbers, images, labels in batches:
+        _, are_there = dense.places_of(numbers)
+        if are_there.all():
+            yield numbers, images, labels
+        elif are_there.any():
+            kept = torch.from_numpy(are_there)
+            on_device = kept.to(images.device)
+            yield numbers[kept], images[on_device], labels[on_device]
 
 
 def score_model(
-    workspace: Workspace, dense: nn.Module, model: nn.Module, context: TrainingContext, *, compares: bool
+    workspace: Workspace, dense: KeptLogits, model: nn.Module, context: TrainingContext, *, compares: bool
 ) -> StageScore:
     """Score a model on the evaluation samples, shared between the processes of a trial.
 
-    If it is compared with the dense model, both run on the same batches, which are read and decoded once.
-
     Args:
         workspace: The opened study.
-        dense: The dense model on the workspace's device; it is not changed.
+        dense: The dense model's logits on the evaluation samples.
         model: The model.
         context: The processes that score.
         compares: True to compare it with the dense model.

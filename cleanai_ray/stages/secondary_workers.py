@@ -9,6 +9,7 @@ from functools import partial
 from torch import nn
 
 from cleanai_ray.config.study import Trial
+from cleanai_ray.evaluation.kept_logits import KeptLogits
 from cleanai_ray.stages.finetune import fine_tune_part
 from cleanai_ray.stages.scores import StageScore, score_share
 from cleanai_ray.stages.workspace import Workspace
@@ -21,6 +22,7 @@ def assist_trial(
     workspace: Workspace,
     trial: Trial,
     dense: nn.Module,
+    dense_logits: KeptLogits,
     context: ProcessGroupContext,
     note: Callable[[], None] = lambda: None,
 ) -> None:
@@ -30,6 +32,7 @@ def assist_trial(
         workspace: The opened study.
         trial: The cell of the sweep.
         dense: The dense model on the workspace's device; it is not changed.
+        dense_logits: Its logits on the evaluation samples.
         context: This process among those of the trial.
         note: Called after each scoring, to record the samples that could not be read; an error that it raises is raised
             in the first process.
@@ -37,7 +40,7 @@ def assist_trial(
     share = context.rank, context.world_size
 
     def score(model: nn.Module, part: ScoringPart) -> StageScore | None:
-        found = score_share(workspace, dense, model, part, share)
+        found = score_share(workspace, dense_logits, model, part, share)
         note()
         return found
 

@@ -22,6 +22,7 @@ from cleanai_ray.data import (
     UnreadableSamples,
     assign_roles,
     batches,
+    numbered_batches,
     open_image_source,
 )
 from cleanai_ray.errors import DataError
@@ -83,6 +84,20 @@ class Workspace:
                 fill=trains,
             ),
             share=share,
+            unreadable=self.unreadable,
+        )
+
+    def scored_batches(self, positions: np.ndarray | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Iterate over the evaluation samples, or over those at some positions: indices [N] on the CPU, images, labels.
+
+        Samples that cannot be read are left out, up to the number in `data.skip_unreadable`.
+        """
+        indices, data = self.roles.evaluation, self.study.data
+        return numbered_batches(
+            self.source.dataset(self.roles.evaluation_split),
+            indices if positions is None else indices[positions],
+            data.batch_size,
+            BatchOptions(num_workers=data.num_workers, device=self.device),
             unreadable=self.unreadable,
         )
 

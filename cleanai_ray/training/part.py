@@ -25,7 +25,7 @@ class ScoringPart:
     """A scoring of a model on the evaluation samples.
 
     Attributes:
-        compares: True if the dense model is run on the same samples, to compare the two.
+        compares: True if the model is compared with the dense one.
     """
 
     compares: bool = False

@@ -102,6 +102,10 @@ def message_of(path: Path, *overrides: str) -> str:
             "data.calibration.observe is 'raw'; allowed: 'activation' or 'output'",
         ),
         (["data.calibration.allow_overlap=7"], "data.calibration.allow_overlap is 7; allowed: true or false"),
+        (
+            ["evaluation.precision=int8"],
+            "evaluation.precision is 'int8'; allowed: 'float32' or 'bfloat16' or 'float16'",
+        ),
         (["name=a b"], "name is 'a b'; allowed: text that matches ^[A-Za-z0-9][A-Za-z0-9_.-]*$"),
         (["output.dir="], "output.dir is null; allowed: text that is not empty"),
         (["question=3"], "question is 3; allowed: text"),

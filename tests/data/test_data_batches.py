@@ -7,7 +7,7 @@ import pytest
 import torch
 from image_trees import opened
 
-from cleanai_ray.data import BatchOptions, batches
+from cleanai_ray.data import BatchOptions, batches, numbered_batches
 
 
 @pytest.fixture(params=["in memory", "files", "worker processes"])
@@ -31,6 +31,8 @@ def test_samples_come_in_the_order_asked_for(setting):
         image, label = dataset[int(index)]
         assert torch.equal(images[place], image)
         assert labels[place] == label
+    numbers = [part for part, _, _ in numbered_batches(dataset, indices, 3, BatchOptions(**arguments))]
+    assert torch.cat(numbers).tolist() == list(indices)
 
 
 def test_a_last_small_batch_can_be_left_out(setting):

@@ -9,7 +9,7 @@ import torch
 from image_trees import encoded, opened, write_hub_parquet
 
 from cleanai_ray.config.study import parse_study
-from cleanai_ray.data import BatchOptions, batches
+from cleanai_ray.data import BatchOptions, batches, numbered_batches
 from cleanai_ray.data.unreadable import UnreadableSamples
 from cleanai_ray.errors import DataError, SampleError
 from cleanai_ray.stages.workspace import open_workspace
@@ -95,6 +95,19 @@ def test_a_readable_sample_of_the_batch_takes_the_place(damaged, num_workers):
     for rank in (0, 1):
         for (part, _), (batch, _) in zip(read((rank, 2))[0], whole, strict=True):
             assert torch.equal(part, batch[rank::2])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("fill", "expected"), [(False, [0, 2, 3, 7, 6]), (True, [0, 2, 2, 3, 3, 3, 7, 6])])
+def test_a_batch_says_which_samples_it_holds(damaged, num_workers, fill, expected):
+    dataset, _ = damaged
+    options = BatchOptions(num_workers=num_workers, fill=fill)
+    got = list(numbered_batches(dataset, [0, 1, 2, 3, 4, 5, 7, 6], 3, options, unreadable=UnreadableSamples(3)))
+    assert torch.cat([numbers for numbers, _, _ in got]).tolist() == expected
+    for numbers, images, labels in got:
+        for number, image, label in zip(numbers.tolist(), images, labels.tolist(), strict=True):
+            assert torch.equal(image, dataset[number][0])
+            assert label == dataset[number][1]
 
 
 def test_a_fault_of_the_data_set_is_not_skipped(tmp_path, digit_images):

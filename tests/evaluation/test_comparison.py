@@ -6,6 +6,7 @@ import math
 from dataclasses import astuple
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.accuracy import evaluate
-from cleanai_ray.evaluation.comparison import Comparison, compare
+from cleanai_ray.evaluation.comparison import ClassifierScorer, Comparison
 from cleanai_ray.evaluation.confidence import NUM_BINS
+from cleanai_ray.evaluation.kept_logits import KeptLogits
+from cleanai_ray.evaluation.one_pass import run_over
 from cleanai_ray.storage import schemas
+from cleanai_ray.tasks.accuracy import Accuracy
 
 CLASSES = 4
 
@@ -44,8 +48,20 @@ def samples(num: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.stack([dense, dense + torch.randn(num, CLASSES, generator=generator)], dim=1), labels
 
 
+def compare(images: Tensor, labels: Tensor, batch_size: int = 7) -> tuple[Accuracy, Comparison]:
+    """Scores of the second half from one pass over samples numbered 10, 13, 16 ..., beside the first half's logits."""
+    numbers = 10 + 3 * torch.arange(len(labels))
+    scorer = ClassifierScorer(KeptLogits(numbers=numbers.numpy(), values=images[:, 0].numpy()))
+    parts = (value.split(batch_size) for value in (numbers, images, labels))
+    run_over(PRUNED, zip(*parts, strict=True), scorer.add)
+    found = scorer.result()
+    assert found is not None
+    assert found[1] is not None
+    return found[0], found[1]
+
+
 def compared(images: Tensor, labels: Tensor, batch_size: int = 7) -> Comparison:
-    return compare(DENSE, PRUNED, zip(images.split(batch_size), labels.split(batch_size), strict=True))[1]
+    return compare(images, labels, batch_size)[1]
 
 
 def probabilities(logits: Any) -> list[float]:
@@ -117,32 +133,12 @@ def assert_same(one: Comparison, other: Comparison) -> None:
             assert mine == pytest.approx(its, rel=1e-12)
 
 
-def test_a_sum_over_processes_is_the_comparison_on_all_samples() -> None:
-    """Each process sums what it has; what `all_reduce` returns is the sum of all of them."""
-    images, labels = samples(50, seed=1)
-    parts: list[list[Tensor]] = []
-    for half in (slice(0, 31), slice(31, None)):
-        sent: list[Tensor] = []
-        compare(
-            DENSE,
-            PRUNED,
-            [(images[half], labels[half])],
-            all_reduce=lambda value, sent=sent: sent.append(value) or value,
-        )
-        parts.append(sent)
-    totals = iter([one + other for one, other in zip(*parts, strict=True)])
-    accuracy, found = compare(DENSE, PRUNED, [(images[:31], labels[:31])], all_reduce=lambda _: next(totals))
-    assert_same(found, compared(images, labels))
-    assert accuracy.num_samples == 50
-    assert accuracy.class_correct == found.class_correct
-
-
 def test_the_same_pass_scores_the_pruned_model_as_evaluate_does_bit_by_bit() -> None:
     images, labels = samples(40, seed=2)
     batches = list(zip(images.split(9), labels.split(9), strict=True))
-    accuracy, found = compare(DENSE, PRUNED, batches)
+    accuracy, found = compare(images, labels, 9)
     assert accuracy == evaluate(PRUNED, batches)
-    assert compare(DENSE, PRUNED, batches) == (accuracy, found)
+    assert compare(images, labels, 9) == (accuracy, found)
     dense = evaluate(DENSE, batches)
     assert found.class_correct_dense == dense.class_correct
     assert found.class_total == dense.class_total
@@ -158,7 +154,7 @@ def test_labels_are_not_read_for_agreement_and_divergence() -> None:
 
 def test_a_model_beside_itself() -> None:
     images, labels = samples(40, seed=4)
-    _, found = compare(DENSE, DENSE, [(images, labels)])
+    found = compared(images[:, [0, 0]], labels)
     assert (found.agreement, found.divergence, found.lost, found.gained) == (1.0, 0.0, 0, 0)
     assert found.confidence == found.confidence_dense
 
@@ -193,23 +189,17 @@ def test_outputs_that_are_no_numbers_are_neither_an_error_nor_hidden() -> None:
 
 
 def test_what_cannot_be_compared_is_refused_in_a_sentence() -> None:
-    with pytest.raises(EvaluationError, match="0 batches"):
-        compare(DENSE, PRUNED, [])
-    images, labels = torch.randn(3, 2), torch.zeros(3, dtype=torch.long)
+    assert ClassifierScorer().result() is None
+    dense = KeptLogits(numbers=np.arange(3), values=np.zeros((3, 5), dtype=np.float32))
+    scorer = ClassifierScorer(dense)
     with pytest.raises(EvaluationError, match=r"dense model.*5 classes.*pruned.*4.*allowed: the same number"):
-        compare(nn.Linear(2, 5), nn.Linear(2, 4), [(images, labels)])
-    hooked = nn.Linear(2, 2)
-    hooked.register_forward_hook(lambda *_: None)
-    for pair in ((hooked, nn.Linear(2, 2)), (nn.Linear(2, 2), hooked)):
-        with pytest.raises(EvaluationError, match="hook"):
-            compare(*pair, [(images, labels)])
-    wide, narrow = compared(*samples(5, seed=0)), compare(nn.Linear(2, 2), nn.Linear(2, 2), [(images, labels)])[1]
+        scorer.add(torch.arange(3), torch.zeros(3, 4), torch.zeros(3, dtype=torch.long))
+    narrow = ClassifierScorer(KeptLogits(numbers=np.arange(3), values=np.zeros((3, 2), dtype=np.float32)))
+    with pytest.raises(KeyError, match="no logits of sample 3"):
+        narrow.add(torch.tensor([2, 3]), torch.zeros(2, 2), torch.zeros(2, dtype=torch.long))
+    narrow.add(torch.tensor([2, 0]), torch.zeros(2, 2), torch.zeros(2, dtype=torch.long))
+    found = narrow.result()
+    assert found is not None
+    assert found[1] is not None
     with pytest.raises(ValueError, match="zip"):
-        wide + narrow
-
-
-def test_modes_are_put_back() -> None:
-    dense, pruned = nn.Sequential(nn.Dropout(), nn.Linear(2, 2)).train(), nn.Sequential(nn.Linear(2, 2)).eval()
-    compare(dense, pruned, [(torch.randn(4, 2), torch.zeros(4, dtype=torch.long))])
-    assert all(module.training for module in dense.modules())
-    assert not any(module.training for module in pruned.modules())
+        compared(*samples(5, seed=0)) + found[1]

@@ -136,7 +136,11 @@ def test_two_recipes_of_one_pruned_model_prune_and_repair_once(monkeypatch) -> N
         monkeypatch.setattr(stage, "run", count)
     model = workspace.dense_model(dense.weights)
     setting = TrialSetting(
-        workspace=workspace, dense_model=model, measures=small.measure_locally(workspace, dense), context=LocalContext()
+        workspace=workspace,
+        dense_model=model,
+        dense_logits=dense.logits,
+        measures=small.measure_locally(workspace, dense),
+        context=LocalContext(),
     )
     trials = [(trial, plan_stages(study, trial)) for study in studies for trial in study.trials()]
     found = [state for _, state in run_stages(setting, trials)]

@@ -48,6 +48,8 @@ def keys(path: str | None = None, value: object = None) -> dict[str, str]:
         ("sweep.coverage_metrics", ["entropy"], {"calibration", "trial"}),
         ("sweep.coverage_metrics", ["apoz"], {"trial"}),
         ("evaluation.samples", 100, {"dense", "trial"}),
+        ("evaluation.precision", "bfloat16", {"dense", "trial"}),
+        ("evaluation.precision", "float32", set()),
         ("sweep.methods", ["taylor"], {"calibration", "trial"}),
         ("sweep.methods", ["hessian"], {"calibration", "trial"}),
         ("sweep.methods", ["hybrid"], {"trial"}),
@@ -122,9 +124,9 @@ def test_a_choice_that_older_studies_did_not_have_keeps_their_dense_model() -> N
         return dense_key(parse_study({**STUDY, "model": {**STUDY["model"], "train": {"epochs": 3, **train}}}))
 
     assert key() == key(optimizer="sgd") != key(optimizer="adamw")
-    # The digest of this section as it was before there was a choice of the optimizer.
+    # The digest of these sections as they were before there was a choice of the optimizer and of the precision.
     study = parse_study({**STUDY, "model": {**STUDY["model"], "train": {"epochs": 3}}})
-    model, evaluation = study.model.model_dump(), study.evaluation.model_dump(exclude={"latency"})
+    model, evaluation = study.model.model_dump(), {"split": "test", "samples": None}
     model["train"] = {"epochs": 3, "batch_size": None, "learning_rate": 0.1, "weight_decay": 5e-4, "seed": 0}
     data = study.data.model_dump(exclude={"num_workers": True, "skip_unreadable": True, "options": {"index_cache"}})
     del data["path"], data["transform"]  # younger, too

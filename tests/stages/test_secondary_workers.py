@@ -52,12 +52,11 @@ class Watched(Workspace):
     asked: list[Any] = dataclasses.field(default_factory=list)
     reads: bool = True
 
-    def batches(self, role: str, **options: Any) -> Any:
-        if role == "evaluation":
-            self.asked.append(options["positions"].tolist())
-            if not self.reads:
-                raise SampleError("cannot be read", "7.png")
-        return super().batches(role, **options)
+    def scored_batches(self, positions: Any = None) -> Any:
+        self.asked.append(positions.tolist())
+        if not self.reads:
+            raise SampleError("cannot be read", "7.png")
+        return super().scored_batches(positions)
 
 
 def carry_out(name: str, folder: Path, context: TrainingContext) -> dict[str, Any]:
@@ -70,7 +69,7 @@ def carry_out(name: str, folder: Path, context: TrainingContext) -> dict[str, An
     model, trial = workspace.dense_model(dense.weights), study.trials()[0]
     if context.rank:
         assert isinstance(context, ProcessGroupContext)
-        assist_trial(workspace, trial, model, context)
+        assist_trial(workspace, trial, model, dense.logits, context)
         return {"asked": workspace.asked}
     try:
         outcome = run_trial(workspace, trial, dense, model, measures, context)

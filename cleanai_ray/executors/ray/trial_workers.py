@@ -129,8 +129,12 @@ def _assist(inputs: SweepInputs, group: TrialGroup, context: ProcessGroupContext
     """Help the first worker to fine-tune and score."""
     trial = group.trials[0]
     workspace = open_workspace(inputs.study.model_dump_json(), str(context.device), inputs.study.draw_of(trial))
-    dense = dense_model_of(workspace, inputs.dense.get())
-    assist_trial(workspace, trial, dense, context, lambda: inputs.store.note_unreadable(workspace.unreadable.found))
+    dense = inputs.dense.get()
+
+    def note() -> None:
+        inputs.store.note_unreadable(workspace.unreadable.found)
+
+    assist_trial(workspace, trial, dense_model_of(workspace, dense), dense.logits, context, note)
     return [{"status": schemas.OK} for _ in group.trials]
 
 
