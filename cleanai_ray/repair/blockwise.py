@@ -17,7 +17,7 @@ from cleanai_ray.repair.learning import Learned, Recipe, learn
 from cleanai_ray.repair.outputs import first_output
 from cleanai_ray.repair.pair import ModelPair
 from cleanai_ray.repair.track import Feature, Track
-from cleanai_ray.repair.unfolded import MEMORY_LIMIT, Refit
+from cleanai_ray.repair.unfolded import Refit
 
 _LEAST_VARIANCE = 1e-12
 COPIES = 2
@@ -31,7 +31,7 @@ def reconstruct_blocks(
     recipe: Recipe,
     *,
     ridge: float | None = None,
-    memory_limit: int = MEMORY_LIMIT,
+    memory_limit: int | None = None,
 ) -> tuple[Learned, ...]:
     """Repair a pruned model block by block, in place: the unfolded refit of a block, and then training of its weights.
 
@@ -47,7 +47,8 @@ def reconstruct_blocks(
         held: Images that decide which weights are kept.
         recipe: Steps of each block, learning rate and time; the seconds are shared out evenly among the blocks.
         ridge: Regularisation of the refit; None: chosen for each layer.
-        memory_limit: Bytes that the activations of a block may take during the refit.
+        memory_limit: Bytes that the activations of a block may take during the refit; None: see
+            `compensate_unfolded`.
     """
     size = recipe.batch_size
     plain, decide = (torch.cat(list(batches)).split(size) for batches in (images, held))

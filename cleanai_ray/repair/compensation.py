@@ -16,6 +16,7 @@ from cleanai_ray.nn.consumers import (
     shift_output,
     write_weight,
 )
+from cleanai_ray.repair.images import device_of
 from cleanai_ray.repair.moments import ConsumerMoments
 from cleanai_ray.repair.pair import Kept, ModelPair
 
@@ -51,7 +52,7 @@ def solve_ridge(cross: Tensor, covariance: Tensor, ridge: float, target: Tensor 
     if target is not None:
         cross = cross + level * target
     if level > 0:
-        regular = covariance + level * torch.eye(len(covariance), dtype=covariance.dtype)
+        regular = covariance + level * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
         return torch.linalg.solve(regular, cross.T).T
     deviation = variance.sqrt().masked_fill(variance == 0, 1)
     correlation = covariance / torch.outer(deviation, deviation)
@@ -73,20 +74,22 @@ def compensate_closed_form(
         ridge: Regularisation, as a share of the mean variance of the kept inputs.
     """
     narrowed = narrowed_consumers(models.dense, models.kept_inputs)
+    device = device_of(models.pruned)
     changed = []
     for consumer in consumers:
         name = consumer.name
         if name not in narrowed or name not in moments:
             continue
         module = models.dense.get_submodule(name)
-        covariance, mean = moments[name].covariance, moments[name].mean
+        covariance, mean = moments[name].covariance.to(device), moments[name].mean.to(device)
         features = module.in_features // len(mean) if isinstance(module, nn.Linear) else 1
         kept = channels_of(models.kept_inputs[name], features)
         removed = torch.as_tensor(np.setdiff1d(np.arange(len(mean)), kept.numpy()))
         mapping = solve_ridge(covariance[removed][:, kept], covariance[kept][:, kept], ridge)
         lost = read_weight(module, features)[kept_rows(module, models.kept_outputs.get(name))][:, removed]
+        lost = lost.to(device)
         target = models.pruned.get_submodule(name)
-        write_weight(target, read_weight(target, features) + torch.einsum("orp,rk->okp", lost, mapping))
+        write_weight(target, read_weight(target, features).to(device) + torch.einsum("orp,rk->okp", lost, mapping))
         shift_output(models.pruned, consumer, lost.sum(dim=2) @ (mean[removed] - mapping @ mean[kept]))
         changed.append(name)
     return tuple(changed)

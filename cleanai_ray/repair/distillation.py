@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -39,7 +40,7 @@ def distill(models: ModelPair, images: Sequence[Tensor], held: Sequence[Tensor],
         recipe: Steps, learning rate and time.
     """
     device = device_of(models.pruned)
-    track = Track(models, images)
+    track = Track(models, images, memory_limit=sys.maxsize)  # Nothing is kept between blocks.
     features = _spread(track.features)
     stream = ImageStream(torch.cat(list(images)).cpu(), recipe)
     reference = log_probabilities(models.dense, held)

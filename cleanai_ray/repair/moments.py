@@ -144,7 +144,7 @@ class ConsumerMoments:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CrossMoments:
-    """Moments of positions at which the dense model reads x [C] and the pruned one z [K]; float64, on the CPU.
+    """Moments of positions at which the dense model reads x [C] and the pruned one z [K]; float64, on the rows' device.
 
     Attributes:
         count: Positions, as a tensor of shape [].
@@ -171,9 +171,9 @@ class CrossMoments:
         for rows_x, rows_z in zip(x.split(_ROWS_AT_ONCE), z.split(_ROWS_AT_ONCE), strict=True):
             a, b = rows_x.double() - mean_x, rows_z.double() - mean_z
             sums.append((a.T @ b, b.T @ b))
-        xz, zz = (torch.stack(parts).sum(dim=0).cpu() for parts in zip(*sums, strict=True))
+        xz, zz = (torch.stack(parts).sum(dim=0) for parts in zip(*sums, strict=True))
         count = torch.tensor(len(x), dtype=torch.float64)
-        return CrossMoments(count=count, mean_x=mean_x.cpu(), mean_z=mean_z.cpu(), xz=xz, zz=_symmetric(zz))
+        return CrossMoments(count=count, mean_x=mean_x, mean_z=mean_z, xz=xz, zz=_symmetric(zz))
 
     def __add__(self, other: CrossMoments) -> CrossMoments:
         """Return the moments of both sets of positions (Chan, Golub and LeVeque 1979). Sides can be exchanged."""

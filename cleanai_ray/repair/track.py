@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cleanai_ray.nn.half import HalfBatches
+from cleanai_ray.nn.memory import working_bytes
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.replay import Replay
 from cleanai_ray.nn.segments import Segment, find_segments, group_segments, merge_segments
 from cleanai_ray.repair.images import device_of, walk
 from cleanai_ray.repair.pair import ModelPair
-
-MEMORY_LIMIT = 8 * 1024**3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,11 @@ class Track:
         models: The models. The pruned one may change while it is on the track, but only in the present block and those
             after it.
         images: Batches of images; on any device.
-        memory_limit: Bytes that a tensor between blocks may take, of all images in both models. Where it takes more,
-            the two blocks are one; in the worst case the whole model is.
+        memory_limit: Bytes that a tensor between blocks may take, of all images in both models; None: half of what the
+            device may take (`working_bytes`), as the tensors after a block are made while those before it are kept; if
+            that is too little, and the host has room, they are kept there. Where a tensor takes more, the two blocks
+            are one; in the worst case the whole model is.
+        half: Whether these tensors are kept in 16 bits (`HalfBatches`).
 
     Attributes:
         models: The models.
@@ -71,17 +74,23 @@ class Track:
         pruned: The same for the pruned model.
     """
 
-    def __init__(self, models: ModelPair, images: Sequence[Tensor], *, memory_limit: int = MEMORY_LIMIT) -> None:
+    def __init__(
+        self, models: ModelPair, images: Sequence[Tensor], *, memory_limit: int | None = None, half: bool = False
+    ) -> None:
         self.models = models
-        first = images[0][:2].to(device_of(models.dense))
+        self._half = half
+        device = device_of(models.dense)
+        limits = (
+            [memory_limit] * 2 if memory_limit is not None else [working_bytes(each) // 2 for each in (device, "cpu")]
+        )
+        self._room, room_of_host = (limit * (2 if half else 1) for limit in limits)
+        first = images[0][:2].to(device)
         found = find_segments(models.dense, first)
         self._dense, self._pruned = _replay_both(models, first, found)
-        number = sum(len(batch) for batch in images)
+        self._number = sum(len(batch) for batch in images)
+        room = max(self._room, room_of_host)
         too_large = {
-            segment.name
-            for place, segment in enumerate(self._dense.segments)
-            if place
-            and number * sum(each.bytes_per_sample(place) for each in (self._dense, self._pruned)) > memory_limit
+            segment.name for place, segment in enumerate(self._dense.segments) if place and self._bytes(place) > room
         }
         if too_large:
             found = merge_segments(self._dense.segments, too_large)
@@ -89,8 +98,8 @@ class Track:
         self.segments: tuple[Segment, ...] = tuple(self._dense.segments)
         self.blocks = tuple(_block(self.segments, places) for places in group_segments(self.segments))
         self.block = self.blocks[0]
-        self.dense = list(images)
-        self.pruned = list(images)
+        self.dense: Sequence[Tensor] = list(images)
+        self.pruned: Sequence[Tensor] = list(images)
         found_features = {place: self._describe(place) for place in range(1, len(self.segments))}
         self._features = {place: feature for place, feature in found_features.items() if feature is not None}
 
@@ -117,6 +126,10 @@ class Track:
         """Return the tensor that a segment begins with; None if it is unknown which channels were kept."""
         return self._features.get(place)
 
+    def _bytes(self, place: int) -> int:
+        """Return the bytes of a segment's inputs, of all images in both models."""
+        return self._number * sum(each.bytes_per_sample(place) for each in (self._dense, self._pruned))
+
     def _describe(self, place: int) -> Feature | None:
         segment, wide, narrow = self.segments[place], self._dense.shape(place), self._pruned.shape(place)
         if wide == narrow:
@@ -140,16 +153,18 @@ class Track:
             pruned: The same for the pruned model.
         """
         following = self.blocks[self.blocks.index(self.block) + 1]
+        device = device_of(self.models.dense) if self._bytes(following.start) <= self._room else torch.device("cpu")
         with evaluation_mode(self.models.dense), evaluation_mode(self.models.pruned):
-            self.dense = self._outputs(self._dense, self.dense, dense)
-            self.pruned = self._outputs(self._pruned, self.pruned, pruned)
+            self.dense = self._kept(dense or self._outputs(self._dense, self.dense), device)
+            self.pruned = self._kept(pruned or self._outputs(self._pruned, self.pruned), device)
         self.block = following
 
-    def _outputs(self, replay: Replay, batches: Sequence[Tensor], known: list[Tensor] | None) -> list[Tensor]:
-        place = batches[0].device
-        if known is not None:
-            return [batch.to(place) for batch in known]
-        return [self._run(replay, batch).to(place) for _, batch in walk(batches, replay.model)]
+    def _outputs(self, replay: Replay, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        return (self._run(replay, batch) for _, batch in walk(batches, replay.model))
+
+    def _kept(self, made: Iterable[Tensor], device: torch.device) -> Sequence[Tensor]:
+        batches = (batch.to(device) for batch in made)
+        return HalfBatches(batches) if self._half else list(batches)
 
     def _run(self, replay: Replay, batch: Tensor) -> Tensor:
         result: Tensor = replay.run(batch, start=self.block.start, stop=self.block.stop)

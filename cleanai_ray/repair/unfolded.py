@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cleanai_ray.errors import CalibrationError
 from cleanai_ray.nn.activation_size import largest_activation
 from cleanai_ray.nn.consumers import shift_output
+from cleanai_ray.nn.memory import working_bytes
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.patches import matrix, reads_patches, set_matrix
 from cleanai_ray.repair.evidence import Evidence
@@ -28,7 +29,6 @@ from cleanai_ray.repair.watching import Unit, trace_units, visiting
 POSITIONS_PER_SAMPLE = 32
 MAX_FEATURES = 4608
 """Features of one regression; the weights of a layer that reads more are refitted one part after another."""
-MEMORY_LIMIT = 4 * 1024**3
 _LIVE_TENSORS = 4
 _Made = list[Tensor] | None
 _SAMPLES_AT_ONCE = 128
@@ -41,7 +41,7 @@ def compensate_unfolded(
     *,
     ridge: float | None = None,
     positions_per_sample: int = POSITIONS_PER_SAMPLE,
-    memory_limit: int = MEMORY_LIMIT,
+    memory_limit: int | None = None,
 ) -> tuple[str, ...]:
     """Refit the layers of a pruned model in execution order, in place, and return the names of those that changed.
 
@@ -59,8 +59,8 @@ def compensate_unfolded(
             `LAYER_RIDGES` whose error is least on every fifth image, after a fit to the rest; the layer keeps its
             weights if that is better.
         positions_per_sample: Most output positions (pixels, tokens) to read per sample.
-        memory_limit: Bytes that the activations of a block may take. Beyond it, a block's layers are refitted in a pass
-            each, batch by batch.
+        memory_limit: Bytes that the activations of a block may take; None: those that the device may
+            (`working_bytes`). Beyond it, a block's layers are refitted in a pass each, batch by batch.
 
     Raises:
         CalibrationError: When a batch cannot be run, or a layer's input or output is not finite.
@@ -109,7 +109,7 @@ class Refit:
         return Refit(models=models, rows=rows, ridge=ridge)
 
     @torch.no_grad()
-    def block(self, track: Track, memory_limit: int = MEMORY_LIMIT) -> tuple[_Made, _Made]:
+    def block(self, track: Track, memory_limit: int | None = None) -> tuple[_Made, _Made]:
         """Refit the layers of a track's present block.
 
         Returns:
@@ -119,8 +119,9 @@ class Refit:
         if not units:
             return None, None
         number = sum(len(batch) for batch in track.pruned)
+        limit = working_bytes(device_of(self.models.pruned)) if memory_limit is None else memory_limit
         with evaluation_mode(self.models.dense), evaluation_mode(self.models.pruned):
-            if number * _bytes_per_sample(track) <= memory_limit:
+            if number * _bytes_per_sample(track) <= limit:
                 targets, dense = self._targets(track, units)
                 return dense, self._in_one_pass(track, units, targets)
             for name in units:
@@ -152,7 +153,7 @@ class Refit:
                 changed = self._apply(name, total, part) or changed
             return changed
 
-        made = _visit(self.models.pruned, units, track.run_pruned, [torch.cat(track.pruned)], refit)
+        made = _visit(self.models.pruned, units, track.run_pruned, [torch.cat(list(track.pruned))], refit)
         return None if made is None else list(made[0].split([len(batch) for batch in track.pruned]))
 
     def _layer_by_layer(self, track: Track, name: str) -> None:

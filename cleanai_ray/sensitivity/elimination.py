@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-_FLUSH = 64
-"""Removals between two rebuilds of the matrices. In between, removals are low-rank corrections."""
+from cleanai_ray.nn.memory import working_bytes
+from cleanai_ray.sensitivity.consumer_stack import ConsumerStack, Quadratic
+
 _TINY = 1e-300
 _LEAST_RIDGE = 1e-9
+_COPIES = 6
+"""Matrices of the size of a consumer's covariance that its elimination holds at the peak."""
 _SILENT = 1e-24
 """A channel with less than this share of the largest variance is constant: deviations of 1e-12 are rounding."""
 
@@ -30,76 +36,78 @@ class Reading:
     covariance: Tensor
     units: Tensor
 
+    def to(self, device: torch.device) -> Reading:
+        """Return the reading with its matrices on a device; the units stay on the CPU."""
+        return replace(self, weight=self.weight.to(device), covariance=self.covariance.to(device))
 
-class _Consumer:
-    """A consumer during elimination: the Gram matrix of what is left of W, and the inverse of (S + L).
 
-    Both are for channels scaled to unit variance, which changes no error and keeps the inverse well conditioned.
+@dataclass(frozen=True, eq=False)
+class _Elimination:
+    """The elimination of groups with the same number of units, one unit of each group at a time.
 
-    Removing channel c turns W into W - W[:, c] h^T / d and H^-1 into H^-1 - h h^T / d, with h = H^-1[:, c], d = h[c]
-    (the optimal brain surgeon's update). Only the Gram matrix Q = W^T W (summed over kernel positions) is needed:
-    Q' = Q - v h^T - h v^T with v = Q[:, c] / d - Q[c, c] h / (2 d^2).
+    Nothing is read back from the device before the end.
+
+    Attributes:
+        stacks: The consumers, a stack for each number of channels in a unit.
+        number: Units of each group.
+        table: Rows of the consumers of each group in all stacks' costs, one below the other; the row after the last is
+            of zeros, and fills what is missing, [groups, consumers].
     """
 
-    def __init__(self, reading: Reading, ridge: float) -> None:
-        ridge = max(ridge, _LEAST_RIDGE)
-        scale, correlation = _standardised(reading.covariance)
-        weight = reading.weight * scale[None, :, None]
-        flat = weight.permute(0, 2, 1).reshape(-1, weight.shape[1])
-        self._gram = flat.T @ flat
-        self._energy = float((self._gram * correlation).sum())
-        self._inverse = _inverse(correlation, ridge)
-        # Of the inverse of any matrix with diagonal 1 + ridge, no diagonal element is less, so only rounding is cut.
-        self._least = 1 / (1 + ridge)
-        self._units = reading.units
-        self._h = torch.zeros(len(scale), _FLUSH, dtype=scale.dtype)
-        self._v = torch.zeros_like(self._h)
-        self._pending = 0
-        self._inverse_blocks, self._gram_blocks = self._blocks(self._inverse), self._blocks(self._gram)
+    stacks: Sequence[ConsumerStack]
+    number: int
+    table: Tensor
 
-    def _blocks(self, matrix: Tensor) -> Tensor:
-        """Return the rows and columns of each unit, [units, channels of a unit, channels of a unit]."""
-        return matrix[self._units[:, :, None], self._units[:, None, :]]
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Return the order and the errors added, each [groups, units - 1]."""
+        rows = torch.arange(len(self.table), device=self.table.device)
+        names = torch.arange(self.number, device=self.table.device).repeat(len(self.table), 1)
+        alive = torch.ones_like(names, dtype=torch.bool)
+        order, added = [], []
+        for left in range(self.number, 1, -1):
+            costs = self._costs()
+            # No unit that is gone is chosen, even where the others' costs overflow.
+            chosen = costs.clamp_max(torch.finfo(costs.dtype).max).masked_fill(~alive, torch.inf).argmin(dim=1)
+            order.append(names[rows, chosen])
+            added.append(costs[rows, chosen])
+            alive[rows, chosen] = False
+            for stack in self.stacks:
+                stack.remove(chosen[stack.groups])
+            if all(stack.is_crowded(left - 1) for stack in self.stacks):
+                places = alive.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, : left - 1]
+                for stack in self.stacks:
+                    stack.keep(places[stack.groups])
+                names, alive = names.gather(1, places), alive.gather(1, places)
+        return torch.stack(order, dim=1), torch.stack(added, dim=1)
 
-    def costs(self, alive: Tensor) -> Tensor:
-        """Return the relative error that removing each of the units `alive` would add."""
-        if self._energy <= _TINY:
-            return torch.zeros(len(alive), dtype=self._gram.dtype)
-        inverse, gram = self._inverse_blocks[alive], self._gram_blocks[alive]
-        if inverse.shape[1] == 1:
-            costs = gram[:, 0, 0] / inverse[:, 0, 0].clamp_min(self._least)
-        else:
-            costs = torch.linalg.solve(inverse, gram).diagonal(dim1=1, dim2=2).sum(dim=1)
-        return costs.clamp_min(0) / self._energy
+    def _costs(self) -> Tensor:
+        """Return what removing each unit of each group adds to the group's error, [groups, units]."""
+        costs = torch.cat([stack.costs() for stack in self.stacks])
+        if len(costs) == len(self.table):
+            return costs[self.table[:, 0]]
+        return torch.cat([costs, torch.zeros_like(costs[:1])])[self.table].sum(dim=1)
 
-    def remove(self, unit: int) -> None:
-        """Remove a unit's channels."""
-        for channel in self._units[unit].tolist():
-            if self._pending == _FLUSH:
-                self._flush()
-            self._take(channel)
 
-    def _take(self, channel: int) -> None:
-        done = self._pending
-        h, v = self._h[:, :done], self._v[:, :done]
-        column = self._inverse[:, channel] - h @ h[channel]
-        gram = self._gram[:, channel] - v @ h[channel] - h @ v[channel]
-        pivot = column[channel].clamp_min(self._least)
-        root = pivot.sqrt()
-        own = column / root
-        other = (gram / pivot - gram[channel] * column / (2 * pivot**2)) * root
-        self._h[:, done], self._v[:, done] = own, other
-        self._pending += 1
-        rows, columns = own[self._units], other[self._units]
-        self._inverse_blocks -= rows[:, :, None] * rows[:, None, :]
-        self._gram_blocks -= columns[:, :, None] * rows[:, None, :] + rows[:, :, None] * columns[:, None, :]
+def _quadratic(reading: Reading, ridge: float, device: torch.device) -> Quadratic:
+    """Return what elimination reads of a consumer.
 
-    def _flush(self) -> None:
-        """Apply the pending corrections to the matrices."""
-        self._inverse.addmm_(self._h, self._h.T, alpha=-1)
-        cross = self._v @ self._h.T
-        self._gram -= cross + cross.T
-        self._pending = 0
+    Channels are scaled to unit variance, which changes no error and keeps the inverse well conditioned.
+    """
+    scale, correlation = _standardised(reading.covariance.to(device))
+    weight = reading.weight.to(device) * scale[None, :, None]
+    flat = weight.permute(0, 2, 1).reshape(-1, weight.shape[1])
+    gram = flat.T @ flat
+    energy = (gram * correlation).sum()
+    inverse = _inverse(correlation, ridge)
+    channels = reading.units.flatten().to(device)
+    if not torch.equal(reading.units.flatten(), torch.arange(len(scale))):
+        gram, inverse = (matrix.index_select(0, channels).index_select(1, channels) for matrix in (gram, inverse))
+    return Quadratic(
+        inverse=inverse,
+        gram=gram,
+        energy=energy.masked_fill(energy <= _TINY, torch.inf),
+        size=reading.units.shape[1],
+    )
 
 
 def _standardised(covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +137,9 @@ def _inverse(correlation: Tensor, ridge: float) -> Tensor:
     return (vectors / (values.clamp_min(0) + ridge)) @ vectors.T
 
 
-def eliminate(readings: Sequence[Reading], *, ridge: float = 1e-3) -> tuple[list[int], list[float]]:
+def eliminate(
+    readings: Sequence[Reading], *, ridge: float = 1e-3, device: torch.device | str = "cpu"
+) -> tuple[list[int], list[float]]:
     """Remove the units of a group one by one, each time the one that adds least to the error, until one is left.
 
     The error of a consumer, when the removed input channels R are gone and the rest is refitted, is
@@ -141,24 +151,115 @@ def eliminate(readings: Sequence[Reading], *, ridge: float = 1e-3) -> tuple[list
     Args:
         readings: The consumers of the group, which all have the same number of units.
         ridge: Regularisation, as a share of each input's variance.
+        device: Where to compute; in float64, which it must have.
 
     Returns:
         The order, and the relative error after each removal.
     """
-    consumers = [_Consumer(reading, ridge) for reading in readings]
-    number = len(readings[0].units)
-    alive = torch.arange(number)
-    order: list[int] = []
-    errors: list[float] = []
-    total = 0.0
-    for _ in range(number - 1):
-        costs = torch.stack([consumer.costs(alive) for consumer in consumers]).sum(dim=0)
-        least = int(costs.argmin())
-        unit = int(alive[least])
-        total += float(costs[least])
-        order.append(unit)
-        errors.append(total)
-        alive = alive[alive != unit]
-        for consumer in consumers:
-            consumer.remove(unit)
-    return order, errors
+    found = eliminate_together([readings], ridge=ridge, device=device)[0]
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+Removals = tuple[list[int], list[float]]
+"""The units of a group in the order of their removal, and the relative error after each."""
+
+
+def eliminate_together(
+    groups: Sequence[Sequence[Reading]], *, ridge: float = 1e-3, device: torch.device | str = "cpu"
+) -> list[Removals | Exception]:
+    """Return for each group what `eliminate` returns, or what it raises; groups of equal size are computed together.
+
+    Args:
+        groups: The consumers of each group.
+        ridge: As for `eliminate`.
+        device: As for `eliminate`.
+
+    Raises:
+        torch.OutOfMemoryError: When the device has no room for one group.
+    """
+    device, ridge = torch.device(device), max(ridge, _LEAST_RIDGE)
+    found: dict[int, Removals | Exception] = {}
+    with _workers(device) as (pool, number):
+        batches = _batches(groups, working_bytes(device) // number)
+        for result in pool.map(lambda places: _eliminate_batch(groups, places, ridge, device), batches):
+            found.update(result)
+    return [found[place] for place in range(len(groups))]
+
+
+@contextmanager
+def _workers(device: torch.device) -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """Yield a pool of threads and their number: one for a GPU; else as many as torch may use, each of one core.
+
+    Removals are many small operations, one after another. Shared out over cores, each waits for the slowest core; a
+    batch of groups for each core waits for nothing (torch's operations release Python's lock).
+    """
+    number = 1 if device.type == "cuda" else torch.get_num_threads()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if number > 1 else before)
+    try:
+        with ThreadPoolExecutor(number, thread_name_prefix="elimination") as pool:
+            yield pool, number
+    finally:
+        torch.set_num_threads(before)
+
+
+def _batches(groups: Sequence[Sequence[Reading]], room: int) -> list[list[int]]:
+    """Return the places of groups with equal numbers of units, together where `room` bytes allow; the dearest first."""
+    by_number: dict[int, list[int]] = {}
+    for place, readings in enumerate(groups):
+        by_number.setdefault(len(readings[0].units), []).append(place)
+    batches: list[list[int]] = []
+    for places in by_number.values():
+        free = 0
+        for place in places:
+            needed = sum(_COPIES * reading.covariance.nbytes for reading in groups[place])
+            if needed > free:
+                batches.append([])
+                free = room
+            batches[-1].append(place)
+            free -= needed
+    return sorted(
+        batches,
+        key=lambda places: sum(len(reading.covariance) ** 3 for place in places for reading in groups[place]),
+        reverse=True,
+    )
+
+
+def _eliminate_batch(
+    groups: Sequence[Sequence[Reading]], places: Sequence[int], ridge: float, device: torch.device
+) -> dict[int, Removals | Exception]:
+    """Return the removals of groups with the same number of units, or what stops one of them, by their places."""
+    found: dict[int, Removals | Exception] = {}
+    quadratics: dict[int, list[Quadratic]] = {}
+    for place in places:
+        try:
+            quadratics[place] = [_quadratic(reading, ridge, device) for reading in groups[place]]
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ArithmeticError, ValueError) as error:
+            found[place] = error
+    number = len(groups[places[0]][0].units)
+    if number == 1 or not quadratics:
+        return {**{place: ([], []) for place in quadratics}, **found}
+    order, added = (result.cpu() for result in _joined(list(quadratics.values()), number, ridge).run())
+    results = zip(order.tolist(), added.cumsum(dim=1).tolist(), strict=True)
+    return {**dict(zip(quadratics, results, strict=True)), **found}
+
+
+def _joined(groups: Sequence[Sequence[Quadratic]], number: int, ridge: float) -> _Elimination:
+    """Return the elimination of groups with the same number of units."""
+    # Of the inverse of any matrix with diagonal 1 + ridge, no diagonal element is less, so only rounding is cut.
+    least = 1 / (1 + ridge)
+    consumers = [(row, each) for row, group in enumerate(groups) for each in group]
+    consumers.sort(key=lambda consumer: consumer[1].size)
+    device = consumers[0][1].gram.device
+    stacks = []
+    for _, some in itertools.groupby(consumers, key=lambda consumer: consumer[1].size):
+        rows, members = zip(*some, strict=True)
+        stacks.append(ConsumerStack(list(members), torch.tensor(rows, device=device), least))
+    of_groups = [[index for index, (owner, _) in enumerate(consumers) if owner == row] for row in range(len(groups))]
+    longest = max(len(found) for found in of_groups)
+    table = [found + [len(consumers)] * (longest - len(found)) for found in of_groups]
+    return _Elimination(stacks, number, torch.tensor(table, device=device))

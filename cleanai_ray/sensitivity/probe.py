@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cleanai_ray.nn.attention import HeadChannels
 from cleanai_ray.nn.batches import fast_batch_size, fast_batches
 from cleanai_ray.nn.consumers import is_consumer, shift_output, write_weight
+from cleanai_ray.nn.memory import working_bytes
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.replay import Replay
 from cleanai_ray.repair.compensation import solve_ridge
@@ -22,9 +23,6 @@ from cleanai_ray.repair.outputs import divergence, log_probabilities
 from cleanai_ray.repair.trace import trace_consumers
 from cleanai_ray.sensitivity.attention import attention_of, fold_queries
 from cleanai_ray.sensitivity.elimination import Reading
-
-_KEPT_BYTES = 512 * 1024**2
-"""Most memory for what the layers before a group compute from the images."""
 
 
 def _filling(channels: Tensor, values: Tensor) -> Callable[..., Tensor]:
@@ -88,7 +86,8 @@ class Probe:
     def _inputs(self, place: int) -> tuple[int, Sequence[Tensor]]:
         """Return a place not after the one given whose inputs fit in memory, and those inputs."""
         number = sum(len(batch) for batch in self._images)
-        while place and number * self._replay.bytes_per_sample(place) > _KEPT_BYTES:
+        room = working_bytes(device_of(self._model)) // 2  # The inputs of one place are made from those of another.
+        while place and number * self._replay.bytes_per_sample(place) > room:
             place -= 1
         before, values = self._kept if self._kept[0] <= place else (0, self._images)
         if before < place:
@@ -101,7 +100,8 @@ class Probe:
     @contextmanager
     def _folded(self, name: str, reading: Reading, removed: Tensor) -> Iterator[None]:
         """Make a consumer read only the channels that stay, compensated in closed form, and undo it on leaving."""
-        mean, covariance = self._moments[name].mean, reading.covariance
+        covariance = reading.covariance
+        mean = self._moments[name].mean.to(covariance.device)
         module = self._model.get_submodule(name)
         if isinstance(module, HeadChannels):
             with _restored(self._model.get_submodule(attention_of(name))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from small_nets import batches, build, example
 import cleanai_ray as cleanai
 from cleanai_ray.errors import PruningError
 from cleanai_ray.importance.curves import GroupCurve, SensitivityCurves
-from cleanai_ray.sensitivity import profile
+from cleanai_ray.sensitivity import elimination
 from cleanai_ray.sensitivity.elimination import Reading
 from cleanai_ray.sensitivity.neighbours import estimate, fallback_order, probed_numbers
 from cleanai_ray.sensitivity.probe import Probe
@@ -88,15 +89,14 @@ def test_one_group_that_fails_leaves_all_others_as_they_are_and_the_plan_says_so
     measured = cleanai.measure_sensitivity(model, example(), IMAGES)
     spoilt = "conv1"
     width = measured[spoilt].num_channels  # No other group of this network is as wide.
-    own_eliminate, own_probe = profile.eliminate, Probe.measure
+    own_quadratic, own_probe = elimination._quadratic, Probe.measure
 
-    def eliminate(readings, *, ridge):
-        order, errors = own_eliminate(readings, ridge=ridge)
-        if len(readings[0].units) == width and what == "elimination":
+    def quadratic(reading, ridge, device):
+        found = own_quadratic(reading, ridge, device)
+        if len(reading.units) == width and what == "elimination":
             raise torch.linalg.LinAlgError("the matrix is singular")
-        if len(readings[0].units) == width and what == "not finite":
-            errors = [float("nan")] * len(errors)
-        return order, errors
+        spoils = len(reading.units) == width and what == "not finite"
+        return replace(found, energy=found.energy * torch.nan) if spoils else found
 
     def probe(self, readings, units):
         value = own_probe(self, readings, units)
@@ -104,7 +104,7 @@ def test_one_group_that_fails_leaves_all_others_as_they_are_and_the_plan_says_so
             raise RuntimeError("out of memory")
         return float("inf") if len(next(iter(readings.values())).units) == width and "probe" in what else value
 
-    monkeypatch.setattr(profile, "eliminate", eliminate)
+    monkeypatch.setattr(elimination, "_quadratic", quadratic)
     monkeypatch.setattr(Probe, "measure", probe)
     curves = cleanai.measure_sensitivity(model, example(), IMAGES)
     found = curves[spoilt]
@@ -135,10 +135,10 @@ def test_one_group_that_fails_leaves_all_others_as_they_are_and_the_plan_says_so
 
 
 def test_if_no_group_can_be_measured_the_first_reason_is_given(monkeypatch) -> None:
-    def eliminate(readings, *, ridge):
+    def quadratic(reading, ridge, device):
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(profile, "eliminate", eliminate)
+    monkeypatch.setattr(elimination, "_quadratic", quadratic)
     with pytest.raises(PruningError, match="sensitivity of no layer can be measured; of 'conv1': the disk is full"):
         cleanai.measure_sensitivity(build("plain"), example(), IMAGES)
 

@@ -37,7 +37,7 @@ def test_a_probe_equals_a_whole_pass_of_a_changed_copy_in_any_order(net: str, mo
     forwards = {name: probe.measure(found, [0, 1]) for name, found in readings.items()}
     backwards = {name: probe.measure(readings[name], [0, 1]) for name in reversed(list(readings))}
     assert forwards == pytest.approx(backwards, rel=1e-6, abs=1e-12)
-    monkeypatch.setattr(probe_module, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(probe_module, "working_bytes", lambda device: 0)
     monkeypatch.setattr(probe_module, "fast_batch_size", lambda model, image: 3)
     small = Probe(graph.model, moments, images, 1e-3)
     for name, found in readings.items():
