@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from pyarrow import fs
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -12,6 +15,7 @@ from torch.utils.data import Dataset
 from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.filesystems import ProcessFilesystem
 from cleanai_ray.data.image_index import ImageIndex, index_folder, list_images
+from cleanai_ray.data.pixels import decoder_version, split_transform, stamp_of
 from cleanai_ray.data.source import ImageSource, Shape
 from cleanai_ray.data.transforms import decode_image, image_transform
 from cleanai_ray.errors import ArtifactError, DataError, SampleError
@@ -36,6 +40,7 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
         index: The files and their classes.
         input_shape: Channels (3), height and width to deliver.
         augment: Apply the training transform.
+        versions: The versions of the files of an object store, by name; files on this machine are looked at.
     """
 
     def __init__(
@@ -47,12 +52,15 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
         *,
         input_shape: Shape,
         augment: bool,
+        versions: Mapping[str, str] | None = None,
     ) -> None:
         self._filesystem = filesystem
         self._root = root
         self._prefix = prefix
         self._index = index
-        self._transform = image_transform(input_shape, augment=augment)
+        self._versions = versions
+        self._prepare, self.normalise = split_transform(image_transform(input_shape, augment=augment))
+        self.preparation = f"{self._prepare} {decoder_version()}"
 
     @property
     def multiprocessing_context(self) -> str | None:
@@ -66,10 +74,33 @@ class FileDataset(Dataset[tuple[Tensor, int]]):
         """Return the path or URL of a sample."""
         return f"{self._prefix}{self._root}/{self._index.name(index)}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_versions": None}
+
+    def stamps(self, indices: np.ndarray) -> np.ndarray | None:
+        """Return a digest of the path, size and times of each file, uint64 [N]; None where a store told no versions."""
+        if self._prefix and self._versions is None:
+            return None
+        return np.array([stamp_of(self.where(int(index)), *self._version(int(index))) for index in indices], np.uint64)
+
+    def _version(self, index: int) -> tuple[object, ...]:
+        if self._versions is not None:
+            return (self._versions.get(self._index.name(index), "gone"),)
+        try:
+            found = os.stat(self.where(index))
+        except OSError as error:
+            return "gone", error.errno
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        pixels, label = self.pixels(index)
+        return self.normalise(pixels[None])[0], label
+
+    def pixels(self, index: int) -> tuple[Tensor, int]:
+        """Return the image of a file as bytes [C, H, W], and its class."""
         where = self.where(index)
         content = self._read(index, where) if self._prefix else Path(where)
-        return self._transform(decode_image(content, where)), int(self._index.labels[index])
+        return self._prepare(decode_image(content, where)), int(self._index.labels[index])
 
     def _read(self, index: int, where: str) -> bytes:
         try:
@@ -112,6 +143,7 @@ class ImageFolder(ImageSource):
             raise DataError(f"data.root '{data.root}' holds no splits with classes; expected {_EXPECTED}")
         self.num_classes = len(self.class_names)
         self._indices: dict[str, ImageIndex] = {}
+        self._versions: dict[str, dict[str, str]] = {}
 
     def _find_splits(self) -> bool:
         """Find splits and classes; return whether the splits are given by lists, as in Food-101."""
@@ -156,7 +188,8 @@ class ImageFolder(ImageSource):
         if self._is_local:
             self._check_classes(split, self._folders(split))
             return index_folder(Path(self._root), split, self.class_names, self._cache)
-        found = list_images(self._filesystem, self._root, split)
+        versions = self._versions.setdefault(split, {})
+        found = list_images(self._filesystem, self._root, split, versions)
         self._check_classes(split, tuple(name for name in found if not name.startswith(".")))
         return ImageIndex.of_classes(found.get(name, []) for name in self.class_names)
 
@@ -187,8 +220,10 @@ class ImageFolder(ImageSource):
     def dataset(self, split: str, *, augment: bool = False) -> FileDataset:
         """Return a split."""
         index = self._samples(split)
-        shape = self.input_shape
-        return FileDataset(self._files, self._root, self._prefix, index, input_shape=shape, augment=augment)
+        shape, versions = self.input_shape, self._versions.get(self.resolve(split))
+        return FileDataset(
+            self._files, self._root, self._prefix, index, input_shape=shape, augment=augment, versions=versions
+        )
 
     def describe(self, split: str, index: int) -> str:
         """Return the sample's path or URL."""

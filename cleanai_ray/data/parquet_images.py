@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.filesystems import ProcessFilesystem
+from cleanai_ray.data.pixels import decoder_version, split_transform, stamp_of
 from cleanai_ray.data.source import ImageSource, Shape
 from cleanai_ray.data.transforms import decode_image, image_transform
 from cleanai_ray.errors import ArtifactError, DataError, SampleError
@@ -47,6 +48,7 @@ class RowGroup:
     file: str
     number: int
     num_rows: int
+    version: str = ""
 
 
 class ParquetDataset(Dataset[tuple[Tensor, int]]):
@@ -75,7 +77,8 @@ class ParquetDataset(Dataset[tuple[Tensor, int]]):
         self._groups = groups
         self._columns = columns
         self._num_classes = num_classes
-        self._transform = image_transform(input_shape, augment=augment)
+        self._prepare, self.normalise = split_transform(image_transform(input_shape, augment=augment))
+        self.preparation = f"{self._prepare} {columns} {decoder_version()}"
         self._ends = np.cumsum([group.num_rows for group in groups])
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
 
@@ -128,7 +131,17 @@ class ParquetDataset(Dataset[tuple[Tensor, int]]):
             self._cache.popitem(last=False)
         return table
 
+    def stamps(self, indices: np.ndarray) -> np.ndarray:
+        """Return a digest of each sample's row and of its file's path, size and time, uint64 [N]."""
+        places = [(self.where(int(index)), self._groups[self._locate(int(index))[0]].version) for index in indices]
+        return np.array([stamp_of(*place) for place in places], np.uint64)
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        pixels, label = self.pixels(index)
+        return self.normalise(pixels[None])[0], label
+
+    def pixels(self, index: int) -> tuple[Tensor, int]:
+        """Return the image of a row as bytes [C, H, W], and its class."""
         number, row = self._locate(int(index))
         table = self._table(number)
         value = table.column(self._columns.image)[row].as_py()
@@ -142,7 +155,7 @@ class ParquetDataset(Dataset[tuple[Tensor, int]]):
         label = table.column(self._columns.label)[row].as_py()
         if not isinstance(label, int) or not 0 <= label < self._num_classes:
             raise DataError(f"sample '{self.where(index)}' has label {label}; allowed: 0 to {self._num_classes - 1}")
-        return self._transform(decode_image(content, self.where(index))), label
+        return self._prepare(decode_image(content, self.where(index))), label
 
 
 @DATASETS.register("parquet_images")
@@ -158,6 +171,7 @@ class ParquetImages(ImageSource):
         self._location = data.root
         self._files = ProcessFilesystem(data.root)
         options = {"image_column": "image", "label_column": "label", **data.options}
+        self._versions: dict[str, str] = {}
         self._columns = Columns(str(options["image_column"]), str(options["label_column"]))
         try:
             self._filesystem, self._root = resolve_filesystem(data.root)
@@ -184,6 +198,7 @@ class ParquetImages(ImageSource):
             matches = [match for part in (name, *reversed(folders)) if (match := _SPLIT.match(part))]
             if matches:
                 files.setdefault(matches[0].group(1), []).append(info.path)
+                self._versions[info.path] = f"{info.size} {info.mtime_ns}"
         return {split: sorted(paths) for split, paths in files.items()}
 
     def _open(self, file: str) -> pq.ParquetFile:
@@ -201,7 +216,11 @@ class ParquetImages(ImageSource):
                         f"data.options.{option} is '{column}', which '{file}' lacks; allowed: {', '.join(available)}"
                     )
             metadata = parquet.metadata
-            return [RowGroup(file, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
+            rows, version = (
+                [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)],
+                self._versions[file],
+            )
+            return [RowGroup(file, number, num_rows, version) for number, num_rows in enumerate(rows)]
 
     def _read_class_names(self, files: dict[str, list[str]]) -> tuple[str, ...]:
         with self._open(files[self.splits[0]][0]) as parquet:

@@ -75,7 +75,13 @@ def _model_shape(study: Study) -> dict[str, Any]:
 
 def _data(study: Study) -> dict[str, Any]:
     """Return the data section without the keys that change no sample, such as the number of decoding processes."""
-    return study.data.model_dump(exclude={"num_workers": True, "skip_unreadable": True, "options": {"index_cache"}})
+    unrelated: dict[str, Any] = {
+        "num_workers": True,
+        "skip_unreadable": True,
+        "cache": True,
+        "options": {"index_cache"},
+    }
+    return study.data.model_dump(exclude=unrelated)
 
 
 def _content_digest(location: str) -> str | None:
