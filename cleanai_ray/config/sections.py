@@ -157,6 +157,25 @@ class TransformSection(Section):
         return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
 
 
+class CacheSection(Section):
+    """Decoded images of calibration and evaluation, which a node keeps, so that each is decoded once."""
+
+    folder: str | None = Field(
+        None,
+        description="Folder on each node; null: `$CLEANAI_CACHE/decoded`, or one in the system's temporary folder.",
+    )
+    max_bytes: PositiveInt = Field(
+        2**34, description="Size of the folder; the least recently used files make room for others."
+    )
+
+    @field_validator("folder", mode="after")
+    @classmethod
+    def _check_folder(cls, folder: str | None) -> str | None:
+        if folder is not None and ("://" in folder or not folder.startswith(("/", "~"))):
+            raise ValueError(f"data.cache.folder is '{folder}'; allowed: an absolute path on each node, or null")
+        return folder
+
+
 class DataSection(Section):
     """The data set and its samples."""
 
@@ -177,6 +196,9 @@ class DataSection(Section):
     )
     calibration: CalibrationSection = Field(default_factory=lambda: CalibrationSection())
     transform: TransformSection | None = Field(None, description="Preprocessing; null: the model's.")
+    cache: CacheSection | None = Field(
+        default_factory=lambda: CacheSection(), description="Keeps decoded images on each node; null: none are kept."
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the data set.")
 
 

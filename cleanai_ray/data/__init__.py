@@ -1,6 +1,7 @@
 """Labelled image data sets, the roles of their samples, and batches of them."""
 
 from cleanai_ray.data.batching import BatchOptions, Share, batches, numbered_batches
+from cleanai_ray.data.kept_images import KeptImages, kept_images
 from cleanai_ray.data.roles import SampleRoles, assign_roles
 from cleanai_ray.data.source import ImageDataset, ImageSource, open_image_source
 from cleanai_ray.data.unreadable import UnreadableSamples
@@ -9,11 +10,13 @@ __all__ = [
     "BatchOptions",
     "ImageDataset",
     "ImageSource",
+    "KeptImages",
     "SampleRoles",
     "Share",
     "UnreadableSamples",
     "assign_roles",
     "batches",
+    "kept_images",
     "numbered_batches",
     "open_image_source",
 ]

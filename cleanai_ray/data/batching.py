@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, multiprocessing
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from cleanai_ray.data.augment import Indices
-from cleanai_ray.data.reading import BatchReader, unchanged
+from cleanai_ray.data.kept_images import KeptImages
+from cleanai_ray.data.loading import read_batches
+from cleanai_ray.data.pixels import delivers_pixels
+from cleanai_ray.data.reading import Task
+from cleanai_ray.data.sample_batch import KeptBatch, SampleBatch
 from cleanai_ray.data.source import ImageDataset
+from cleanai_ray.data.to_device import NumberedBatch, to_device
 from cleanai_ray.data.unreadable import UnreadableSamples
 
 Share = tuple[int, int]
@@ -25,8 +29,10 @@ class BatchOptions:
     """The way in which samples are read, ordered and cut into batches.
 
     Attributes:
-        num_workers: Processes that decode images; data sets in memory need none and use none.
-        device: Where the tensors go; on a CUDA device through pinned memory, without waiting for the copy.
+        num_workers: Processes that decode images, and stay for later batches; data sets in memory need none and use
+            none.
+        device: Where the tensors go; on a CUDA device as bytes through pinned memory, without waiting for the copy, and
+            normalised there.
         shuffle_seed: Seed of the order and of random transforms; None: in the order given, transforms of seed 0.
         drop_last: Leave out a last batch that is smaller than the others.
         fill: Replace an unreadable sample by the next readable one of the whole batch, the same whatever the share, so
@@ -48,6 +54,7 @@ def batches(
     *,
     share: Share = (0, 1),
     unreadable: UnreadableSamples | None = None,
+    kept: KeptImages | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over samples in batches.
 
@@ -62,6 +69,7 @@ def batches(
         share: Rank and world size. Only the positions rank, rank + world size, ... of every batch are read; all ranks
             together yield what a single process would.
         unreadable: Collects the samples that cannot be read, and limits how many there may be; by default none.
+        kept: Where decoded images of the data set are kept, so that those which are there are not decoded again.
 
     Yields:
         Images float32 [N, C, H, W] and labels int64 [N]. A batch, or a share of one, without samples is not yielded.
@@ -70,7 +78,7 @@ def batches(
         DataError: When a sample cannot be read, or more than `unreadable` allows; the message names it.
         ValueError: When batch_size is below 1, or when a rank is not below its world size.
     """
-    found = numbered_batches(dataset, indices, batch_size, options, share=share, unreadable=unreadable)
+    found = numbered_batches(dataset, indices, batch_size, options, share=share, unreadable=unreadable, kept=kept)
     return ((images, labels) for _, images, labels in found)
 
 
@@ -82,7 +90,8 @@ def numbered_batches(
     *,
     share: Share = (0, 1),
     unreadable: UnreadableSamples | None = None,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    kept: KeptImages | None = None,
+) -> Iterator[NumberedBatch]:
     """Iterate over samples in batches that also say which samples they hold; arguments and errors as for `batches`.
 
     Yields:
@@ -96,16 +105,19 @@ def numbered_batches(
     order = _order(dataset, indices, options.shuffle_seed)
     if options.drop_last:
         order = order[: len(order) - len(order) % batch_size]
-    target, seed = torch.device(options.device), options.shuffle_seed or 0
-    pinned = target.type == "cuda"
+    cut = _Cut(order=order, batch_size=batch_size, share=share, options=options)
+    normalise = getattr(dataset, "normalise", None)
+    if hasattr(dataset, "pixel_batch"):
+        yield from to_device(_fetch(dataset.pixel_batch, cut), normalise, options.device, ahead=True)
+        return
     if hasattr(dataset, "batch"):
-        found = _fetch(dataset, order, batch_size, share, pinned=pinned, seed=seed)
-    else:
-        unreadable = UnreadableSamples() if unreadable is None else unreadable
-        reader = BatchReader(dataset, order, batch_size, share, seed=seed, limit=unreadable.limit, fill=options.fill)
-        found = _load(reader, unreadable, num_workers=options.num_workers, pinned=pinned, seed=seed)
-    for images, labels, numbers in found:
-        yield numbers, images.to(target, non_blocking=pinned), labels.to(target, non_blocking=pinned)
+        yield from to_device(_fetch(dataset.batch, cut), None, options.device, ahead=True)
+        return
+    normalise = normalise if delivers_pixels(dataset) else None
+    unreadable = UnreadableSamples() if unreadable is None else unreadable
+    with closing(_load(dataset, cut, unreadable, kept)) as loaded:
+        # Without workers, random transforms draw from the global generator, which is not shared with another thread.
+        yield from to_device(loaded, normalise, options.device, ahead=options.num_workers > 0)
 
 
 def _order(dataset: ImageDataset, indices: Indices, shuffle_seed: int | None) -> np.ndarray:
@@ -118,43 +130,51 @@ def _order(dataset: ImageDataset, indices: Indices, shuffle_seed: int | None) ->
     return generator.permutation(order)
 
 
-def _fetch(
-    dataset: Any, order: np.ndarray, batch_size: int, share: Share, *, pinned: bool, seed: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    rank, world_size = share
-    for start in range(0, len(order), batch_size):
-        own = order[start : start + batch_size][rank::world_size]
-        if len(own):
-            images, labels = dataset.batch(own, seed)
-            numbers = torch.from_numpy(own)
-            yield (images.pin_memory(), labels.pin_memory(), numbers) if pinned else (images, labels, numbers)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Cut:
+    """An order of samples, cut into batches and shares."""
+
+    order: np.ndarray
+    batch_size: int
+    share: Share
+    options: BatchOptions
+
+    @property
+    def seed(self) -> int:
+        """The seed of random transforms."""
+        return self.options.shuffle_seed or 0
+
+    def batches(self) -> Iterator[tuple[np.ndarray, list[int]]]:
+        """Yield the indices of each batch, and the places of this share in it."""
+        rank, world_size = self.share
+        for start in range(0, len(self.order), self.batch_size):
+            whole = self.order[start : start + self.batch_size]
+            places = list(range(rank, len(whole), world_size))
+            if places:
+                yield whole, places
+
+
+def _fetch(read: Callable[[np.ndarray, int], tuple[Tensor, Tensor]], cut: _Cut) -> Iterator[NumberedBatch]:
+    for whole, places in cut.batches():
+        own = whole[places]
+        images, labels = read(own, cut.seed)
+        yield torch.from_numpy(own), images, labels
 
 
 def _load(
-    reader: BatchReader, unreadable: UnreadableSamples, *, num_workers: int, pinned: bool, seed: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    loader = DataLoader(
-        reader,
-        batch_size=None,
-        collate_fn=unchanged,
-        num_workers=num_workers,
-        pin_memory=pinned,
-        generator=torch.Generator().manual_seed(seed),
-        multiprocessing_context=_context(reader) if num_workers else None,
-    )
-    for batch, found, fault in loader:
-        for where, reason in found.items():
-            unreadable.add(where, reason)
-        if fault is not None:
-            raise fault
-        if batch is not None:
-            yield batch[0], batch[1], batch[2]
+    dataset: ImageDataset, cut: _Cut, unreadable: UnreadableSamples, kept: KeptImages | None
+) -> Generator[NumberedBatch]:
+    options = cut.options
+    # Only images of one kind can be put together again; of other data sets, a worker reads a whole batch.
+    num_tasks = max(1, options.num_workers) if delivers_pixels(dataset) else 1
 
+    def planned() -> Iterator[SampleBatch]:
+        for whole, places in cut.batches():
+            task = Task(indices=whole, places=places, seed=cut.seed, limit=unreadable.limit, fill=options.fill)
+            yield SampleBatch(task, num_tasks) if kept is None else KeptBatch(task, num_tasks, kept)
 
-def _context(reader: BatchReader) -> Any:
-    """Return how worker processes start; the fork server loads the libraries once, instead of every worker."""
-    if reader.multiprocessing_context is None:
-        return None
-    context = multiprocessing.get_context(reader.multiprocessing_context)
-    context.set_forkserver_preload(["__main__", *reader.modules])
-    return context
+    with closing(read_batches(dataset, planned(), options.num_workers)) as loaded:
+        for batch, reader in loaded:
+            found = batch.assemble(unreadable, reader.__getitem__)
+            if found is not None:
+                yield found

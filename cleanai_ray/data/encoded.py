@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cleanai_ray.config.sections import DataSection, TransformSection
+from cleanai_ray.data.pixels import decoder_version
 from cleanai_ray.data.source import ImageSource, Shape, per_channel
 from cleanai_ray.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, decode_image
 from cleanai_ray.errors import DataError
@@ -27,6 +28,8 @@ class EncodedDataset(Dataset[tuple[Tensor, int]], ABC):
     def __init__(self, preprocessing: Preprocessing, *, augment: bool) -> None:
         self.preprocessing = preprocessing
         self.augment = augment
+        self.normalise = preprocessing.normalise
+        self.preparation = f"{preprocessing} {decoder_version()}"
 
     @property
     def multiprocessing_context(self) -> str | None:
@@ -54,7 +57,7 @@ class EncodedDataset(Dataset[tuple[Tensor, int]], ABC):
         """Return the decoded image of a sample, uint8 [3, H, W], as the network sees it before it is normalised.
 
         Returns:
-            The pixels and the class. `preprocessing.normalise` makes inputs of them.
+            The pixels and the class. `normalise` makes inputs of them.
 
         Raises:
             SampleError: When the image cannot be read or decoded.
@@ -66,7 +69,7 @@ class EncodedDataset(Dataset[tuple[Tensor, int]], ABC):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         pixels, label = self.pixels(int(index))
-        return self.preprocessing.normalise(pixels), label
+        return self.normalise(pixels), label
 
 
 class EncodedSource(ImageSource):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.encoded import EncodedDataset, EncodedSource
 from cleanai_ray.data.huggingface_library import class_names, find_columns, load_splits, one_line, rows_of
+from cleanai_ray.data.pixels import stamp_of, version_of
 from cleanai_ray.data.source import Shape
 from cleanai_ray.data.transforms import Preprocessing
 from cleanai_ray.errors import DataError, SampleError
@@ -52,6 +54,21 @@ class HuggingFaceDataset(EncodedDataset):
     def where(self, index: int) -> str:
         """Return the path of a sample's file, or the name of its split and its row there."""
         return self._place(self._row(index), index)
+
+    def stamps(self, indices: np.ndarray) -> np.ndarray:
+        """Return a digest of each sample's row, its file and the library's fingerprint of the split, uint64 [N]."""
+        stamps = [stamp_of(self._rows._fingerprint, index, *self._version(int(index))) for index in indices]
+        return np.array(stamps, np.uint64)
+
+    def _version(self, index: int) -> tuple[object, ...]:
+        if not self._names_files:
+            return ()  # bytes are in the library's own files, which its fingerprint is of
+        file = _file_of(self._row(index)[self._image])
+        return () if file is None else version_of(file)
+
+    @cached_property
+    def _names_files(self) -> bool:
+        return len(self) > 0 and _file_of(self._row(0)[self._image]) is not None
 
     def encoded(self, index: int) -> tuple[bytes | Path, int]:
         """Return the bytes of an image, or the path of its file, and its class."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from pyarrow import fs
 
 from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.encoded import EncodedDataset, EncodedSource
 from cleanai_ray.data.filesystems import ProcessFilesystem
 from cleanai_ray.data.image_index import ImageIndex, index_folder, list_images
+from cleanai_ray.data.pixels import stamp_of, version_of
 from cleanai_ray.data.source import Shape
 from cleanai_ray.data.transforms import Preprocessing
 from cleanai_ray.errors import ArtifactError, DataError, SampleError
@@ -35,6 +39,7 @@ class FileDataset(EncodedDataset):
         index: The files and their classes.
         preprocessing: Applied to each image.
         augment: Apply the training transform.
+        versions: The versions of the files of an object store, by name; files on this machine are looked at.
     """
 
     def __init__(
@@ -46,12 +51,14 @@ class FileDataset(EncodedDataset):
         *,
         preprocessing: Preprocessing,
         augment: bool,
+        versions: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(preprocessing, augment=augment)
         self._filesystem = filesystem
         self._root = root
         self._prefix = prefix
         self._index = index
+        self._versions = versions
 
     @property
     def multiprocessing_context(self) -> str | None:
@@ -69,6 +76,20 @@ class FileDataset(EncodedDataset):
         """Return the path of an image on this machine, or its content, and its class."""
         where = self.where(index)
         return self._read(index, where) if self._prefix else Path(where), int(self._index.labels[index])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_versions": None}
+
+    def stamps(self, indices: np.ndarray) -> np.ndarray | None:
+        """Return a digest of the path, size and times of each file, uint64 [N]; None where a store told no versions."""
+        if self._prefix and self._versions is None:
+            return None
+        return np.array([stamp_of(self.where(int(index)), *self._version(int(index))) for index in indices], np.uint64)
+
+    def _version(self, index: int) -> tuple[object, ...]:
+        if self._versions is not None:
+            return (self._versions.get(self._index.name(index), "gone"),)
+        return version_of(self.where(index))
 
     def _read(self, index: int, where: str) -> bytes:
         try:
@@ -111,6 +132,7 @@ class ImageFolder(EncodedSource):
             raise DataError(f"data.root '{data.root}' holds no splits with classes; expected {_EXPECTED}")
         self.num_classes = len(self.class_names)
         self._indices: dict[str, ImageIndex] = {}
+        self._versions: dict[str, dict[str, str]] = {}
 
     def _find_splits(self) -> bool:
         """Find splits and classes; return whether the splits are given by lists, as in Food-101."""
@@ -155,7 +177,8 @@ class ImageFolder(EncodedSource):
         if self._is_local:
             self._check_classes(split, self._folders(split))
             return index_folder(Path(self._root), split, self.class_names, self._cache)
-        found = list_images(self._filesystem, self._root, split)
+        versions = self._versions.setdefault(split, {})
+        found = list_images(self._filesystem, self._root, split, versions)
         self._check_classes(split, tuple(name for name in found if not name.startswith(".")))
         return ImageIndex.of_classes(found.get(name, []) for name in self.class_names)
 
@@ -186,7 +209,10 @@ class ImageFolder(EncodedSource):
     def dataset(self, split: str, *, augment: bool = False) -> FileDataset:
         """Return a split."""
         index, steps = self._samples(split), self.preprocessing
-        return FileDataset(self._files, self._root, self._prefix, index, preprocessing=steps, augment=augment)
+        versions = self._versions.get(self.resolve(split))
+        return FileDataset(
+            self._files, self._root, self._prefix, index, preprocessing=steps, augment=augment, versions=versions
+        )
 
     def describe(self, split: str, index: int) -> str:
         """Return the sample's path or URL."""

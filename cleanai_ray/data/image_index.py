@@ -53,13 +53,16 @@ class ImageIndex:
         return os.fsdecode(self.names[index].as_py())
 
 
-def list_images(filesystem: fs.FileSystem, root: str, split: str) -> dict[str, list[str]]:
+def list_images(
+    filesystem: fs.FileSystem, root: str, split: str, versions: dict[str, str] | None = None
+) -> dict[str, list[str]]:
     """Return the images of each class of a split, by one recursive listing.
 
     Args:
         filesystem: Filesystem of the data set; for a folder on this machine `index_folder` is faster.
         root: The data set's folder on it.
         split: Name of the split's folder.
+        versions: Receives the size and time of each image, by its path.
 
     Returns:
         Paths relative to `root`, for each folder in the split's.
@@ -74,6 +77,8 @@ def list_images(filesystem: fs.FileSystem, root: str, split: str) -> dict[str, l
             images = found.setdefault(parts[1], [])
             if info.type == fs.FileType.File and is_image_file(name):
                 images.append(name)
+                if versions is not None:
+                    versions[name] = f"{info.size} {info.mtime_ns}"
     return found
 
 

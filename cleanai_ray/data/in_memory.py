@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.augment import Indices, random_crop, random_flip, sample_seeds
+from cleanai_ray.data.pixels import Normalization
 from cleanai_ray.data.source import ImageSource, Shape, per_channel
 from cleanai_ray.errors import DataError
 
@@ -63,8 +64,7 @@ class InMemoryDataset(Dataset[tuple[Tensor, int]]):
         self._pixels = pixels
         self._input_shape = input_shape
         self._augment = augment
-        self._mean = torch.tensor(pixels.mean).view(1, -1, 1, 1)
-        self._std = torch.tensor(pixels.std).view(1, -1, 1, 1)
+        self.normalise = Normalization(pixels.mean, pixels.std, pixels.scale, channels=input_shape[0])
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -80,20 +80,29 @@ class InMemoryDataset(Dataset[tuple[Tensor, int]]):
             indices: The samples.
             seed: Together with a sample's index, it determines the training transform of the sample.
         """
+        images, labels = self.pixel_batch(indices, seed)
+        return self.normalise(images), labels
+
+    def pixel_batch(self, indices: Indices, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Return several samples before `normalise`: images uint8 [N, C, H, W], and labels int64 [N].
+
+        Images of another size than is stored are resized here, and are float32, divided by the scale already: another
+        device would not interpolate to the same bits.
+
+        Args:
+            indices: The samples.
+            seed: Together with a sample's index, it determines the training transform of the sample.
+        """
         rows = torch.as_tensor(np.asarray(indices, dtype=np.int64))
-        images = self._images[rows].float() / self._pixels.scale
+        images = self._images[rows]
         if self._augment:
             seeds = sample_seeds(seed, rows)
             images = random_crop(images, self._pixels.padding, seeds)
             images = random_flip(images, seeds) if self._pixels.flip else images
-        channels, height, width = self._input_shape
-        if images.shape[-2:] != (height, width):
-            images = functional.interpolate(
-                images, size=(height, width), mode="bilinear", align_corners=False, antialias=True
-            )
-        images = (images - self._mean) / self._std
-        if images.shape[1] != channels:
-            images = images.repeat(1, channels, 1, 1)
+        size = tuple(self._input_shape[1:])
+        if images.shape[-2:] != size:
+            images = images.float() / self._pixels.scale
+            images = functional.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
         return images, self._labels[rows]
 
 

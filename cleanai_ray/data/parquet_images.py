@@ -18,6 +18,7 @@ from pyarrow import fs
 from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.encoded import EncodedDataset, EncodedSource
 from cleanai_ray.data.filesystems import ProcessFilesystem
+from cleanai_ray.data.pixels import stamp_of
 from cleanai_ray.data.source import Shape
 from cleanai_ray.data.transforms import Preprocessing
 from cleanai_ray.errors import ArtifactError, DataError, SampleError
@@ -46,6 +47,7 @@ class RowGroup:
     file: str
     number: int
     num_rows: int
+    version: str = ""
 
 
 class ParquetDataset(EncodedDataset):
@@ -75,6 +77,7 @@ class ParquetDataset(EncodedDataset):
         self._groups = groups
         self._columns = columns
         self._num_classes = num_classes
+        self.preparation += f" {columns}"
         self._ends = np.cumsum([group.num_rows for group in groups])
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
 
@@ -127,6 +130,11 @@ class ParquetDataset(EncodedDataset):
             self._cache.popitem(last=False)
         return table
 
+    def stamps(self, indices: np.ndarray) -> np.ndarray:
+        """Return a digest of each sample's row and of its file's path, size and time, uint64 [N]."""
+        places = [(self.where(int(index)), self._groups[self._locate(int(index))[0]].version) for index in indices]
+        return np.array([stamp_of(*place) for place in places], np.uint64)
+
     def encoded(self, index: int) -> tuple[bytes, int]:
         """Return the bytes of an image and its class, from the row group that holds them."""
         number, row = self._locate(int(index))
@@ -158,6 +166,7 @@ class ParquetImages(EncodedSource):
         self._location = data.root
         self._files = ProcessFilesystem(data.root)
         options = {"image_column": "image", "label_column": "label", **data.options}
+        self._versions: dict[str, str] = {}
         self._columns = Columns(str(options["image_column"]), str(options["label_column"]))
         try:
             self._filesystem, self._root = resolve_filesystem(data.root)
@@ -184,6 +193,7 @@ class ParquetImages(EncodedSource):
             matches = [match for part in (name, *reversed(folders)) if (match := _SPLIT.match(part))]
             if matches:
                 files.setdefault(matches[0].group(1), []).append(info.path)
+                self._versions[info.path] = f"{info.size} {info.mtime_ns}"
         return {split: sorted(paths) for split, paths in files.items()}
 
     def _open(self, file: str) -> pq.ParquetFile:
@@ -201,7 +211,11 @@ class ParquetImages(EncodedSource):
                         f"data.options.{option} is '{column}', which '{file}' lacks; allowed: {', '.join(available)}"
                     )
             metadata = parquet.metadata
-            return [RowGroup(file, i, metadata.row_group(i).num_rows) for i in range(metadata.num_row_groups)]
+            rows, version = (
+                [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)],
+                self._versions[file],
+            )
+            return [RowGroup(file, number, num_rows, version) for number, num_rows in enumerate(rows)]
 
     def _read_class_names(self, files: dict[str, list[str]]) -> tuple[str, ...]:
         with self._open(files[self.splits[0]][0]) as parquet:

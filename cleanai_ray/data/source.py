@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
@@ -52,6 +53,9 @@ class ImageSource(ABC):
     mirrors: bool = True
     """True if an image mirrored left to right is an image of the same kind."""
 
+    location: tuple[str, str | None]
+    """The name and the root of the data set, the same whichever folder a process works in."""
+
     def __init__(self, data: DataSection, input_shape: Shape) -> None:
         unknown = sorted(set(data.options) - set(self.option_names))
         if unknown:
@@ -65,6 +69,8 @@ class ImageSource(ABC):
         if data.path is not None and not self.has_path:
             raise DataError(f"data.path is '{data.path}'; allowed for data set '{data.name}': null (see data.root)")
         self.name = data.name
+        root = data.root if data.root is None or "://" in data.root else os.path.abspath(os.path.expanduser(data.root))
+        self.location = data.name, root
         self.input_shape = input_shape
 
     def resolve(self, split: str) -> str:
@@ -89,13 +95,17 @@ class ImageSource(ABC):
         """Return a split as a map-style data set.
 
         Items are a normalised float32 image [C, H, W] and its class, an int; one that cannot be read raises a
-        `SampleError`. A data set that also has `batch(indices, seed) -> (images [N, C, H, W], labels [N])` is read a
-        whole batch at a time by `batches`.
+        `SampleError`. Some data sets do more, and are read faster by `batches`:
+
+        - `pixels` and `normalise` (`pixels.PixelDataset`): batches travel as bytes and are normalised on the device;
+        - `stamps` and `preparation` besides (`pixels.StampedDataset`): decoded images are kept, and decoded once;
+        - `batch(indices, seed) -> (images [N, C, H, W], labels [N])`: a whole batch is read at a time;
+        - `pixel_batch(indices, seed)`, likewise, and `normalise`: it travels as bytes.
 
         The training transform of a sample depends on a seed and the sample's index alone, so that it is the same
-        however samples are shared out. `batch` derives it from `augment.sample_seeds(seed, indices)`. An item draws
-        from torch's global CPU generator, which `batches` seeds for each item and restores afterwards; no other source
-        of randomness is seeded.
+        however samples are shared out. Whole batches derive it from `augment.sample_seeds(seed, indices)`. A single
+        item draws from torch's global CPU generator, which `batches` seeds for each and restores afterwards; no other
+        source of randomness is seeded.
 
         Args:
             split: A name that `resolve` accepts.
@@ -105,6 +115,14 @@ class ImageSource(ABC):
     def describe_preprocessing(self) -> dict[str, Any]:
         """Return what is done to an image that is not augmented, as JSON values, for the record of a run."""
         return {}
+
+    def opened(self, split: str, *, augment: bool = False) -> ImageDataset:
+        """Return what `dataset` returns, the same object each time, so that worker processes know it already."""
+        kept: dict[tuple[str, bool], ImageDataset] = self.__dict__.setdefault("_opened_datasets", {})
+        key = self.resolve(split), augment
+        if key not in kept:
+            kept[key] = self.dataset(split, augment=augment)
+        return kept[key]
 
     def reading_order(self, split: str, indices: np.ndarray) -> np.ndarray:
         """Return the places 0 to N - 1 of indices [N] such that samples which are stored together follow each other.

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
+from cleanai_ray.data.pixels import Normalization
 from cleanai_ray.errors import SampleError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -62,8 +62,8 @@ class Preprocessing:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Return network inputs float32 [..., C, H, W] for pixels uint8 [..., C, H, W], on the same device."""
-        mean, std = _constants(self.mean, pixels.device), _constants(self.std, pixels.device)
-        return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+        batch = pixels.reshape(-1, *pixels.shape[-3:])
+        return Normalization(self.mean, self.std)(batch).reshape(pixels.shape)
 
     @property
     def _interpolation(self) -> object:
@@ -83,11 +83,6 @@ def _to_bytes(image: Image.Image | Tensor) -> Tensor:
     from torchvision.transforms import functional
 
     return image if isinstance(image, Tensor) else functional.pil_to_tensor(image)
-
-
-@lru_cache(maxsize=64)  # a copy to a GPU would wait for the work before it, once a batch
-def _constants(values: tuple[float, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 def decode_image(content: bytes | Path, where: str) -> Image.Image:

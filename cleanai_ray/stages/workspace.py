@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -16,12 +17,15 @@ from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.study import Study, digest, parse_study
 from cleanai_ray.data import (
     BatchOptions,
+    ImageDataset,
     ImageSource,
+    KeptImages,
     SampleRoles,
     Share,
     UnreadableSamples,
     assign_roles,
     batches,
+    kept_images,
     numbered_batches,
     open_image_source,
 )
@@ -49,6 +53,28 @@ class Workspace:
     device: torch.device
 
     @cached_property
+    def _kept(self) -> dict[str, KeptImages | None]:
+        """The decoded images that this workspace has opened, by role."""
+        return {}
+
+    def _kept_images(self, role: str, dataset: ImageDataset) -> KeptImages | None:
+        """Return where the decoded images of a role are kept.
+
+        Those of validation are kept if they take at most a quarter of the room: there may be many of them, and they are
+        read once an epoch at most.
+        """
+        cache, shape = self.study.data.cache, self.study.model.input_shape
+        if cache is None or role == "training":
+            return None
+        if role == "validation" and len(self.roles.validation) * math.prod(shape) > cache.max_bytes // 4:
+            return None
+        known = self._kept.get(role)
+        if role not in self._kept or (known is not None and known.images.is_gone):
+            split = self.source.location, getattr(self.roles, f"{role}_split")
+            self._kept[role] = kept_images(cache, split, dataset, shape)
+        return self._kept[role]
+
+    @cached_property
     def unreadable(self) -> UnreadableSamples:
         """The samples that this workspace could not read."""
         return UnreadableSamples(self.study.data.skip_unreadable)
@@ -66,11 +92,12 @@ class Workspace:
         """Iterate over the samples of a role: `calibration`, `training`, `validation` or `evaluation`.
 
         Samples that cannot be read are left out, up to the number in `data.skip_unreadable`. If `trains`, other samples
-        take their place, images are augmented, and a smaller last batch is dropped.
+        take their place, images are augmented, and a smaller last batch is dropped; otherwise, decoded images are kept
+        on this node as `data.cache` says.
         """
         assert role in _ROLES
         indices = getattr(self.roles, role)
-        dataset = self.source.dataset(getattr(self.roles, f"{role}_split"), augment=trains)
+        dataset = self.source.opened(getattr(self.roles, f"{role}_split"), augment=trains)
         data = self.study.data
         return batches(
             dataset,
@@ -85,6 +112,7 @@ class Workspace:
             ),
             share=share,
             unreadable=self.unreadable,
+            kept=None if trains else self._kept_images(role, dataset),
         )
 
     def scored_batches(self, positions: np.ndarray | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -93,12 +121,14 @@ class Workspace:
         Samples that cannot be read are left out, up to the number in `data.skip_unreadable`.
         """
         indices, data = self.roles.evaluation, self.study.data
+        dataset = self.source.opened(self.roles.evaluation_split)
         return numbered_batches(
-            self.source.dataset(self.roles.evaluation_split),
+            dataset,
             indices if positions is None else indices[positions],
             data.batch_size,
             BatchOptions(num_workers=data.num_workers, device=self.device),
             unreadable=self.unreadable,
+            kept=self._kept_images("evaluation", dataset),
         )
 
     def training_batches(
