@@ -18,8 +18,9 @@ from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.run_study import RunOptions, run_study
 from cleanai_ray.stages.calibration import calibrate_locally
 from cleanai_ray.stages.dense import DenseModel
-from cleanai_ray.stages.dense_measures import DenseMeasures, MomentCollector, moment_shards
+from cleanai_ray.stages.dense_measures import DenseMeasures
 from cleanai_ray.stages.planning import check_study
+from cleanai_ray.stages.shard_measures import MOMENTS, STATISTICS, ShardMeasurer, shards_of
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.statistics.merging import merge_tree
 from cleanai_ray.storage import schemas
@@ -91,6 +92,6 @@ def timeless_table(folder: Path, name: str = schemas.RESULTS_FILE) -> list[dict[
 def measure_locally(workspace: Workspace, dense: DenseModel) -> DenseMeasures:
     """Return statistics and second moments of a dense model, measured in this process."""
     model = workspace.dense_model(dense.weights)
-    collector = MomentCollector(workspace, model)
-    moments = merge_tree([collector.shard(number) for number in range(len(moment_shards(workspace)))])
-    return DenseMeasures(statistics=calibrate_locally(workspace, model), moments=moments)
+    measurer = ShardMeasurer(workspace, model, STATISTICS, MOMENTS)
+    shards = [measurer.shard(number) for number in range(len(shards_of(workspace, STATISTICS, MOMENTS)))]
+    return DenseMeasures(statistics=calibrate_locally(workspace, model), moments=merge_tree(shards).moments)

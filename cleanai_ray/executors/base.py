@@ -42,7 +42,7 @@ class ShardWork:
     """One pass over the shards of the calibration samples.
 
     Attributes:
-        call: The worker's method: `calibrate`, `count` or `moments`.
+        call: The worker's method: `calibrate` or `count`.
         title: Its name in messages.
         num_shards: Number of shards.
         inputs: Digest of everything that the results depend on.

@@ -7,17 +7,15 @@ from typing import Any
 from torch import nn
 
 from cleanai_ray.executors.writer import RunStore
-from cleanai_ray.repair.moments import ConsumerMoments
-from cleanai_ray.stages.calibration import CalibrationNeeds, calibrate_shard, count_shard
-from cleanai_ray.stages.dense_measures import MomentCollector
+from cleanai_ray.stages.calibration import count_shard
+from cleanai_ray.stages.shard_measures import STATISTICS, ShardMeasurer, ShardMeasures
 from cleanai_ray.stages.workspace import Workspace, open_workspace
-from cleanai_ray.statistics import ActivationHistograms, ActivationStatistics, Ranges
+from cleanai_ray.statistics import ActivationHistograms, Ranges
 from cleanai_ray.statistics.merging import add_up
 
 _KINDS: dict[str, Any] = {
-    "calibrate": ActivationStatistics,
+    "calibrate": ShardMeasures,
     "count": ActivationHistograms,
-    "moments": ConsumerMoments,
 }
 """The type of the value that each call returns, serialised."""
 
@@ -43,7 +41,7 @@ class CalibrationWorker:
         self._device = device
         self._workspace: Workspace | None = None
         self._model: nn.Module | None = None
-        self._collector: MomentCollector | None = None
+        self._measurers: dict[tuple[str, ...], ShardMeasurer] = {}
 
     def compute(
         self, call: str, shard: int, name: str, inputs: str, weights: bytes, *arguments: Any
@@ -53,7 +51,7 @@ class CalibrationWorker:
         If the run directory holds the result, it is returned and no image is read; else it is computed and kept there.
 
         Args:
-            call: `calibrate`, `count` or `moments`.
+            call: `calibrate` or `count`.
             shard: Number of the shard.
             name: The file in the run directory that keeps the result.
             inputs: Digest of everything that the result depends on.
@@ -77,17 +75,15 @@ class CalibrationWorker:
         kind = _KINDS[call]
         return 0, add_up([kind.from_bytes(content) for content in contents]).to_bytes()
 
-    def _calibrate(self, workspace: Workspace, model: nn.Module, shard: int) -> tuple[int, ActivationStatistics]:
-        positions = workspace.shards()[shard]
-        return len(positions), calibrate_shard(workspace, model, positions, CalibrationNeeds.of(workspace.study))
+    def _calibrate(self, workspace: Workspace, model: nn.Module, shard: int, *kinds: str) -> tuple[int, ShardMeasures]:
+        kinds = kinds or (STATISTICS,)
+        if kinds not in self._measurers:
+            self._measurers[kinds] = ShardMeasurer(workspace, model, *kinds)
+        measurer = self._measurers[kinds]
+        return measurer.num_samples(shard), measurer.shard(shard)
 
     def _count(
         self, workspace: Workspace, model: nn.Module, shard: int, ranges: Ranges, num_bins: int
     ) -> tuple[int, ActivationHistograms]:
         positions = workspace.shards()[shard]
         return len(positions), count_shard(workspace, model, positions, ranges, num_bins)
-
-    def _moments(self, workspace: Workspace, model: nn.Module, shard: int) -> tuple[int, ConsumerMoments]:
-        if self._collector is None:
-            self._collector = MomentCollector(workspace, model)
-        return self._collector.num_samples(shard), self._collector.shard(shard)

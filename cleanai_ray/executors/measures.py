@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 
 from cleanai_ray.config.calibration_draw import CalibrationDraw
+from cleanai_ray.config.study import digest
 from cleanai_ray.executors.allocations import find_allocations, searching_trials
 from cleanai_ray.executors.base import ShardPool, ShardWork
 from cleanai_ray.executors.context import DenseWeights, RunContext
@@ -16,14 +17,16 @@ from cleanai_ray.stages.calibration import CalibrationNeeds
 from cleanai_ray.stages.dense_measures import (
     DenseMeasures,
     measure_study_curves,
-    moment_shards,
     needs_curves,
     needs_moments,
     needs_statistics,
 )
 from cleanai_ray.stages.fingerprints import calibration_key, moments_key
+from cleanai_ray.stages.shard_measures import MOMENTS, STATISTICS, ShardMeasures, shards_of
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.statistics import ActivationHistograms, ActivationStatistics
+
+_FILES = {STATISTICS: "calibration.safetensors", MOMENTS: "moments.safetensors"}
 
 
 def measure_draws(context: RunContext, dense: DenseWeights) -> dict[CalibrationDraw, Shared[DenseMeasures]]:
@@ -43,14 +46,8 @@ def measure_dense(context: RunContext, dense: DenseWeights) -> DenseMeasures:
         CleanAIError: When a measurement fails; the message names the sample or the layer.
     """
     study, progress = context.study, context.progress
-    statistics = moments = curves = None
-    with context.executor.shard_pool(study, context.run, progress) as pool:
-        if needs_statistics(study):
-            with progress.stage("calibration"):
-                statistics = measure_statistics(context, dense, pool)
-        if needs_moments(study):
-            with progress.stage("second moments"):
-                moments = measure_moments(context, dense, pool)
+    statistics, moments = measure_shards(context, dense)
+    curves = None
     if needs_curves(study):
         assert moments is not None
         with progress.stage("sensitivity"):
@@ -63,52 +60,69 @@ def measure_dense(context: RunContext, dense: DenseWeights) -> DenseMeasures:
     return found
 
 
-def measure_statistics(context: RunContext, dense: DenseWeights, pool: ShardPool) -> ActivationStatistics:
-    """Return the activation statistics of a study of one draw, with histograms if a metric reads them."""
-    study, key = context.study, calibration_key(context.study, dense.digest)
-    (draw,) = study.draws()
-    num_shards = -(-draw.samples // study.data.calibration.shard_size)
+def measure_shards(
+    context: RunContext, dense: DenseWeights
+) -> tuple[ActivationStatistics | None, ConsumerMoments | None]:
+    """Return the statistics and the second moments of a study of one draw; None for what no trial reads.
 
-    def compute() -> bytes:
-        work = ShardWork(call="calibrate", title="calibration", num_shards=num_shards, inputs=key)
-        content = pool.sum_shards(work, dense.content)
-        num_bins = CalibrationNeeds.of(study).sections
-        if num_bins is None:
-            return content
-        statistics = ActivationStatistics.from_bytes(content)
-        second_pass = ShardWork(call="count", title="histograms", num_shards=num_shards, inputs=key)
-        ranges = context.executor.share(statistics.ranges)
-        counts = pool.sum_shards(second_pass, dense.content, ranges, num_bins)
-        return statistics.with_histograms(ActivationHistograms.from_bytes(counts)).to_bytes()
-
-    content = _computed_once(context, pool, "calibration.safetensors", key, compute)
-    return ActivationStatistics.from_bytes(content)
-
-
-def measure_moments(context: RunContext, dense: DenseWeights, pool: ShardPool) -> ConsumerMoments:
-    """Return the second moments of a study of one draw."""
-    key = moments_key(context.study, dense.digest)
-
-    def compute() -> bytes:
-        num_shards = len(moment_shards(context.workspace))
-        work = ShardWork(call="moments", title="second moments", num_shards=num_shards, inputs=key)
-        return pool.sum_shards(work, dense.content)
-
-    content = _computed_once(context, pool, "moments.safetensors", key, compute)
-    return ConsumerMoments.from_bytes(content)
-
-
-def _computed_once(context: RunContext, pool: ShardPool, file: str, key: str, compute: Callable[[], bytes]) -> bytes:
-    """Return the sum of a pass over shards, and delete the shards once it is kept.
-
-    If it was kept before, shards in the run directory are those of another pass that was interrupted.
+    What the run directory lacks of the two comes out of one pass over the calibration samples. Histograms, if a metric
+    reads them, take a second one, because their bins divide ranges that the first one finds.
     """
-    name = f"{context.folder}/{file}"
-    was_complete = context.run.is_complete(name, key)
-    content = context.cached(name, key, compute)
-    if not was_complete:
+    study, run = context.study, context.run
+    keys: dict[str, str] = {}
+    if needs_statistics(study):
+        keys[STATISTICS] = calibration_key(study, dense.digest)
+    if needs_moments(study):
+        keys[MOMENTS] = moments_key(study, dense.digest)
+    files = {kind: f"{context.folder}/{_FILES[kind]}" for kind in keys}
+    missing = {kind: key for kind, key in keys.items() if not run.is_complete(files[kind], key)}
+    if missing:
+        _measure_missing(context, dense, missing, files)
+    return (
+        ActivationStatistics.from_bytes(run.read_bytes(files[STATISTICS])) if STATISTICS in keys else None,
+        ConsumerMoments.from_bytes(run.read_bytes(files[MOMENTS])) if MOMENTS in keys else None,
+    )
+
+
+def _measure_missing(
+    context: RunContext, dense: DenseWeights, missing: Mapping[str, str], files: Mapping[str, str]
+) -> None:
+    """Measure what is missing, keep it, and delete the shards then.
+
+    Nothing is kept before everything is there: a run that ends in between resumes with the shards of its pass.
+    """
+    title = "calibration" if STATISTICS in missing else "second moments"
+    with (
+        context.progress.stage(title),
+        context.executor.shard_pool(context.study, context.run, context.progress) as pool,
+    ):
+        inputs = next(iter(missing.values())) if len(missing) == 1 else digest(sorted(missing.values()))
+        num_shards = len(shards_of(context.workspace, *missing))
+        work = ShardWork(call="calibrate", title=title, num_shards=num_shards, inputs=inputs)
+        found = ShardMeasures.from_bytes(pool.sum_shards(work, dense.content, *missing))
+        contents = {}
+        if found.statistics is not None:
+            statistics = _with_histograms(context, dense, pool, found.statistics, missing[STATISTICS])
+            contents[STATISTICS] = statistics.to_bytes()
+        if found.moments is not None:
+            contents[MOMENTS] = found.moments.to_bytes()
+        for kind, content in contents.items():
+            context.run.write_bytes(files[kind], content)
+            context.run.mark(files[kind], missing[kind])
         pool.forget_shards()
-    return content
+
+
+def _with_histograms(
+    context: RunContext, dense: DenseWeights, pool: ShardPool, statistics: ActivationStatistics, key: str
+) -> ActivationStatistics:
+    """Return statistics with the histograms of a second pass, if a metric reads them."""
+    num_bins = CalibrationNeeds.of(context.study).sections
+    if num_bins is None:
+        return statistics
+    num_shards = len(shards_of(context.workspace, STATISTICS))
+    work = ShardWork(call="count", title="histograms", num_shards=num_shards, inputs=key)
+    counts = pool.sum_shards(work, dense.content, context.executor.share(statistics.ranges), num_bins)
+    return statistics.with_histograms(ActivationHistograms.from_bytes(counts))
 
 
 def _curves(context: RunContext, dense: DenseWeights, moments: ConsumerMoments) -> SensitivityCurves:

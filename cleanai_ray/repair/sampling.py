@@ -29,14 +29,28 @@ class PositionSampler:
         self._number = positions_per_sample
         self._features = features or {}
 
-    def rows(self, name: str, module: nn.Module, value: Tensor, samples: range) -> Tensor:
-        """Return the drawn positions of a consumer's input as a new tensor [samples * positions, C]."""
-        positions = as_positions(module, value, len(samples), self._features.get(name, 1))
+    def rows(
+        self, name: str, module: nn.Module, value: Tensor, samples: range, gives: np.ndarray | None = None
+    ) -> Tensor:
+        """Return the drawn positions of a consumer's input as a new tensor [samples * positions, C].
+
+        Args:
+            name: The consumer's name.
+            module: The consumer.
+            value: Its input.
+            samples: Numbers of the samples to read.
+            gives: The samples of the batch that are read, bool [N]; by default all.
+        """
+        size = len(samples) if gives is None else len(gives)
+        positions = as_positions(module, value, size, self._features.get(name, 1))
         total = positions.shape[1]
+        places = None if gives is None or gives.all() else torch.as_tensor(np.flatnonzero(gives), device=value.device)
         if total <= self._number:
-            return positions.flatten(0, 1).clone()
+            return (positions.clone() if places is None else positions[places]).flatten(0, 1)
         chosen = torch.as_tensor(self._draw(name, samples, total), device=value.device)
-        return positions[torch.arange(len(samples), device=value.device)[:, None], chosen].flatten(0, 1)
+        if places is None:
+            places = torch.arange(len(samples), device=value.device)
+        return positions[places[:, None], chosen].flatten(0, 1)
 
     def positions(self, name: str, samples: range, total: int) -> Tensor:
         """Return the positions drawn for a layer, of `total`, [samples, positions]."""

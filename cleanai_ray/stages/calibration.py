@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.coverage.base import needs_sections
@@ -58,18 +59,22 @@ def calibrate_shard(
     workspace: Workspace, model: nn.Module, positions: np.ndarray, needs: CalibrationNeeds
 ) -> ActivationStatistics:
     """Return the statistics of a model on one shard of the calibration samples: the first pass."""
+    return calibrate_batches(workspace, model, workspace.batches("calibration", positions=positions), needs)
+
+
+def calibrate_batches(
+    workspace: Workspace, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], needs: CalibrationNeeds
+) -> ActivationStatistics:
+    """Return the statistics of a model on batches of calibration samples, as the study wants them."""
     calibration = workspace.study.data.calibration
-    return calibrate(
-        model,
-        workspace.batches("calibration", positions=positions),
-        CalibrationOptions(
-            threshold=calibration.threshold,
-            top_k=calibration.top_k,
-            outputs=needs.outputs,
-            gradients=needs.gradients,
-            squared_gradients=needs.squared_gradients,
-        ),
+    options = CalibrationOptions(
+        threshold=calibration.threshold,
+        top_k=calibration.top_k,
+        outputs=needs.outputs,
+        gradients=needs.gradients,
+        squared_gradients=needs.squared_gradients,
     )
+    return calibrate(model, batches, options)
 
 
 def count_shard(

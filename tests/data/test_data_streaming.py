@@ -15,7 +15,7 @@ from PIL import Image
 from pyarrow import fs
 
 from cleanai_ray.config.study import parse_study
-from cleanai_ray.stages.dense_measures import moment_shards
+from cleanai_ray.stages.shard_measures import shards_of
 from cleanai_ray.stages.workspace import open_workspace
 
 ROWS = 8
@@ -95,7 +95,7 @@ def test_a_shard_reads_its_own_row_groups_once(workspace, tmp_path, kind):
     groups = row_groups(tmp_path)
     assert len(groups) == 12
     ends = {path: max(end for file, _, end in groups if file == path) for path, _, _ in groups}
-    shards = workspace.shards() if kind == "statistics" else moment_shards(workspace)
+    shards = [shard.positions for shard in shards_of(workspace, kind)]
     drawn = workspace.roles.calibration
     reads = 0
     for positions in shards:

@@ -16,7 +16,7 @@ from rich.console import Console
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.errors import CalibrationError, ClusterError, DataError
 from cleanai_ray.executors.context import DenseWeights, RunContext
-from cleanai_ray.executors.measures import measure_statistics
+from cleanai_ray.executors.measures import measure_shards
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.ray.executor import connect
 from cleanai_ray.models import build_model
@@ -39,10 +39,12 @@ def calibration(study, weights, folder, *, on_shard=lambda done: None, **resourc
             yield lambda *numbers: (counted.append(numbers), on_shard(numbers[0]))
 
     progress, workspace = Counting(Console(file=io.StringIO())), open_workspace(study.model_dump_json(), "cpu")
-    with connect(changed, run, None) as executor, executor.shard_pool(changed, run, progress) as pool:
+    with connect(changed, run, None) as executor:
         context = RunContext(study=changed, workspace=workspace, run=run, executor=executor, progress=progress)
         dense = DenseWeights(content=executor.share(weights), digest="digest")
-        statistics = measure_statistics(context, dense, pool)
+        statistics, moments = measure_shards(context, dense)
+    assert statistics is not None
+    assert moments is not None
     return statistics, counted
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from cleanai_ray import cli
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.executors.context import DenseWeights, RunContext
-from cleanai_ray.executors.measures import measure_moments
+from cleanai_ray.executors.measures import measure_shards
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.ray.executor import connect
 from cleanai_ray.executors.run_study import RunOptions
@@ -22,8 +22,8 @@ from cleanai_ray.importance.curves import GroupCurve, SensitivityCurves
 from cleanai_ray.models import build_model
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.sensitivity.table import curve_rows
-from cleanai_ray.stages.dense_measures import MomentCollector, moment_shards
 from cleanai_ray.stages.planning import check_study
+from cleanai_ray.stages.shard_measures import MOMENTS, ShardMeasurer, shards_of
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -38,23 +38,24 @@ def test_second_moments_do_not_depend_on_the_number_of_actors(ray_session, tmp_p
     study = study_of()
     workspace = check_study(study)
     weights = safetensors_bytes(build_model(study.model))
-    # Of 200 calibration samples every fifth is held back: 160 in shards of 64.
-    assert [len(shard) for shard in moment_shards(workspace)] == [64, 64, 32]
+    # Of 200 calibration samples in shards of 64 every fifth is held back: 4, 9, ..., 59 of the first shard.
+    assert [len(shard.positions) for shard in shards_of(workspace, MOMENTS)] == [52, 51, 51, 6]
     found = []
     for number in (1, 2):
         resources = study.resources.model_copy(update={"calibration_actors": number})
         changed = study.model_copy(update={"resources": resources})
         run, progress = RunDirectory(tmp_path / str(number)), ProgressReporter(Console(file=io.StringIO()))
-        with connect(changed, run, None) as executor, executor.shard_pool(changed, run, progress) as pool:
+        with connect(changed, run, None) as executor:
             context = RunContext(study=changed, workspace=workspace, run=run, executor=executor, progress=progress)
             dense = DenseWeights(content=executor.share(weights), digest="digest")
-            moments = measure_moments(context, dense, pool)
-            again = measure_moments(context, DenseWeights(content=executor.share(b"none"), digest="digest"), pool)
+            statistics, moments = measure_shards(context, dense)
+            _, again = measure_shards(context, DenseWeights(content=executor.share(b"none"), digest="digest"))
+        assert statistics is None
         assert again.to_bytes() == moments.to_bytes()
         found.append(moments.to_bytes())
-    collector = MomentCollector(workspace, workspace.dense_model(weights))
-    alone = collector.shard(0) + collector.shard(1) + collector.shard(2)
-    assert found == [alone.to_bytes()] * 2
+    measurer = ShardMeasurer(workspace, workspace.dense_model(weights), MOMENTS)
+    alone = measurer.shard(0) + measurer.shard(1) + measurer.shard(2) + measurer.shard(3)
+    assert found == [alone.moments.to_bytes()] * 2
 
 
 @pytest.fixture(scope="module")
