@@ -54,7 +54,7 @@ class EncodedDataset(Dataset[tuple[Tensor, int]], ABC):
         """Return the decoded image of a sample, uint8 [3, H, W], as the network sees it before it is normalised.
 
         Returns:
-            The pixels and the class. `preprocessing.normalise` makes inputs of them.
+            The pixels and the class. `normalise` makes inputs of them.
 
         Raises:
             SampleError: When the image cannot be read or decoded.
@@ -64,9 +64,13 @@ class EncodedDataset(Dataset[tuple[Tensor, int]], ABC):
         image = decode_image(content, self.where(index))
         return (self.preprocessing.training_pixels if self.augment else self.preprocessing.pixels)(image), label
 
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return network inputs float32 [..., C, H, W] for pixels uint8 [..., C, H, W], on the same device."""
+        return self.preprocessing.normalise(pixels)
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         pixels, label = self.pixels(int(index))
-        return self.preprocessing.normalise(pixels), label
+        return self.normalise(pixels), label
 
 
 class EncodedSource(ImageSource):
