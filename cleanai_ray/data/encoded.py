@@ -67,6 +67,10 @@ class EncodedDataset(Dataset[tuple[Tensor, int]], ABC):
         image = decode_image(content, self.where(index))
         return (self.preprocessing.training_pixels if self.augment else self.preprocessing.pixels)(image), label
 
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return network inputs float32 [..., C, H, W] for pixels uint8 [..., C, H, W], on the same device."""
+        return self.preprocessing.normalise(pixels)
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         pixels, label = self.pixels(int(index))
         return self.normalise(pixels), label

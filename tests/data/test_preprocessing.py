@@ -82,5 +82,5 @@ def test_a_sample_is_its_normalised_pixels(name, request):
     assert all(image.dtype == torch.uint8 and image.shape == (3, 32, 32) for image, _ in pixels)
     for index in indices:
         image, label = dataset[index]
-        assert torch.equal(image, dataset.preprocessing.normalise(pixels[index][0]))
+        assert torch.equal(image, dataset.normalise(pixels[index][0]))
         assert label == pixels[index][1]
