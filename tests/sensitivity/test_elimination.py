@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cleanai_ray.sensitivity.elimination import Reading, eliminate
+from cleanai_ray.sensitivity import consumer_stack, elimination
+from cleanai_ray.sensitivity.elimination import Reading, eliminate, eliminate_together
 
 RIDGE = 1e-3
 
@@ -160,3 +163,131 @@ def test_readers_of_constants_alone_cost_nothing() -> None:
         units=torch.arange(3)[:, None],
     )
     assert eliminate([entry])[1] == [0.0, 0.0]
+
+
+def greedy_by_least_squares(entries: list[tuple[Reading, Tensor]]) -> tuple[list[int], list[float]]:
+    """Delete the unit after whose deletion, on top of those before, least squares leaves the least error."""
+    number = len(entries[0][0].units)
+    order: list[int] = []
+    errors: list[float] = []
+    for _ in range(number - 1):
+        totals = {}
+        for unit in sorted(set(range(number)) - set(order)):
+            gone = [*order, unit]
+            totals[unit] = sum(
+                least_squares_error(entry, x, entry.units[gone].flatten().tolist()) for entry, x in entries
+            )
+        order.append(min(totals, key=lambda unit: totals[unit]))
+        errors.append(totals[order[-1]])
+    return order, errors
+
+
+def groups_of_many_kinds() -> list[list[tuple[Reading, Tensor]]]:
+    """Three groups of 12 units and two of 9: with one, two and three readers, of 1 to 3 channels a unit."""
+
+    def read(seed: int, channels: int, units: Tensor, positions: int = 1) -> tuple[Reading, Tensor]:
+        x = mixed_inputs(150, channels, seed)
+        return reading(x, units, seed, positions=positions), x
+
+    shuffled = torch.randperm(12, generator=torch.Generator().manual_seed(1))[:, None]
+    return [
+        [read(1, 12, torch.arange(12)[:, None], positions=3)],
+        [read(2, 9, torch.arange(9)[:, None]), read(3, 18, torch.arange(18).reshape(2, 9).T)],
+        [read(4, 14, torch.arange(2, 14)[:, None]), read(5, 12, shuffled), read(6, 24, torch.arange(24).view(12, 2))],
+        [read(7, 27, torch.arange(27).view(9, 3))],
+        [read(8, 13, torch.arange(12)[:, None])],
+    ]
+
+
+@pytest.mark.parametrize("block", [64, 5])
+@pytest.mark.parametrize("room", [1 << 40, 0])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_groups_together_lose_what_deletion_of_one_channel_at_a_time_by_least_squares_takes(
+    block: int, room: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many corrections are gathered, however few groups there is room for, and on any number of cores."""
+    monkeypatch.setattr(consumer_stack, "_BLOCK", block)
+    monkeypatch.setattr(elimination, "working_bytes", lambda device: room)
+    groups = groups_of_many_kinds()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = eliminate_together([[entry for entry, _ in group] for group in groups], ridge=RIDGE)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for group, result in zip(groups, found, strict=True):
+        expected_order, expected_errors = greedy_by_least_squares(group)
+        order, errors = result
+        assert order == expected_order
+        assert errors == pytest.approx(expected_errors, rel=1e-6)
+
+
+def test_of_units_that_cost_the_same_the_first_goes_first() -> None:
+    silent = Reading(
+        weight=torch.ones(2, 70, 1, dtype=torch.float64),
+        covariance=torch.zeros(70, 70, dtype=torch.float64),
+        units=torch.arange(70)[:, None],
+    )
+    x = mixed_inputs(100, 70, seed=6)
+    x[:, 10:20] = 0
+    some = reading(x, torch.arange(70)[:, None])
+    found = eliminate_together([[silent], [some]])
+    assert found[0] == (list(range(69)), [0.0] * 69)
+    assert found[1][0][:10] == list(range(10, 20))
+
+
+def test_a_group_that_cannot_be_eliminated_spoils_none_of_those_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = [reading(mixed_inputs(100, 8, seed), torch.arange(8)[:, None], seed) for seed in range(3)]
+    endless = Reading(weight=good[0].weight * 1e200, covariance=good[0].covariance, units=good[0].units)
+    pairs = torch.arange(16).view(8, 2)
+    unknown = reading(mixed_inputs(100, 16, 9), pairs)
+    unknown.covariance[3, 3] = float("nan")
+    found = eliminate_together([[good[0]], [endless], [good[1], good[2]], [unknown]], ridge=RIDGE)
+    for result, alone in ((found[0], [good[0]]), (found[2], good[1:])):
+        order, errors = eliminate(alone, ridge=RIDGE)
+        assert result[0] == order
+        assert result[1] == pytest.approx(errors, rel=1e-9)
+    order, errors = found[1]
+    assert sorted(order) == sorted(set(order))
+    assert not torch.tensor(errors).isfinite().any()
+    assert isinstance(found[3], Exception)
+    with pytest.raises(type(found[3])):
+        eliminate([unknown], ridge=RIDGE)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_takes_the_same_units_in_the_same_order() -> None:
+    groups = [[entry for entry, _ in group] for group in groups_of_many_kinds()]
+    wide = [reading(mixed_inputs(900, 300, seed), torch.arange(300)[:, None], seed) for seed in (20, 21)]
+    for one, other in zip(
+        eliminate_together([*groups, wide], ridge=RIDGE),
+        eliminate_together([*groups, wide], ridge=RIDGE, device="cuda"),
+        strict=True,
+    ):
+        assert other[0] == one[0]
+        assert other[1] == pytest.approx(one[1], rel=1e-6)
+
+
+def test_nothing_is_read_back_from_the_device_while_units_are_removed() -> None:
+    """On a GPU, each of these operations waits until all others are done."""
+    reads = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+
+    class Counter(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Counter.found += any(name in str(func) for name in reads)
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for number in (6, 40):
+        Counter.found = 0
+        entries = [reading(mixed_inputs(100, size, 1), torch.arange(size).view(number, -1)) for size in (number,) * 3]
+        entries.append(reading(mixed_inputs(100, 2 * number, 2), torch.arange(2 * number).view(number, 2)))
+        with Counter():
+            found = elimination._eliminate_batch([entries, entries[:1]], [0, 1], RIDGE, torch.device("cpu"))
+        assert len(found[0][0]) == number - 1
+        counts.append(Counter.found)
+    assert counts[0] == counts[1] > 0
