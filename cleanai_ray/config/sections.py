@@ -138,7 +138,10 @@ class DataSection(Section):
     name: str = Field(description="A name of `cleanai list datasets`.")
     root: str | None = Field(None, description="Folder or URL of the data set; null: where it usually is.")
     batch_size: PositiveInt = Field(128, description="Images per batch in calibration, training and evaluation.")
-    num_workers: int = Field(0, ge=0, description="Processes per trial or actor that decode images.")
+    num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        "auto",
+        description="Processes per trial or actor that decode images; auto: as many as its CPU cores can feed.",
+    )
     skip_unreadable: int = Field(
         0,
         ge=0,
@@ -225,12 +228,24 @@ class ResourcesSection(Section):
         "auto", description="Actors that calibrate; auto: one per GPU, or one per core."
     )
     cpus_per_trial: Annotated[float, Field(gt=0)] = Field(1, description="CPU cores per trial.")
-    gpus_per_trial: Annotated[float, Field(ge=0)] = Field(
-        0, description="GPUs per trial; with a fraction, trials share one."
+    gpus_per_trial: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        "auto",
+        description="GPUs per trial; with a fraction, trials share one; auto: a whole one for inputs of ImageNet's "
+        "size, and for smaller ones the share whose memory suffices; 0: the study uses no GPU at all.",
     )
     max_concurrent_trials: Literal["auto"] | PositiveInt = Field(
         "auto", description="Trials at once; auto: as many as the cluster holds."
     )
+
+    @property
+    def uses_gpus(self) -> bool:
+        """False if the study is to leave GPUs alone."""
+        return self.gpus_per_trial != 0
+
+    @property
+    def gpus(self) -> float:
+        """GPUs per trial, once they are a number; 0 as long as they are `auto`, so that nothing is asked for."""
+        return 0.0 if self.gpus_per_trial == "auto" else self.gpus_per_trial
 
 
 class OutputSection(Section):

@@ -11,6 +11,7 @@ from typing import Any
 
 from cleanai_ray.config.study import Study, digest
 from cleanai_ray.executors.context import RunContext
+from cleanai_ray.executors.placement import Allotment
 from cleanai_ray.executors.writer import unreadable_samples
 from cleanai_ray.stages.environment import describe_environment, describe_samples
 from cleanai_ray.stages.fingerprints import calibration_key
@@ -56,6 +57,10 @@ class RunRecord:
         """
         found = {"weights": dense_digest, "calibration": calibration_key(study, dense_digest)}
         self._note(digests={**self._content["digests"], **found})
+
+    def note_resources(self, allotment: Allotment) -> None:
+        """Add the resources that trials get, and why."""
+        self._note(resources=allotment.record())
 
     def end(self, study: Study, num_complete_before: int) -> None:
         """Add how long the run took, and what only its end shows.

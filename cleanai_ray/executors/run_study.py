@@ -11,7 +11,7 @@ from cleanai_ray.errors import ReportError
 from cleanai_ray.executors.checkpoints import record_name
 from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.executors.counts import SweepState
-from cleanai_ray.executors.dense import obtain_dense
+from cleanai_ray.executors.dense import needed_memory, obtain_dense
 from cleanai_ray.executors.measures import measure_draws
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.run_record import RunRecord
@@ -141,6 +141,8 @@ def _run_stages(context: RunContext, record: RunRecord) -> list[dict[str, Any]]:
     executor.check(study)
     record.begin(context)
     progress.say(executor.resources.description)
+    for notice in executor.notices(study):
+        progress.say(notice)
     with progress.stage("dense model"):
         dense = obtain_dense(context)
     progress.dense(dense.accuracy)
@@ -154,13 +156,15 @@ def _run_stages(context: RunContext, record: RunRecord) -> list[dict[str, Any]]:
         measures=measures,
         store=executor.store,
     )
-    records, num_complete = run_sweep(context, inputs)
+    records, num_complete = run_sweep(context, inputs, weights, record)
     record.end(study, num_complete)
     write_tables(run, list(records.values()), dense.history, measures[study.draws()[0]].get())
     return [found["row"] for found in records.values()]
 
 
-def run_sweep(context: RunContext, inputs: SweepInputs) -> tuple[Records, int]:
+def run_sweep(
+    context: RunContext, inputs: SweepInputs, weights: DenseWeights, record: RunRecord
+) -> tuple[Records, int]:
     """Run the trials that are not complete; return the records of all, and the number that was complete before."""
     study, run, store = context.study, context.run, context.executor.store
     done = completed_records(study, run, inputs.dense_digest)
@@ -171,6 +175,11 @@ def run_sweep(context: RunContext, inputs: SweepInputs) -> tuple[Records, int]:
     # A killed driver may have left these behind.
     store.forget_checkpoints([inputs.checkpoint(group.owner) for group in groups if not group.trials])
     if todo:
+        num_groups = sum(bool(group.trials) for group in groups)
+        allotment = context.executor.allot(study, num_groups, lambda: needed_memory(context, weights))
+        record.note_resources(allotment)
+        for sentence in allotment.sentences():
+            context.progress.say(sentence)
         store.begin_sweep(list(done))
         state = SweepState(total=len(todo), workers=context.executor.concurrent_trials(study))
         with context.progress.sweep(state) as refresh:

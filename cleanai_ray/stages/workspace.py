@@ -24,6 +24,7 @@ from cleanai_ray.data import (
     batches,
     open_image_source,
 )
+from cleanai_ray.data.loader_processes import loader_processes
 from cleanai_ray.errors import DataError
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model, example_input, ignored_layers
@@ -76,7 +77,7 @@ class Workspace:
             indices if positions is None else indices[positions],
             batch_size or data.batch_size,
             BatchOptions(
-                num_workers=data.num_workers,
+                num_workers=loader_processes(data.num_workers, self.device),
                 device=self.device,
                 shuffle_seed=shuffle_seed,
                 drop_last=trains,
