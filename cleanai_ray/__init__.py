@@ -23,7 +23,8 @@ if TYPE_CHECKING:
         save,
     )
 
-__version__ = "0.1.0"
+__version__ = "0.1.0"  # its only home: pyproject.toml reads it here, and no metadata of an installation is needed
+
 __all__ = [
     "PruneResult",
     "apply_plan",

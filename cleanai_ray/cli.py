@@ -1,4 +1,4 @@
-"""The command line, `cleanai`. Exit codes: 0 all trials succeeded, 1 some failed, 2 the study or command is wrong."""
+"""The command line, `cleanai`. Exit codes: 0 success, 1 trials or the report failed, 2 wrong study or command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cleanai_ray.errors import CleanAIError, StudyError
+from cleanai_ray.errors import CleanAIError, ReportError, StudyError
 
 if TYPE_CHECKING:
     from cleanai_ray.config.study import Study
@@ -285,6 +285,9 @@ def main(argv: list[str] | None = None) -> int:
         return int(code or 0)
     except _UsageError as error:
         return _refuse(error.format_message())
+    except ReportError as error:
+        _refuse(str(error))
+        return 1
     except CleanAIError as error:
         return _refuse(str(error))
     except (typer.Abort, KeyboardInterrupt):

@@ -64,5 +64,9 @@ class ArtifactError(CleanAIError):
     """A run directory or a saved model is missing, incomplete, corrupted or not one of ours."""
 
 
+class ReportError(CleanAIError):
+    """A report lacks a part; the tables it is made from, and its other parts, were written."""
+
+
 class ClusterError(CleanAIError):
     """The study does not fit the cluster."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -19,6 +20,7 @@ from cleanai_ray.storage.run_directory import RunDirectory
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "jobs"))
 import bench_accuracy
 import bench_calibration
+import bench_gpu
 import bench_scale
 import deit_weights
 import invented_tables
@@ -96,3 +98,67 @@ def test_a_chart_draws_some_trials_whole_and_always_the_same() -> None:
     assert len(drawn) == 30
     assert set(style.thinned(rows.reverse(), 10)["trial_id"]) == set(drawn["trial_id"])
     assert style.thinned(rows, 100).equals(rows)
+
+
+@pytest.mark.parametrize(
+    ("check", "verdict"),
+    [
+        (bench_gpu.Check("a", 1.1, most=1.15), "ok"),
+        (bench_gpu.Check("a", 1.2, most=1.15), "SLOW"),
+        (bench_gpu.Check("a", 0.95, least=0.9), "ok"),
+        (bench_gpu.Check("a", 0.5, least=0.9), "SLOW"),
+        (bench_gpu.Check("a", 0.5), "-"),
+        (bench_gpu.Check("a", None, most=1), "-"),
+    ],
+)
+def test_a_check_keeps_to_its_floor_or_is_slow(check: bench_gpu.Check, verdict: str) -> None:
+    assert check.verdict() == verdict
+    words = check.line("part").split()
+    assert words[:3] == [verdict, "part", "a"]
+
+
+def test_a_ratio_is_of_the_two_in_the_middle_to_the_two_around_them_after_one_untimed_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setting = bench_gpu.Setting(device=torch.device("cpu"), small=True, executor="local")
+    times = iter([1.0, 3.0, 5.0, 3.0])
+    monkeypatch.setattr(bench_gpu.Setting, "seconds", lambda self, work: next(times))
+    done: list[str] = []
+    assert setting.ratio(lambda: done.append("work"), lambda: done.append("bare"), rounds=1) == 2.0
+    assert done == ["work", "bare"]
+
+
+def test_every_section_of_the_bench_of_gpus_runs_at_toy_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    code = bench_gpu.main(["--device", "cpu", "--small", "--executor", "local"])
+    said = capsys.readouterr().out
+    assert code == 0, said
+    assert "sections that failed: none" in said
+    lines = [line.split() for line in said.splitlines()]
+    assert {words[1] for words in lines if words[0] in ("ok", "SLOW", "-")} == set(bench_gpu.SECTIONS)
+
+
+def test_a_section_that_raises_fails_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def raising(setting: bench_gpu.Setting) -> Iterator[bench_gpu.Check]:
+        yield bench_gpu.Check("first", 1.0)
+        raise OverflowError("no\nmore")
+
+    monkeypatch.setitem(bench_gpu.SECTIONS, "repair", raising)
+    monkeypatch.setitem(bench_gpu.SECTIONS, "study", lambda setting: iter([bench_gpu.Check("second", 2.0)]))
+    assert bench_gpu.main(["--device", "cpu", "--small", "--sections", "repair", "study"]) == 1
+    _, first, failure, second, end = capsys.readouterr().out.splitlines()
+    assert first.split()[:3] == ["-", "repair", "first"]
+    assert failure.split() == ["FAIL", "repair", "OverflowError:", "no", "more"]
+    assert second.split()[:3] == ["-", "study", "second"]
+    assert end.endswith("sections that failed: repair")
+    assert bench_gpu.main(["--device", "cpu", "--sections", "study", "--seconds", "-1"]) == 0
+    assert "left out" in capsys.readouterr().out
+
+
+def test_without_a_gpu_the_bench_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench_gpu.main([]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert "finds no GPU" in line
+    assert "--device cpu --small" in line

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 import polars as pl
-import vl_convert
 from altair.utils.schemapi import debug_mode
 
 if TYPE_CHECKING:
@@ -237,6 +236,8 @@ def specification(chart: ChartType) -> dict[str, Any]:
 
 def draw(chart: Mapping[str, Any]) -> str:
     """Render a specification to SVG, offline."""
+    import vl_convert  # here, so that without it only what it draws is missing
+
     _register_fonts()
     return vl_convert.vegalite_to_svg({**chart, "config": {**chart["config"], "aria": False}}, vl_version=_VERSION)
 
@@ -249,12 +250,16 @@ def to_svg(chart: ChartType) -> str:
 @cache
 def javascript() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script that sets `vegaEmbed` and loads nothing."""
+    import vl_convert
+
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_VERSION)
 
 
 @cache
 def _register_fonts() -> None:
     """Register the fonts that reportlab ships, so that charts look the same on a machine without fonts."""
+    import vl_convert
+
     found = importlib.util.find_spec("reportlab")
     if found is None or found.origin is None:
         return

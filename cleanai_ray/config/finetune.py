@@ -65,9 +65,10 @@ class FineTuneSection(Section):
     distillation: DistillationSection | None = Field(None, description="Learn from the dense model as well.")
     save_every_n_epochs: PositiveInt = Field(2, description="Epochs between checkpoints.")
     early_stopping: EarlyStoppingSection | None = Field(default_factory=lambda: EarlyStoppingSection())
-    num_workers: PositiveInt = Field(
+    num_workers: Literal["auto"] | PositiveInt = Field(
         1,
-        description="Workers per trial, each with the resources of a trial; they divide every batch among themselves.",
+        description="Workers per trial, each with the resources of a trial; they divide every batch among themselves; "
+        "auto: one, and more for the last trials where whole GPUs would idle.",
     )
 
     @model_validator(mode="after")
@@ -87,7 +88,7 @@ class FineTuneSection(Section):
         Raises:
             ValueError: When fine-tuning learns from calibration images, and there are too few of them.
         """
-        least = HELD_BACK * self.num_workers
+        least = HELD_BACK * (1 if self.num_workers == "auto" else self.num_workers)
         if self.data == "calibration" and num_calibration < least:
             raise ValueError(
                 f"finetune.data is 'calibration' with {num_calibration} samples, and finetune.num_workers "

@@ -6,8 +6,6 @@ import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     PositiveInt,
     ValidationInfo,
@@ -16,6 +14,8 @@ from pydantic import (
 )
 
 from cleanai_ray.config.calibration_draw import CalibrationDraw
+from cleanai_ray.config.images import CacheSection, TransformSection
+from cleanai_ray.config.section import Section
 
 Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -25,12 +25,6 @@ Multiple = Literal["auto"] | PositiveInt
 
 HELD_BACK = 5
 """Repair and fine-tuning hold back one calibration image in this many, to judge by."""
-
-
-class Section(BaseModel):
-    """A frozen section of a study file, which refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class TrainSection(Section):
@@ -132,50 +126,6 @@ class CalibrationSection(Section):
         return tuple(CalibrationDraw(samples, seed) for samples, seed in every)
 
 
-class TransformSection(Section):
-    """Preprocessing of images; what is null is what the model's pretrained weights ask for, or else usual."""
-
-    resize: PositiveInt | None = Field(
-        None, description="Pixels of the shorter side after resizing; usually 256/224 of the model's input."
-    )
-    crop: PositiveInt | None = Field(
-        None, description="Pixels of the sides of the centre that is cut out: those of model.input_shape."
-    )
-    interpolation: Literal["nearest", "bilinear", "bicubic"] | None = Field(
-        None, description="Interpolation of resizing; usually bilinear."
-    )
-    mean: Annotated[tuple[float, ...], Field(min_length=1)] | None = Field(
-        None, description="Subtracted from values 0 to 1, one a channel; usually ImageNet's."
-    )
-    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = Field(
-        None, description="Divided by after that, one a channel; usually ImageNet's."
-    )
-
-    @property
-    def given(self) -> tuple[str, ...]:
-        """Names of the keys that are not null."""
-        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
-
-
-class CacheSection(Section):
-    """Decoded images of calibration and evaluation, which a node keeps, so that each is decoded once."""
-
-    folder: str | None = Field(
-        None,
-        description="Folder on each node; null: `$CLEANAI_CACHE/decoded`, or one in the system's temporary folder.",
-    )
-    max_bytes: PositiveInt = Field(
-        2**34, description="Size of the folder; the least recently used files make room for others."
-    )
-
-    @field_validator("folder", mode="after")
-    @classmethod
-    def _check_folder(cls, folder: str | None) -> str | None:
-        if folder is not None and ("://" in folder or not folder.startswith(("/", "~"))):
-            raise ValueError(f"data.cache.folder is '{folder}'; allowed: an absolute path on each node, or null")
-        return folder
-
-
 class DataSection(Section):
     """The data set and its samples."""
 
@@ -185,7 +135,10 @@ class DataSection(Section):
     )
     root: str | None = Field(None, description="Folder or URL of the data set; null: where it usually is.")
     batch_size: PositiveInt = Field(128, description="Images per batch in calibration, training and evaluation.")
-    num_workers: int = Field(0, ge=0, description="Processes per trial or actor that decode images.")
+    num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        "auto",
+        description="Processes per trial or actor that decode images; auto: as many as its CPU cores can feed.",
+    )
     skip_unreadable: int = Field(
         0,
         ge=0,
@@ -276,12 +229,24 @@ class ResourcesSection(Section):
         "auto", description="Actors that calibrate; auto: one per GPU, or one per core."
     )
     cpus_per_trial: Annotated[float, Field(gt=0)] = Field(1, description="CPU cores per trial.")
-    gpus_per_trial: Annotated[float, Field(ge=0)] = Field(
-        0, description="GPUs per trial; with a fraction, trials share one."
+    gpus_per_trial: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        "auto",
+        description="GPUs per trial; with a fraction, trials share one; auto: a whole one for inputs of ImageNet's "
+        "size, and for smaller ones the share whose memory suffices; 0: the study uses no GPU at all.",
     )
     max_concurrent_trials: Literal["auto"] | PositiveInt = Field(
         "auto", description="Trials at once; auto: as many as the cluster holds."
     )
+
+    @property
+    def uses_gpus(self) -> bool:
+        """False if the study is to leave GPUs alone."""
+        return self.gpus_per_trial != 0
+
+    @property
+    def gpus(self) -> float:
+        """GPUs per trial, once they are a number; 0 as long as they are `auto`, so that nothing is asked for."""
+        return 0.0 if self.gpus_per_trial == "auto" else self.gpus_per_trial
 
 
 class OutputSection(Section):

@@ -18,8 +18,10 @@ from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.evaluation import EvaluationSection
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.messages import describe, name_among, show
+from cleanai_ray.config.overrides import apply_override, yaml_problem
 from cleanai_ray.config.recommend import RecommendSection
 from cleanai_ray.config.sections import (
+    HELD_BACK,
     DataSection,
     Mode,
     ModelSection,
@@ -34,6 +36,9 @@ from cleanai_ray.config.sections import (
 from cleanai_ray.config.sweep import Budget, Quantization, SweepSection
 from cleanai_ray.errors import StudyError
 from cleanai_ray.registry import DATASETS, METHODS, METRICS, load_plugins
+
+LEAST_SHARE = 16
+"""Images of a batch that each worker gets at least where the number of workers is `auto`: batch norm needs some."""
 
 
 def digest(value: Any) -> str:
@@ -157,7 +162,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _check_workers(self) -> Study:
-        workers, gpus = self.workers_per_trial, self.resources.gpus_per_trial
+        workers, gpus = self.workers_per_trial, self.resources.gpus
         if workers > 1 and gpus != int(gpus):
             raise ValueError(
                 f"resources.gpus_per_trial is {gpus:g} and finetune.num_workers {workers}; allowed: a whole number of "
@@ -173,8 +178,24 @@ class Study(Section):
 
     @property
     def workers_per_trial(self) -> int:
-        """Workers that a trial takes: as many as its fine-tuning, or one."""
-        return self.finetune.num_workers if self.finetune.epochs or self.finetune.between_steps else 1
+        """Workers that a trial takes at least: as many as its fine-tuning, or one."""
+        wanted = self.finetune.num_workers
+        return wanted if self.fine_tunes and wanted != "auto" else 1
+
+    @property
+    def most_workers_per_trial(self) -> int:
+        """Workers that a trial takes at most; above `workers_per_trial` only if their number is `auto`."""
+        if self.finetune.num_workers != "auto" or not self.fine_tunes:
+            return self.workers_per_trial
+        most = (self.finetune.batch_size or self.data.batch_size) // LEAST_SHARE
+        if self.finetune.data == "calibration":
+            most = min(most, min(draw.samples for draw in self.draws()) // HELD_BACK)
+        return max(1, most)
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether trials may fine-tune."""
+        return self.finetune.epochs > 0 or self.finetune.between_steps > 0
 
     def draws(self) -> tuple[CalibrationDraw, ...]:
         """Return every draw of the calibration samples; most studies have one."""
@@ -245,7 +266,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"study file '{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
-        raise StudyError(f"study file '{path}' is not YAML: {_yaml_problem(error)}") from error
+        raise StudyError(f"study file '{path}' is not YAML: {yaml_problem(error)}") from error
     if not isinstance(document, dict):
         found = "empty" if document is None else show(document)
         raise StudyError(f"study file '{path}' is {found}; needed: a mapping with at least model, data and sweep")
@@ -260,7 +281,7 @@ def parse_study(document: dict[str, Any], overrides: Sequence[str] = ()) -> Stud
     """
     document = copy.deepcopy(document) if overrides else document
     for override in overrides:
-        _apply_override(document, override)
+        apply_override(document, override)
     plugins = document.get("plugins")
     if isinstance(plugins, (list, tuple)):
         load_plugins(module for module in plugins if isinstance(module, str))
@@ -268,30 +289,3 @@ def parse_study(document: dict[str, Any], overrides: Sequence[str] = ()) -> Stud
         return Study.model_validate(document)
     except ValidationError as error:
         raise StudyError(" ".join(f"study: {describe(error, Study)}".split())) from None
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    if mark is None or problem is None:
-        return " ".join(str(error).split())
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
-
-
-def _apply_override(document: dict[str, Any], override: str) -> None:
-    path, separator, text = override.partition("=")
-    if not separator or not all(part.strip() for part in path.split(".")):
-        raise StudyError(f"--set '{override}' is not of the form a.b=c")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise StudyError(f"--set {path}: '{text}' is not a YAML value: {_yaml_problem(error)}") from error
-    *parents, leaf = (part.strip() for part in path.split("."))
-    section = document
-    for depth, key in enumerate(parents):
-        child = section.setdefault(key, {})
-        if child is None:
-            child = section[key] = {}
-        if not isinstance(child, dict):
-            raise StudyError(f"--set {path}: '{'.'.join(parents[: depth + 1])}' is {show(child)}, which has no keys")
-        section = child
-    section[leaf] = value

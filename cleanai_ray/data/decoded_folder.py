@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from filelock import FileLock, Timeout
 
-from cleanai_ray.config.sections import CacheSection
+from cleanai_ray.config.images import CacheSection
 from cleanai_ray.data.decoded import DecodedImages, Layout, fcntl
 
 _log = logging.getLogger(__name__)

@@ -28,7 +28,6 @@ class EncodedDataset(Dataset[tuple[Tensor, int]], ABC):
     def __init__(self, preprocessing: Preprocessing, *, augment: bool) -> None:
         self.preprocessing = preprocessing
         self.augment = augment
-        self.normalise = preprocessing.normalise
         self.preparation = f"{preprocessing} {decoder_version()}"
 
     @property
@@ -66,6 +65,10 @@ class EncodedDataset(Dataset[tuple[Tensor, int]], ABC):
         content, label = self.encoded(index)
         image = decode_image(content, self.where(index))
         return (self.preprocessing.training_pixels if self.augment else self.preprocessing.pixels)(image), label
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return network inputs float32 [..., C, H, W] for pixels uint8 [..., C, H, W], on the same device."""
+        return self.preprocessing.normalise(pixels)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Return network inputs float32 [..., C, H, W] for pixels uint8 [..., C, H, W], on the same device."""

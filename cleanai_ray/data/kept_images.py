@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cleanai_ray.config.sections import CacheSection
+from cleanai_ray.config.images import CacheSection
 from cleanai_ray.data.decoded import DecodedImages
 from cleanai_ray.data.decoded_folder import DecodedFolder
 from cleanai_ray.data.pixels import StampedDataset, has_stamps

@@ -10,6 +10,7 @@ from typing import Any
 
 from cleanai_ray.config.study import Study
 from cleanai_ray.executors.counts import SweepState
+from cleanai_ray.executors.placement import Allotment
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.shared import Shared
 from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup
@@ -107,6 +108,20 @@ class Executor(ABC):
         Raises:
             ClusterError: One sentence with the numbers that do not fit.
         """
+
+    def notices(self, study: Study) -> list[str]:
+        """Return sentences that a user is told before the study begins."""
+        return []
+
+    def allot(self, study: Study, num_trials: int, measure: Callable[[], int]) -> Allotment:
+        """Decide which resources each trial gets, before trials run.
+
+        Args:
+            study: The study.
+            num_trials: Trials, or groups of trials that run together, that are to be run.
+            measure: Returns the bytes of memory that a trial takes on a GPU; called only if that matters.
+        """
+        return Allotment(cpus=study.resources.cpus_per_trial, gpus=study.resources.gpus)
 
     def watch(self, status: StudyStatus) -> None:  # noqa: B027 - by default it is published nowhere else
         """Publish the status of the study in the executor's own monitoring."""

@@ -1,4 +1,4 @@
-"""The dense model of a run and its logits, kept in the run directory."""
+"""The dense model of a run, its logits and the memory that it takes, kept in the run directory."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Any
 from cleanai_ray.config.study import digest
 from cleanai_ray.evaluation.kept_logits import KeptLogits
 from cleanai_ray.executors.checkpoints import CheckpointFile, checkpoint_name
-from cleanai_ray.executors.context import RunContext
+from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.executors.writer import RunStore
 from cleanai_ray.stages.dense import DenseModel, prepare_dense
 from cleanai_ray.stages.fingerprints import dense_key
+from cleanai_ray.stages.footprint import Footprint, batch_of, measure_footprint
 from cleanai_ray.stages.scores import score_dense
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.tasks.accuracy import Accuracy
 from cleanai_ray.training.context import LocalContext
 
-_WEIGHTS, _SCORE, _LOGITS = "cache/dense.safetensors", "cache/dense.json", "cache/dense_logits.safetensors"
+_WEIGHTS, _SCORE = "cache/dense.safetensors", "cache/dense.json"
+_LOGITS, _MEMORY = "cache/dense_logits.safetensors", "cache/memory.json"
 
 
 def obtain_dense(context: RunContext) -> DenseModel:
@@ -69,3 +71,21 @@ def _logits(device: str, study_json: str, store: RunStore, weights: bytes) -> Ke
     _, logits = score_dense(workspace, workspace.dense_model(weights))
     store.note_unreadable(workspace.unreadable.found)
     return logits
+
+
+def needed_memory(context: RunContext, dense: DenseWeights) -> int:
+    """Return the bytes of memory that a trial takes on its device, from the run directory or measured now."""
+    study = context.study
+    key = digest([dense.digest, *batch_of(study), study.model.input_shape])
+
+    def compute() -> bytes:
+        arguments = study.model_dump_json(), dense.content
+        found = context.executor.call(f"memory-{study.name}", _measure_memory, *arguments)
+        return json.dumps(asdict(found), indent=2).encode()
+
+    return int(json.loads(context.cached(_MEMORY, key, compute))["needed_bytes"])
+
+
+def _measure_memory(device: str, study_json: str, weights: bytes) -> Footprint:
+    workspace = open_workspace(study_json, device)
+    return measure_footprint(workspace, workspace.dense_model(weights))

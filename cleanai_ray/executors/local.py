@@ -15,6 +15,7 @@ from cleanai_ray.errors import ClusterError
 from cleanai_ray.executors.base import Executor, Resources, ShardPool, ShardWork
 from cleanai_ray.executors.calibration_worker import CalibrationWorker
 from cleanai_ray.executors.counts import SweepState
+from cleanai_ray.executors.placement import Allotment
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.shared import Shared, values_of
 from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup, run_group
@@ -81,7 +82,7 @@ class LocalExecutor(Executor):
 
     def __init__(self, study: Study, run: RunDirectory) -> None:
         self.store = RunWriter(run.location, study)
-        num_gpus = torch.cuda.device_count()
+        num_gpus = torch.cuda.device_count() if study.resources.uses_gpus else 0
         self._best_device = "cuda:0" if num_gpus else "cpu"
         cores = os.cpu_count() or 1
         self.resources = Resources(
@@ -97,12 +98,16 @@ class LocalExecutor(Executor):
         Raises:
             ClusterError: When there are too few.
         """
-        wanted = study.resources.gpus_per_trial
+        wanted = study.resources.gpus
         if wanted > self.resources.gpus:
             raise ClusterError(
                 f"resources.gpus_per_trial is {wanted:g}, and this machine has {self.resources.gpus:g} GPUs; "
                 f"allowed: at most {self.resources.gpus:g}"
             )
+
+    def allot(self, study: Study, num_trials: int, measure: Callable[[], int]) -> Allotment:
+        """Give every trial the GPU, if the study uses one: only one trial runs at a time."""
+        return Allotment(cpus=study.resources.cpus_per_trial, gpus=float(self._best_device != "cpu"))
 
     def concurrent_trials(self, study: Study) -> int:
         """Return 1."""
@@ -134,7 +139,7 @@ class LocalExecutor(Executor):
     ) -> None:
         """Run trials one after another."""
         resources = inputs.study.resources
-        device = self._best_device if resources.gpus_per_trial else "cpu"
+        device = self._best_device if resources.uses_gpus else "cpu"
         with _torch_threads(max(1, int(resources.cpus_per_trial))):
             for group in groups:
                 self._run_group(inputs, group, device, state, refresh)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import datetime
 import time
 from dataclasses import dataclass
 from typing import Any
 
-from cleanai_ray.config.study import Study, digest
+from cleanai_ray.config.study import Study
+from cleanai_ray.errors import ReportError
 from cleanai_ray.executors.checkpoints import record_name
 from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.executors.counts import SweepState
-from cleanai_ray.executors.dense import obtain_dense
+from cleanai_ray.executors.dense import needed_memory, obtain_dense
 from cleanai_ray.executors.measures import measure_draws
 from cleanai_ray.executors.progress import ProgressReporter
+from cleanai_ray.executors.run_record import RunRecord
 from cleanai_ray.executors.status_writer import status_written
 from cleanai_ray.executors.trial_work import SweepInputs, groups_to_run
-from cleanai_ray.executors.writer import lacks_model, unreadable_samples
+from cleanai_ray.executors.writer import lacks_model
 from cleanai_ray.registry import EXECUTORS
-from cleanai_ray.report import make_report
-from cleanai_ray.stages.environment import describe_environment, describe_samples
-from cleanai_ray.stages.fingerprints import calibration_key, trial_key
+from cleanai_ray.stages.fingerprints import trial_key
 from cleanai_ray.stages.planning import warn_of_another_study
 from cleanai_ray.stages.tables import write_tables
 from cleanai_ray.stages.workspace import Workspace
@@ -95,6 +94,7 @@ def run_study(
         progress: Notified of the study's progress.
 
     Raises:
+        ReportError: When a part of the report could not be made; the tables and all else are written.
         CleanAIError: When the study cannot run, or another process holds the run directory. Everything computed up to
             then is kept.
     """
@@ -102,28 +102,51 @@ def run_study(
     with locked(run):
         if options.fresh:
             clear(run)
-        started, clock = datetime.datetime.now(datetime.timezone.utc), time.monotonic()
+        clock, record = time.monotonic(), RunRecord(run, command=options.command, executor=options.executor)
         if warning := warn_of_another_study(study, run):
             progress.say(warning)
         run.write_text("study.yaml", study.to_yaml())
-        with open_executor(study, run, options.address) as executor:
-            context = RunContext(study=study, workspace=workspace, run=run, executor=executor, progress=progress)
-            with status_written(study, run, progress, executor.watch):
-                began = {"started": started.isoformat(timespec="seconds"), "command": options.command}
-                records = _run_stages(context, {**began, "executor": options.executor}, clock)
-        rows = [record["row"] for record in records.values()]
-        _say_outcome(rows, run, time.monotonic() - clock, progress)
+        rows: list[dict[str, Any]] = []
+        try:
+            with open_executor(study, run, options.address) as executor:
+                context = RunContext(study=study, workspace=workspace, run=run, executor=executor, progress=progress)
+                with status_written(study, run, progress, executor.watch):
+                    rows += _run_stages(context, record)
+                    with progress.stage("report"):
+                        _make_report(run)
+        finally:
+            if rows:
+                _say_outcome(rows, run, time.monotonic() - clock, progress)
     return sum(row["status"] != schemas.OK for row in rows)
 
 
-def _run_stages(context: RunContext, began: dict[str, Any], clock: float) -> Records:
-    """Run every stage of a study, write its tables and report, and return the records of its trials."""
+def _make_report(run: RunDirectory) -> None:
+    """Make the report; whatever goes wrong with it is a ReportError."""
+    try:
+        from cleanai_ray.report import make_report  # here, so that a study runs without what only reports need
+
+        make_report(run)
+    except ReportError:
+        raise
+    except Exception as error:
+        raise ReportError(
+            f"the report could not be made ({type(error).__name__}: {' '.join(str(error).split())}); the tables are in "
+            f"{run.location}, and `cleanai report {run.location}` makes the report again"
+        ) from error
+
+
+def _run_stages(context: RunContext, record: RunRecord) -> list[dict[str, Any]]:
+    """Run every stage of a study, write its tables, and return the rows of its trials."""
     study, run, executor, progress = context.study, context.run, context.executor, context.progress
     executor.check(study)
+    record.begin(context)
     progress.say(executor.resources.description)
+    for notice in executor.notices(study):
+        progress.say(notice)
     with progress.stage("dense model"):
         dense = obtain_dense(context)
     progress.dense(dense.accuracy)
+    record.note_weights(context.workspace.study, dense.digest)
     weights = DenseWeights(content=executor.share(dense.weights), digest=dense.digest)
     measures = measure_draws(context, weights)
     inputs = SweepInputs(
@@ -133,23 +156,15 @@ def _run_stages(context: RunContext, began: dict[str, Any], clock: float) -> Rec
         measures=measures,
         store=executor.store,
     )
-    records, num_complete = run_sweep(context, inputs)
+    records, num_complete = run_sweep(context, inputs, weights, record)
+    record.end(study, num_complete)
     write_tables(run, list(records.values()), dense.history, measures[study.draws()[0]].get())
-    run.write_json(
-        "environment.json",
-        {
-            **_record_of_run(context, dense.digest),
-            **began,
-            "seconds": round(time.monotonic() - clock, 1),
-            "trials_complete_before": num_complete,
-        },
-    )
-    with progress.stage("report"):
-        make_report(run)
-    return records
+    return [found["row"] for found in records.values()]
 
 
-def run_sweep(context: RunContext, inputs: SweepInputs) -> tuple[Records, int]:
+def run_sweep(
+    context: RunContext, inputs: SweepInputs, weights: DenseWeights, record: RunRecord
+) -> tuple[Records, int]:
     """Run the trials that are not complete; return the records of all, and the number that was complete before."""
     study, run, store = context.study, context.run, context.executor.store
     done = completed_records(study, run, inputs.dense_digest)
@@ -160,6 +175,11 @@ def run_sweep(context: RunContext, inputs: SweepInputs) -> tuple[Records, int]:
     # A killed driver may have left these behind.
     store.forget_checkpoints([inputs.checkpoint(group.owner) for group in groups if not group.trials])
     if todo:
+        num_groups = sum(bool(group.trials) for group in groups)
+        allotment = context.executor.allot(study, num_groups, lambda: needed_memory(context, weights))
+        record.note_resources(allotment)
+        for sentence in allotment.sentences():
+            context.progress.say(sentence)
         store.begin_sweep(list(done))
         state = SweepState(total=len(todo), workers=context.executor.concurrent_trials(study))
         with context.progress.sweep(state) as refresh:
@@ -182,24 +202,6 @@ def completed_records(study: Study, run: RunDirectory, dense_digest: str) -> Rec
     return records
 
 
-def _record_of_run(context: RunContext, dense_digest: str) -> dict[str, Any]:
-    """Return the content of environment.json, apart from times and command."""
-    study, resources = context.study, context.executor.resources
-    return {
-        **describe_environment(),
-        "cluster": {"nodes": resources.num_nodes, "cpus": resources.cpus, "gpus": resources.gpus},
-        "digests": {
-            "study": digest(study.model_dump()),
-            "weights": dense_digest,
-            "calibration": calibration_key(context.workspace.study, dense_digest),
-        },
-        "samples": describe_samples(context.workspace),
-        "preprocessing": context.workspace.source.describe_preprocessing(),
-        "unreadable_samples": unreadable_samples(study, context.run),
-        "warnings": [],
-    }
-
-
 def _say_outcome(rows: list[dict[str, Any]], run: RunDirectory, seconds: float, progress: ProgressReporter) -> None:
     failed = [row for row in rows if row["status"] != schemas.OK]
     for row in failed:
@@ -213,4 +215,5 @@ def _say_outcome(rows: list[dict[str, Any]], run: RunDirectory, seconds: float, 
             "the parameters"
         )
     progress.say(f"{len(succeeded)} of {len(rows)} trials succeeded in {format_seconds(seconds)}")
-    progress.say(f"results: {run.location} (report.pdf, report.html, results.parquet)")
+    files = [name for name in ("report.pdf", "report.html", schemas.RESULTS_FILE) if run.exists(name)]
+    progress.say(f"results: {run.location} ({', '.join(files)})")

@@ -9,8 +9,6 @@ import polars as pl
 import yaml
 from torch import nn
 
-from cleanai_ray.charts.sensitivity import draw
-from cleanai_ray.charts.style import to_svg
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.errors import PruningError
 from cleanai_ray.executors.context import DenseWeights, RunContext
@@ -82,12 +80,23 @@ def analyse(
     table = schemas.to_table(curve_rows(curves), schemas.SENSITIVITY)
     run.write_table(schemas.SENSITIVITY_FILE, table)
     frame = pl.DataFrame(pl.from_arrow(table))
-    chart = draw(frame)
-    if chart is not None:
-        run.write_bytes(CHART_FILE, to_svg(chart).encode())
     suggestions, refused = _share_out(study, context.workspace, workspace.dense_model(dense.weights), curves)
     run.write_text(RATIOS_FILE, yaml.safe_dump(suggestions, sort_keys=False))
+    _draw_chart(frame, run, progress)
     return Sensitivity(table=frame, suggestions=suggestions, refused=refused)
+
+
+def _draw_chart(frame: pl.DataFrame, run: RunDirectory, progress: ProgressReporter) -> None:
+    """Write the chart; if it cannot be drawn, say why, since table and ratios are there without it."""
+    try:
+        from cleanai_ray.charts import sensitivity, style  # here, so that nothing else needs what charts need
+
+        chart = sensitivity.draw(frame)
+        if chart is not None:
+            run.write_bytes(CHART_FILE, style.to_svg(chart).encode())
+    except Exception as error:  # a font or a library may raise anything
+        run.delete(CHART_FILE)
+        progress.say(f"{CHART_FILE} could not be drawn ({type(error).__name__}: {' '.join(str(error).split())})")
 
 
 def _share_out(
@@ -143,5 +152,5 @@ def describe(found: Sensitivity, run: RunDirectory) -> tuple[list[str], list[lis
         lines += ["", f"# {amount}, shared out by sensitivity:", *text.split("\n")]
     for amount, reason in found.refused.items():
         lines += ["", f"# {amount}: {reason}"]
-    where = ", ".join((schemas.SENSITIVITY_FILE, RATIOS_FILE, CHART_FILE))
-    return headings, rows, [*lines, "", f"written to {run.location}: {where}"]
+    files = [name for name in (schemas.SENSITIVITY_FILE, RATIOS_FILE, CHART_FILE) if run.exists(name)]
+    return headings, rows, [*lines, "", f"written to {run.location}: {', '.join(files)}"]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from cleanai_ray.config.sections import TransformSection
+from cleanai_ray.config.images import TransformSection
 from cleanai_ray.errors import ModelError
 
 Shape = tuple[int, int, int]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cleanai_ray import __version__
 from cleanai_ray.evaluation.machine import cpu_name
 from cleanai_ray.stages.workspace import Workspace
 
@@ -16,11 +17,14 @@ _PACKAGES = ("ray", "torch", "torchvision", "torch-pruning", "numpy", "pyarrow",
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return the versions of the packages and the hardware of this machine."""
-    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    """Return the versions of the packages and the hardware of this machine.
+
+    The version of a package that is importable but not installed, as in the working directory of a job, is None.
+    """
+    packages = {name: _version_of(name) for name in _PACKAGES}
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "version": importlib.metadata.version("cleanai-ray"),
+        "version": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages,
@@ -31,6 +35,13 @@ def describe_environment() -> dict[str, Any]:
             "gpus": gpus,
         },
     }
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def describe_samples(workspace: Workspace) -> dict[str, Any]:

@@ -95,8 +95,8 @@ def describe_plan(study: Study, workspace: Workspace | None, run: RunDirectory) 
     """
     dense_digest = None if workspace is None else _cached_dense(study, run)
     resources = f"{study.resources.cpus_per_trial:g} CPU"
-    if study.resources.gpus_per_trial:
-        resources += f" + {study.resources.gpus_per_trial:g} GPU"
+    if study.resources.gpus:
+        resources += f" + {study.resources.gpus:g} GPU"
     rows = []
     for trial in study.trials():
         cached = dense_digest is not None and run.is_complete(

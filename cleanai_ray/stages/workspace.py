@@ -29,6 +29,7 @@ from cleanai_ray.data import (
     numbered_batches,
     open_image_source,
 )
+from cleanai_ray.data.loader_processes import loader_processes
 from cleanai_ray.errors import DataError
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model, example_input, ignored_layers
@@ -104,7 +105,7 @@ class Workspace:
             indices if positions is None else indices[positions],
             batch_size or data.batch_size,
             BatchOptions(
-                num_workers=data.num_workers,
+                num_workers=loader_processes(data.num_workers, self.device),
                 device=self.device,
                 shuffle_seed=shuffle_seed,
                 drop_last=trains,
@@ -126,7 +127,7 @@ class Workspace:
             dataset,
             indices if positions is None else indices[positions],
             data.batch_size,
-            BatchOptions(num_workers=data.num_workers, device=self.device),
+            BatchOptions(num_workers=loader_processes(data.num_workers, self.device), device=self.device),
             unreadable=self.unreadable,
             kept=self._kept_images("evaluation", dataset),
         )

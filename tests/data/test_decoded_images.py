@@ -16,7 +16,7 @@ import pytest
 import torch
 from image_trees import encoded, opened
 
-from cleanai_ray.config.sections import CacheSection
+from cleanai_ray.config.images import CacheSection
 from cleanai_ray.data import BatchOptions, KeptImages, batches, decoded, kept_images
 from cleanai_ray.data.decoded_folder import DecodedFolder
 from cleanai_ray.data.image_folder import FileDataset

@@ -22,6 +22,9 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from executors.uninstalled import python_without_package
+
+import cleanai_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -165,16 +168,17 @@ def folder(tmp_path_factory) -> Path:
     return made
 
 
-def ray_job_submit(head: Head, study: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def ray_job_submit(head: Head, study: Path, *options: str, python: str = "python") -> subprocess.CompletedProcess[str]:
     """Submit the entry point as README.md says it, from the root of the repository."""
     ray = ["ray", "job", "submit", "--address", head.address, "--working-dir", ".", "--"]
-    return head.run(REPOSITORY, *ray, "python", "jobs/run_study.py", "--study", str(study), *options)
+    return head.run(REPOSITORY, *ray, python, "jobs/run_study.py", "--study", str(study), *options)
 
 
 @pytest.fixture(scope="module")
-def finished(head, folder) -> subprocess.CompletedProcess[str]:
-    """The study, run as a job with `ray job submit`."""
-    return ray_job_submit(head, folder / "tiny.yaml")
+def finished(head, folder, tmp_path_factory) -> subprocess.CompletedProcess[str]:
+    """The study, run as a job with `ray job submit`, by a Python that has the package's dependencies and not itself."""
+    python = python_without_package(tmp_path_factory.mktemp("python"))
+    return ray_job_submit(head, folder / "tiny.yaml", python=str(python))
 
 
 def only_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -190,6 +194,8 @@ def test_a_study_runs_as_a_job_by_ray_job_submit(finished, folder) -> None:
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "1 of 1 trials succeeded" in finished.stdout
     assert pl.read_parquet(folder / "results" / "results.parquet")["status"].to_list() == ["ok"]
+    assert json.loads((folder / "results" / "environment.json").read_text())["version"] == cleanai_ray.__version__
+    assert (folder / "results" / "report.html").exists(), "made where the package has no metadata"
 
 
 def test_a_wrong_study_fails_its_job_with_exit_code_2(head, folder) -> None:

@@ -13,10 +13,11 @@ class CalibrationActor(CalibrationWorker):
     Args:
         study_json: The study.
         store: The run directory.
+        cpus: CPU cores that it may use.
     """
 
-    def __init__(self, study_json: str, store: RunStore) -> None:
-        super().__init__(study_json, store, assigned_device())
+    def __init__(self, study_json: str, store: RunStore, cpus: float) -> None:
+        super().__init__(study_json, store, assigned_device(cpus))
 
     def ready(self) -> None:
         """Do nothing; the call returns once the actor has started."""

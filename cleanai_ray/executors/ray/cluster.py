@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 
 from cleanai_ray.config.study import Study
+from cleanai_ray.data.loader_processes import assign_cpus
 from cleanai_ray.errors import CleanAIError, ClusterError
+from cleanai_ray.executors.placement import Amounts, places
 
 _NODE_TIMEOUT = 2.0
 """Seconds after which a node that does not answer is considered lost."""
@@ -28,6 +31,7 @@ class Cluster:
         cpus: CPU cores of all nodes.
         gpus: GPUs of all nodes.
         node_cpus: Free CPU cores of the node that has most of them; at least 1.
+        nodes: The resources of each live node.
         dashboard: Address of the Ray dashboard, or "" if it is off.
         driver_node: Identifier of the node that this process runs on.
     """
@@ -36,6 +40,7 @@ class Cluster:
     cpus: float
     gpus: float
     node_cpus: float
+    nodes: tuple[Amounts, ...]
     dashboard: str
     driver_node: str
 
@@ -76,6 +81,8 @@ def _prepare_environment(*, local: bool) -> None:
     if not local:
         return
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Ray's own default, 15, lets any other process of a person's machine keep a study waiting for most of the time.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if os.getcwd() not in path:
         os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *filter(None, path)])
@@ -92,6 +99,7 @@ def _inspect() -> Cluster:
         num_nodes=len(nodes),
         cpus=sum(node["Resources"].get("CPU", 0) for node in nodes),
         gpus=sum(node["Resources"].get("GPU", 0) for node in nodes),
+        nodes=tuple(dict(node["Resources"]) for node in nodes),
         node_cpus=max(1.0, *(free.get("CPU", 0) for free in free_resources)),
         dashboard=f"http://{dashboard}" if dashboard else "",
         driver_node=context.get_node_id(),
@@ -105,22 +113,19 @@ def require_room(study: Study, cluster: Cluster) -> None:
         ClusterError: One sentence with the numbers that do not fit.
     """
     wanted, future_nodes = study.resources, _nodes_to_come()
-    for name, need, kind in (
-        ("cpus_per_trial", wanted.cpus_per_trial, "CPU"),
-        ("gpus_per_trial", wanted.gpus_per_trial, "GPU"),
-    ):
+    for name, need, kind in (("cpus_per_trial", wanted.cpus_per_trial, "CPU"), ("gpus_per_trial", wanted.gpus, "GPU")):
         largest = max(resources.get(kind, 0) for resources in [*_nodes(), *future_nodes])
         if need > largest:
             raise ClusterError(
                 f"resources.{name} is {need:g}, and no node of the cluster has more than {largest:g} {kind}s; "
                 f"allowed: at most {largest:g}"
             )
-    workers, places = study.workers_per_trial, places_for_workers(study)
-    if workers > places and not future_nodes:
-        gpus = f" and {wanted.gpus_per_trial:g} GPUs" if wanted.gpus_per_trial else ""
+    workers, room = study.workers_per_trial, places_for_workers(study)
+    if workers > room and not future_nodes:
+        gpus = f" and {wanted.gpus:g} GPUs" if wanted.gpus else ""
         raise ClusterError(
             f"finetune.num_workers is {workers}, each with {wanted.cpus_per_trial:g} CPUs{gpus}, and the cluster has "
-            f"room for {places} of them at a time; allowed: at most {places}"
+            f"room for {room} of them at a time; allowed: at most {room}"
         )
 
 
@@ -137,26 +142,32 @@ def places_for_workers(study: Study, *, only_answering: bool = False) -> int:
         study: The study.
         only_answering: True to leave out nodes that cannot be reached, even if Ray still lists them as alive.
     """
-    wanted = study.resources
-    places = 0
-    for resources in _nodes(only_answering=only_answering):
-        room = resources.get("CPU", 0) / wanted.cpus_per_trial
-        if wanted.gpus_per_trial:
-            room = min(room, resources.get("GPU", 0) / wanted.gpus_per_trial)
-        places += int(room + 1e-9)
-    return places
+    return places(_nodes(only_answering=only_answering), study.resources.cpus_per_trial, study.resources.gpus)
 
 
-def workers_to_ask_for(study: Study, *, lost_some: bool = False) -> int:
-    """Return the number of workers to request for a trial: the study's, or fewer if the nodes have room for fewer.
+def nodes_for_trials(cluster: Cluster) -> list[Amounts]:
+    """Return the resources of the live nodes; if none has a GPU, also of the nodes that an autoscaler may add."""
+    return [*cluster.nodes, *([] if cluster.gpus else _nodes_to_come())]
 
-    If an autoscaler may replace a lost node, it is always the study's number.
+
+def free_places(study: Study) -> int:
+    """Return how many workers of trials the cluster has room for beside what runs now."""
+    # Private: the resources of each live node that are free now, by node id.
+    free = ray._private.state.available_resources_per_node().values()
+    return places(list(free), study.resources.cpus_per_trial, study.resources.gpus)
+
+
+def workers_to_ask_for(study: Study, wanted: int | None = None, *, lost_some: bool = False) -> int:
+    """Return the number of workers to request for a trial: those wanted, or fewer if the nodes have room for fewer.
+
+    If an autoscaler may replace a lost node, it is always the number wanted.
 
     Args:
         study: The study.
+        wanted: The number wanted; by default the study's.
         lost_some: True if the trial has just lost workers; perhaps with their node, which Ray notices only later.
     """
-    wanted = study.workers_per_trial
+    wanted = study.workers_per_trial if wanted is None else wanted
     return wanted if _nodes_to_come() else max(1, min(wanted, places_for_workers(study, only_answering=lost_some)))
 
 
@@ -181,9 +192,17 @@ def _nodes_to_come() -> list[dict[str, float]]:
     return [dict(group.resources) for group in groups if group.max_count != 0]
 
 
-def assigned_device() -> str:
-    """Return the device that Ray assigned to this worker: its first GPU, or the CPU."""
-    return "cuda:0" if ray.get_gpu_ids() else "cpu"
+def assigned_device(cpus: float | None = None) -> str:
+    """Return the device that Ray assigned to this worker: its first GPU, or the CPU; torch must find the GPU, too.
+
+    The worker's data loaders are told the CPU cores that they may use.
+
+    Args:
+        cpus: These cores; by default, those that Ray assigned.
+    """
+    assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
+    assign_cpus(assigned if cpus is None else cpus)
+    return "cuda:0" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
 
 
 def result_of(reference: Any) -> Any:

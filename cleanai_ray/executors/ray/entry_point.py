@@ -8,6 +8,7 @@ from ray.util.state import list_nodes
 
 from cleanai_ray.config.study import Study
 from cleanai_ray.errors import ClusterError
+from cleanai_ray.executors.placement import SHARES
 
 _GIGABYTE = 1e9
 _KINDS = (("cpus", "CPU", "CPUs"), ("gpus", "GPU", "GPUs"), ("memory", "memory", "GB of memory"))
@@ -69,7 +70,10 @@ def require_entry_point(entry_point: EntryPoint, study: Study, resources: list[A
         raise ClusterError(
             f"no node of the cluster has {_describe(wanted)} together; its nodes have {_describe_nodes(nodes)}"
         )
-    trial = {"cpus": study.resources.cpus_per_trial, "gpus": study.resources.gpus_per_trial, "memory": 0.0}
+    trial = {"cpus": study.resources.cpus_per_trial, "gpus": study.resources.gpus, "memory": 0.0}
+    least = {**trial, "gpus": min(SHARES)}
+    if study.resources.gpus_per_trial == "auto" and any(_fits(least, node) for node in nodes):
+        trial = least  # where a GPU has room for a trial, `auto` takes no less
     if not any(_fits(trial, room) for host in hosts for room in _left_for_trials(nodes, host, wanted)):
         raise ClusterError(
             f"the entry point's {_describe(wanted)} leave no room for a trial's {_describe(trial)}; "

@@ -6,7 +6,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray import exceptions
@@ -30,7 +30,7 @@ class ActorPool(ShardPool):
 
     An actor that dies is replaced, and another one takes over its task; a task is tried three times. Work goes on while
     the cluster has no room to start an actor. If the number of actors is not fixed, there is one for each of the
-    cluster's GPUs, or else for each core, and their number grows with the cluster.
+    cluster's GPUs, or for each core if the study computes on none, and their number grows with the cluster.
 
     Results stay in the object store, and the actors add them up in a tree of fixed shape: the driver sees references
     and, at the end, one value, whose bits do not depend on the number of actors or on which of them died. No shard
@@ -40,13 +40,17 @@ class ActorPool(ShardPool):
         start: Starts an actor and returns its handle; its argument is a number that no other actor of the pool has. An
             actor has the methods `ready()`, `compute(call, shard, name, inputs, *arguments)` and
             `add(call, *contents)`; the last two return the number of samples read and the result.
-        num_actors: Number of actors; None for as many as the cluster has room for.
+        num_actors: Number of actors; `GPU` or `CPU` for as many as the cluster has of these.
         run: The run directory, where the actors keep the results of shards.
         progress: Notified of every finished shard.
     """
 
     def __init__(
-        self, start: Callable[[int], Any], num_actors: int | None, run: RunDirectory, progress: ProgressReporter
+        self,
+        start: Callable[[int], Any],
+        num_actors: int | Literal["GPU", "CPU"],
+        run: RunDirectory,
+        progress: ProgressReporter,
     ) -> None:
         self._start = start
         self._num_actors = num_actors
@@ -89,7 +93,7 @@ class ActorPool(ShardPool):
             tasks: Number of tasks that are waiting or in progress.
             busy: Number of actors that are working.
         """
-        wanted = self._num_actors or _num_places()
+        wanted = self._num_actors if isinstance(self._num_actors, int) else _num_places(self._num_actors)
         for _ in range(min(wanted, tasks) - len(self._idle) - len(self._starting) - busy):
             if self._started >= _MAX_STARTS * wanted:
                 return
@@ -222,7 +226,6 @@ class _Pass:
         self._todo.extendleft((0, shard) for shard in reversed(lost))
 
 
-def _num_places() -> int:
-    """Return how many actors the live cluster has room for: one per GPU, or else one per core."""
-    resources = ray.cluster_resources()
-    return max(1, int(resources.get("GPU", 0) or resources.get("CPU", 0)))
+def _num_places(kind: str) -> int:
+    """Return how many GPUs or cores the live cluster has; at least 1."""
+    return max(1, int(ray.cluster_resources().get(kind, 0)))

@@ -8,9 +8,10 @@ from typing import Any
 from ray import tune
 from ray.tune.trainable import wrap_function
 
+from cleanai_ray.config.study import Study
 from cleanai_ray.executors.counts import SweepState
-from cleanai_ray.executors.ray.cluster import assigned_device
-from cleanai_ray.executors.ray.trial_config import config_of, epoch_numbers, group_of, numbers_of
+from cleanai_ray.executors.ray.cluster import assigned_device, places_for_workers
+from cleanai_ray.executors.ray.trial_config import configurations, epoch_numbers, group_of, numbers_of, takes_workers
 from cleanai_ray.executors.ray.trial_workers import COORDINATOR_BYTES, run_with_workers
 from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup, run_group
 from cleanai_ray.stages.outcome import failed_outcome
@@ -29,23 +30,40 @@ def run_sweep_on_ray(
     run: RunDirectory,
     state: SweepState,
     refresh: Callable[[], None],
+    *,
+    has_cuda: bool,
 ) -> None:
-    """Run each group of trials as one trial of Tune, and record the trials whose process died."""
+    """Run each group of trials as one trial of Tune, and record the trials whose process died.
+
+    Args:
+        inputs: The inputs of all trials.
+        groups: The groups.
+        run: The run directory.
+        state: The counts, kept up to date here.
+        refresh: To be called whenever the state has changed.
+        has_cuda: False if torch finds none of the GPUs that Ray lists.
+    """
     callback = _ProgressCallback(state, refresh)
-    grid = _tuner(inputs, groups, run, state.workers, callback).fit()
+    trainable = _trainable(inputs, has_cuda=has_cuda)
+    grid = _tuner(trainable, inputs.study, groups, run, state.workers, callback).fit()
     _record_crashes(inputs, grid)
 
 
 def _tuner(
-    inputs: SweepInputs, groups: Sequence[TrialGroup], run: RunDirectory, workers: int, callback: tune.Callback
+    trainable: type[tune.Trainable],
+    study: Study,
+    groups: Sequence[TrialGroup],
+    run: RunDirectory,
+    workers: int,
+    callback: tune.Callback,
 ) -> tune.Tuner:
-    study, (path, filesystem) = inputs.study, run.storage()
+    path, filesystem = run.storage()
     # Unbounded, all trials are requested at once, so that an autoscaler sees them and nodes that join later are used.
     # Groups of workers are requested only when there is room for them.
     is_bounded = study.workers_per_trial > 1 or study.resources.max_concurrent_trials != "auto"
     return tune.Tuner(
-        _trainable(inputs),
-        param_space={"trials": tune.grid_search([config_of(group) for group in groups])},
+        trainable,
+        param_space={"trials": tune.grid_search(configurations(study, groups, places_for_workers(study)))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=workers if is_bounded else None,
             reuse_actors=True,
@@ -63,19 +81,20 @@ def _tuner(
     )
 
 
-def _trainable(inputs: SweepInputs) -> type[tune.Trainable]:
+def _trainable(inputs: SweepInputs, *, has_cuda: bool) -> type[tune.Trainable]:
     """Return the class of Tune's workers, with a name that says what they do in Ray's dashboard."""
     study = inputs.study
-    if study.workers_per_trial > 1:
-        name, function = "TrialCoordinator", tune.with_parameters(run_with_workers, inputs=inputs)
-        resources: dict[str, float] = {"cpu": 0, "memory": COORDINATOR_BYTES}
-    else:
-        name, function = "PruningTrial", tune.with_parameters(_run_tune_trial, inputs=inputs)
-        resources = {"cpu": study.resources.cpus_per_trial, "gpu": study.resources.gpus_per_trial}
-    asked = {kind: amount for kind, amount in resources.items() if amount or kind == "cpu"}
+
+    def resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        if takes_workers(study, config):
+            return tune.PlacementGroupFactory([{"CPU": 0, "memory": COORDINATOR_BYTES}])
+        asked = {"CPU": study.resources.cpus_per_trial, "GPU": study.resources.gpus}
+        return tune.PlacementGroupFactory([{kind: amount for kind, amount in asked.items() if amount}])
+
+    function = tune.with_parameters(_run_tune_trial, inputs=inputs, has_cuda=has_cuda)
     # Unstable: the class that Tune itself makes of a function; made here so that it can be given another name.
-    trainable = wrap_function(tune.with_resources(function, asked), name=f"trials of {study.name}")
-    trainable.__name__ = trainable.__qualname__ = name
+    trainable = wrap_function(tune.with_resources(function, resources), name=f"trials of {study.name}")
+    trainable.__name__ = trainable.__qualname__ = "TrialCoordinator" if study.workers_per_trial > 1 else "PruningTrial"
     return trainable
 
 
@@ -83,8 +102,11 @@ def _trial_name(tune_trial: Any) -> str:
     return group_of(tune_trial.config).owner.trial_id
 
 
-def _run_tune_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
-    """Run a group of trials in a Tune worker."""
+def _run_tune_trial(config: dict[str, Any], *, inputs: SweepInputs, has_cuda: bool) -> None:
+    """Run a group of trials in a Tune worker, or on several workers for which this one waits."""
+    if takes_workers(inputs.study, config):
+        run_with_workers(config, inputs, has_cuda=has_cuda)
+        return
     group = group_of(config)
 
     def context(workspace: Workspace) -> LocalContext:

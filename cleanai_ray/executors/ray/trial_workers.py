@@ -8,6 +8,7 @@ fine-tune and score.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,14 +17,16 @@ import ray
 import ray.train
 import ray.train.torch
 import ray.tune
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError  # private: there was no room in time
 from ray.train.v2.api.config import FailureConfig  # unstable: with limits that ray.air's class lacks
 from ray.train.v2.api.exceptions import PreemptionError  # unstable: a node was about to leave
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from cleanai_ray.executors.ray.cluster import workers_to_ask_for
-from cleanai_ray.executors.ray.trial_config import epoch_numbers, group_of, numbers_of
+from cleanai_ray.config.study import Study
+from cleanai_ray.executors.ray.cluster import assigned_device, free_places, places_for_workers, workers_to_ask_for
+from cleanai_ray.executors.ray.trial_config import epoch_numbers, group_of, numbers_of, workers_wanted
 from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup, dense_model_of, describe_error, run_group
 from cleanai_ray.stages.outcome import failed_outcome
 from cleanai_ray.stages.secondary_workers import assist_trial
@@ -40,21 +43,31 @@ _WORKER_TIMEOUT = 24 * 3600
 """Seconds that workers wait for the first one while it prunes, repairs, quantises or times alone; if it dies, Ray stops
 them."""
 
+_LOOK_AGAIN_SECONDS = 2.0
 _TRAIN_FOLDER = "train"
 
 
-def run_with_workers(config: dict[str, Any], *, inputs: SweepInputs) -> None:
+def run_with_workers(config: dict[str, Any], inputs: SweepInputs, *, has_cuda: bool) -> None:
     """Run a group of trials on several workers, from a Tune worker that waits for them.
 
     When a worker or its node is lost, the other workers are stopped, and as many as the remaining nodes have room for
     start again from the last checkpoint. The number of workers changes no batch, only how it is divided.
+
+    A group that shares out the cluster's places with the other last ones waits until it has its share.
+
+    Args:
+        config: The group, as a configuration of Tune.
+        inputs: The inputs of all trials.
+        has_cuda: False if torch finds none of the GPUs that Ray lists.
     """
     group, study, num_failures, lost_some = group_of(config), inputs.study, 0, False
     while num_failures <= _MAX_FAILURES:
         left = replace(group, trials=inputs.unrecorded(group.trials))
         try:
             if left.trials:
-                _trainer(inputs, left, workers_to_ask_for(study, lost_some=lost_some)).fit()
+                wanted = _wait_for_share(study, config)
+                num_workers = workers_to_ask_for(study, wanted, lost_some=lost_some)
+                _trainer(inputs, left, num_workers, has_cuda=has_cuda).fit()
             inputs.forget_checkpoints(group)
             return
         except ray.train.TrainingFailedError as error:
@@ -62,11 +75,20 @@ def run_with_workers(config: dict[str, Any], *, inputs: SweepInputs) -> None:
             _LOG.warning("the workers of trial %s start again: %s", group.owner.trial_id, cause)
             lost_some = True
             num_failures += not _failed_for_lack_of_nodes(error)
-    reason = f"its {study.finetune.num_workers} workers failed {num_failures} times, the last time with {cause}"
+    reason = f"its {wanted} workers failed {num_failures} times, the last time with {cause}"
     for trial in inputs.unrecorded(group.trials):
         outcome = failed_outcome(study, trial, reason)
         inputs.write(trial, outcome)
         ray.tune.report(numbers_of(outcome.row))
+
+
+def _wait_for_share(study: Study, config: Mapping[str, Any]) -> int:
+    """Return the number of workers of a group; if it is a share of the cluster's places, once so many are free."""
+    while True:
+        wanted = workers_wanted(study, config, places_for_workers(study))
+        if wanted == study.workers_per_trial or free_places(study) >= wanted:
+            return wanted
+        time.sleep(_LOOK_AGAIN_SECONDS)
 
 
 def _cause(error: ray.train.TrainingFailedError) -> BaseException:
@@ -81,19 +103,22 @@ def _failed_for_lack_of_nodes(error: ray.train.TrainingFailedError) -> bool:
     return isinstance(error, PreemptionError) or isinstance(_cause(error), WorkerGroupStartupTimeoutError)
 
 
-def _trainer(inputs: SweepInputs, group: TrialGroup, num_workers: int) -> TorchTrainer:
+def _trainer(inputs: SweepInputs, group: TrialGroup, num_workers: int, *, has_cuda: bool) -> TorchTrainer:
     wanted = inputs.study.resources
-    per_worker = {"CPU": wanted.cpus_per_trial, "GPU": wanted.gpus_per_trial}
+    per_worker = {"CPU": wanted.cpus_per_trial, "GPU": wanted.gpus}
     path, filesystem = inputs.store.storage(_TRAIN_FOLDER)  # type: ignore[attr-defined]  # a RemoteWriter
     return TorchTrainer(
         _work,
         train_loop_config={"group": group, "inputs": inputs},
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,
-            use_gpu=wanted.gpus_per_trial > 0,
+            use_gpu=wanted.gpus > 0,
             resources_per_worker={name: value for name, value in per_worker.items() if value},
         ),
-        torch_config=TorchConfig(backend="nccl" if wanted.gpus_per_trial else "gloo", timeout_s=_WORKER_TIMEOUT),
+        torch_config=TorchConfig(
+            backend="nccl" if wanted.gpus and has_cuda else "gloo",
+            timeout_s=_WORKER_TIMEOUT,
+        ),
         run_config=ray.train.RunConfig(
             name=f"{group.owner.trial_id}-{inputs.key(group.owner)}",
             storage_path=path,
@@ -108,7 +133,7 @@ def _work(config: dict[str, Any]) -> None:
     """Do one worker's part of a group of trials."""
     inputs: SweepInputs = config["inputs"]
     group: TrialGroup = config["group"]
-    device = ray.train.torch.get_device()
+    device = torch.device(assigned_device())
     context = ProcessGroupContext(device=device, on_row=_report_epoch, checkpoints=inputs.checkpoints(group.owner))
     # All workers must report equally often; Ray uses the numbers of the first one.
     for numbers in (_lead if context.rank == 0 else _assist)(inputs, group, context):

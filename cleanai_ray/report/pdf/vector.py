@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import vl_convert
 from pypdf import PageObject, PdfReader, PdfWriter
 from pypdf.generic import (
     ArrayObject,
@@ -34,6 +33,8 @@ class Placement:
 
 def to_page(svg: str) -> PageObject:
     """Return a chart as a PDF page of its own size, its fonts embedded."""
+    import vl_convert  # here, so that a document without charts needs none of it
+
     return PdfReader(io.BytesIO(vl_convert.svg_to_pdf(flat(svg)))).pages[0]
 
 

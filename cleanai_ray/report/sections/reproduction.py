@@ -111,7 +111,7 @@ def _versions(environment: Mapping[str, Any], *, all_packages: bool = False) -> 
     own = environment.get("version")
     python = environment.get("python")
     words = [f"CleanAI-Ray {own}" if own else "", f"Python {str(python).split()[0]}" if python else ""]
-    return ", ".join(filter(None, [*words, *(f"{name} {version}" for name, version in chosen.items())]))
+    return ", ".join(filter(None, [*words, *(f"{name} {version}" for name, version in chosen.items() if version)]))
 
 
 def _date(value: Any) -> str:

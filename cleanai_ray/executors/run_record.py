@@ -1,0 +1,81 @@
+"""The record of a run, `environment.json`: where, when, how and with what it was made.
+
+It is written before the first stage, and again whenever more is known, so that whatever fails afterwards leaves it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from typing import Any
+
+from cleanai_ray.config.study import Study, digest
+from cleanai_ray.executors.context import RunContext
+from cleanai_ray.executors.placement import Allotment
+from cleanai_ray.executors.writer import unreadable_samples
+from cleanai_ray.stages.environment import describe_environment, describe_samples
+from cleanai_ray.stages.fingerprints import calibration_key
+from cleanai_ray.storage.run_directory import RunDirectory
+
+RECORD_FILE = "environment.json"
+
+
+class RunRecord:
+    """Keeps the record of a run up to date in its run directory.
+
+    Args:
+        run: The run directory.
+        command: The command that was typed.
+        executor: Name of the executor.
+    """
+
+    def __init__(self, run: RunDirectory, *, command: str, executor: str) -> None:
+        self._run = run
+        self._clock = time.monotonic()
+        started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        self._began = {"started": started, "command": command, "executor": executor}
+        self._content: dict[str, Any] = {}
+
+    def begin(self, context: RunContext) -> None:
+        """Write what is known before anything is computed."""
+        study, resources = context.study, context.executor.resources
+        self._note(
+            **describe_environment(),
+            cluster={"nodes": resources.num_nodes, "cpus": resources.cpus, "gpus": resources.gpus},
+            digests={"study": digest(study.model_dump())},
+            samples=describe_samples(context.workspace),
+            preprocessing=context.workspace.source.describe_preprocessing(),
+            warnings=[],
+            **self._began,
+        )
+
+    def note_weights(self, study: Study, dense_digest: str) -> None:
+        """Add the digests of the dense weights and of the calibration.
+
+        Args:
+            study: The study, of one draw of the calibration samples.
+            dense_digest: Digest of the dense weights.
+        """
+        found = {"weights": dense_digest, "calibration": calibration_key(study, dense_digest)}
+        self._note(digests={**self._content["digests"], **found})
+
+    def note_resources(self, allotment: Allotment) -> None:
+        """Add the resources that trials get, and why."""
+        self._note(resources=allotment.record())
+
+    def end(self, study: Study, num_complete_before: int) -> None:
+        """Add how long the run took, and what only its end shows.
+
+        Args:
+            study: The study.
+            num_complete_before: Trials that were complete before the run.
+        """
+        self._note(
+            unreadable_samples=unreadable_samples(study, self._run),
+            seconds=round(time.monotonic() - self._clock, 1),
+            trials_complete_before=num_complete_before,
+        )
+
+    def _note(self, **values: Any) -> None:
+        self._content |= values
+        self._run.write_json(RECORD_FILE, self._content)
