@@ -78,7 +78,12 @@ def _data(study: Study) -> dict[str, Any]:
 
     With pretrained weights, their preprocessing counts, since it is what images go through by default.
     """
-    data = study.data.model_dump(exclude={"num_workers": True, "skip_unreadable": True, "options": {"index_cache"}})
+    unrelated: dict[str, Any] = {
+        "num_workers": True,
+        "skip_unreadable": True,
+        "options": {"index_cache", "cache_dir"},
+    }
+    data = study.data.model_dump(exclude=unrelated)
     for name in ("path", "transform"):
         if data[name] is None:
             del data[name]  # as before there was a choice, so that what was measured stays valid
