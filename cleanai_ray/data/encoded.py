@@ -70,10 +70,6 @@ class EncodedDataset(Dataset[tuple[Tensor, int]], ABC):
         """Return network inputs float32 [..., C, H, W] for pixels uint8 [..., C, H, W], on the same device."""
         return self.preprocessing.normalise(pixels)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Return network inputs float32 [..., C, H, W] for pixels uint8 [..., C, H, W], on the same device."""
-        return self.preprocessing.normalise(pixels)
-
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         pixels, label = self.pixels(int(index))
         return self.normalise(pixels), label

@@ -88,7 +88,7 @@ def _data(study: Study) -> dict[str, Any]:
         "num_workers": True,
         "skip_unreadable": True,
         "cache": True,
-        "options": {"index_cache"},
+        "options": {"index_cache", "cache_dir"},
     }
     data = study.data.model_dump(exclude=unrelated)
     for name in ("path", "transform"):

@@ -47,6 +47,8 @@ def keys(path: str | None = None, value: object = None) -> dict[str, str]:
         ("data.transform", {"mean": [0.5]}, {"dense", "calibration", "trial"}),
         ("data.transform", {"resize": 9}, {"dense", "calibration", "trial"}),
         ("data.path", "owner/set", {"dense", "calibration", "trial"}),
+        ("data.options", {"revision": "0" * 40}, {"dense", "calibration", "trial"}),
+        ("data.options", {"cache_dir": "elsewhere", "index_cache": False}, set()),
         ("sweep.coverage_metrics", ["entropy"], {"calibration", "trial"}),
         ("sweep.coverage_metrics", ["apoz"], {"trial"}),
         ("evaluation.samples", 100, {"dense", "trial"}),
