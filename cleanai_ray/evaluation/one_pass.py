@@ -48,18 +48,17 @@ def run_over(
     device = torch.device(device)
     dtype = getattr(torch, precision)
     is_narrow = dtype in _NARROW and all(value.dtype == torch.float32 for value in model.parameters())
-    on_cuda = device.type == "cuda"
     model.to(device)
     # The loop is inside of one autocast, so that weights are cast once and not for each batch.
     with (
         evaluation_mode(model),
-        channels_last(model, enabled=on_cuda),
+        channels_last(model, enabled=device.type == "cuda") as is_channels_last,
         torch.no_grad(),
         torch.autocast(device.type, dtype if is_narrow else None, enabled=is_narrow),
     ):
         for numbers, images, labels in batches:
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True).long()
-            if on_cuda and images.ndim == 4:
+            if is_channels_last and images.ndim == 4:
                 images = images.contiguous(memory_format=torch.channels_last)
             logits = logits_of(model, images)
             with torch.autocast(device.type, enabled=False):
@@ -67,13 +66,17 @@ def run_over(
 
 
 @contextmanager
-def channels_last(model: nn.Module, *, enabled: bool = True) -> Iterator[None]:
-    """Lay out the weights of two-dimensional convolutions channels-last, and put the very tensors back on leaving."""
+def channels_last(model: nn.Module, *, enabled: bool = True) -> Iterator[bool]:
+    """Lay out the weights of two-dimensional convolutions channels-last, and put the very tensors back on leaving.
+
+    Yields:
+        True if there are any such weights. A model without, such as one that onnxruntime runs, gets images as they are.
+    """
     kept = [(weight, weight.data) for weight in model.parameters() if enabled and weight.ndim == 4]
     try:
         for weight, values in kept:
             weight.data = values.contiguous(memory_format=torch.channels_last)
-        yield
+        yield bool(kept)
     finally:
         for weight, values in kept:
             weight.data = values

@@ -64,14 +64,18 @@ def test_channels_last_leaves_no_trace() -> None:
     before = {name: (value, value.data_ptr(), value.stride()) for name, value in model.named_parameters()}
     images = torch.randn(6, 3, 8, 8)
     expected = model(images)
-    with channels_last(model), torch.no_grad():
+    with channels_last(model) as is_any, torch.no_grad():
+        assert is_any
         assert first.stride() != before["0.weight"][2]
         assert first.is_contiguous(memory_format=torch.channels_last)
         inside = model(images.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(inside, expected, rtol=1e-4, atol=1e-5)
     for name, value in model.named_parameters():
         assert (value, value.data_ptr(), value.stride()) == before[name], name
-    with channels_last(model, enabled=False):
+    with channels_last(nn.Linear(2, 2)) as is_any:
+        assert not is_any
+    with channels_last(model, enabled=False) as is_any:
+        assert not is_any
         assert first.data_ptr() == before["0.weight"][1]
     with pytest.raises(RuntimeError), channels_last(model):
         raise RuntimeError
