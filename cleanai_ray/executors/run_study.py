@@ -13,6 +13,7 @@ from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.executors.counts import SweepState
 from cleanai_ray.executors.dense import obtain_dense
 from cleanai_ray.executors.measures import measure_draws
+from cleanai_ray.executors.notes import describe_notes
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.status_writer import status_written
 from cleanai_ray.executors.trial_work import SweepInputs, groups_to_run
@@ -195,7 +196,7 @@ def _record_of_run(context: RunContext, dense_digest: str) -> dict[str, Any]:
         },
         "samples": describe_samples(context.workspace),
         "unreadable_samples": unreadable_samples(study, context.run),
-        "warnings": [],
+        **describe_notes(study, context.run),
     }
 
 

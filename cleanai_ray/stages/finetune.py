@@ -34,6 +34,7 @@ class FineTune(Stage):
     position = 300
     repeats = True
     scored_as = "finetuned"
+    restarts = False
     timed_as = "finetune"
 
     @classmethod

@@ -31,7 +31,12 @@ def dense_key(study: Study) -> str:
     model = study.model.model_dump()
     if study.model.train is not None and study.model.train.optimizer == "sgd":
         del model["train"]["optimizer"]  # as before there was a choice, so that trained models stay valid
-    return digest([model, content, _data(study), evaluation])
+    return digest([model, content, _data(study), evaluation, *_numerics(study)])
+
+
+def _numerics(study: Study) -> list[Any]:
+    """Return the numerical settings that are not torch's own; none for most studies, so that their digests stay."""
+    return [study.numerics.changed] if study.numerics.changed else []
 
 
 def calibration_key(study: Study, dense_digest: str) -> str:
@@ -39,13 +44,14 @@ def calibration_key(study: Study, dense_digest: str) -> str:
     from cleanai_ray.stages.calibration import CalibrationNeeds  # loads torch, which the writer's process does without
 
     needs = asdict(CalibrationNeeds.of(study))
-    return digest([_STATISTICS, dense_digest, _model_shape(study), _data(study), study.evaluation.split, needs])
+    read = [_model_shape(study), _data(study), study.evaluation.split]
+    return digest([_STATISTICS, dense_digest, *read, needs, *_numerics(study)])
 
 
 def moments_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that second moments and curves of a study of one draw depend on."""
-    kept_wide = study.pruning.ignored_layers
-    return digest([_MOMENTS, dense_digest, _model_shape(study), _data(study), study.evaluation.split, kept_wide])
+    read = [_model_shape(study), _data(study), study.evaluation.split]
+    return digest([_MOMENTS, dense_digest, *read, study.pruning.ignored_layers, *_numerics(study)])
 
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
@@ -65,7 +71,7 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
 
     if plugins := [step.key for step in plan_stages(study, trial) if step.is_plugin]:
         parts["stages"] = plugins
-    return digest([trial.identity, dense_digest, _model_shape(study), _data(own), parts])
+    return digest([trial.identity, dense_digest, _model_shape(study), _data(own), parts, *_numerics(study)])
 
 
 def _model_shape(study: Study) -> dict[str, Any]:

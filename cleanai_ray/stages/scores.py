@@ -15,6 +15,7 @@ from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.accuracy import Accuracy, evaluate
 from cleanai_ray.evaluation.cached_model import CachedModel
 from cleanai_ray.evaluation.comparison import Comparison, compare
+from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.training.context import TrainingContext
 from cleanai_ray.training.part import ScoringPart
@@ -55,6 +56,13 @@ def score_share(
         part: Says whether the two models are compared.
         share: Rank of this process, and the number of processes.
     """
+    score = partial(_score_share, workspace, dense, model, part, share)
+    return process_limit.within_memory(score, "scoring")
+
+
+def _score_share(
+    workspace: Workspace, dense: nn.Module, model: nn.Module, part: ScoringPart, share: Share
+) -> StageScore | None:
     rank, world_size = share
     size, positions = workspace.study.data.batch_size, np.arange(len(workspace.roles.evaluation))
     own = np.array_split(np.arange(0, len(positions), size), world_size)[rank]

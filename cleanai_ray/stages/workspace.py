@@ -27,6 +27,8 @@ from cleanai_ray.data import (
 from cleanai_ray.errors import DataError
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model, example_input, ignored_layers
+from cleanai_ray.nn.batch_limit import process_limit
+from cleanai_ray.stages.numerics import apply_numerics
 
 _ROLES = ("calibration", "training", "validation", "evaluation")
 
@@ -65,13 +67,14 @@ class Workspace:
         """Iterate over the samples of a role: `calibration`, `training`, `validation` or `evaluation`.
 
         Samples that cannot be read are left out, up to the number in `data.skip_unreadable`. If `trains`, other samples
-        take their place, images are augmented, and a smaller last batch is dropped.
+        take their place, images are augmented, and a smaller last batch is dropped; else, batches are
+        handed on in smaller pieces once memory ran out.
         """
         assert role in _ROLES
         indices = getattr(self.roles, role)
         dataset = self.source.dataset(getattr(self.roles, f"{role}_split"), augment=trains)
         data = self.study.data
-        return batches(
+        found = batches(
             dataset,
             indices if positions is None else indices[positions],
             batch_size or data.batch_size,
@@ -85,6 +88,7 @@ class Workspace:
             share=share,
             unreadable=self.unreadable,
         )
+        return found if trains else process_limit.split(found)
 
     def training_batches(
         self,
@@ -153,6 +157,8 @@ class Workspace:
 def open_workspace(study_json: str, device: str, draw: CalibrationDraw | None = None) -> Workspace:
     """Open a study, or return it if this process has it open; all draws share one data set.
 
+    The numerical settings of this process become those of the study.
+
     Args:
         study_json: The study, as `Study.model_dump_json` writes it.
         device: Where this process computes, for instance `cuda:0`.
@@ -162,6 +168,7 @@ def open_workspace(study_json: str, device: str, draw: CalibrationDraw | None = 
         DataError: When the data set is missing or does not fit the study.
     """
     study, source, opened = _open(study_json)
+    apply_numerics(study.numerics)
     draw = draw or study.draws()[0]
     if (draw, device) not in opened:
         roles = assign_roles(study.data, study.evaluation, source, draw)

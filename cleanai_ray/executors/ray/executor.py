@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from cleanai_ray.config.study import Study
+from cleanai_ray.errors import DeviceError
 from cleanai_ray.executors.base import Executor, Resources, ShardPool
 from cleanai_ray.executors.counts import SweepState
 from cleanai_ray.executors.progress import ProgressReporter
@@ -22,6 +23,7 @@ from cleanai_ray.executors.ray.cluster import (
     require_room,
     result_of,
 )
+from cleanai_ray.executors.ray.fresh_process import device_faults_named
 from cleanai_ray.executors.ray.metrics import StatusGauges
 from cleanai_ray.executors.ray.object_store import ObjectStoreValue, references_of
 from cleanai_ray.executors.ray.remote_writer import RemoteWriter, remote_writer
@@ -81,12 +83,15 @@ class RayExecutor(Executor):
             name=name,
             num_cpus=1 if on_gpu else max(1, int(self.cluster.node_cpus)),
             num_gpus=1 if on_gpu else 0,
+            retry_exceptions=[DeviceError],
         )
         return result_of(task.remote(function, *references_of(arguments)))
 
     def map(self, name: str, function: Callable[..., Any], items: Sequence[Any], *arguments: Any) -> list[Any]:
         """Return the results of a task an item, each on a GPU, or on one core if there is none."""
-        task = ray.remote(_on_assigned_device).options(name=name, num_cpus=1, num_gpus=int(self.cluster.gpus > 0))
+        task = ray.remote(_on_assigned_device).options(
+            name=name, num_cpus=1, num_gpus=int(self.cluster.gpus > 0), retry_exceptions=[DeviceError]
+        )
         given = references_of(arguments)
         return [result_of(reference) for reference in [task.remote(function, item, *given) for item in items]]
 
@@ -114,7 +119,9 @@ class RayExecutor(Executor):
 
 
 def _on_assigned_device(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(assigned_device(), *arguments)
+    """Return the function's result; a process that had a GPU ends after it, so that a fault of the GPU ends with it."""
+    with device_faults_named():
+        return function(assigned_device(), *arguments)
 
 
 @contextmanager

@@ -10,10 +10,12 @@ from ray.tune.trainable import wrap_function
 
 from cleanai_ray.executors.counts import SweepState
 from cleanai_ray.executors.ray.cluster import assigned_device
+from cleanai_ray.executors.ray.fresh_process import faults_recorded, replaced_by_tune
+from cleanai_ray.executors.ray.gpu_share import limit_gpu_memory
 from cleanai_ray.executors.ray.trial_config import config_of, epoch_numbers, group_of, numbers_of
 from cleanai_ray.executors.ray.trial_workers import COORDINATOR_BYTES, run_with_workers
 from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup, run_group
-from cleanai_ray.stages.outcome import failed_outcome
+from cleanai_ray.stages.outcome import TrialOutcome, failed_outcome
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
@@ -84,16 +86,24 @@ def _trial_name(tune_trial: Any) -> str:
 
 
 def _run_tune_trial(config: dict[str, Any], *, inputs: SweepInputs) -> None:
-    """Run a group of trials in a Tune worker."""
+    """Run a group of trials in a Tune worker.
+
+    When a GPU fails, another process runs the trial once more, and then those that are left; see `replaced_by_tune`.
+    """
     group = group_of(config)
 
     def context(workspace: Workspace) -> LocalContext:
         checkpoints = inputs.checkpoints(group.owner)
         return LocalContext(device=workspace.device, on_row=_report_epoch, checkpoints=checkpoints)
 
-    for trial, outcome in run_group(inputs, inputs.unrecorded(group.trials), assigned_device(), context):
-        inputs.write(trial, outcome)
+    def report(outcome: TrialOutcome) -> None:
         tune.report(numbers_of(outcome.row))
+
+    limit_gpu_memory()
+    with replaced_by_tune(), faults_recorded(inputs, report):
+        for trial, outcome in run_group(inputs, inputs.unrecorded(group.trials), assigned_device(), context):
+            inputs.write(trial, outcome)
+            report(outcome)
     inputs.forget_checkpoints(group)
 
 

@@ -23,8 +23,16 @@ from ray.train.v2.api.exceptions import PreemptionError  # unstable: a node was 
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cleanai_ray.executors.ray.cluster import workers_to_ask_for
+from cleanai_ray.executors.ray.fresh_process import device_faults_named, faults_recorded
 from cleanai_ray.executors.ray.trial_config import epoch_numbers, group_of, numbers_of
-from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup, dense_model_of, describe_error, run_group
+from cleanai_ray.executors.trial_work import (
+    SweepInputs,
+    TrialDeviceError,
+    TrialGroup,
+    dense_model_of,
+    describe_error,
+    run_group,
+)
 from cleanai_ray.stages.outcome import failed_outcome
 from cleanai_ray.stages.secondary_workers import assist_trial
 from cleanai_ray.stages.workspace import open_workspace
@@ -61,7 +69,7 @@ def run_with_workers(config: dict[str, Any], *, inputs: SweepInputs) -> None:
             cause = describe_error(_cause(error))
             _LOG.warning("the workers of trial %s start again: %s", group.owner.trial_id, cause)
             lost_some = True
-            num_failures += not _failed_for_lack_of_nodes(error)
+            num_failures += not (_failed_for_lack_of_nodes(error) or isinstance(_cause(error), TrialDeviceError))
     reason = f"its {study.finetune.num_workers} workers failed {num_failures} times, the last time with {cause}"
     for trial in inputs.unrecorded(group.trials):
         outcome = failed_outcome(study, trial, reason)
@@ -118,9 +126,11 @@ def _work(config: dict[str, Any]) -> None:
 def _lead(inputs: SweepInputs, group: TrialGroup, context: ProcessGroupContext) -> list[dict[str, Any]]:
     """Run the trials, with the other workers' help; raise an error that comes while they wait for this one."""
     device, numbers = str(context.device), []
-    for trial, outcome in run_group(inputs, group.trials, device, lambda _: context, lambda error: context.is_awaited):
-        inputs.write(trial, outcome)
-        numbers.append(numbers_of(outcome.row))
+    with device_faults_named(), faults_recorded(inputs, lambda outcome: None):
+        found = run_group(inputs, group.trials, device, lambda _: context, lambda error: context.is_awaited)
+        for trial, outcome in found:
+            inputs.write(trial, outcome)
+            numbers.append(numbers_of(outcome.row))
     context.dismiss()
     return numbers
 
