@@ -56,14 +56,13 @@ def moments_key(study: Study, dense_digest: str) -> str:
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     """Return the digest of everything that a trial's outcome depends on."""
-    sections = ("repair", "finetune", "evaluation")
+    sections = ("repair", "evaluation")
     parts = {name: getattr(study, name).model_dump() for name in sections}
+    parts["finetune"] = _finetune(study)
     parts["pruning"] = study.pruning.resolved(trial.quantization).model_dump()
     own, between_steps = study.of_draw(study.draw_of(trial)), study.finetune.between_steps
     if trial.steps == 1 or not between_steps:
         del parts["finetune"]["between_steps"]
-    if study.finetune.data == "training":
-        del parts["finetune"]["data"]
     if len(study.draws()) > 1 and (study.finetune.epochs or between_steps):
         # Training leaves out the images of all draws, so it depends on all of them.
         parts["withheld"] = [[draw.samples, draw.seed] for draw in study.draws()]
@@ -72,6 +71,13 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     if plugins := [step.key for step in plan_stages(study, trial) if step.is_plugin]:
         parts["stages"] = plugins
     return digest([trial.identity, dense_digest, _model_shape(study), _data(own), parts, *_numerics(study)])
+
+
+def _finetune(study: Study) -> dict[str, Any]:
+    """Return the fine-tuning section without keys that change no weights, and keys that say what once went unsaid."""
+    unsaid = {"data": "training", "precision": "auto", "compile": False}
+    left_out = {name for name, value in unsaid.items() if getattr(study.finetune, name) == value}
+    return study.finetune.model_dump(exclude={"checkpoint_minutes", *left_out})
 
 
 def _model_shape(study: Study) -> dict[str, Any]:

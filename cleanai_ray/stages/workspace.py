@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -29,6 +30,9 @@ from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model, example_input, ignored_layers
 from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.stages.numerics import apply_numerics
+
+EpochBatches = Callable[..., Iterator[tuple[Tensor, Any]]]
+"""(epoch, batches to leave out = 0) -> batches."""
 
 _ROLES = ("calibration", "training", "validation", "evaluation")
 
@@ -63,6 +67,7 @@ class Workspace:
         shuffle_seed: int | None = None,
         share: Share = (0, 1),
         trains: bool = False,
+        first_batch: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the samples of a role: `calibration`, `training`, `validation` or `evaluation`.
 
@@ -84,6 +89,7 @@ class Workspace:
                 shuffle_seed=shuffle_seed,
                 drop_last=trains,
                 fill=trains,
+                first_batch=first_batch,
             ),
             share=share,
             unreadable=self.unreadable,
@@ -98,8 +104,8 @@ class Workspace:
         *,
         role: str = "training",
         positions: np.ndarray | None = None,
-    ) -> tuple[Callable[[int], Iterator], int]:
-        """Return a function from an epoch to its batches, and the number of batches in an epoch.
+    ) -> tuple[EpochBatches, int]:
+        """Return a function from an epoch (and how many batches to leave out) to its batches, and their number.
 
         Args:
             seed: Decides order and augmentation, together with the epoch.
@@ -119,10 +125,15 @@ class Workspace:
             )
         steps = available // size
 
-        def epoch_batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-            order = int(digest([seed, epoch])[:8], 16)
+        def epoch_batches(epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
             return self.batches(
-                role, positions=positions, batch_size=size, shuffle_seed=order, share=share, trains=True
+                role,
+                positions=positions,
+                batch_size=size,
+                shuffle_seed=int(digest([seed, epoch])[:8], 16),
+                share=share,
+                trains=True,
+                first_batch=done,
             )
 
         return epoch_batches, steps

@@ -31,6 +31,7 @@ from cleanai_ray.executors.ray.shard_pool import ActorPool
 from cleanai_ray.executors.ray.sweep import run_sweep_on_ray
 from cleanai_ray.executors.shared import Shared
 from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup
+from cleanai_ray.stages.numerics import restore_numerics
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.status import StudyStatus
 
@@ -132,4 +133,7 @@ def connect(study: Study, run: RunDirectory, address: str | None) -> Iterator[Ex
         ClusterError: When no cluster answers at the address.
     """
     with connected(address) as cluster, remote_writer(study, run, cluster.driver_node) as store:
-        yield RayExecutor(cluster, store, run)
+        try:
+            yield RayExecutor(cluster, store, run)
+        finally:
+            restore_numerics()

@@ -33,6 +33,7 @@ from cleanai_ray.executors.trial_work import (
     describe_error,
     run_group,
 )
+from cleanai_ray.nn.faults import is_out_of_memory
 from cleanai_ray.stages.outcome import failed_outcome
 from cleanai_ray.stages.secondary_workers import assist_trial
 from cleanai_ray.stages.workspace import open_workspace
@@ -54,21 +55,28 @@ _TRAIN_FOLDER = "train"
 def run_with_workers(config: dict[str, Any], *, inputs: SweepInputs) -> None:
     """Run a group of trials on several workers, from a Tune worker that waits for them.
 
+    If memory runs out while they train together, they start again, and compute their shares of a batch in twice as many
+    parts.
+
     When a worker or its node is lost, the other workers are stopped, and as many as the remaining nodes have room for
     start again from the last checkpoint. The number of workers changes no batch, only how it is divided.
     """
-    group, study, num_failures, lost_some = group_of(config), inputs.study, 0, False
+    group, study, num_failures, lost_some, num_parts = group_of(config), inputs.study, 0, False, 1
+    most_parts = (study.finetune.batch_size or study.data.batch_size) // study.finetune.num_workers
     while num_failures <= _MAX_FAILURES:
         left = replace(group, trials=inputs.unrecorded(group.trials))
         try:
             if left.trials:
-                _trainer(inputs, left, workers_to_ask_for(study, lost_some=lost_some)).fit()
+                _trainer(inputs, left, workers_to_ask_for(study, lost_some=lost_some), num_parts).fit()
             inputs.forget_checkpoints(group)
             return
         except ray.train.TrainingFailedError as error:
             cause = describe_error(_cause(error))
             _LOG.warning("the workers of trial %s start again: %s", group.owner.trial_id, cause)
             lost_some = True
+            if 2 * num_parts <= most_parts and any(is_out_of_memory(found) for found in _failures(error).values()):
+                num_parts *= 2
+                continue
             num_failures += not (_failed_for_lack_of_nodes(error) or isinstance(_cause(error), TrialDeviceError))
     reason = f"its {study.finetune.num_workers} workers failed {num_failures} times, the last time with {cause}"
     for trial in inputs.unrecorded(group.trials):
@@ -79,9 +87,12 @@ def run_with_workers(config: dict[str, Any], *, inputs: SweepInputs) -> None:
 
 def _cause(error: ray.train.TrainingFailedError) -> BaseException:
     """Return the error of the first worker that failed, or of the process that controls the workers."""
+    return next(iter(_failures(error).values()))
+
+
+def _failures(error: ray.train.TrainingFailedError) -> dict[int, BaseException]:
     # Unstable: WorkerGroupError has the errors of workers by rank, ControllerError has one of its own.
-    failures = getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
-    return next(iter(failures.values()))
+    return getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
 
 
 def _failed_for_lack_of_nodes(error: ray.train.TrainingFailedError) -> bool:
@@ -89,13 +100,13 @@ def _failed_for_lack_of_nodes(error: ray.train.TrainingFailedError) -> bool:
     return isinstance(error, PreemptionError) or isinstance(_cause(error), WorkerGroupStartupTimeoutError)
 
 
-def _trainer(inputs: SweepInputs, group: TrialGroup, num_workers: int) -> TorchTrainer:
+def _trainer(inputs: SweepInputs, group: TrialGroup, num_workers: int, num_parts: int) -> TorchTrainer:
     wanted = inputs.study.resources
     per_worker = {"CPU": wanted.cpus_per_trial, "GPU": wanted.gpus_per_trial}
     path, filesystem = inputs.store.storage(_TRAIN_FOLDER)  # type: ignore[attr-defined]  # a RemoteWriter
     return TorchTrainer(
         _work,
-        train_loop_config={"group": group, "inputs": inputs},
+        train_loop_config={"group": group, "inputs": inputs, "num_parts": num_parts},
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,
             use_gpu=wanted.gpus_per_trial > 0,
@@ -118,6 +129,7 @@ def _work(config: dict[str, Any]) -> None:
     group: TrialGroup = config["group"]
     device = ray.train.torch.get_device()
     context = ProcessGroupContext(device=device, on_row=_report_epoch, checkpoints=inputs.checkpoints(group.owner))
+    context.num_parts = config["num_parts"]
     # All workers must report equally often; Ray uses the numbers of the first one.
     for numbers in (_lead if context.rank == 0 else _assist)(inputs, group, context):
         ray.train.report(numbers)
