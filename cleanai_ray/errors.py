@@ -70,3 +70,7 @@ class ReportError(CleanAIError):
 
 class ClusterError(CleanAIError):
     """The study does not fit the cluster."""
+
+
+class DeviceError(CleanAIError):
+    """A GPU failed while a process used it, so that the work has to be done again by another process."""

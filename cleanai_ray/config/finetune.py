@@ -64,6 +64,16 @@ class FineTuneSection(Section):
     )
     distillation: DistillationSection | None = Field(None, description="Learn from the dense model as well.")
     save_every_n_epochs: PositiveInt = Field(2, description="Epochs between checkpoints.")
+    checkpoint_minutes: float | None = Field(
+        5.0, gt=0, description="Minutes between checkpoints within epochs; null: at the end of epochs alone."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Precision of the forward pass; auto: float32 on CPUs, bfloat16 on GPUs, float16 on those without.",
+    )
+    compile: bool | Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
+        False, description="Compile the model with torch.compile, in a mode of it or the default one (true)."
+    )
     early_stopping: EarlyStoppingSection | None = Field(default_factory=lambda: EarlyStoppingSection())
     num_workers: Literal["auto"] | PositiveInt = Field(
         1,

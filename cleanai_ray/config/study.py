@@ -18,6 +18,7 @@ from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.evaluation import EvaluationSection
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.messages import describe, name_among, show
+from cleanai_ray.config.numerics import NumericsSection
 from cleanai_ray.config.overrides import apply_override, yaml_problem
 from cleanai_ray.config.recommend import RecommendSection
 from cleanai_ray.config.sections import (
@@ -109,6 +110,7 @@ class Study(Section):
     repair: RepairSection = Field(default_factory=lambda: RepairSection())
     finetune: FineTuneSection = Field(default_factory=lambda: FineTuneSection())
     evaluation: EvaluationSection = Field(default_factory=lambda: EvaluationSection())
+    numerics: NumericsSection = Field(default_factory=lambda: NumericsSection())
     resources: ResourcesSection = Field(default_factory=lambda: ResourcesSection())
     output: OutputSection = Field(default_factory=lambda: OutputSection())
     recommend: RecommendSection | None = Field(

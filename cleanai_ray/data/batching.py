@@ -37,6 +37,7 @@ class BatchOptions:
         drop_last: Leave out a last batch that is smaller than the others.
         fill: Replace an unreadable sample by the next readable one of the whole batch, the same whatever the share, so
             that batches keep their size; by default it is left out of its batch.
+        first_batch: Number of the first batch to read; those before it are not read.
     """
 
     num_workers: int = 0
@@ -44,6 +45,7 @@ class BatchOptions:
     shuffle_seed: int | None = None
     drop_last: bool = False
     fill: bool = False
+    first_batch: int = 0
 
 
 def batches(
@@ -105,6 +107,7 @@ def numbered_batches(
     order = _order(dataset, indices, options.shuffle_seed)
     if options.drop_last:
         order = order[: len(order) - len(order) % batch_size]
+    order = order[options.first_batch * batch_size :]
     cut = _Cut(order=order, batch_size=batch_size, share=share, options=options)
     normalise = getattr(dataset, "normalise", None)
     if hasattr(dataset, "pixel_batch"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from cleanai_ray.executors.noted_work import run_noted
 from cleanai_ray.executors.writer import RunStore
 from cleanai_ray.stages.calibration import count_shard
 from cleanai_ray.stages.shard_measures import STATISTICS, ShardMeasurer, ShardMeasures
@@ -18,6 +20,7 @@ _KINDS: dict[str, Any] = {
     "count": ActivationHistograms,
 }
 """The type of the value that each call returns, serialised."""
+_TITLES = {"calibrate": "calibration", "count": "the histograms", "moments": "the second moments"}
 
 
 class CalibrationWorker:
@@ -64,7 +67,8 @@ class CalibrationWorker:
         workspace = self._workspace = self._workspace or open_workspace(self._study_json, self._device)
         if self._model is None:
             self._model = workspace.dense_model(weights)
-        samples, value = getattr(self, f"_{call}")(workspace, self._model, shard, *arguments)
+        work = partial(getattr(self, f"_{call}"), workspace, self._model, shard, *arguments)
+        samples, value = run_noted(self._store, workspace, _TITLES[call], work)
         content = value.to_bytes()
         self._store.note_unreadable(workspace.unreadable.found)
         self._store.write(name, content, inputs)

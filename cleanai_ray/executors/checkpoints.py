@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 CHECKPOINTS = "cache/checkpoints"
 """The folder of the checkpoints from which interrupted trainings resume."""
 
+FAULTS = "cache/faults"
+"""The folder of notes on the trials in which a GPU failed once; the second time, the trial has failed."""
+
 
 class CheckpointFile:
     """A checkpoint store (`training.context.CheckpointStore`) in a run directory: a file, and one for each named part.
@@ -38,6 +41,11 @@ class CheckpointFile:
 def record_name(trial_id: str) -> str:
     """Return the file that holds a trial's record."""
     return f"trials/{trial_id}.json"
+
+
+def fault_name(trial_id: str) -> str:
+    """Return the file that says that a GPU failed during a trial."""
+    return f"{FAULTS}/{trial_id}.txt"
 
 
 def checkpoint_name(owner: str, inputs: str) -> str:

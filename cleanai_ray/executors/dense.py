@@ -10,6 +10,7 @@ from cleanai_ray.config.study import digest
 from cleanai_ray.evaluation.kept_logits import KeptLogits
 from cleanai_ray.executors.checkpoints import CheckpointFile, checkpoint_name
 from cleanai_ray.executors.context import DenseWeights, RunContext
+from cleanai_ray.executors.noted_work import run_noted
 from cleanai_ray.executors.writer import RunStore
 from cleanai_ray.stages.dense import DenseModel, prepare_dense
 from cleanai_ray.stages.fingerprints import dense_key
@@ -61,14 +62,17 @@ def obtain_dense(context: RunContext) -> DenseModel:
 def _prepare(device: str, study_json: str, store: RunStore, checkpoint: str) -> DenseModel:
     workspace = open_workspace(study_json, device)
     checkpoints = CheckpointFile(store, checkpoint)
-    dense = prepare_dense(workspace, LocalContext(device=workspace.device, checkpoints=checkpoints))
+    context = LocalContext(device=workspace.device, checkpoints=checkpoints)
+    # If it is run again, it resumes from the last checkpoint of the training.
+    dense = run_noted(store, workspace, "the dense model", lambda: prepare_dense(workspace, context))
     store.note_unreadable(workspace.unreadable.found)
     return dense
 
 
 def _logits(device: str, study_json: str, store: RunStore, weights: bytes) -> KeptLogits:
     workspace = open_workspace(study_json, device)
-    _, logits = score_dense(workspace, workspace.dense_model(weights))
+    model = workspace.dense_model(weights)
+    _, logits = run_noted(store, workspace, "the dense model", lambda: score_dense(workspace, model))
     store.note_unreadable(workspace.unreadable.found)
     return logits
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cleanai_ray.config.study import Study
+from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.errors import ClusterError
 from cleanai_ray.executors.base import Executor, Resources, ShardPool, ShardWork
 from cleanai_ray.executors.calibration_worker import CalibrationWorker
@@ -18,13 +18,20 @@ from cleanai_ray.executors.counts import SweepState
 from cleanai_ray.executors.placement import Allotment
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.shared import Shared, values_of
-from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup, run_group
+from cleanai_ray.executors.trial_work import SweepInputs, TrialDeviceError, TrialGroup, run_group
 from cleanai_ray.executors.writer import RunWriter
 from cleanai_ray.registry import EXECUTORS
+from cleanai_ray.stages.numerics import restore_numerics
+from cleanai_ray.stages.outcome import TrialOutcome, failed_outcome
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.statistics.merging import MergeTree
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.training.context import LocalContext
+
+_RUN_AGAIN = (
+    "the local executor cannot replace its process: the same command runs what is left in a new one, and "
+    "--executor ray replaces processes by itself"
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,9 @@ class LocalShardPool(ShardPool):
 class LocalExecutor(Executor):
     """Runs a study in this process.
 
+    The process cannot be replaced: when a GPU fails, the trials that are left fail as well, each with a sentence that
+    says so, and the same command runs them in a new process. (On the CPU, they could take days for hours.)
+
     A trial for several workers runs in this process alone: the number of workers changes no batch, only how it is
     divided. Torch uses as many threads as on Ray, so that results are the same.
 
@@ -81,6 +91,7 @@ class LocalExecutor(Executor):
     """
 
     def __init__(self, study: Study, run: RunDirectory) -> None:
+        self._fault = ""
         self.store = RunWriter(run.location, study)
         num_gpus = torch.cuda.device_count() if study.resources.uses_gpus else 0
         self._best_device = "cuda:0" if num_gpus else "cpu"
@@ -150,12 +161,25 @@ class LocalExecutor(Executor):
         def context(workspace: Workspace) -> LocalContext:
             return LocalContext(device=workspace.device, checkpoints=inputs.checkpoints(group.owner))
 
-        state.running = 1
-        refresh()
-        for trial, outcome in run_group(inputs, group.trials, device, context):
+        def record(trial: Trial, outcome: TrialOutcome) -> None:
             inputs.write(trial, outcome)
             state.finish(outcome.row)
             refresh()
+
+        state.running = 1
+        refresh()
+        left = list(group.trials)
+        try:
+            for trial, outcome in run_group(inputs, [] if self._fault else group.trials, device, context):
+                record(trial, outcome)
+                left.remove(trial)
+        except TrialDeviceError as error:
+            self._fault = f"trial {error.trial.trial_id} ended this process's use of its GPU ({error.reason})"
+            record(error.trial, failed_outcome(inputs.study, error.trial, f"{error.reason}; {_RUN_AGAIN}"))
+            left.remove(error.trial)
+        if self._fault:
+            for trial in left:
+                record(trial, failed_outcome(inputs.study, trial, f"not run, since {self._fault}; {_RUN_AGAIN}"))
         state.running = 0
         inputs.forget_checkpoints(group)
 
@@ -172,7 +196,10 @@ def open_local(study: Study, run: RunDirectory, address: str | None = None) -> I
         raise ClusterError(
             f"--address is '{address}', but --executor is 'local'; allowed: --executor ray, or no --address"
         )
-    yield LocalExecutor(study, run)
+    try:
+        yield LocalExecutor(study, run)
+    finally:
+        restore_numerics()
 
 
 @contextmanager

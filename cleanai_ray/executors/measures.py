@@ -10,7 +10,9 @@ from cleanai_ray.config.study import digest
 from cleanai_ray.executors.allocations import find_allocations, searching_trials
 from cleanai_ray.executors.base import ShardPool, ShardWork
 from cleanai_ray.executors.context import DenseWeights, RunContext
+from cleanai_ray.executors.noted_work import run_noted
 from cleanai_ray.executors.shared import Shared
+from cleanai_ray.executors.writer import RunStore
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.repair.moments import ConsumerMoments
 from cleanai_ray.stages.calibration import CalibrationNeeds
@@ -127,7 +129,7 @@ def _with_histograms(
 
 def _curves(context: RunContext, dense: DenseWeights, moments: ConsumerMoments) -> SensitivityCurves:
     def compute() -> bytes:
-        arguments = context.study.model_dump_json(), dense.content, moments
+        arguments = context.study.model_dump_json(), context.executor.store, dense.content, moments
         return context.executor.call(f"sensitivity-{context.study.name}", _measure_curves, *arguments)
 
     name, key = f"{context.folder}/curves.json", moments_key(context.study, dense.digest)
@@ -135,6 +137,8 @@ def _curves(context: RunContext, dense: DenseWeights, moments: ConsumerMoments) 
     return SensitivityCurves.from_json(context.run.read_text(name))
 
 
-def _measure_curves(device: str, study_json: str, weights: bytes, moments: ConsumerMoments) -> bytes:
+def _measure_curves(device: str, study_json: str, store: RunStore, weights: bytes, moments: ConsumerMoments) -> bytes:
     workspace = open_workspace(study_json, device)
-    return measure_study_curves(workspace, workspace.dense_model(weights), moments).to_json().encode()
+    model = workspace.dense_model(weights)
+    curves = run_noted(store, workspace, "sensitivity", lambda: measure_study_curves(workspace, model, moments))
+    return curves.to_json().encode()

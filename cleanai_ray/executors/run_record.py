@@ -11,6 +11,7 @@ from typing import Any
 
 from cleanai_ray.config.study import Study, digest
 from cleanai_ray.executors.context import RunContext
+from cleanai_ray.executors.notes import describe_notes
 from cleanai_ray.executors.placement import Allotment
 from cleanai_ray.executors.writer import unreadable_samples
 from cleanai_ray.stages.environment import describe_environment, describe_samples
@@ -72,6 +73,7 @@ class RunRecord:
         """
         self._note(
             unreadable_samples=unreadable_samples(study, self._run),
+            **describe_notes(study, self._run),
             seconds=round(time.monotonic() - self._clock, 1),
             trials_complete_before=num_complete_before,
         )

@@ -12,15 +12,17 @@ from torch import nn
 from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.deploy import require_quantization
-from cleanai_ray.errors import CleanAIError
+from cleanai_ray.errors import CleanAIError, DeviceError
 from cleanai_ray.evaluation.backends import require_backends
-from cleanai_ray.executors.checkpoints import CheckpointFile, checkpoint_name
+from cleanai_ray.executors.checkpoints import CheckpointFile, checkpoint_name, fault_name
 from cleanai_ray.executors.shared import Shared
 from cleanai_ray.executors.writer import RunStore, SavedTrialModel
+from cleanai_ray.nn.faults import is_device_fault
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.stages.base import TrialSetting
 from cleanai_ray.stages.dense import DenseModel
 from cleanai_ray.stages.dense_measures import DenseMeasures
+from cleanai_ray.stages.environment import worker_note
 from cleanai_ray.stages.fingerprints import trial_key
 from cleanai_ray.stages.outcome import TrialOutcome, describe_outcome, failed_outcome
 from cleanai_ray.stages.pipeline import group_trials, plan_stages, run_stages
@@ -93,6 +95,18 @@ class SweepInputs:
         recorded = self._recorded(trials)
         return tuple(trial for trial in trials if trial.trial_id not in recorded)
 
+    def fail_twice(self, trial: Trial, error: DeviceError) -> TrialOutcome | None:
+        """Return the outcome of a trial whose process has lost its GPU: None the first time, then a failure.
+
+        The first time is noted in the run directory, since the process that noticed it ends.
+        """
+        name, key = fault_name(trial.trial_id), self.key(trial)
+        first = self.store.read(name, key)
+        if first is None:
+            self.store.write(name, str(error).encode(), key)
+            return None
+        return failed_outcome(self.study, trial, f"{error}; so it was in the process before: {first.decode()}")
+
     def forget_checkpoints(self, group: TrialGroup) -> None:
         """Delete the checkpoints of a group if all its trials succeeded; else keep them until it is run again."""
         recorded = self._recorded(group.trials)
@@ -122,6 +136,23 @@ class SweepInputs:
         self.store.write_trial(record, self.key(trial) if is_final else "", model)
 
 
+class TrialDeviceError(DeviceError):
+    """A GPU failed during a trial.
+
+    Args:
+        trial: The trial.
+        reason: The error, as one line.
+    """
+
+    def __init__(self, trial: Trial, reason: str) -> None:
+        super().__init__(trial, reason)
+        self.trial = trial
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
 def run_group(
     inputs: SweepInputs,
     trials: Iterable[Trial],
@@ -131,7 +162,8 @@ def run_group(
 ) -> Iterator[tuple[Trial, TrialOutcome]]:
     """Run trials that share stages in this process, and yield each with its outcome.
 
-    A failed trial has an outcome like any other. If a shared stage fails, all trials that share it fail.
+    A failed trial has an outcome like any other. If a shared stage fails, all trials that share it fail. If a GPU
+    fails, the process must not run another trial, and this ends with an error that names the trial.
 
     Args:
         inputs: The inputs of all trials.
@@ -139,13 +171,19 @@ def run_group(
         device: Where this process computes.
         make_context: Returns the context in which to fine-tune and score.
         must_raise: Returns True for an error to be raised instead of becoming an outcome.
+
+    Raises:
+        TrialDeviceError: When a GPU failed.
     """
 
     def fail(trial: Trial, error: Exception) -> tuple[Trial, TrialOutcome]:
+        if is_device_fault(error):
+            raise TrialDeviceError(trial, describe_error(error)) from error
         if must_raise(error):
             raise error
         if not isinstance(error, CleanAIError):
             _LOG.error("trial %s failed:\n%s", trial.trial_id, "".join(traceback.format_exception(error)))
+        traceback.clear_frames(error.__traceback__)  # they hold tensors, for as long as the error is kept
         return trial, failed_outcome(inputs.study, trial, describe_error(error))
 
     left = []
@@ -182,6 +220,7 @@ def _open_setting(
     if inputs.study.evaluation.latency is not None:
         require_backends(inputs.study.evaluation.latency, workspace.device)
     dense = inputs.dense.get()
+    inputs.store.note("workers", worker_note(workspace))
     return TrialSetting(
         workspace=workspace,
         dense_model=dense_model_of(workspace, dense),

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from cleanai_ray.config.study import Study
 from cleanai_ray.errors import DataError
-from cleanai_ray.executors.checkpoints import CHECKPOINTS, checkpoint_folder, record_name
+from cleanai_ray.executors.checkpoints import CHECKPOINTS, FAULTS, checkpoint_folder, record_name
+from cleanai_ray.executors.notes import Kind, add_notes
 from cleanai_ray.stages.fingerprints import data_key
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.ranking import rank
@@ -30,6 +31,7 @@ class RunStore(Protocol):
     def read(self, name: str, inputs: str | None = None) -> bytes | None: ...  # noqa: D102
     def write(self, name: str, content: bytes, inputs: str | None = None) -> None: ...  # noqa: D102
     def note_unreadable(self, found: dict[str, str]) -> None: ...  # noqa: D102
+    def note(self, kind: Kind, found: dict[str, Any]) -> None: ...  # noqa: D102
     def begin_sweep(self, completed: list[str]) -> None: ...  # noqa: D102
     def wants_model(self, row: dict[str, Any]) -> bool: ...  # noqa: D102
     def write_trial(self, record: Record, inputs: str, model: SavedTrialModel | None = None) -> None: ...  # noqa: D102
@@ -115,9 +117,18 @@ class RunWriter:
                     + (", ..." if len(self._unreadable) > 3 else "")
                 )
 
-    def begin_sweep(self, completed: list[str]) -> None:
-        """Delete the models of trials that are not complete, since the tables will not describe them."""
+    def note(self, kind: Kind, found: dict[str, Any]) -> None:
+        """Add notes for the run's record; see `add_notes`."""
         with self._lock:
+            add_notes(self._study, self._run, kind, found)
+
+    def begin_sweep(self, completed: list[str]) -> None:
+        """Delete the models of trials that are not complete, since the tables will not describe them.
+
+        What is known of faults is forgotten as well: every trial has two tries again.
+        """
+        with self._lock:
+            self._run.delete(FAULTS)
             self._statuses = {}
             self._saved = {name: row for name, row in self._saved.items() if name in completed}
             for trial_id in self._run.list("models"):

@@ -48,6 +48,9 @@ class Stage(ABC):
         scored_as: Name of the score taken after the stage's last run, the `NAME` in `accuracy_NAME`; None if it is not
             scored. Only the names of this package's own stages have a column; the last score is `accuracy`.
         is_variant: True if other trials end before this stage, so that the model before it is a result as well.
+        restarts: False for a stage that must not be run again from its beginning, with smaller batches, when memory
+            runs out, since other processes take part in it or it changes what the state holds; it halves its batches
+            itself.
         timed_as: Name of the `seconds_` column that its time counts towards; without a column, only of the total.
 
     Args:
@@ -60,6 +63,7 @@ class Stage(ABC):
     repeats: ClassVar[bool] = False
     scored_as: ClassVar[str | None] = None
     is_variant: ClassVar[bool] = False
+    restarts: ClassVar[bool] = True
     timed_as: ClassVar[str]
 
     def __init__(self, setting: TrialSetting, trial: Trial, step: int) -> None:

@@ -59,6 +59,7 @@ def prepare_dense(workspace: Workspace, context: TrainingContext | None = None) 
             steps_per_epoch=steps,
             validation_batches=lambda: workspace.batches("validation"),
             context=context or LocalContext(device=workspace.device),
+            later_batches=epoch_batches,
         )
         history = tuple({"trial_id": schemas.DENSE, **row} for row in outcome.history)
     accuracy, logits = score_dense(workspace, model)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from cleanai_ray import __version__
-from cleanai_ray.evaluation.machine import cpu_name
+from cleanai_ray.config.study import digest
+from cleanai_ray.evaluation.machine import cpu_name, device_name
+from cleanai_ray.stages.numerics import describe_numerics
 from cleanai_ray.stages.workspace import Workspace
 
 _PACKAGES = ("ray", "torch", "torchvision", "torch-pruning", "numpy", "pyarrow", "polars", "altair", "reportlab")
@@ -42,6 +46,39 @@ def _version_of(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def describe_worker(workspace: Workspace) -> dict[str, Any]:
+    """Return where this process computes: its node and device, what drives it, and the numerical settings."""
+    device, is_gpu = workspace.device, workspace.device.type == "cuda"
+    return {
+        "node": platform.node(),
+        "device": device_name(device),
+        "threads": None if is_gpu else torch.get_num_threads(),
+        "torch": torch.__version__,
+        "driver": _driver_version() if is_gpu else None,
+        "cuda": torch.version.cuda if is_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if is_gpu else None,
+        "gpu_memory_gib": round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1) if is_gpu else None,
+        "bfloat16": torch.cuda.is_bf16_supported(including_emulation=False) if is_gpu else None,
+        "numerics": describe_numerics(),
+    }
+
+
+def worker_note(workspace: Workspace) -> dict[str, Any]:
+    """Return `describe_worker` under a name that workers have in common whose descriptions are equal."""
+    found = describe_worker(workspace)
+    return {digest(found): found}
+
+
+def _driver_version() -> str | None:
+    """Return the version of NVIDIA's kernel driver; None where it does not tell."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return None
+    found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", text)
+    return found and found[1]
 
 
 def describe_samples(workspace: Workspace) -> dict[str, Any]:

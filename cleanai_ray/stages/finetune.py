@@ -19,8 +19,9 @@ from cleanai_ray.stages.base import Stage
 from cleanai_ray.stages.state import TrialState
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.training.context import TrainingContext
+from cleanai_ray.training.data import Batches, TrainingData
 from cleanai_ray.training.distillation import Supervision
-from cleanai_ray.training.fine_tune import Batches, FineTuneResult, TrainingData, fine_tune
+from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
 from cleanai_ray.training.part import TrainingPart
 
 
@@ -34,6 +35,7 @@ class FineTune(Stage):
     position = 300
     repeats = True
     scored_as = "finetuned"
+    restarts = False
     timed_as = "finetune"
 
     @classmethod
@@ -107,6 +109,7 @@ def fine_tune_part(
         section=section,
         data=TrainingData(
             train_batches=train_batches,
+            later_batches=train_batches,
             steps_per_epoch=steps,
             validation_batches=validation_batches,
             start_competes=_is_start_impartial(workspace.study),
@@ -128,8 +131,9 @@ def _is_start_impartial(study: Study) -> bool:
     return not study.repair.is_on or study.repair.holds_back
 
 
-_ImageBatches = tuple[Callable[[int], Batches], int, Callable[[], Batches]]
-"""A function from an epoch to its training batches, their number, and a function that returns validation batches."""
+_ImageBatches = tuple[Callable[..., Batches], int, Callable[[], Batches]]
+"""A function from an epoch, and a number of batches to leave out, to its training batches; their number; and a function
+that returns validation batches."""
 
 
 def _labelled(workspace: Workspace, seed: int, batch_size: int | None, share: Share) -> _ImageBatches:
@@ -145,15 +149,15 @@ def _unlabelled(workspace: Workspace, seed: int, batch_size: int | None, share: 
         seed, batch_size, share=share, role="calibration", positions=positions[~is_validation]
     )
     return (
-        lambda epoch: _mixed(_without_labels(epoch_batches(epoch)), seed, epoch),
+        lambda epoch, done=0: _mixed(_without_labels(epoch_batches(epoch, done)), seed, epoch, done),
         steps,
         lambda: _without_labels(workspace.batches("calibration", positions=positions[is_validation], share=share)),
     )
 
 
-def _mixed(batches: Batches, seed: int, epoch: int) -> Batches:
+def _mixed(batches: Batches, seed: int, epoch: int, first: int) -> Batches:
     """Mix each image with another of its batch: what the mixture is, the dense model says."""
-    for number, (images, _) in enumerate(batches):
+    for number, (images, _) in enumerate(batches, start=first):
         if images.is_floating_point():
             seeds = sample_seeds(int(digest([seed, epoch, number])[:8], 16), range(len(images)))
             images = random_mixture(images, seeds)

@@ -32,7 +32,12 @@ def dense_key(study: Study) -> str:
     model = study.model.model_dump()
     if study.model.train is not None and study.model.train.optimizer == "sgd":
         del model["train"]["optimizer"]  # as before there was a choice, so that trained models stay valid
-    return digest([model, content, _data(study), evaluation])
+    return digest([model, content, _data(study), evaluation, *_numerics(study)])
+
+
+def _numerics(study: Study) -> list[Any]:
+    """Return the numerical settings that are not torch's own; none for most studies, so that their digests stay."""
+    return [study.numerics.changed] if study.numerics.changed else []
 
 
 def calibration_key(study: Study, dense_digest: str) -> str:
@@ -40,25 +45,27 @@ def calibration_key(study: Study, dense_digest: str) -> str:
     from cleanai_ray.stages.calibration import CalibrationNeeds  # loads torch, which the writer's process does without
 
     needs = asdict(CalibrationNeeds.of(study))
-    return digest([_STATISTICS, dense_digest, _model_shape(study), _data(study), study.evaluation.split, needs])
+    read = [_model_shape(study), _data(study), study.evaluation.split]
+    return digest([_STATISTICS, dense_digest, *read, needs, *_numerics(study)])
 
 
 def moments_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that second moments and curves of a study of one draw depend on."""
-    kept_wide = study.pruning.ignored_layers
-    return digest([_MOMENTS, dense_digest, _model_shape(study), _data(study), study.evaluation.split, kept_wide])
+    read = [_model_shape(study), _data(study), study.evaluation.split]
+    return digest([_MOMENTS, dense_digest, *read, study.pruning.ignored_layers, *_numerics(study)])
 
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     """Return the digest of everything that a trial's outcome depends on."""
-    parts = {name: getattr(study, name).model_dump() for name in ("repair", "finetune")}
-    parts["evaluation"] = _evaluation(study)
+    parts: dict[str, Any] = {
+        "repair": study.repair.model_dump(),
+        "evaluation": _evaluation(study),
+        "finetune": _finetune(study),
+    }
     parts["pruning"] = study.pruning.resolved(trial.quantization).model_dump()
     own, between_steps = study.of_draw(study.draw_of(trial)), study.finetune.between_steps
     if trial.steps == 1 or not between_steps:
         del parts["finetune"]["between_steps"]
-    if study.finetune.data == "training":
-        del parts["finetune"]["data"]
     if len(study.draws()) > 1 and (study.finetune.epochs or between_steps):
         # Training leaves out the images of all draws, so it depends on all of them.
         parts["withheld"] = [[draw.samples, draw.seed] for draw in study.draws()]
@@ -66,7 +73,14 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
 
     if plugins := [step.key for step in plan_stages(study, trial) if step.is_plugin]:
         parts["stages"] = plugins
-    return digest([trial.identity, dense_digest, _model_shape(study), _data(own), parts])
+    return digest([trial.identity, dense_digest, _model_shape(study), _data(own), parts, *_numerics(study)])
+
+
+def _finetune(study: Study) -> dict[str, Any]:
+    """Return the fine-tuning section without keys that change no weights, and keys that say what once went unsaid."""
+    unsaid = {"data": "training", "precision": "auto", "compile": False}
+    left_out = {name for name, value in unsaid.items() if getattr(study.finetune, name) == value}
+    return study.finetune.model_dump(exclude={"checkpoint_minutes", *left_out})
 
 
 def _model_shape(study: Study) -> dict[str, Any]:

@@ -102,7 +102,11 @@ def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, stat
     row = {
         **describe_trial(study, trial),
         "status": schemas.OK,
-        "warnings": [*pruned.plan.warnings, *(repair_warnings(repaired.skipped, repaired.notes) if repaired else [])],
+        "warnings": [
+            *pruned.plan.warnings,
+            *(repair_warnings(repaired.skipped, repaired.notes) if repaired else []),
+            *state.notices,
+        ],
         **score_columns(dense.accuracy, state.scores, study.model.num_classes),
         "repair": describe_repair(repaired.chosen) if repaired else None,
         **state.costs,

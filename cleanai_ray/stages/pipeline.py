@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 from cleanai_ray.config.study import Study, Trial, digest
 from cleanai_ray.errors import StudyError
+from cleanai_ray.nn.batch_limit import process_limit
+from cleanai_ray.nn.notices import collected_notices
 from cleanai_ray.registry import STAGES
 from cleanai_ray.stages.base import Stage, TrialSetting
 from cleanai_ray.stages.scores import score_model
@@ -142,17 +144,27 @@ def _common_length(one: tuple[str, ...], other: tuple[str, ...]) -> int:
 def _advance(setting: TrialSetting, trial: Trial, step: Step, state: TrialState) -> TrialState | Exception:
     """Return the state after one stage and its score, or the error that was raised."""
     try:
-        begun = time.perf_counter()
-        state = step.stage(setting, trial, step.number).run(state)
-        if step.is_plugin:
-            state = replace(state, plugin_keys=(*state.plugin_keys, step.key))
-        done = time.perf_counter()
-        state = state.spent(step.stage.timed_as, done - begun)
-        if step.scored_as is None:
-            return state
-        score = score_model(
-            setting.workspace, setting.dense_logits, state.final_model, setting.context, compares=step.compares
-        )
-        return state.scored(step.scored_as, score).spent(SCORING, time.perf_counter() - done)
+        with collected_notices() as notices:
+            state = _run_step(setting, trial, step, state)
+        return state.told(notices)
     except Exception as error:
         return error
+
+
+def _run_step(setting: TrialSetting, trial: Trial, step: Step, before: TrialState) -> TrialState:
+    stage = step.stage(setting, trial, step.number)
+    begun = time.perf_counter()
+    if step.stage.restarts:
+        state = process_limit.within_memory(lambda: stage.run(before), f"the stage {step.stage.__name__}")
+    else:
+        state = stage.run(before)
+    if step.is_plugin:
+        state = replace(state, plugin_keys=(*state.plugin_keys, step.key))
+    done = time.perf_counter()
+    state = state.spent(step.stage.timed_as, done - begun)
+    if step.scored_as is None:
+        return state
+    score = score_model(
+        setting.workspace, setting.dense_logits, state.final_model, setting.context, compares=step.compares
+    )
+    return state.scored(step.scored_as, score).spent(SCORING, time.perf_counter() - done)

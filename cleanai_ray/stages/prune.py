@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.evaluation.latency import compare_latency
 from cleanai_ray.importance.base import create_method
+from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.pruning.allocation import Allocation, AllocationProblem, search_allocation
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.measurements import Measurements
@@ -21,6 +23,7 @@ from cleanai_ray.stages.base import Stage
 from cleanai_ray.stages.calibration import calibrate_locally
 from cleanai_ray.stages.dense_measures import study_candidates
 from cleanai_ray.stages.state import Pruned, TrialState
+from cleanai_ray.statistics import ActivationStatistics
 
 
 @STAGES.register("prune")
@@ -36,6 +39,7 @@ class Prune(Stage):
     position = 100
     repeats = True
     scored_as = "pruned"
+    restarts = False
     timed_as = "prune"
 
     @classmethod
@@ -99,11 +103,15 @@ class Prune(Stage):
             measured=Measurements(
                 statistics=measures.statistics if method.needs_statistics else None,
                 curves=measures.curves,
-                remeasure=lambda smaller: calibrate_locally(workspace, smaller, self.trial),
+                remeasure=self._remeasure,
                 observe=workspace.study.data.calibration.observe,
                 allocate=self._allocate,
             ),
         )
+
+    def _remeasure(self, smaller: nn.Module) -> ActivationStatistics:
+        measure = partial(calibrate_locally, self.setting.workspace, smaller, self.trial)
+        return process_limit.within_memory(measure, "calibration between steps")
 
     def _allocate(self, problem: AllocationProblem) -> Allocation:
         """Return the allocation that the study has searched for; for a latency budget, search here."""

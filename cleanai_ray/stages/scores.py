@@ -16,6 +16,7 @@ from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.comparison import ClassifierScorer, Comparison
 from cleanai_ray.evaluation.kept_logits import KeptLogits, LogitsKeeper
 from cleanai_ray.evaluation.one_pass import NumberedBatch, run_over
+from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.tasks.accuracy import Accuracy
 from cleanai_ray.training.context import TrainingContext
@@ -80,6 +81,13 @@ def score_share(
         part: Says whether the two models are compared.
         share: Rank of this process, and the number of processes.
     """
+    score = partial(_score_share, workspace, dense, model, part, share)
+    return process_limit.within_memory(score, "scoring")
+
+
+def _score_share(
+    workspace: Workspace, dense: KeptLogits, model: nn.Module, part: ScoringPart, share: Share
+) -> StageScore | None:
     rank, world_size = share
     size, positions = workspace.study.data.batch_size, np.arange(len(workspace.roles.evaluation))
     own = np.array_split(np.arange(0, len(positions), size), world_size)[rank]

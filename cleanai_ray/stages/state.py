@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,6 +54,7 @@ class TrialState:
         scores: Scores by stage, in the order in which they were taken.
         latency: Rows of latency.parquet, except `trial_id`.
         costs: Columns of results.parquet about size, MACs and latency.
+        notices: What went on in another way than asked, for the trial's warnings.
         plugin_keys: Keys of the stages of plug-ins that ran.
         is_kept: True if another trial may start from this state, so that its pruner must not be changed.
         seconds: Seconds by the name of the `seconds_` column they count towards.
@@ -70,6 +71,7 @@ class TrialState:
     scores: Mapping[str, StageScore] = field(default_factory=dict)
     latency: tuple[dict[str, Any], ...] = ()
     costs: Mapping[str, Any] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
     plugin_keys: tuple[str, ...] = ()
     is_kept: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -86,6 +88,10 @@ class TrialState:
     def without_time(self) -> TrialState:
         """Return the state without the seconds it took, for another trial that starts from it."""
         return replace(self, seconds={})
+
+    def told(self, notices: Iterable[str]) -> TrialState:
+        """Return the state with notices added."""
+        return replace(self, notices=tuple(dict.fromkeys([*self.notices, *notices])))
 
     def scored(self, name: str, score: StageScore) -> TrialState:
         """Return the state with the score of a stage."""

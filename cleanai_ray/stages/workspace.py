@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -33,6 +34,11 @@ from cleanai_ray.data.loader_processes import loader_processes
 from cleanai_ray.errors import DataError
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model, example_input, ignored_layers
+from cleanai_ray.nn.batch_limit import process_limit
+from cleanai_ray.stages.numerics import apply_numerics
+
+EpochBatches = Callable[..., Iterator[tuple[Tensor, Any]]]
+"""(epoch, batches to leave out = 0) -> batches."""
 
 _ROLES = ("calibration", "training", "validation", "evaluation")
 
@@ -89,18 +95,19 @@ class Workspace:
         shuffle_seed: int | None = None,
         share: Share = (0, 1),
         trains: bool = False,
+        first_batch: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the samples of a role: `calibration`, `training`, `validation` or `evaluation`.
 
         Samples that cannot be read are left out, up to the number in `data.skip_unreadable`. If `trains`, other samples
         take their place, images are augmented, and a smaller last batch is dropped; otherwise, decoded images are kept
-        on this node as `data.cache` says.
+        on this node as `data.cache` says, and batches are handed on in smaller pieces once memory ran out.
         """
         assert role in _ROLES
         indices = getattr(self.roles, role)
         dataset = self.source.opened(getattr(self.roles, f"{role}_split"), augment=trains)
         data = self.study.data
-        return batches(
+        found = batches(
             dataset,
             indices if positions is None else indices[positions],
             batch_size or data.batch_size,
@@ -110,11 +117,13 @@ class Workspace:
                 shuffle_seed=shuffle_seed,
                 drop_last=trains,
                 fill=trains,
+                first_batch=first_batch,
             ),
             share=share,
             unreadable=self.unreadable,
             kept=None if trains else self._kept_images(role, dataset),
         )
+        return found if trains else process_limit.split(found)
 
     def scored_batches(self, positions: np.ndarray | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Iterate over the evaluation samples, or over those at some positions: indices [N] on the CPU, images, labels.
@@ -123,7 +132,7 @@ class Workspace:
         """
         indices, data = self.roles.evaluation, self.study.data
         dataset = self.source.opened(self.roles.evaluation_split)
-        return numbered_batches(
+        found = numbered_batches(
             dataset,
             indices if positions is None else indices[positions],
             data.batch_size,
@@ -131,6 +140,9 @@ class Workspace:
             unreadable=self.unreadable,
             kept=self._kept_images("evaluation", dataset),
         )
+        whole = ((images, {"numbers": numbers, "labels": labels}) for numbers, images, labels in found)
+        for images, rest in process_limit.split(whole):
+            yield rest["numbers"], images, rest["labels"]
 
     def training_batches(
         self,
@@ -140,8 +152,8 @@ class Workspace:
         *,
         role: str = "training",
         positions: np.ndarray | None = None,
-    ) -> tuple[Callable[[int], Iterator], int]:
-        """Return a function from an epoch to its batches, and the number of batches in an epoch.
+    ) -> tuple[EpochBatches, int]:
+        """Return a function from an epoch (and how many batches to leave out) to its batches, and their number.
 
         Args:
             seed: Decides order and augmentation, together with the epoch.
@@ -161,10 +173,15 @@ class Workspace:
             )
         steps = available // size
 
-        def epoch_batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-            order = int(digest([seed, epoch])[:8], 16)
+        def epoch_batches(epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
             return self.batches(
-                role, positions=positions, batch_size=size, shuffle_seed=order, share=share, trains=True
+                role,
+                positions=positions,
+                batch_size=size,
+                shuffle_seed=int(digest([seed, epoch])[:8], 16),
+                share=share,
+                trains=True,
+                first_batch=done,
             )
 
         return epoch_batches, steps
@@ -199,6 +216,8 @@ class Workspace:
 def open_workspace(study_json: str, device: str, draw: CalibrationDraw | None = None) -> Workspace:
     """Open a study, or return it if this process has it open; all draws share one data set.
 
+    The numerical settings of this process become those of the study.
+
     Args:
         study_json: The study, as `Study.model_dump_json` writes it.
         device: Where this process computes, for instance `cuda:0`.
@@ -208,6 +227,7 @@ def open_workspace(study_json: str, device: str, draw: CalibrationDraw | None = 
         DataError: When the data set is missing or does not fit the study.
     """
     study, source, opened = _open(study_json)
+    apply_numerics(study.numerics)
     draw = draw or study.draws()[0]
     if (draw, device) not in opened:
         roles = assign_roles(study.data, study.evaluation, source, draw)

@@ -33,9 +33,13 @@ class TrainingContext(ABC):
         rank: Index of this process, from 0.
         world_size: Number of processes.
         device: Where this process computes.
+
+    Attributes:
+        num_parts: Parts in which a process computes its share of a batch, since memory ran out with fewer.
     """
 
     def __init__(self, *, rank: int, world_size: int, device: torch.device | str) -> None:
+        self.num_parts = 1
         self.rank = rank
         self.world_size = world_size
         self.device = torch.device(device)

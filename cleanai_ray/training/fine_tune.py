@@ -1,8 +1,9 @@
 """Fine-tuning: the only training loop, in plain torch, written against `TrainingContext`.
 
 Several processes train like one: gradients and the statistics of batch-norm are those of the global batch, however it
-is shared out. Only modules that draw random numbers, such as dropout, differ by process. On CUDA, training uses float16
-autocast and channels-last memory.
+is shared out. Only modules that draw random numbers, such as dropout, differ by process. On CUDA, training uses
+autocast (`precision.py`), channels-last memory and a fused optimiser, and nothing waits for the device before an epoch
+ends.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +22,21 @@ from torch import Tensor, nn
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.evaluation.scoring import score
+from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.nn.hooks import require_no_hooks
 from cleanai_ray.nn.modes import preserved_modes
 from cleanai_ray.tasks.base import Score, Task
 from cleanai_ray.training.averaging import weight_average
 from cleanai_ray.training.context import TrainingContext, TrainingError
+from cleanai_ray.training.data import TrainingData
 from cleanai_ray.training.distillation import Supervision, with_answers
 from cleanai_ray.training.part import TrainingPart
+from cleanai_ray.training.position import CheckpointClock, EpochPosition
 from cleanai_ray.training.progress import Progress
 from cleanai_ray.training.stepper import Stepper
 from cleanai_ray.training.synchronized import global_batch_norm
 
 _LOG = logging.getLogger(__name__)
-Batches = Iterable[tuple[Tensor, Any]]
 
 
 @dataclass(frozen=True)
@@ -53,26 +56,6 @@ class FineTuneResult:
     best_epoch: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingData:
-    """The batches that a training reads.
-
-    Attributes:
-        train_batches: Called with the epoch, from 1 (continuing the numbers of earlier parts); returns (inputs,
-            targets) for this process; targets may be None where `section.distillation` has weight 1.
-        steps_per_epoch: Batches that are taken from it.
-        validation_batches: Returns (inputs, targets, or None with a teacher); the share of this process, where there
-            are several.
-        start_competes: True if the weights at the start are kept where no epoch is better. False where the start has
-            seen the validation images in training: remembering them would pass for accuracy.
-    """
-
-    train_batches: Callable[[int], Batches]
-    steps_per_epoch: int
-    validation_batches: Callable[[], Batches]
-    start_competes: bool = True
-
-
 def fine_tune(
     model: nn.Module,
     *,
@@ -88,10 +71,10 @@ def fine_tune(
     The best epoch has the highest validation accuracy (or the best score of another task); of several, it is the first.
     Where targets are None, the teacher's answers replace them, and accuracy is the agreement with the teacher.
 
-    Torch's global random state is the same before and after; every epoch has a seed of its own, so that a run that
-    resumes from a checkpoint gives the same weights as an uninterrupted one. A checkpoint of another section, seed,
-    architecture or part, or a damaged one, is ignored. The model is moved to the context's device, and its modules end
-    in the mode that they were in.
+    Torch's global random state is the same before and after; every epoch has a seed of its own, and a checkpoint within
+    an epoch holds the random state, so that a run that resumes gives the same weights as an uninterrupted one. A
+    checkpoint of another section, seed, architecture or part, or a damaged one, is ignored. The model is moved to the
+    context's device, and its modules end in the mode that they were in.
 
     Args:
         model: A model of the task; for classification, it maps images [N, ...] to logits [N, classes].
@@ -168,6 +151,8 @@ class _Run:
         self._seed = seed
         self._supervision = supervision
         self._part = part
+        self._clock = CheckpointClock(section.checkpoint_minutes, context)
+        self._position: EpochPosition | None = None
         self._fingerprint = _fingerprint(model, section, data.steps_per_epoch, seed, part)
         self._average = None if section.ema_decay is None else weight_average(model, section.ema_decay)
         self._stepper = Stepper(
@@ -191,8 +176,12 @@ class _Run:
             self._run_epoch(epoch, progress)
             over = progress.is_over(section.epochs, section.early_stopping)
             if over or epoch % section.save_every_n_epochs == 0:
-                self._context.save_checkpoint(self._state(progress), self._part.name)
+                self._save(progress)
         return progress
+
+    def _save(self, progress: Progress, position: EpochPosition | None = None) -> None:
+        self._context.save_checkpoint(self._state(progress, position), self._part.name)
+        self._clock.has_saved()
 
     @property
     def _kept(self) -> nn.Module:
@@ -202,9 +191,17 @@ class _Run:
     def _run_epoch(self, epoch: int, progress: Progress) -> None:
         number = self._part.epochs_before + epoch
         torch.manual_seed(_epoch_seed(self._seed, number, self._context.rank))
+        resumed, self._position = self._position, None
+
+        def after_step(position: EpochPosition) -> None:
+            if self._clock.is_due(position.done) and position.done < self._data.steps_per_epoch:
+                self._save(progress, position)
+
         started = time.perf_counter()
-        trained = self._stepper.run_epoch(epoch, self._data.train_batches(number))
+        batches = self._data.batches_from(number, 0 if resumed is None else resumed.done)
+        trained = self._stepper.run_epoch(epoch, batches, resumed, after_step)
         seconds = time.perf_counter() - started
+        share = 1.0 if resumed is None else 1.0 - resumed.done / self._data.steps_per_epoch
         found = self._validate()
         is_best = progress.is_best(found)
         row = {
@@ -214,7 +211,7 @@ class _Run:
             "validation_loss": found.loss,
             f"validation_{found.metric_name}": found.value,
             "learning_rate": trained.learning_rate,
-            "images_per_second": trained.num_images / seconds,
+            "images_per_second": share * trained.num_images / seconds,
             "is_best": is_best,
         }
         stopping = self._section.early_stopping
@@ -224,15 +221,20 @@ class _Run:
 
     def _validate(self) -> Score:
         context = self._context
-        return score(
-            self._kept,
-            with_answers(self._data.validation_batches(), self._supervision, context.device),
-            task=self._supervision.task,
-            device=context.device,
-            all_reduce=context.all_reduce if context.world_size > 1 else None,
-        )
 
-    def _state(self, progress: Progress) -> dict[str, Any]:
+        def validate() -> Score:
+            batches = process_limit.split(self._data.validation_batches())
+            return score(
+                self._kept,
+                with_answers(batches, self._supervision, context.device),
+                task=self._supervision.task,
+                device=context.device,
+                all_reduce=context.all_reduce if context.world_size > 1 else None,
+            )
+
+        return process_limit.within_memory(validate, "validation")
+
+    def _state(self, progress: Progress, position: EpochPosition | None) -> dict[str, Any]:
         average = {} if self._average is None else self._average.module.state_dict()
         state = {
             "fingerprint": self._fingerprint,
@@ -240,6 +242,7 @@ class _Run:
             "average": average,
             "stepper": self._stepper.state(),
             "progress": progress.state(),
+            "position": None if position is None else position.state(self._context),
         }
         return _copy(state)
 
@@ -255,6 +258,8 @@ class _Run:
         if self._average is not None:
             self._average.module.load_state_dict(state["average"])
         self._stepper.restore(state["stepper"])
+        if state["position"] is not None:
+            self._position = EpochPosition.from_state(state["position"], self._context)
         return Progress.from_state(state["progress"])
 
 
@@ -278,7 +283,7 @@ def _fingerprint(
     model: nn.Module, section: FineTuneSection, steps_per_epoch: int, seed: int, part: TrainingPart
 ) -> str:
     shapes = [f"{name}{tuple(value.shape)}{value.dtype}" for name, value in model.state_dict().items()]
-    recipe = section.model_dump_json(exclude={"num_workers", "between_steps", "data"})
+    recipe = section.model_dump_json(exclude={"num_workers", "between_steps", "data", "checkpoint_minutes"})
     place = [f"{part.name}/{part.epochs_before}"] if part.name else []
     inputs = [recipe, str(steps_per_epoch), str(seed), *place, *shapes]
     return hashlib.sha256("\n".join(inputs).encode()).hexdigest()

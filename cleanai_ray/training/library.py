@@ -14,8 +14,9 @@ from cleanai_ray.config.messages import describe
 from cleanai_ray.evaluation.scoring import score
 from cleanai_ray.tasks.base import Task, find_task
 from cleanai_ray.training.context import LocalContext, TrainingContext, TrainingError
+from cleanai_ray.training.data import Batches, TrainingData
 from cleanai_ray.training.distillation import Supervision
-from cleanai_ray.training.fine_tune import Batches, FineTuneResult, TrainingData
+from cleanai_ray.training.fine_tune import FineTuneResult
 from cleanai_ray.training.fine_tune import fine_tune as train
 
 evaluate = score

@@ -9,7 +9,8 @@ from torch import nn
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.sections import TrainSection
 from cleanai_ray.training.context import TrainingContext
-from cleanai_ray.training.fine_tune import Batches, FineTuneResult, TrainingData, fine_tune
+from cleanai_ray.training.data import Batches, TrainingData
+from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
 
 _WARMUP_SHARE = 0.05
 
@@ -43,6 +44,7 @@ def train_dense(
     steps_per_epoch: int,
     validation_batches: Callable[[], Batches],
     context: TrainingContext,
+    later_batches: Callable[[int, int], Batches] | None = None,
 ) -> FineTuneResult:
     """Train a dense model in place; it ends with the weights of its best epoch.
 
@@ -53,7 +55,10 @@ def train_dense(
         model,
         section=dense_recipe(section),
         data=TrainingData(
-            train_batches=train_batches, steps_per_epoch=steps_per_epoch, validation_batches=validation_batches
+            train_batches=train_batches,
+            steps_per_epoch=steps_per_epoch,
+            validation_batches=validation_batches,
+            later_batches=later_batches,
         ),
         context=context,
         seed=section.seed,

@@ -36,6 +36,16 @@ def test_two_ranks_read_what_one_process_reads(name, num_workers, imagenet_root)
 
 
 @pytest.mark.parametrize("name", ["digits", "image_folder"])
+def test_later_batches_are_those_of_the_whole(name, imagenet_root):
+    dataset = augmented(name, imagenet_root)
+    whole = list(batches(dataset, range(15), 4, BatchOptions(shuffle_seed=3, drop_last=True, fill=True)))
+    options = BatchOptions(shuffle_seed=3, drop_last=True, fill=True, first_batch=2)
+    (later,) = batches(dataset, range(15), 4, options)
+    assert torch.equal(later[0], whole[2][0])
+    assert torch.equal(later[1], whole[2][1])
+
+
+@pytest.mark.parametrize("name", ["digits", "image_folder"])
 def test_what_augmentation_does_to_a_sample_follows_from_the_seed_and_its_index(name, imagenet_root):
     dataset = augmented(name, imagenet_root)
 

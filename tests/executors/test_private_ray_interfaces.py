@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pickle
 from typing import Any
 
+import pytest
 import ray
 import ray.train
 from ray._private.node import Node
@@ -18,11 +20,15 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import PreemptionError
+from ray.tune.experiment.trial import Trial
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.trainable import wrap_function
 from ray.util.state import list_nodes
 from ray.util.state.common import NodeState
 from ray.util.state.exception import RayStateApiException
+
+from cleanai_ray.errors import DeviceError
+from cleanai_ray.executors.ray.fresh_process import replaced_by_tune
 
 
 def accepts(function: Any, *arguments: Any, **keywords: Any) -> bool:
@@ -94,3 +100,15 @@ def test_a_job_is_submitted_with_resources_and_ends_with_the_exit_code_of_its_dr
     names = getattr(JobDetails, "model_fields", None) or getattr(JobDetails, "__fields__", {})
     assert {"driver_exit_code", "message", "status"} <= set(names)
     assert ray.exceptions.AuthenticationError("no token").message.startswith("no token")
+
+
+def test_tune_counts_no_failure_of_an_actor_that_was_preempted() -> None:
+    """Neither when the error comes as that of a task, by way of pickle."""
+    with pytest.raises(ray.exceptions.RayActorError) as found, replaced_by_tune():
+        raise DeviceError("CUDA error")
+    trial = Trial("a name", stub=True)
+    for preempted in (True, False):
+        cause = pickle.loads(pickle.dumps(found.value))
+        cause._preempted = preempted
+        trial._handle_ray_task_error(ray.exceptions.RayTaskError("train", "trace", cause))
+        assert trial.run_metadata.num_failures == int(not preempted)

@@ -25,7 +25,8 @@ from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.training.context import LocalContext
-from cleanai_ray.training.fine_tune import TrainingData, fine_tune
+from cleanai_ray.training.data import TrainingData
+from cleanai_ray.training.fine_tune import fine_tune
 
 NO_REPAIR = {"compensation": "none", "batch_norm": "none"}
 CLOSED_FORM = {"compensation": "closed_form", "batch_norm": "relative", "samples": 64}

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.training.context import LocalContext
+from cleanai_ray.training.data import TrainingData
 from cleanai_ray.training.distillation import Supervision
-from cleanai_ray.training.fine_tune import FineTuneResult, TrainingData, fine_tune
+from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
 
 MakeNet = Callable[..., nn.Sequential]
 
@@ -21,7 +22,7 @@ MakeNet = Callable[..., nn.Sequential]
 def run(model: nn.Module, digits: Any, context: LocalContext | None = None, **fields: Any) -> FineTuneResult:
     arguments = {"seed": 0, "part": None}
     arguments |= {key: fields.pop(key) for key in list(fields) if key in arguments}
-    read = {**digits.arguments(), "start_competes": True}
+    read = {**digits.arguments(), "start_competes": True, "later_batches": None}
     read |= {key: fields.pop(key) for key in list(fields) if key in read}
     supervision = Supervision(teacher=fields.pop("teacher", None))
     section = FineTuneSection.model_validate({"learning_rate": 0.1, "early_stopping": None, **fields})

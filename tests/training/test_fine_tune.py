@@ -15,7 +15,8 @@ from cleanai_ray.config.sections import TrainSection
 from cleanai_ray.errors import CleanAIError, EvaluationError
 from cleanai_ray.storage import schemas
 from cleanai_ray.training.context import LocalContext, TrainingError
-from cleanai_ray.training.fine_tune import FineTuneResult, TrainingData, fine_tune
+from cleanai_ray.training.data import TrainingData
+from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
 from cleanai_ray.training.train import dense_recipe, train_dense
 
 

@@ -13,7 +13,8 @@ from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.training.context import LocalContext
-from cleanai_ray.training.fine_tune import TrainingData, fine_tune
+from cleanai_ray.training.data import TrainingData
+from cleanai_ray.training.fine_tune import fine_tune
 
 
 class StoredFile:

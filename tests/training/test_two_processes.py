@@ -15,8 +15,10 @@ from torch import distributed, nn
 
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.errors import SampleError
+from cleanai_ray.training import position
 from cleanai_ray.training.context import LocalContext, TrainingContext, TrainingError
-from cleanai_ray.training.fine_tune import TrainingData, fine_tune
+from cleanai_ray.training.data import TrainingData
+from cleanai_ray.training.fine_tune import fine_tune
 from cleanai_ray.training.part import ScoringPart, TrainingPart
 from cleanai_ray.training.processes import ProcessGroupContext
 from cleanai_ray.training.synchronized import global_batch_norm
@@ -46,6 +48,48 @@ def train(context: TrainingContext, *, batch_norm: bool, learning_rate: float = 
     )
     assert [type(module) for module in model.modules()] == kinds
     return {"weights": model.state_dict(), "history": list(result.history), "best_epoch": result.best_epoch}
+
+
+class InMemory:
+    """Keeps the last checkpoint."""
+
+    content: bytes | None = None
+
+    def save(self, content: bytes, part: str = "") -> None:
+        self.content = content
+
+    def load(self, part: str = "") -> bytes | None:
+        return self.content
+
+
+class Interrupted(Exception):
+    pass
+
+
+def train_with_dropout(store: InMemory, *, ends_after: int = 10**9) -> dict[str, Any]:
+    """Train two epochs, with a checkpoint after each step; a process may be interrupted after some of the steps."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 3))
+    images = torch.randn(STEPS, BATCH, 4)
+    rank, taken = distributed.get_rank(), []
+    batches = [(images[step, rank::2], images[step, rank::2].argmax(1).clamp(max=2)) for step in range(STEPS)]
+
+    def train_batches(epoch: int) -> Any:
+        for batch in batches:
+            if len(taken) == ends_after:
+                raise Interrupted
+            taken.append(epoch)
+            yield batch
+
+    section = {"epochs": 2, "learning_rate": 0.1, "checkpoint_minutes": 1e-9}
+    result = fine_tune(
+        model,
+        section=FineTuneSection.model_validate(section),
+        data=TrainingData(train_batches=train_batches, steps_per_epoch=STEPS, validation_batches=lambda: batches),
+        context=ProcessGroupContext(device="cpu", checkpoints=store),
+        seed=0,
+    )
+    return {"weights": model.state_dict(), "losses": [row["train_loss"] for row in result.history]}
 
 
 def normalise(values: torch.Tensor, momentum: float | None) -> dict[str, Any]:
@@ -121,9 +165,15 @@ def gather_parts(failing: list[int]) -> tuple[Any, bool]:
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    found: dict[str, Any] = {
-        name: train(ProcessGroupContext(device="cpu"), batch_norm=name == "norm") for name in ("norm", "plain")
-    }
+    position._AGREE_EVERY = 1
+    expected, store = train_with_dropout(InMemory()), InMemory()
+    with contextlib.suppress(Interrupted):
+        train_with_dropout(store, ends_after=STEPS + 4)
+    resumed = train_with_dropout(store)
+    in_parts = ProcessGroupContext(device="cpu")
+    in_parts.num_parts = 2
+    found: dict[str, Any] = {"resumed": (resumed, expected), "in parts": train(in_parts, batch_norm=False)}
+    found |= {name: train(ProcessGroupContext(device="cpu"), batch_norm=name == "norm") for name in ("norm", "plain")}
     found["parts"] = {
         "to the end": take_parts([None, None, None]),
         "refused": take_parts([None, TrainingError]),
@@ -169,6 +219,20 @@ def test_two_shares_of_a_batch_train_like_the_whole(ranks: list[dict[str, Any]],
     for row, expected in zip(ranks[0][name]["history"], alone["history"], strict=True):
         assert math.isclose(row["train_loss"], expected["train_loss"], rel_tol=1e-4)
         assert row["validation_accuracy"] == expected["validation_accuracy"]
+
+
+def test_a_training_interrupted_within_an_epoch_resumes_in_both(ranks: list[dict[str, Any]]) -> None:
+    """Each has random numbers of its own for dropout."""
+    for resumed, expected in (found["resumed"] for found in ranks):
+        assert all(torch.equal(resumed["weights"][key], value) for key, value in expected["weights"].items())
+        assert resumed["losses"] == pytest.approx(expected["losses"], rel=1e-12)
+
+
+def test_shares_in_parts_train_like_the_whole(ranks: list[dict[str, Any]]) -> None:
+    """Gradients are exchanged once for both parts."""
+    for found in ranks:
+        for key, value in found["plain"]["weights"].items():
+            torch.testing.assert_close(found["in parts"]["weights"][key], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import ray
 
 from cleanai_ray.config.study import Study
+from cleanai_ray.errors import DeviceError
 from cleanai_ray.executors.base import Executor, Resources, ShardPool
 from cleanai_ray.executors.counts import SweepState
 from cleanai_ray.executors.placement import Allotment, Room, cpus_per_gpu, gpu_share, idle_advice, unused_gpus
@@ -25,6 +26,7 @@ from cleanai_ray.executors.ray.cluster import (
     require_room,
     result_of,
 )
+from cleanai_ray.executors.ray.fresh_process import device_faults_named
 from cleanai_ray.executors.ray.gpus import gpu_memory
 from cleanai_ray.executors.ray.metrics import StatusGauges
 from cleanai_ray.executors.ray.object_store import ObjectStoreValue, references_of
@@ -33,6 +35,7 @@ from cleanai_ray.executors.ray.shard_pool import ActorPool
 from cleanai_ray.executors.ray.sweep import run_sweep_on_ray
 from cleanai_ray.executors.shared import Shared
 from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup
+from cleanai_ray.stages.numerics import restore_numerics
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.status import StudyStatus
 
@@ -125,12 +128,14 @@ class RayExecutor(Executor):
         cpus = max(1, int(self.cluster.node_cpus))
         # A process that was idle afterwards would keep the memory that it took on the GPU.
         wanted: Any = {"num_cpus": 1, "num_gpus": 1, "max_calls": 1} if self._on_gpus else {"num_cpus": cpus}
-        task = ray.remote(**wanted)(_on_assigned_device).options(name=name)
+        task = ray.remote(**wanted)(_on_assigned_device).options(name=name, retry_exceptions=[DeviceError])
         return result_of(task.remote(function, self._cores or cpus, *references_of(arguments)))
 
     def map(self, name: str, function: Callable[..., Any], items: Sequence[Any], *arguments: Any) -> list[Any]:
         """Return the results of a task an item, each on a GPU, or on one core if the study computes on none."""
-        task = ray.remote(_on_assigned_device).options(name=name, num_cpus=1, num_gpus=int(self._on_gpus))
+        task = ray.remote(_on_assigned_device).options(
+            name=name, num_cpus=1, num_gpus=int(self._on_gpus), retry_exceptions=[DeviceError]
+        )
         given = references_of(arguments)
         references = [task.remote(function, self._cores or 1, item, *given) for item in items]
         return [result_of(reference) for reference in references]
@@ -162,7 +167,9 @@ class RayExecutor(Executor):
 
 
 def _on_assigned_device(function: Callable[..., Any], cpus: float, *arguments: Any) -> Any:
-    return function(assigned_device(cpus), *arguments)
+    """Return the function's result; a process that had a GPU ends after it, so that a fault of the GPU ends with it."""
+    with device_faults_named():
+        return function(assigned_device(cpus), *arguments)
 
 
 @contextmanager
@@ -174,4 +181,7 @@ def connect(study: Study, run: RunDirectory, address: str | None) -> Iterator[Ex
     """
     with connected(address) as cluster, remote_writer(study, run, cluster.driver_node) as store:
         gpu_bytes = gpu_memory() if cluster.gpus and study.resources.uses_gpus else ()
-        yield RayExecutor(cluster, store, run, gpu_bytes)
+        try:
+            yield RayExecutor(cluster, store, run, gpu_bytes)
+        finally:
+            restore_numerics()

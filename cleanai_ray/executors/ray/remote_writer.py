@@ -11,6 +11,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cleanai_ray.config.study import Study
+from cleanai_ray.executors.notes import Kind
 from cleanai_ray.executors.writer import RunWriter, SavedTrialModel, read_file, write_file
 from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -54,6 +55,11 @@ class RemoteWriter:
         """See `RunWriter.note_unreadable`."""
         if found:
             ray.get(self.writer.note_unreadable.remote(found))
+
+    def note(self, kind: Kind, found: dict[str, Any]) -> None:
+        """See `RunWriter.note`."""
+        if found:
+            ray.get(self.writer.note.remote(kind, found))
 
     def begin_sweep(self, completed: list[str]) -> None:
         """See `RunWriter.begin_sweep`."""

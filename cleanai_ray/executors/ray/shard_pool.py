@@ -11,7 +11,7 @@ from typing import Any, Literal
 import ray
 from ray import exceptions
 
-from cleanai_ray.errors import CleanAIError, ClusterError
+from cleanai_ray.errors import CleanAIError, ClusterError, DeviceError
 from cleanai_ray.executors.base import ShardPool, ShardWork
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.ray.object_store import references_of
@@ -28,9 +28,10 @@ _LOST = (exceptions.RayActorError, exceptions.ObjectLostError, exceptions.Worker
 class ActorPool(ShardPool):
     """Actors, started when they are first needed and stopped at the end.
 
-    An actor that dies is replaced, and another one takes over its task; a task is tried three times. Work goes on while
-    the cluster has no room to start an actor. If the number of actors is not fixed, there is one for each of the
-    cluster's GPUs, or for each core if the study computes on none, and their number grows with the cluster.
+    An actor that dies, or whose GPU fails, is replaced, and another one takes over its task; a task is tried three
+    times. Work goes on while the cluster has no room to start an actor. If the number of actors is not fixed, there is
+    one for each of the cluster's GPUs, or for each core if the study computes on none, and their number grows with the
+    cluster.
 
     Results stay in the object store, and the actors add them up in a tree of fixed shape: the driver sees references
     and, at the end, one value, whose bits do not depend on the number of actors or on which of them died. No shard
@@ -195,6 +196,10 @@ class _Pass:
             num_samples = ray.get(receipt)
         except exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
+            if isinstance(cause, DeviceError):
+                ray.kill(actor)
+                self._retry(node, cause)
+                return
             if isinstance(cause, CleanAIError):
                 self._pool.give_back(actor)
                 raise cause from None
@@ -216,10 +221,13 @@ class _Pass:
         if self._attempts[node] >= _MAX_ATTEMPTS:
             what = f"shard {node[1]}" if node[0] == 0 else "a sum of shards"
             reason = str(error).strip().splitlines()[-1]
+            if isinstance(error, DeviceError):
+                what_happened, says = "lost its GPU the last time", "torch"
+            else:
+                what_happened, says = "died each time, most often because memory ran out", "Ray"
             raise ClusterError(
-                f"{what} of the {self._work.title} was tried {_MAX_ATTEMPTS} times, and its process died each time, "
-                "most often because memory ran out; finished shards are kept, and the same command resumes; Ray says: "
-                f"{reason}"
+                f"{what} of the {self._work.title} was tried {_MAX_ATTEMPTS} times, and its process {what_happened}; "
+                f"finished shards are kept, and the same command resumes; {says} says: {reason}"
             )
         lost = self._tree.forget(node)
         self._done -= set(lost)

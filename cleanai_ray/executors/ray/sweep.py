@@ -11,10 +11,12 @@ from ray.tune.trainable import wrap_function
 from cleanai_ray.config.study import Study
 from cleanai_ray.executors.counts import SweepState
 from cleanai_ray.executors.ray.cluster import assigned_device, places_for_workers
+from cleanai_ray.executors.ray.fresh_process import faults_recorded, replaced_by_tune
+from cleanai_ray.executors.ray.gpu_share import limit_gpu_memory
 from cleanai_ray.executors.ray.trial_config import configurations, epoch_numbers, group_of, numbers_of, takes_workers
 from cleanai_ray.executors.ray.trial_workers import COORDINATOR_BYTES, run_with_workers
 from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup, run_group
-from cleanai_ray.stages.outcome import failed_outcome
+from cleanai_ray.stages.outcome import TrialOutcome, failed_outcome
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
@@ -103,7 +105,10 @@ def _trial_name(tune_trial: Any) -> str:
 
 
 def _run_tune_trial(config: dict[str, Any], *, inputs: SweepInputs, has_cuda: bool) -> None:
-    """Run a group of trials in a Tune worker, or on several workers for which this one waits."""
+    """Run a group of trials in a Tune worker, or on several workers for which this one waits.
+
+    When a GPU fails, another process runs the trial once more, and then those that are left; see `replaced_by_tune`.
+    """
     if takes_workers(inputs.study, config):
         run_with_workers(config, inputs, has_cuda=has_cuda)
         return
@@ -113,9 +118,14 @@ def _run_tune_trial(config: dict[str, Any], *, inputs: SweepInputs, has_cuda: bo
         checkpoints = inputs.checkpoints(group.owner)
         return LocalContext(device=workspace.device, on_row=_report_epoch, checkpoints=checkpoints)
 
-    for trial, outcome in run_group(inputs, inputs.unrecorded(group.trials), assigned_device(), context):
-        inputs.write(trial, outcome)
+    def report(outcome: TrialOutcome) -> None:
         tune.report(numbers_of(outcome.row))
+
+    limit_gpu_memory()
+    with replaced_by_tune(), faults_recorded(inputs, report):
+        for trial, outcome in run_group(inputs, inputs.unrecorded(group.trials), assigned_device(), context):
+            inputs.write(trial, outcome)
+            report(outcome)
     inputs.forget_checkpoints(group)
 
 

@@ -26,8 +26,17 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from cleanai_ray.config.study import Study
 from cleanai_ray.executors.ray.cluster import assigned_device, free_places, places_for_workers, workers_to_ask_for
+from cleanai_ray.executors.ray.fresh_process import device_faults_named, faults_recorded
 from cleanai_ray.executors.ray.trial_config import epoch_numbers, group_of, numbers_of, workers_wanted
-from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup, dense_model_of, describe_error, run_group
+from cleanai_ray.executors.trial_work import (
+    SweepInputs,
+    TrialDeviceError,
+    TrialGroup,
+    dense_model_of,
+    describe_error,
+    run_group,
+)
+from cleanai_ray.nn.faults import is_out_of_memory
 from cleanai_ray.stages.outcome import failed_outcome
 from cleanai_ray.stages.secondary_workers import assist_trial
 from cleanai_ray.stages.workspace import open_workspace
@@ -50,6 +59,9 @@ _TRAIN_FOLDER = "train"
 def run_with_workers(config: dict[str, Any], inputs: SweepInputs, *, has_cuda: bool) -> None:
     """Run a group of trials on several workers, from a Tune worker that waits for them.
 
+    If memory runs out while they train together, they start again, and compute their shares of a batch in twice as many
+    parts.
+
     When a worker or its node is lost, the other workers are stopped, and as many as the remaining nodes have room for
     start again from the last checkpoint. The number of workers changes no batch, only how it is divided.
 
@@ -60,21 +72,25 @@ def run_with_workers(config: dict[str, Any], inputs: SweepInputs, *, has_cuda: b
         inputs: The inputs of all trials.
         has_cuda: False if torch finds none of the GPUs that Ray lists.
     """
-    group, study, num_failures, lost_some = group_of(config), inputs.study, 0, False
+    group, study, num_failures, lost_some, num_parts = group_of(config), inputs.study, 0, False, 1
+    batch_size = study.finetune.batch_size or study.data.batch_size
     while num_failures <= _MAX_FAILURES:
         left = replace(group, trials=inputs.unrecorded(group.trials))
         try:
             if left.trials:
                 wanted = _wait_for_share(study, config)
                 num_workers = workers_to_ask_for(study, wanted, lost_some=lost_some)
-                _trainer(inputs, left, num_workers, has_cuda=has_cuda).fit()
+                _trainer(inputs, left, num_workers, num_parts, has_cuda=has_cuda).fit()
             inputs.forget_checkpoints(group)
             return
         except ray.train.TrainingFailedError as error:
             cause = describe_error(_cause(error))
             _LOG.warning("the workers of trial %s start again: %s", group.owner.trial_id, cause)
             lost_some = True
-            num_failures += not _failed_for_lack_of_nodes(error)
+            if 2 * num_parts * wanted <= batch_size and any(map(is_out_of_memory, _failures(error).values())):
+                num_parts *= 2
+                continue
+            num_failures += not (_failed_for_lack_of_nodes(error) or isinstance(_cause(error), TrialDeviceError))
     reason = f"its {wanted} workers failed {num_failures} times, the last time with {cause}"
     for trial in inputs.unrecorded(group.trials):
         outcome = failed_outcome(study, trial, reason)
@@ -93,9 +109,12 @@ def _wait_for_share(study: Study, config: Mapping[str, Any]) -> int:
 
 def _cause(error: ray.train.TrainingFailedError) -> BaseException:
     """Return the error of the first worker that failed, or of the process that controls the workers."""
+    return next(iter(_failures(error).values()))
+
+
+def _failures(error: ray.train.TrainingFailedError) -> dict[int, BaseException]:
     # Unstable: WorkerGroupError has the errors of workers by rank, ControllerError has one of its own.
-    failures = getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
-    return next(iter(failures.values()))
+    return getattr(error, "worker_failures", {}) or {0: getattr(error, "controller_failure", error)}
 
 
 def _failed_for_lack_of_nodes(error: ray.train.TrainingFailedError) -> bool:
@@ -103,13 +122,15 @@ def _failed_for_lack_of_nodes(error: ray.train.TrainingFailedError) -> bool:
     return isinstance(error, PreemptionError) or isinstance(_cause(error), WorkerGroupStartupTimeoutError)
 
 
-def _trainer(inputs: SweepInputs, group: TrialGroup, num_workers: int, *, has_cuda: bool) -> TorchTrainer:
+def _trainer(
+    inputs: SweepInputs, group: TrialGroup, num_workers: int, num_parts: int, *, has_cuda: bool
+) -> TorchTrainer:
     wanted = inputs.study.resources
     per_worker = {"CPU": wanted.cpus_per_trial, "GPU": wanted.gpus}
     path, filesystem = inputs.store.storage(_TRAIN_FOLDER)  # type: ignore[attr-defined]  # a RemoteWriter
     return TorchTrainer(
         _work,
-        train_loop_config={"group": group, "inputs": inputs},
+        train_loop_config={"group": group, "inputs": inputs, "num_parts": num_parts},
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,
             use_gpu=wanted.gpus > 0,
@@ -135,6 +156,7 @@ def _work(config: dict[str, Any]) -> None:
     group: TrialGroup = config["group"]
     device = torch.device(assigned_device())
     context = ProcessGroupContext(device=device, on_row=_report_epoch, checkpoints=inputs.checkpoints(group.owner))
+    context.num_parts = config["num_parts"]
     # All workers must report equally often; Ray uses the numbers of the first one.
     for numbers in (_lead if context.rank == 0 else _assist)(inputs, group, context):
         ray.train.report(numbers)
@@ -143,9 +165,11 @@ def _work(config: dict[str, Any]) -> None:
 def _lead(inputs: SweepInputs, group: TrialGroup, context: ProcessGroupContext) -> list[dict[str, Any]]:
     """Run the trials, with the other workers' help; raise an error that comes while they wait for this one."""
     device, numbers = str(context.device), []
-    for trial, outcome in run_group(inputs, group.trials, device, lambda _: context, lambda error: context.is_awaited):
-        inputs.write(trial, outcome)
-        numbers.append(numbers_of(outcome.row))
+    with device_faults_named(), faults_recorded(inputs, lambda outcome: None):
+        found = run_group(inputs, group.trials, device, lambda _: context, lambda error: context.is_awaited)
+        for trial, outcome in found:
+            inputs.write(trial, outcome)
+            numbers.append(numbers_of(outcome.row))
     context.dismiss()
     return numbers
 
