@@ -36,11 +36,12 @@ class Evidence:
             target: What it should make, [N, P, outputs].
             checks: True for the images that choose between fits, [N].
         """
-        chosen = torch.from_numpy(checks).to(patches.device)
-        parts = [
-            PatchMoments.of(*(rows[some].flatten(0, 1) for rows in (patches, made, target))) if some.any() else None
-            for some in (~chosen, chosen)
-        ]
+        # Places are found here: masks on a GPU would have to be counted there, and waited for.
+        parts = []
+        for chosen in (~checks, checks):
+            places = torch.from_numpy(np.flatnonzero(chosen)).to(patches.device)
+            rows = [each.index_select(0, places).flatten(0, 1) for each in (patches, made, target)]
+            parts.append(PatchMoments.of(*rows) if len(places) else None)
         return Evidence(fits=parts[0], checks=parts[1])
 
     def __add__(self, other: Evidence) -> Evidence:

@@ -27,8 +27,8 @@ class PatchMoments:
         error: Mean error, [groups, outputs of a group].
         gram: Sum of the products of centred patches, [groups, features, features].
         cross: Sum of the products of centred errors and patches, [groups, outputs of a group, features].
-        largest_error: The largest absolute error.
-        largest_output: The largest absolute output.
+        largest_error: The largest absolute error, [].
+        largest_output: The largest absolute output, [].
     """
 
     count: int
@@ -36,8 +36,8 @@ class PatchMoments:
     error: Tensor
     gram: Tensor
     cross: Tensor
-    largest_error: float
-    largest_output: float
+    largest_error: Tensor
+    largest_output: Tensor
 
     @staticmethod
     def of(patches: Tensor, outputs: Tensor, targets: Tensor) -> PatchMoments:
@@ -58,8 +58,8 @@ class PatchMoments:
             error=error,
             gram=(features.transpose(1, 2) @ features).double() * spread[:, :, None] * spread[:, None, :],
             cross=(residues.transpose(1, 2) @ features).double() * reach[:, :, None] * spread[:, None, :],
-            largest_error=float(errors.abs().max()),
-            largest_output=float(outputs.abs().max()),
+            largest_error=errors.abs().max(),
+            largest_output=outputs.abs().max(),
         )
 
     def __add__(self, other: PatchMoments) -> PatchMoments:
@@ -74,14 +74,14 @@ class PatchMoments:
             error=self.error + share * error,
             gram=self.gram + other.gram + weight * patch[:, :, None] * patch[:, None, :],
             cross=self.cross + other.cross + weight * error[:, :, None] * patch[:, None, :],
-            largest_error=max(self.largest_error, other.largest_error),
-            largest_output=max(self.largest_output, other.largest_output),
+            largest_error=torch.maximum(self.largest_error, other.largest_error),
+            largest_output=torch.maximum(self.largest_output, other.largest_output),
         )
 
     @property
     def is_right(self) -> bool:
         """True if the layer's output is what it should be, up to rounding."""
-        return self.largest_error <= _NOTHING * self.largest_output
+        return bool(self.largest_error.double() <= _NOTHING * self.largest_output.double())
 
     def change_of_error(self, change: Tensor, shift: Tensor) -> float:
         """Return by how much a refit changes the mean squared error of these rows, summed over the outputs.
