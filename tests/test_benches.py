@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,3 +163,12 @@ def test_without_a_gpu_the_bench_says_so(monkeypatch: pytest.MonkeyPatch, capsys
     (line,) = printed.err.splitlines()
     assert "finds no GPU" in line
     assert "--device cpu --small" in line
+
+
+def test_the_pace_of_a_stage_begins_with_its_first_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    times, clock = bench_gpu.studies.StageTimes(), iter([10.0, 12.0, 14.0])
+    monkeypatch.setattr(bench_gpu.studies, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    with times.shards("calibration", 3) as on_shard:
+        for done, samples in enumerate((64, 64, 32), start=1):
+            on_shard(done, 3, samples)
+    assert times.images_per_second("calibration") == (64 + 32) / 4
