@@ -84,3 +84,15 @@ def test_trials_after_a_fault_are_not_run_here_and_run_when_the_study_is_run_aga
     failed, said = small.run(study, tmp_path / "run")
     assert failed == 0, said
     assert "1 of 3 trials were complete already" in said
+
+
+def test_fine_tuning_whose_memory_runs_out_says_so_of_the_trial(tmp_path: Path) -> None:
+    sweep = {"methods": ["magnitude"], "ratios": [0.3]}
+    changed = {"repair": {"compensation": "none", "batch_norm": "none"}, "finetune": {"epochs": 1, "batch_size": 90}}
+    study = parse_study({**hungry(50), **changed, "sweep": sweep})
+    failed, said = small.run(study, tmp_path)
+    assert failed == 0, said
+    (row,) = small.timeless_table(tmp_path)
+    (text,) = [text for text in row["warnings"] if "fine-tuning" in text]
+    assert "batches of 90 samples in 2 parts of at most 45" in text
+    assert row["epochs_run"] == 1

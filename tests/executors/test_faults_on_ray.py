@@ -68,3 +68,30 @@ def is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+
+
+@pytest.mark.slow
+def test_workers_of_a_trial_start_again_after_a_fault_and_with_parts_of_batches_where_memory_ran_out(
+    ray_session: Any, tmp_path: Path
+) -> None:
+    """Batches of 90 are 45 for each of two workers, whose device holds 30; each start again is a new pair."""
+    file = tmp_path / "processes"
+    options = {"asserting_once": {"file": str(file)}}
+    model = {"factory": f"{PLUGIN}:hungry", "num_classes": 10, "input_shape": [1, 8, 8], "options": {"most": 30}}
+    settings = {
+        **small.SMALL,
+        "plugins": [PLUGIN],
+        "model": model,
+        "sweep": {"methods": ["asserting_once"], "ratios": [0.3], "method_options": options},
+        "repair": {"compensation": "none", "batch_norm": "none"},
+        "finetune": {"epochs": 1, "num_workers": 2, "batch_size": 90},
+        "evaluation": {"samples": 50, "latency": None},
+    }
+    failed, said = small.run(parse_study(settings), tmp_path / "run", "ray")
+    assert failed == 0, said
+    (row,) = small.timeless_table(tmp_path / "run")
+    assert row["epochs_run"] == 1
+    (text,) = [text for text in row["warnings"] if "fine-tuning" in text]
+    assert "batches of 45 samples in 2 parts of at most 23" in text
+    # One process saw the fault, one the lack of memory, and one ended the trial.
+    assert len(file.read_text().split()) == 3
