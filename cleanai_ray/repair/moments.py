@@ -18,7 +18,7 @@ from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.repair.images import Batch, device_of, run, walk
 from cleanai_ray.repair.moment_values import ConsumerMoments, CrossMoments, LayerMoments
 from cleanai_ray.repair.running_moments import RunningMoments
-from cleanai_ray.repair.sampling import POSITIONS_PER_SAMPLE, PositionSampler
+from cleanai_ray.repair.sampling import POSITIONS_PER_SAMPLE, Places, PositionSampler
 
 __all__ = ["ConsumerMoments", "CrossMoments", "LayerMoments", "MomentRecorder", "collect_moments"]
 
@@ -51,7 +51,7 @@ class MomentRecorder:
         self._sampler = PositionSampler(positions_per_sample, features)
         self._sums = RunningMoments()
         self._samples = range(0)
-        self._gives: np.ndarray | None = None
+        self._places: Places | None = None
         self._hooks = contextlib.ExitStack()
 
     def announce(self, samples: range, gives: np.ndarray | None = None) -> None:
@@ -63,8 +63,15 @@ class MomentRecorder:
             gives: The samples of the batch that give moments, bool [N]; by default all.
         """
         assert gives is None or np.count_nonzero(gives) == len(samples)
-        self._samples = samples
-        self._gives = gives
+        self._samples, self._places = samples, None
+        if not samples:
+            return
+        device = device_of(self._model)
+        self._sampler.prepare(self._layers, samples, device)
+        if gives is not None and not gives.all():
+            # A copy from pageable memory has left it when the call returns, so that it may be overwritten then.
+            index = torch.from_numpy(np.flatnonzero(gives)).to(device, non_blocking=True)
+            self._places = Places(batch_size=len(gives), index=index)
 
     def __enter__(self: Self) -> Self:
         self._hooks.enter_context(observing(self._model, self._layers, self._see))
@@ -78,7 +85,7 @@ class MomentRecorder:
     @torch.no_grad()
     def _see(self, name: str, module: nn.Module, value: Tensor) -> None:
         if self._samples:
-            self._sums.add(name, self._sampler.rows(name, module, value, self._samples, self._gives))
+            self._sums.add(name, self._sampler.rows(name, module, value, self._samples, self._places))
 
     def _end_of_pass(self, *_: Any) -> None:
         self._samples = range(0)
