@@ -19,6 +19,7 @@ from cleanai_ray.repair.images import Batch, device_of, run, walk
 from cleanai_ray.repair.moment_values import ConsumerMoments, CrossMoments, LayerMoments
 from cleanai_ray.repair.running_moments import RunningMoments
 from cleanai_ray.repair.sampling import POSITIONS_PER_SAMPLE, Places, PositionSampler
+from cleanai_ray.statistics.precision import laid_out, running_in
 
 __all__ = ["ConsumerMoments", "CrossMoments", "LayerMoments", "MomentRecorder", "collect_moments"]
 
@@ -112,6 +113,7 @@ def collect_moments(
     positions_per_sample: int = POSITIONS_PER_SAMPLE,
     first_sample_id: int = 0,
     features: Mapping[str, int] | None = None,
+    precision: str = "float32",
 ) -> ConsumerMoments:
     """Run a model over batches and return moments of what some of its consumers read. The model is left as it was.
 
@@ -122,6 +124,7 @@ def collect_moments(
         positions_per_sample: Most positions (pixels, tokens) to read per sample.
         first_sample_id: Number of the first sample. A sample's number decides which of its positions are drawn.
         features: Features per channel of consumers that read a flattened feature map, by name.
+        precision: The precision in which the model is run, as in `statistics.CalibrationOptions`.
 
     Raises:
         CalibrationError: When a batch cannot be run, or the input of a layer is not finite.
@@ -131,7 +134,8 @@ def collect_moments(
     with evaluation_mode(model), recorder:
         for samples, images in walk(fast, model, first_sample_id):
             recorder.announce(samples)
-            run(model, images, samples)
+            with running_in(precision, images.device):
+                run(model, laid_out(images, precision), samples)
     return recorder.moments() or ConsumerMoments(layers={})
 
 

@@ -39,13 +39,15 @@ def calibration_key(study: Study, dense_digest: str) -> str:
     from cleanai_ray.stages.calibration import CalibrationNeeds  # loads torch, which the writer's process does without
 
     needs = asdict(CalibrationNeeds.of(study))
-    return digest([_STATISTICS, dense_digest, _model_shape(study), _data(study), study.evaluation.split, needs])
+    measured = [dense_digest, _model_shape(study), _data(study), study.evaluation.split, needs]
+    return digest([_STATISTICS, *measured, *_precision(study)])
 
 
 def moments_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that second moments and curves of a study of one draw depend on."""
     kept_wide = study.pruning.ignored_layers
-    return digest([_MOMENTS, dense_digest, _model_shape(study), _data(study), study.evaluation.split, kept_wide])
+    measured = [dense_digest, _model_shape(study), _data(study), study.evaluation.split, kept_wide]
+    return digest([_MOMENTS, *measured, *_precision(study)])
 
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
@@ -65,7 +67,7 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
 
     if plugins := [step.key for step in plan_stages(study, trial) if step.is_plugin]:
         parts["stages"] = plugins
-    return digest([trial.identity, dense_digest, _model_shape(study), _data(own), parts])
+    return digest([trial.identity, dense_digest, _model_shape(study), _data(own), parts, *_precision(study)])
 
 
 def _model_shape(study: Study) -> dict[str, Any]:
@@ -75,7 +77,14 @@ def _model_shape(study: Study) -> dict[str, Any]:
 
 def _data(study: Study) -> dict[str, Any]:
     """Return the data section without the keys that change no sample, such as the number of decoding processes."""
-    return study.data.model_dump(exclude={"num_workers": True, "skip_unreadable": True, "options": {"index_cache"}})
+    unread: Any = {"options": {"index_cache"}, "calibration": {"precision"}}
+    return study.data.model_dump(exclude={"num_workers": True, "skip_unreadable": True, **unread})
+
+
+def _precision(study: Study) -> list[str]:
+    """Return the precision of the calibration; nothing for the default, so that what was measured before counts."""
+    precision = study.data.calibration.precision
+    return [] if precision == "float32" else [precision]
 
 
 def _content_digest(location: str) -> str | None:
