@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from interpreted_kernels import assert_equal, layouts
 from small_nets import batches, build
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -123,9 +124,6 @@ def test_the_plain_reduction_launches_few_operations_a_layer(is_positive: bool, 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_on_a_gpu_the_kernels_give_what_the_plain_reduction_gives(dtype: torch.dtype) -> None:
-    sys.path.insert(0, str(SCRIPT.parent))
-    from interpreted_kernels import assert_equal, layouts
-
     fused = fused_sums.FusedSums(torch.device("cuda:0"), 0.05, 3)
     values = {name: value.to("cuda:0", dtype) for name, value in layouts().items()}
     for name, value in values.items():
