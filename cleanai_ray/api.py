@@ -53,7 +53,7 @@ def calibrate(
         batches: Inputs [N, ...], or pairs (inputs, targets); targets are used for gradients only.
         loss: Mean loss of (output of the task's `network`, targets) for gradients; the task's by default.
         task: What the model is for, as in `prune`.
-        **options: `threshold`, `top_k`, `sections`, `outputs`, `gradients` and `squared_gradients`, as
+        **options: `threshold`, `top_k`, `sections`, `outputs`, `gradients`, `squared_gradients` and `precision`, as
             `cleanai_ray.statistics.CalibrationOptions` documents them.
 
     Raises:

@@ -104,6 +104,9 @@ class CalibrationSection(Section):
         64,
         description="Bins of a layer's range for `k_multisection` and `entropy`; 64 bins of 1024 samples hold 16 each.",
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Precision of the forward pass; sums are in float32 or better in either case."
+    )
     withhold_from_training: Literal["auto"] | bool = Field(
         "auto",
         description="Keep calibration images out of training; auto: if they are at most a fifth of the split.",

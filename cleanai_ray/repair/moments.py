@@ -18,7 +18,8 @@ from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.repair.images import Batch, device_of, run, walk
 from cleanai_ray.repair.moment_values import ConsumerMoments, CrossMoments, LayerMoments
 from cleanai_ray.repair.running_moments import RunningMoments
-from cleanai_ray.repair.sampling import POSITIONS_PER_SAMPLE, PositionSampler
+from cleanai_ray.repair.sampling import POSITIONS_PER_SAMPLE, Places, PositionSampler
+from cleanai_ray.statistics.precision import laid_out, running_in
 
 __all__ = ["ConsumerMoments", "CrossMoments", "LayerMoments", "MomentRecorder", "collect_moments"]
 
@@ -51,7 +52,7 @@ class MomentRecorder:
         self._sampler = PositionSampler(positions_per_sample, features)
         self._sums = RunningMoments()
         self._samples = range(0)
-        self._gives: np.ndarray | None = None
+        self._places: Places | None = None
         self._hooks = contextlib.ExitStack()
 
     def announce(self, samples: range, gives: np.ndarray | None = None) -> None:
@@ -63,8 +64,15 @@ class MomentRecorder:
             gives: The samples of the batch that give moments, bool [N]; by default all.
         """
         assert gives is None or np.count_nonzero(gives) == len(samples)
-        self._samples = samples
-        self._gives = gives
+        self._samples, self._places = samples, None
+        if not samples:
+            return
+        device = device_of(self._model)
+        self._sampler.prepare(self._layers, samples, device)
+        if gives is not None and not gives.all():
+            # A copy from pageable memory has left it when the call returns, so that it may be overwritten then.
+            index = torch.from_numpy(np.flatnonzero(gives)).to(device, non_blocking=True)
+            self._places = Places(batch_size=len(gives), index=index)
 
     def __enter__(self: Self) -> Self:
         self._hooks.enter_context(observing(self._model, self._layers, self._see))
@@ -78,7 +86,7 @@ class MomentRecorder:
     @torch.no_grad()
     def _see(self, name: str, module: nn.Module, value: Tensor) -> None:
         if self._samples:
-            self._sums.add(name, self._sampler.rows(name, module, value, self._samples, self._gives))
+            self._sums.add(name, self._sampler.rows(name, module, value, self._samples, self._places))
 
     def _end_of_pass(self, *_: Any) -> None:
         self._samples = range(0)
@@ -105,6 +113,7 @@ def collect_moments(
     positions_per_sample: int = POSITIONS_PER_SAMPLE,
     first_sample_id: int = 0,
     features: Mapping[str, int] | None = None,
+    precision: str = "float32",
 ) -> ConsumerMoments:
     """Run a model over batches and return moments of what some of its consumers read. The model is left as it was.
 
@@ -115,6 +124,7 @@ def collect_moments(
         positions_per_sample: Most positions (pixels, tokens) to read per sample.
         first_sample_id: Number of the first sample. A sample's number decides which of its positions are drawn.
         features: Features per channel of consumers that read a flattened feature map, by name.
+        precision: The precision in which the model is run, as in `statistics.CalibrationOptions`.
 
     Raises:
         CalibrationError: When a batch cannot be run, or the input of a layer is not finite.
@@ -124,7 +134,8 @@ def collect_moments(
     with evaluation_mode(model), recorder:
         for samples, images in walk(fast, model, first_sample_id):
             recorder.announce(samples)
-            run(model, images, samples)
+            with running_in(precision, images.device):
+                run(model, laid_out(images, precision), samples)
     return recorder.moments() or ConsumerMoments(layers={})
 
 

@@ -73,6 +73,7 @@ def calibrate_batches(
         outputs=needs.outputs,
         gradients=needs.gradients,
         squared_gradients=needs.squared_gradients,
+        precision=calibration.precision,
     )
     return calibrate(model, batches, options)
 
@@ -89,7 +90,9 @@ def count_shard(
         ranges: The layers' ranges in the merged statistics of all shards.
         num_bins: Number of bins of a histogram.
     """
-    return count_sections(model, workspace.batches("calibration", positions=positions), ranges, sections=num_bins)
+    batches = workspace.batches("calibration", positions=positions)
+    precision = workspace.study.data.calibration.precision
+    return count_sections(model, batches, ranges, sections=num_bins, precision=precision)
 
 
 def calibrate_locally(workspace: Workspace, model: nn.Module, trial: Trial | None = None) -> ActivationStatistics:

@@ -46,13 +46,14 @@ def calibration_key(study: Study, dense_digest: str) -> str:
 
     needs = asdict(CalibrationNeeds.of(study))
     read = [_model_shape(study), _data(study), study.evaluation.split]
-    return digest([_STATISTICS, dense_digest, *read, needs, *_numerics(study)])
+    return digest([_STATISTICS, dense_digest, *read, needs, *_numerics(study), *_precision(study)])
 
 
 def moments_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that second moments and curves of a study of one draw depend on."""
     read = [_model_shape(study), _data(study), study.evaluation.split]
-    return digest([_MOMENTS, dense_digest, *read, study.pruning.ignored_layers, *_numerics(study)])
+    computed = [study.pruning.ignored_layers, *_numerics(study), *_precision(study)]
+    return digest([_MOMENTS, dense_digest, *read, *computed])
 
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
@@ -73,7 +74,8 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
 
     if plugins := [step.key for step in plan_stages(study, trial) if step.is_plugin]:
         parts["stages"] = plugins
-    return digest([trial.identity, dense_digest, _model_shape(study), _data(own), parts, *_numerics(study)])
+    computed = [*_numerics(study), *_precision(study)]
+    return digest([trial.identity, dense_digest, _model_shape(study), _data(own), parts, *computed])
 
 
 def _finetune(study: Study) -> dict[str, Any]:
@@ -102,6 +104,7 @@ def _data(study: Study) -> dict[str, Any]:
         "num_workers": True,
         "skip_unreadable": True,
         "cache": True,
+        "calibration": {"precision"},
         "options": {"index_cache", "cache_dir"},
     }
     data = study.data.model_dump(exclude=unrelated)
@@ -114,6 +117,12 @@ def _data(study: Study) -> dict[str, Any]:
         published = published_transform(study.model)
         data["published_transform"] = None if published is None else published.model_dump()
     return data
+
+
+def _precision(study: Study) -> list[str]:
+    """Return the precision of the calibration; nothing for the default, so that what was measured before counts."""
+    precision = study.data.calibration.precision
+    return [] if precision == "float32" else [precision]
 
 
 def _content_digest(location: str) -> str | None:

@@ -148,8 +148,9 @@ class ShardMeasurer:
             return ShardMeasures(statistics=calibrate_batches(self._workspace, self._model, batches, self._needs))
         observed = self._observed()
         if STATISTICS not in self._kinds:
+            first, precision = shard.first_number, self._workspace.study.data.calibration.precision
             return ShardMeasures(
-                moments=collect_moments(self._model, batches, **observed, first_sample_id=shard.first_number)
+                moments=collect_moments(self._model, batches, **observed, first_sample_id=first, precision=precision)
             )
         with MomentRecorder(self._model, **observed) as recorder:
             announced = _announced(self._workspace, shard, batches, recorder)

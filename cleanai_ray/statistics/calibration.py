@@ -17,6 +17,7 @@ from cleanai_ray.statistics.channel_statistics import ActivationStatistics
 from cleanai_ray.statistics.gradients import ModelLoss, add_magnitudes, add_squares, loss_of_output
 from cleanai_ray.statistics.histogram import ActivationHistograms, Ranges
 from cleanai_ray.statistics.histogram_recorder import HistogramRecorder
+from cleanai_ray.statistics.precision import check_precision, laid_out, running_in
 from cleanai_ray.statistics.recorder import ActivationRecorder
 
 Batch = Tensor | tuple[Tensor, Any]
@@ -38,6 +39,8 @@ class CalibrationOptions:
             therefore average the magnitudes of minibatches. The result depends on how samples are cut into batches.
         squared_gradients: Also collect the square of the loss gradient of every sample, for the method `hessian`. It
             takes a separate backward pass for every sample.
+        precision: `float32`: the model is run as it is; `bfloat16`: under autocast and with the channels last, which
+            takes half the time on recent GPUs. Activations are added up in float32 and float64 in either case.
     """
 
     threshold: float = 0.0
@@ -46,6 +49,7 @@ class CalibrationOptions:
     outputs: bool = False
     gradients: bool = False
     squared_gradients: bool = False
+    precision: str = "float32"
 
 
 def calibrate(
@@ -71,13 +75,15 @@ def calibrate(
     options, model = options or CalibrationOptions(), open_attention(model)
     if options.top_k < 1:
         raise CalibrationError(f"top_k is {options.top_k}; allowed: an integer of at least 1")
+    check_precision(options.precision)
     if options.sections is not None:
         _check_sections(options.sections)
         batches = list(batches) if isinstance(batches, Iterator) else batches
     statistics = _first_pass(model, batches, options, loss or loss_of_output(functional.cross_entropy))
     if options.sections is None:
         return statistics
-    return statistics.with_histograms(count_sections(model, batches, statistics.ranges, sections=options.sections))
+    counts = count_sections(model, batches, statistics.ranges, sections=options.sections, precision=options.precision)
+    return statistics.with_histograms(counts)
 
 
 def _first_pass(
@@ -97,7 +103,7 @@ def _first_pass(
                 add_squares(model, images, targets, loss, squares)
 
     with evaluation_mode(model), recorder:
-        number = _run_all(model, batches, run)
+        number = _run_all(model, batches, run, options.precision)
     return replace(
         recorder.statistics(),
         gradients={name: value.cpu() for name, value in magnitudes.items()},
@@ -107,7 +113,7 @@ def _first_pass(
 
 
 def count_sections(
-    model: nn.Module, batches: Iterable[Batch], ranges: Ranges, *, sections: int
+    model: nn.Module, batches: Iterable[Batch], ranges: Ranges, *, sections: int, precision: str = "float32"
 ) -> ActivationHistograms:
     """Run a model over batches again, and count each channel's activations by bin of its layer's range.
 
@@ -119,15 +125,17 @@ def count_sections(
         batches: Images [N, ...], or pairs (images, targets).
         ranges: `ActivationStatistics.ranges`.
         sections: Number of bins.
+        precision: The precision of the first pass.
 
     Raises:
         CalibrationError: When an argument is not allowed, or a batch cannot be run; the message says which samples it
             holds.
     """
     _check_sections(sections)
+    check_precision(precision)
     model = open_attention(model)
     with evaluation_mode(model), HistogramRecorder(model, ranges, num_bins=sections) as recorder:
-        _run_all(model, batches, lambda images, _: _forward(model, images))
+        _run_all(model, batches, lambda images, _: _forward(model, images), precision)
         return recorder.histograms()
 
 
@@ -141,7 +149,7 @@ def _forward(model: nn.Module, images: Tensor) -> None:
     model(images)
 
 
-def _run_all(model: nn.Module, batches: Iterable[Batch], run: Callable[[Tensor, Any], None]) -> int:
+def _run_all(model: nn.Module, batches: Iterable[Batch], run: Callable[[Tensor, Any], None], precision: str) -> int:
     """Give every batch to `run`, its images on the model's device, and return the number of samples."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     start = 0
@@ -149,7 +157,8 @@ def _run_all(model: nn.Module, batches: Iterable[Batch], run: Callable[[Tensor, 
         images, targets = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1])
         end = start + len(images)
         try:
-            run(images.to(device), targets)
+            with running_in(precision, device):
+                run(laid_out(images.to(device), precision), targets)
         except Exception as error:
             raise CalibrationError(
                 f"calibration stopped at samples {start} to {end - 1}: {' '.join(str(error).split())}"

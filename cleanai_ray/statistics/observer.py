@@ -73,8 +73,8 @@ class LayerObserver(HookOwner, ABC):
 
 
 def as_samples(module: nn.Module, activation: Tensor) -> Tensor:
-    """Return activations as [samples, channels, positions] in float32, whatever their layout."""
-    activation = activation.detach().float()
+    """Return a view of activations as [samples, channels, positions], whatever their layout and type."""
+    activation = activation.detach()
     if isinstance(module, nn.Conv2d):
         return activation.flatten(2) if activation.dim() == 4 else activation.flatten(1).unsqueeze(0)
     if isinstance(module, nn.MultiheadAttention) and not module.batch_first:

@@ -357,9 +357,10 @@ class TestDraws:
             ({"samples": []}, ["data.calibration.samples", "[]"]),
             ({"samples": [64, 0]}, ["data.calibration.samples", "0"]),
             ({"seed": [-1]}, ["data.calibration.seed", "-1"]),
+            ({"precision": "float16"}, ["data.calibration.precision", "float16", "float32", "bfloat16"]),
         ],
     )
-    def test_lists_that_make_no_sense_are_refused(self, calibration: dict[str, Any], parts: list[str]) -> None:
+    def test_what_makes_no_sense_is_refused(self, calibration: dict[str, Any], parts: list[str]) -> None:
         with pytest.raises(StudyError) as raised:
             self.drawn(**calibration)
         for part in parts:

@@ -133,9 +133,13 @@ def assert_close(found: ConsumerMoments | None, expected: ConsumerMoments) -> No
             assert torch.allclose(mine, other, rtol=1e-4, atol=1e-5 * float(other.abs().max())), name
 
 
-@pytest.mark.parametrize("limit", [2048, 60, 5])
-def test_one_pass_gives_what_two_give(limit: int) -> None:
-    study = study_of(["coverage"], second_moment_samples=limit, positions_per_sample=7)
+@pytest.mark.parametrize(
+    ("methods", "limit"),
+    [(["coverage"], 2048), (["coverage"], 60), (["coverage"], 5), (["taylor", "hessian"], 60)],
+)
+def test_one_pass_gives_what_two_give(methods: list[str], limit: int) -> None:
+    """Also where gradients are taken of the pass, and, sample by sample, of further ones, which give no moments."""
+    study = study_of(methods, second_moment_samples=limit, positions_per_sample=7)
     workspace = open_workspace(study.model_dump_json(), "cpu")
     model = build_model(study.model, seed=0).eval()
     found = measured(study, STATISTICS, MOMENTS)

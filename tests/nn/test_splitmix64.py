@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cleanai_ray.nn.splitmix64 import splitmix64
+from cleanai_ray.nn.splitmix64_tensor import shifted, splitmix64_tensor
 
 
 def test_outputs_are_those_of_the_published_generator() -> None:
@@ -19,3 +23,12 @@ def test_seeds_and_positions_are_broadcast_and_the_largest_wrap_around() -> None
     assert table[1, 0] == 6457827717110365317
     # One step back from seed 0's first output: the state is the seed itself, which the finalizer maps 0 to 0.
     assert table[0, 2] == 0
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=9), st.integers(0, 2**32))
+def test_tensors_hold_the_same_bits(seeds: list[int], position: int) -> None:
+    given_seeds = np.array(seeds, dtype=np.uint64)
+    bits = splitmix64_tensor(torch.from_numpy(given_seeds.view(np.int64)), position)
+    expected = splitmix64(given_seeds, position)
+    assert np.array_equal(bits.numpy().view(np.uint64), expected)
+    assert shifted(bits, 11).tolist() == (expected >> np.uint64(11)).tolist()

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from cleanai_ray.errors import ArtifactError, CalibrationError
 from cleanai_ray.nn.hooks import count_hooks
 from cleanai_ray.repair import ConsumerMoments, collect_moments
-from cleanai_ray.repair.moments import CrossMoments, LayerMoments
-from cleanai_ray.repair.sampling import PositionSampler
+from cleanai_ray.repair.moments import CrossMoments, LayerMoments, MomentRecorder
+from cleanai_ray.repair.running_moments import GramSums, full_precision
+from cleanai_ray.repair.sampling import PositionSampler, _salt
 
 LAYERS = ["conv1", "conv2", "fc"]
 NET = build("plain").double()
@@ -166,3 +167,86 @@ def test_activations_that_are_not_finite_are_named() -> None:
     net.conv1.weight.data[0, 0, 0, 0] = float("nan")
     with pytest.raises(CalibrationError, match="inputs of layer 'conv2' are not finite"):
         collect_moments(net, [IMAGES.float()], layers=["conv2"])
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, -3000.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_sums_of_products_about_a_reference_are_the_moments_of_all_rows(offset: float, dtype: torch.dtype) -> None:
+    """The way of a GPU, on the CPU: products in float32, sums in float64."""
+    rows = (offset + torch.randn(700, 6) @ torch.randn(6, 6)).to(dtype)
+    sums = GramSums(rows[:100])
+    for part in rows.split([100, 1, 350, 249]):
+        sums.add(part)
+    found, expected = sums.moments(), LayerMoments.of(rows)
+    assert found.count == expected.count == 700
+    assert torch.allclose(found.mean, expected.mean, rtol=1e-9, atol=1e-6)
+    assert torch.allclose(found.scatter, expected.scatter, rtol=1e-5, atol=1e-5 * float(expected.scatter.max()))
+    assert torch.equal(found.scatter, found.scatter.T)
+
+
+def test_a_gpu_draws_the_positions_of_a_processor() -> None:
+    """Draws on a device are made of tensors; here the device is the CPU."""
+    sampler, cpu = PositionSampler(8), torch.device("cpu")
+    for name, samples in (("a", range(5)), ("layer4.1.conv2", range(2**20, 2**20 + 3))):
+        (drawn_there,) = sampler._in_stretches([_salt(name)], samples, cpu)
+        for total in (9, 80, 3136):
+            found = (drawn_there * (total / 8)).long().clamp_max_(total - 1)
+            assert torch.equal(found, sampler.positions(name, samples, total))
+
+
+def test_only_announced_passes_and_samples_give_moments() -> None:
+    gives = np.array([True, False, True, True, False])
+    with MomentRecorder(NET.eval(), layers=LAYERS, positions_per_sample=9) as recorder, torch.no_grad():
+        NET(IMAGES[:7])
+        recorder.announce(range(3), gives)
+        NET(IMAGES[10:15])
+        NET(IMAGES[:7])
+        recorder.announce(range(3, 3), np.zeros(4, dtype=bool))
+        NET(IMAGES[:4])
+        recorder.announce(range(3, 5))
+        NET(IMAGES[15:17])
+    found = recorder.moments()
+    assert found is not None
+    assert count_hooks(NET) == 0
+    given_images = torch.cat([IMAGES[[10, 12, 13]], IMAGES[15:17]])
+    assert_close(found, collect_moments(NET, [given_images], layers=LAYERS, positions_per_sample=9))
+
+
+def test_no_announced_pass_gives_no_moments() -> None:
+    with MomentRecorder(NET.eval(), layers=LAYERS) as recorder, torch.no_grad():
+        NET(IMAGES)
+    assert recorder.moments() is None
+
+
+@pytest.mark.parametrize("setting", ["older", "newer", "none"])
+def test_products_are_exact_whatever_the_precision_of_others(setting: str) -> None:
+    matmul = torch.backends.cuda.matmul
+    if setting == "newer" and not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this PyTorch has no matmul.fp32_precision")
+    try:
+        if setting == "older":
+            matmul.allow_tf32 = True
+        elif setting == "newer":
+            matmul.fp32_precision = "tf32"
+        else:
+            matmul.allow_tf32 = False
+        name = "fp32_precision" if setting == "newer" else "allow_tf32"
+        before = getattr(matmul, name)
+        with full_precision(torch.device("cuda")):
+            assert getattr(matmul, name) in (False, "ieee")
+            assert not torch.is_autocast_enabled("cuda")
+        assert getattr(matmul, name) == before
+    finally:
+        matmul.allow_tf32 = False
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_moments_of_a_processor() -> None:
+    net, images = build("plain"), IMAGES.float()
+    expected = collect_moments(net, images.split(10), layers=LAYERS, positions_per_sample=9)
+    found = collect_moments(net.cuda(), images.split(10), layers=LAYERS, positions_per_sample=9)
+    for name in LAYERS:
+        assert found[name].count == expected[name].count
+        for field in ("mean", "scatter"):
+            mine, other = getattr(found[name], field), getattr(expected[name], field)
+            assert torch.allclose(mine, other, rtol=1e-3, atol=1e-3 * float(other.abs().max())), (name, field)

@@ -10,7 +10,7 @@ from small_nets import batches, build, tiny_vit
 from torch import nn
 
 from cleanai_ray import calibrate
-from cleanai_ray.statistics import recorder
+from cleanai_ray.statistics import layer_sums
 from cleanai_ray.statistics.cache_blocks import cache_sized_blocks
 
 
@@ -29,7 +29,7 @@ def test_parts_cover_every_activation_once_and_are_no_larger_than_a_row_must_be(
 def test_the_size_of_parts_does_not_change_a_bit(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, data = build("residual"), batches(sizes=(3, 2))
     whole = calibrate(model, data, outputs=True)
-    monkeypatch.setitem(recorder._AT_ONCE, "cpu", limit)
+    monkeypatch.setitem(layer_sums._AT_ONCE, "cpu", limit)
     assert calibrate(model, data, outputs=True).to_bytes() == whole.to_bytes()
 
 
@@ -39,7 +39,7 @@ def test_tokens_whose_channels_lie_next_to_each_other_are_cut_likewise(
 ) -> None:
     model, data = tiny_vit(), batches(size=16, channels=3, sizes=(3, 2))
     whole = calibrate(model, data, outputs=True)
-    monkeypatch.setitem(recorder._AT_ONCE, "cpu", limit)
+    monkeypatch.setitem(layer_sums._AT_ONCE, "cpu", limit)
     cut = calibrate(model, data, outputs=True)
     for layer, value in whole.inputs.items():
         for name, tensor in value.tensors().items():
