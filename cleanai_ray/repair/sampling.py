@@ -26,29 +26,29 @@ class PositionSampler:
     """
 
     def __init__(self, positions_per_sample: int, features: Mapping[str, int] | None = None) -> None:
-        self._number = positions_per_sample
+        self.number = positions_per_sample
         self._features = features or {}
 
     def rows(self, name: str, module: nn.Module, value: Tensor, samples: range) -> Tensor:
         """Return the drawn positions of a consumer's input as a new tensor [samples * positions, C]."""
         positions = as_positions(module, value, len(samples), self._features.get(name, 1))
         total = positions.shape[1]
-        if total <= self._number:
+        if total <= self.number:
             return positions.flatten(0, 1).clone()
         chosen = torch.as_tensor(self._draw(name, samples, total), device=value.device)
         return positions[torch.arange(len(samples), device=value.device)[:, None], chosen].flatten(0, 1)
 
     def positions(self, name: str, samples: range, total: int) -> Tensor:
         """Return the positions drawn for a layer, of `total`, [samples, positions]."""
-        if total <= self._number:
+        if total <= self.number:
             return torch.arange(total).expand(len(samples), -1)
         return torch.as_tensor(self._draw(name, samples, total))
 
     def _draw(self, name: str, samples: range, total: int) -> np.ndarray:
         salt = np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], dtype=np.uint64)
-        stretches = np.arange(self._number, dtype=np.uint64)
+        stretches = np.arange(self.number, dtype=np.uint64)
         ids = np.arange(samples.start, samples.stop, dtype=np.uint64)
         mixed = splitmix64(0, splitmix64(0, ids + salt)[:, None] + stretches)
         fraction = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
-        drawn = np.floor((stretches + fraction) * (total / self._number)).astype(np.int64)
+        drawn = np.floor((stretches + fraction) * (total / self.number)).astype(np.int64)
         return np.minimum(drawn, total - 1)
