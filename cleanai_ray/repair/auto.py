@@ -12,17 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.nn.batches import fast_batches, fast_layout
 from cleanai_ray.nn.consumers import Consumer
 from cleanai_ray.repair.attention import balance_queries, narrowed_queries
 from cleanai_ray.repair.batch_norm import NormSums, apply_relative, apply_reset, collect_norm_sums
 from cleanai_ray.repair.blockwise import reconstruct_blocks
 from cleanai_ray.repair.compensation import compensate_closed_form, narrowed_consumers
+from cleanai_ray.repair.contest import Contest, Entry
 from cleanai_ray.repair.distillation import distill
 from cleanai_ray.repair.images import device_of, is_held_back
 from cleanai_ray.repair.learning import Recipe
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
 from cleanai_ray.repair.options import RepairOptions
-from cleanai_ray.repair.outputs import divergence, log_probabilities
+from cleanai_ray.repair.outputs import divergences, log_probabilities
 from cleanai_ray.repair.pair import ModelPair
 from cleanai_ray.repair.sequential import compensate_sequential
 from cleanai_ray.repair.trace import trace_consumers
@@ -31,6 +33,8 @@ from cleanai_ray.repair.unfolded import compensate_unfolded
 _BLOCK_RATE, _DISTILL_RATE = 0.1, 0.02
 _SHARE_OF_BLOCKS = 0.5
 """Share of the seconds that blocks may take where distillation follows."""
+_SHARE_COMPARED, _LEAST_COMPARED = 4, 32
+"""Recalibrations are compared on every fourth image, and on at least so many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +76,30 @@ class Variants:
         """Sums over what the dense model's batch-norms read."""
         return collect_norm_sums(self.models.dense, self.images)
 
+    @cached_property
+    def parts(self) -> tuple[Variants, Variants | None]:
+        """The same variants with the images that recalibrations are compared on, and with the others, if there are any.
+
+        Batch-norms have settled after few images: a quarter of them, but at least `_LEAST_COMPARED`, is enough to see
+        which recalibrations are of no use.
+        """
+        step = min(_SHARE_COMPARED, sum(len(batch) for batch in self.images) // _LEAST_COMPARED)
+        if step < 2:
+            return self, None
+        size, everything = max(len(batch) for batch in self.images), torch.cat(list(self.images))
+        first = torch.arange(len(everything)) % step == 0
+        one, other = (replace(self, images=everything[some].split(size)) for some in (first, ~first))
+        return one, other
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """Log probabilities that the dense model gives for the images held back."""
+        return log_probabilities(self.models.dense, self.held)
+
+    def distances(self, model: nn.Module) -> Tensor:
+        """Return the KL of a model's outputs from the dense model's for each image held back, [N]."""
+        return divergences(self.reference, log_probabilities(model, self.held))
+
     def compensate(self, compensation: str, ridge: float | None) -> nn.Module:
         """Return a compensated copy of the pruned model."""
         copied = replace(self.models, pruned=copy.deepcopy(self.models.pruned))
@@ -94,15 +122,39 @@ class Variants:
 
     def recalibrate(self, model: nn.Module, batch_norm: str) -> nn.Module:
         """Return a copy of a model with recalibrated batch-norms, or the model itself for `none`."""
-        if batch_norm == "none":
-            return model
+        return model if batch_norm == "none" else self.apply(model, batch_norm, self.norm_sums, self.measure(model))
+
+    def measure(self, model: nn.Module) -> dict[str, NormSums]:
+        """Return sums over what a model's batch-norms read."""
+        return collect_norm_sums(model, self.images)
+
+    def apply(
+        self, model: nn.Module, batch_norm: str, dense: dict[str, NormSums], found: dict[str, NormSums]
+    ) -> nn.Module:
+        """Return a copy of a model whose batch-norms are recalibrated by what was measured in both models."""
         model = copy.deepcopy(model)
-        found = collect_norm_sums(model, self.images)
         if batch_norm == "relative":
-            apply_relative(self.models.dense, model, self.norm_sums, found, self.models.kept_outputs)
+            apply_relative(self.models.dense, model, dense, found, self.models.kept_outputs)
         else:
             apply_reset(model, found)
         return model
+
+    def entry(self, compensated: nn.Module, batch_norm: str, record: dict[str, Any]) -> Entry:
+        """Return a variant for the contest: a recalibration is finished by the images that `parts` left."""
+        if batch_norm == "none":
+            return Entry(record=record, model=compensated, distances=self.distances(compensated))
+        part, rest = self.parts
+        found = part.measure(compensated)
+
+        def finish() -> tuple[nn.Module, Tensor]:
+            assert rest is not None
+            sums = (_merged(part.norm_sums, rest.norm_sums), _merged(found, rest.measure(compensated)))
+            model = self.apply(compensated, batch_norm, *sums)
+            return model, self.distances(model)
+
+        model = self.apply(compensated, batch_norm, part.norm_sums, found)
+        distances = self.distances(model)
+        return Entry(record=record, model=model, distances=distances, finish=None if rest is None else finish)
 
     def distill(self, model: nn.Module) -> tuple[float, int]:
         """Distil the dense model into a repaired one, in place; return KL on the images held back, and the steps."""
@@ -116,6 +168,12 @@ class Variants:
             seconds *= share
         mirror, seed = self.options.mirror, self.options.seed
         return Recipe(steps=steps, learning_rate=learning_rate, seconds=seconds, mirror=mirror, seed=seed)
+
+
+def _merged(one: dict[str, NormSums], other: dict[str, NormSums]) -> dict[str, NormSums]:
+    """Return the sums over two sets of images."""
+    both = {name: one[name] + other[name] for name in one if name in other}
+    return {**one, **other, **both}
 
 
 def split_images(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -139,6 +197,8 @@ def auto_repair(
     mean KL(dense || pruned) of the softmax outputs; no labels are used. If `none` is among the compensations and the
     recalibrations, repair never takes a model farther from the dense one on these images. Nor does distillation.
 
+    A recalibration is judged after a quarter of the images first, and reads the others only where it may yet win.
+
     Args:
         models: The dense model and its pruned copy; neither is changed.
         images: Batches of calibration images.
@@ -148,25 +208,23 @@ def auto_repair(
 
     Returns:
         The repaired model; the variant that was chosen; all that were tried, in order (compensation, batch_norm, ridge,
-        distill_steps, kl).
+        distill_steps, kl; of a recalibration that could not win, after a quarter of the images).
     """
     working, held = split_images(images)
     if not held:
         working = held = list(images)
+    layout = fast_layout(models.dense, held[0][:1].to(device_of(models.dense)))
+    held = [part for batch in held for part in fast_batches(batch, layout)]
     variants = Variants(models, working, held, options, moments)
-    reference = log_probabilities(models.dense, held)
+    contest = Contest()
     tried: list[dict[str, Any]] = []
-    best: tuple[nn.Module, dict[str, Any]] | None = None
     for compensation, ridge in options.variants:
         compensated = variants.compensate(compensation, ridge)
         for batch_norm in options.batch_norms:
-            model = variants.recalibrate(compensated, batch_norm)
-            distance = divergence(reference, log_probabilities(model, held))
-            tried.append(describe_variant(compensation, batch_norm, ridge, kl=distance))
-            if best is None or distance < best[1]["kl"]:
-                best = model, tried[-1]
-    assert best is not None, "there is at least one variant"
-    model, chosen = best
+            tried.append(describe_variant(compensation, batch_norm, ridge))
+            contest.enter(variants.entry(compensated, batch_norm, tried[-1]))
+    winner = contest.decide()
+    model, chosen = winner.model, winner.record
     if options.distill_steps:
         model = copy.deepcopy(model)
         distance, steps = variants.distill(model)

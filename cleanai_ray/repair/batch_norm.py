@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from cleanai_ray.errors import CalibrationError, PruningError
-from cleanai_ray.nn.modes import evaluation_mode
+from cleanai_ray.nn.modes import HookOwner, evaluation_mode
 from cleanai_ray.repair.images import Batch, Batches, read_images, run, walk
 from cleanai_ray.repair.pair import Kept
 
@@ -69,26 +69,15 @@ def collect_norm_sums(model: nn.Module, batches: Iterable[Batch]) -> dict[str, N
     """
     sums: dict[str, NormSums] = {}
 
-    def hook(name: str) -> Any:
-        def normalise(module: _BatchNorm, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            count = args[0].numel() // args[0].shape[1]
-            if count < 2:
-                return None
-            variance, mean = torch.var_mean(args[0], dim=[0, *range(2, args[0].dim())])
-            new = NormSums(count=count, mean_sum=count * mean.double(), variance_sum=count * variance.double())
-            sums[name] = sums[name] + new if name in sums else new
-            return functional.batch_norm(args[0], None, None, module.weight, module.bias, training=True, eps=module.eps)
+    def add(name: str, count: int, mean: Tensor, variance: Tensor) -> None:
+        new = NormSums(count=count, mean_sum=count * mean.double(), variance_sum=count * variance.double())
+        sums[name] = sums[name] + new if name in sums else new
 
-        return normalise
-
-    handles = [module.register_forward_hook(hook(name)) for name, module in batch_norms(model).items()]
-    try:
-        with evaluation_mode(model):
-            for samples, images in walk(batches, model):
-                run(model, images, samples)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluation_mode(model), ExitStack() as undo:
+        for name, module in batch_norms(model).items():
+            undo.enter_context(_BatchStatistics(name, module, add))
+        for samples, images in walk(batches, model):
+            run(model, images, samples)
     for name, value in sums.items():
         if not torch.isfinite(value.variance_sum).all():
             raise CalibrationError(f"the inputs of layer '{name}' are not finite on the calibration samples")
@@ -96,6 +85,53 @@ def collect_norm_sums(model: nn.Module, batches: Iterable[Batch]) -> dict[str, N
         name: NormSums(count=value.count, mean_sum=value.mean_sum.cpu(), variance_sum=value.variance_sum.cpu())
         for name, value in sums.items()
     }
+
+
+class _BatchStatistics(HookOwner):
+    """Lets a batch-norm normalise by the statistics of each batch, and tells them, in the one pass that computes both.
+
+    Args:
+        name: Its name.
+        module: The batch-norm, in eval mode; its running statistics take part only where a batch has no variance.
+        tell: `tell(name, values per channel, mean, unbiased variance)` is called for each batch.
+    """
+
+    def __init__(self, name: str, module: _BatchNorm, tell: Callable[[str, int, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self._name = name
+        self._module = module
+        self._tell = tell
+        self._own = (*_running(module), module.num_batches_tracked, module.momentum)
+
+    def __enter__(self) -> None:
+        self._module.momentum = 1.0
+        self._module.num_batches_tracked = None
+        self._handles.append(self._module.register_forward_pre_hook(self._before))
+        self._handles.append(self._module.register_forward_hook(self._after))
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._module.training = False
+        module = self._module
+        module.running_mean, module.running_var, module.num_batches_tracked, module.momentum = self._own
+
+    def _before(self, module: _BatchNorm, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        module.training = _count(args[0]) > 1
+        if module.training:
+            module.running_mean, module.running_var = (torch.zeros_like(value) for value in self._own[:2])
+        # Of other layouts, torch sums in float32 on a processor: a mean of many values would lose its digits.
+        return (args[0].contiguous() if args[0].device.type == "cpu" else args[0],)
+
+    def _after(self, module: _BatchNorm, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if module.training:
+            self._tell(self._name, _count(args[0]), *_running(module))
+            module.running_mean, module.running_var = self._own[:2]
+            module.training = False
+
+
+def _count(value: Tensor) -> int:
+    """Return the number of values per channel."""
+    return value.numel() // value.shape[1]
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:

@@ -8,10 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cleanai_ray.repair.images import is_held_back
 from cleanai_ray.repair.patch_moments import PatchMoments
 
 LAYER_RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 DEFAULT_RIDGE = 1e-2
+SAMPLES_AT_ONCE = 128
+"""Samples whose rows are worth the work of a merge."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,6 +74,39 @@ class Evidence:
         if self.checks.change_of_error(unchanged, self.fits.error.flatten()) <= errors[best]:
             return unchanged, total.error.flatten()
         return total.solve(best)
+
+
+class EvidenceSum:
+    """The evidence of batches, whose rows are gathered until they are worth the work of a merge."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[range, tuple[Tensor, Tensor, Tensor]]] = []
+        self._total: Evidence | None = None
+
+    @property
+    def has_rows(self) -> bool:
+        """True if there is any evidence."""
+        return bool(self._waiting) or self._total is not None
+
+    def add(self, samples: range, patches: Tensor, made: Tensor, target: Tensor) -> None:
+        """Add rows of some samples; see `Evidence.of`."""
+        self._waiting.append((samples, (patches, made, target)))
+        if sum(len(each[0]) for each in self._waiting) >= SAMPLES_AT_ONCE:
+            self._merge()
+
+    def total(self) -> Evidence:
+        """Return the evidence of all samples."""
+        if self._waiting:
+            self._merge()
+        assert self._total is not None
+        return self._total
+
+    def _merge(self) -> None:
+        numbers = np.concatenate([np.asarray(samples) for samples, _ in self._waiting])
+        patches, made, target = (torch.cat(parts) for parts in zip(*(rows for _, rows in self._waiting), strict=True))
+        self._waiting = []
+        evidence = Evidence.of(patches, made, target, checks=is_held_back(numbers))
+        self._total = evidence if self._total is None else self._total + evidence
 
 
 def _sum(one: PatchMoments | None, other: PatchMoments | None) -> PatchMoments | None:

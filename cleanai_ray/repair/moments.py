@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import CalibrationError
-from cleanai_ray.nn.batches import fast_batch_size, fast_batches
+from cleanai_ray.nn.batches import fast_batches, fast_layout
 from cleanai_ray.nn.consumers import observing
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.repair.images import Batch, device_of, run, walk
@@ -145,7 +145,5 @@ def _in_fast_batches(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Ten
     first = next(images, None)
     if first is None:
         return iter(())
-    size: int | None = None
-    with contextlib.suppress(Exception):  # Whoever runs the batch says what is wrong with it.
-        size = fast_batch_size(model, first[:1].to(device_of(model)))
-    return (part for batch in itertools.chain([first], images) for part in fast_batches(batch, size))
+    layout = fast_layout(model, first[:1].to(device_of(model)))
+    return (part for batch in itertools.chain([first], images) for part in fast_batches(batch, layout))

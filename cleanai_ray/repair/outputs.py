@@ -33,4 +33,15 @@ def divergence(reference: Tensor, other: Tensor) -> float:
     """Return the mean over samples of KL(reference || other) in nats; infinite where an output is not finite."""
     if not torch.isfinite(other).all():
         return math.inf
-    return max(float((reference.exp() * (reference - other)).sum(dim=1).mean()), 0.0)
+    return max(float(divergences(reference, other).mean()), 0.0)
+
+
+def divergences(reference: Tensor, other: Tensor) -> Tensor:
+    """Return KL(reference || other) of each sample in nats, the mean over its positions, [N].
+
+    All are infinite where an output is not finite.
+    """
+    if not torch.isfinite(other).all():
+        return torch.full((len(other),), math.inf, dtype=torch.float64)
+    distances = (reference.exp() * (reference - other)).sum(dim=1)
+    return distances.flatten(1).mean(dim=1) if distances.dim() > 1 else distances

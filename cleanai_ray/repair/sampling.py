@@ -42,7 +42,7 @@ class PositionSampler:
     """
 
     def __init__(self, positions_per_sample: int, features: Mapping[str, int] | None = None) -> None:
-        self._number = positions_per_sample
+        self.number = positions_per_sample
         self._features = features or {}
         self._prepared = range(0)
         self._places_in_stretches: dict[str, Tensor] = {}
@@ -60,7 +60,7 @@ class PositionSampler:
         size = len(samples) if places is None else places.batch_size
         positions = as_positions(module, value, size, self._features.get(name, 1))
         total = positions.shape[1]
-        if total <= self._number:
+        if total <= self.number:
             return (positions.clone() if places is None else positions[places.index]).flatten(0, 1)
         chosen = self._drawn(name, samples, total, value.device)
         index = torch.arange(size, device=value.device) if places is None else places.index
@@ -68,7 +68,7 @@ class PositionSampler:
 
     def positions(self, name: str, samples: range, total: int) -> Tensor:
         """Return the positions drawn for a layer, of `total`, [samples, positions]."""
-        if total <= self._number:
+        if total <= self.number:
             return torch.arange(total).expand(len(samples), -1)
         return torch.as_tensor(self._draw(name, samples, total))
 
@@ -86,11 +86,11 @@ class PositionSampler:
         known = self._places_in_stretches.get(name) if samples == self._prepared else None
         if known is None:
             (known,) = self._in_stretches([_salt(name)], samples, device)
-        return (known * (total / self._number)).long().clamp_max_(total - 1)
+        return (known * (total / self.number)).long().clamp_max_(total - 1)
 
     def _in_stretches(self, salts: list[int], samples: range, device: torch.device) -> Tensor:
         """Return a stretch and a fraction of it, as one number, for each layer, sample and stretch; float64."""
-        stretches = torch.arange(self._number, device=device)
+        stretches = torch.arange(self.number, device=device)
         ids = torch.arange(samples.start, samples.stop, device=device)
         zero = ids.new_zeros(())
         seeds = torch.stack([ids + (salt - (1 << 64) if salt >= 1 << 63 else salt) for salt in salts])
@@ -98,11 +98,11 @@ class PositionSampler:
         return stretches + shifted(mixed, 11).double() / 2.0**53
 
     def _draw(self, name: str, samples: range, total: int) -> np.ndarray:
-        stretches = np.arange(self._number, dtype=np.uint64)
+        stretches = np.arange(self.number, dtype=np.uint64)
         ids = np.arange(samples.start, samples.stop, dtype=np.uint64)
         mixed = splitmix64(0, splitmix64(0, ids + np.uint64(_salt(name)))[:, None] + stretches)
         fraction = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
-        drawn = np.floor((stretches + fraction) * (total / self._number)).astype(np.int64)
+        drawn = np.floor((stretches + fraction) * (total / self.number)).astype(np.int64)
         return np.minimum(drawn, total - 1)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cleanai_ray.nn.batches import in_batches_of
 from cleanai_ray.nn.half import HalfBatches
 from cleanai_ray.nn.memory import working_bytes
 from cleanai_ray.nn.modes import evaluation_mode
@@ -110,6 +111,11 @@ class Track:
     def run_pruned(self, batch: Tensor) -> Tensor:
         """Run the pruned model's present block."""
         return self._run(self._pruned, batch)
+
+    def resize(self, size: int | None) -> None:
+        """Cut what both models made of the images into batches of some size; None: leave them as they are."""
+        if size is not None:
+            self.dense, self.pruned = (in_batches_of(batches, size) for batches in (self.dense, self.pruned))
 
     def first(self, number: int) -> Track:
         """Return a view of the present block with the first batches alone."""

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import CalibrationError
-from cleanai_ray.nn.activation_size import largest_activation
+from cleanai_ray.nn.batches import fast_batches, fast_layout
 from cleanai_ray.nn.consumers import shift_output
 from cleanai_ray.nn.memory import working_bytes
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.patches import matrix, reads_patches, set_matrix
-from cleanai_ray.repair.evidence import Evidence
-from cleanai_ray.repair.images import Batches, Reached, device_of, is_held_back, read_images, run, walk
+from cleanai_ray.repair.block_sizes import BlockSizes
+from cleanai_ray.repair.evidence import SAMPLES_AT_ONCE, Evidence, EvidenceSum
+from cleanai_ray.repair.images import Batches, Reached, device_of, read_images, run, walk
 from cleanai_ray.repair.pair import ModelPair
 from cleanai_ray.repair.rows import Rows
 from cleanai_ray.repair.sampling import PositionSampler
@@ -29,9 +29,7 @@ from cleanai_ray.repair.watching import Unit, trace_units, visiting
 POSITIONS_PER_SAMPLE = 32
 MAX_FEATURES = 4608
 """Features of one regression; the weights of a layer that reads more are refitted one part after another."""
-_LIVE_TENSORS = 4
 _Made = list[Tensor] | None
-_SAMPLES_AT_ONCE = 128
 
 
 @torch.no_grad()
@@ -66,6 +64,8 @@ def compensate_unfolded(
         CalibrationError: When a batch cannot be run, or a layer's input or output is not finite.
     """
     images = read_images(batches)
+    layout = fast_layout(models.dense, images[0][:1].to(device_of(models.dense)))
+    images = [part for batch in images for part in fast_batches(batch, layout)]
     refit = Refit.prepare(models, images, ridge=ridge, positions_per_sample=positions_per_sample)
     track = Track(models, images)
     for _ in track.blocks[1:]:
@@ -118,15 +118,33 @@ class Refit:
         units = {name: unit for name, unit in self.rows.units.items() if name in track.block.layers}
         if not units:
             return None, None
-        number = sum(len(batch) for batch in track.pruned)
         limit = working_bytes(device_of(self.models.pruned)) if memory_limit is None else memory_limit
         with evaluation_mode(self.models.dense), evaluation_mode(self.models.pruned):
-            if number * _bytes_per_sample(track) <= limit:
+            sizes = BlockSizes.of(track, limit)
+            track.resize(sizes.batch)
+            if sizes.allows_one_pass(len(units)):
                 targets, dense = self._targets(track, units)
                 return dense, self._in_one_pass(track, units, targets)
-            for name in units:
-                self._layer_by_layer(track, name)
-        return None, None
+            dense = None
+            for some in self._fitting(units, sizes):
+                targets, dense = self._targets(track, some)
+                for name in some:
+                    self._in_batches(track, name, torch.cat(targets.pop(name)))
+        return dense, None
+
+    def _fitting(self, units: dict[str, Unit], sizes: BlockSizes) -> Iterator[dict[str, Unit]]:
+        """Yield the layers in groups whose targets fit into the memory allowed."""
+        group: dict[str, Unit] = {}
+        taken = 0
+        for name, unit in units.items():
+            outputs = matrix(self.models.pruned.get_submodule(name)).shape[:2].numel()
+            needed = sizes.bytes_of_rows(self.rows.sampler.number, outputs)
+            if group and taken + needed > sizes.memory_limit:
+                yield group
+                group, taken = {}, 0
+            group[name] = unit
+            taken += needed
+        yield group
 
     def _targets(self, track: Track, units: dict[str, Unit]) -> tuple[dict[str, list[Tensor]], _Made]:
         """Return what each layer should make of each batch of images, [N, P, outputs]; and what the block makes."""
@@ -143,38 +161,29 @@ class Refit:
             target = torch.cat(targets.pop(name))
             changed = False
             for part in self._parts(name):
-                total: Evidence | None = None
-                for start in range(0, len(target), _SAMPLES_AT_ONCE):
-                    some = slice(start, start + _SAMPLES_AT_ONCE)
+                sums = EvidenceSum()
+                for start in range(0, len(target), SAMPLES_AT_ONCE):
+                    some = slice(start, start + SAMPLES_AT_ONCE)
                     beside = None if shortcut is None else shortcut[some]
-                    evidence = self._evidence(name, value[some], beside, samples[some], target[some], part)
-                    total = evidence if total is None else total + evidence
-                assert total is not None
-                changed = self._apply(name, total, part) or changed
+                    sums.add(samples[some], *self._rows(name, value[some], beside, samples[some], target[some], part))
+                changed = self._apply(name, sums.total(), part) or changed
             return changed
 
         made = _visit(self.models.pruned, units, track.run_pruned, [torch.cat(list(track.pruned))], refit)
         return None if made is None else list(made[0].split([len(batch) for batch in track.pruned]))
 
-    def _layer_by_layer(self, track: Track, name: str) -> None:
+    def _in_batches(self, track: Track, name: str, target: Tensor) -> None:
         for part in self._parts(name):
-            evidence = self._sum_over_batches(track, name, part)
-            if evidence is not None:
-                self._apply(name, evidence, part)
+            sums = EvidenceSum()
 
-    def _sum_over_batches(self, track: Track, name: str, part: slice) -> Evidence | None:
-        units = {name: self.rows.units[name]}
-        targets = iter(self._targets(track, units)[0][name])
-        total: Evidence | None = None
+            def add(name: str, value: Tensor, shortcut: Tensor | None, samples: range) -> bool:
+                wanted = target[samples.start : samples.stop]
+                sums.add(samples, *self._rows(name, value, shortcut, samples, wanted, part))  # noqa: B023
+                raise Reached
 
-        def add(name: str, value: Tensor, shortcut: Tensor | None, samples: range) -> bool:
-            nonlocal total
-            evidence = self._evidence(name, value, shortcut, samples, next(targets), part)
-            total = evidence if total is None else total + evidence
-            raise Reached
-
-        _visit(self.models.pruned, units, track.run_pruned, track.pruned, add)
-        return total
+            _visit(self.models.pruned, {name: self.rows.units[name]}, track.run_pruned, track.pruned, add)
+            if sums.has_rows:
+                self._apply(name, sums.total(), part)
 
     def _parts(self, name: str) -> Iterator[slice]:
         """Yield the features that are refitted at once."""
@@ -182,12 +191,11 @@ class Refit:
         for start in range(0, number, MAX_FEATURES):
             yield slice(start, start + MAX_FEATURES)
 
-    def _evidence(
+    def _rows(
         self, name: str, value: Tensor, shortcut: Tensor | None, samples: range, target: Tensor, part: slice
-    ) -> Evidence:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         patches, made = self.rows.made(name, value, shortcut, samples)
-        target = target.to(made.device)
-        return Evidence.of(patches[..., part], made, target, checks=is_held_back(np.asarray(samples)))
+        return patches[..., part], made, target.to(made.device)
 
     def _apply(self, name: str, evidence: Evidence, part: slice) -> bool:
         """Refit a layer, and return whether it was not right already."""
@@ -234,10 +242,3 @@ def _tied(model: nn.Module) -> set[str]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(parameter, set()).add(name.rpartition(".")[0])
     return {name for names in owners.values() if len(names) > 1 for name in names}
-
-
-def _bytes_per_sample(track: Track) -> int:
-    """Return the bytes that one image takes while a block runs: a few of the largest activations."""
-    first = track.pruned[0][:1].to(device_of(track.models.pruned))
-    largest = largest_activation(track.models.pruned, lambda: track.run_pruned(first))
-    return _LIVE_TENSORS * max(largest, first.numel() * first.element_size())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.nn.attention import HeadChannels
-from cleanai_ray.nn.batches import fast_batch_size, fast_batches
+from cleanai_ray.nn.batches import fast_batches, fast_layout
 from cleanai_ray.nn.consumers import is_consumer, shift_output, write_weight
 from cleanai_ray.nn.memory import working_bytes
 from cleanai_ray.nn.modes import evaluation_mode
@@ -55,8 +55,8 @@ class Probe:
         self._moments = moments
         self._ridge = ridge
         first = images[0][:2].to(device_of(model))
-        size = fast_batch_size(model, first[:1])
-        self._images = [part for batch in images for part in fast_batches(batch, size)]
+        layout = fast_layout(model, first[:1])
+        self._images = [part for batch in images for part in fast_batches(batch, layout)]
         self._replay = Replay(model, first)
         self._places = {layer: place for place, segment in enumerate(self._replay.segments) for layer in segment.layers}
         self._consumers = {consumer.name: consumer for consumer in trace_consumers(model, first[:1])}

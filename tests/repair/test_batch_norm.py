@@ -112,6 +112,46 @@ def test_dropout_stays_off_and_the_model_is_left_as_it_was() -> None:
     assert count_hooks(net) == 0
 
 
+def test_statistics_keep_their_digits_in_every_layout() -> None:
+    """Mean 1000 and variance 1 of 65,536 values a channel: sums in float32 would be wrong in the third digit."""
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    images = images_for("plain", 1).new_empty(64, 3, 32, 32).normal_(generator=torch.Generator().manual_seed(0)) + 1000
+    for value in (images, images.contiguous(memory_format=torch.channels_last)):
+        sums = collect_norm_sums(net, [value])["0"]
+        variance, mean = torch.var_mean(images.double(), dim=(0, 2, 3))
+        assert torch.allclose(sums.mean, mean, rtol=1e-7)
+        assert torch.allclose(sums.variance, variance, rtol=1e-5)
+
+
+class ActiveNorm(nn.BatchNorm2d):
+    """A batch-norm with an activation function of its own, as timm writes it."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return torch.relu(super().forward(value))
+
+
+def test_a_batch_norm_of_its_own_kind_runs_its_own_code() -> None:
+    net, images = nn.Sequential(ActiveNorm(2), nn.BatchNorm2d(2)), images_for("plain", 30, dtype=torch.float64)
+    found = collect_norm_sums(net.double(), [images])["1"]
+    variance, mean = torch.var_mean(images, dim=(0, 2, 3), correction=0)
+    shape = (1, 2, 1, 1)
+    expected = torch.relu((images - mean.view(shape)) / (variance.view(shape) + net[0].eps).sqrt())
+    assert torch.allclose(found.mean, expected.mean(dim=(0, 2, 3)), rtol=1e-10)
+    assert torch.allclose(found.variance, expected.var(dim=(0, 2, 3)), rtol=1e-10)
+
+
+def test_a_model_that_fails_halfway_is_left_as_it_was() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Linear(5, 1)).train()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(CalibrationError, match="samples 0 to 5"):
+        collect_norm_sums(net, [images_for("plain", 6)])
+    assert list(net.state_dict()) == list(before)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert [module.momentum for module in (net[0], net[2])] == [0.1, 0.1]
+    assert all(module.training for module in net.modules())
+    assert count_hooks(net) == 0
+
+
 def test_a_batch_without_a_variance_is_passed_over() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(128, 4), nn.BatchNorm1d(4))
     images = images_for("plain", 9)

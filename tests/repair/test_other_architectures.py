@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import cleanai_ray
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.data import open_image_source
 from cleanai_ray.repair import RepairOptions, repair
-from cleanai_ray.repair.outputs import divergence, log_probabilities
+from cleanai_ray.repair.outputs import divergences, log_probabilities
 
 
 def mobilenet() -> nn.Module:
@@ -44,7 +45,11 @@ def train(model: nn.Module, images: Tensor, labels: Tensor) -> None:
 
 @pytest.mark.slow
 def test_auto_does_not_lose_to_closed_form_on_a_mobilenet_with_few_unlike_images(fashion_mnist_root: Path) -> None:
-    """386 calibration images of half the classes; the distance to the dense model is measured on all ten."""
+    """386 calibration images of half the classes; the distance to the dense model is measured on all ten.
+
+    `auto` chooses on 77 images and is measured on 2,000 others, image by image against closed form: with the standard
+    deviation s of the difference of their distances, chance moves its mean by s sqrt(1/77 + 1/2000).
+    """
     study = parse_study(
         {
             "model": {"name": "resnet20", "input_shape": [1, 28, 28], "train": {"epochs": 1}},
@@ -62,11 +67,15 @@ def test_auto_does_not_lose_to_closed_form_on_a_mobilenet_with_few_unlike_images
     result = cleanai_ray.prune(dense, images[:1], [calibration], method="reconstruction", budget={"macs": 0.8})
     reference = log_probabilities(dense, [others])
 
-    def distance(options: RepairOptions) -> float:
-        return divergence(reference, log_probabilities(repair(dense, result, [calibration], options).model, [others]))
+    def distances(options: RepairOptions) -> Tensor:
+        return divergences(reference, log_probabilities(repair(dense, result, [calibration], options).model, [others]))
 
-    auto = distance(RepairOptions())
-    unrepaired = divergence(reference, log_probabilities(result.model, [others]))
-    assert auto < unrepaired
+    auto = distances(RepairOptions())
+    unrepaired = divergences(reference, log_probabilities(result.model, [others]))
+    assert auto.mean() < unrepaired.mean()
+    num_held = len(calibration) // 5
+    assert num_held == 77
     for batch_norm in ("none", "relative"):
-        assert auto <= 1.05 * distance(RepairOptions(compensation="closed_form", batch_norm=batch_norm))
+        excess = auto - distances(RepairOptions(compensation="closed_form", batch_norm=batch_norm))
+        chance = float(excess.std()) * math.sqrt(1 / num_held + 1 / len(others))
+        assert float(excess.mean()) <= 3 * chance

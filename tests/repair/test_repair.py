@@ -22,8 +22,9 @@ from cleanai_ray.errors import CalibrationError, PruningError
 from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.models import build_model
 from cleanai_ray.nn.hooks import count_hooks
-from cleanai_ray.repair import RepairOptions, repair
+from cleanai_ray.repair import RepairOptions, auto, recalibrate, repair
 from cleanai_ray.repair.auto import split_images
+from cleanai_ray.repair.batch_norm import collect_norm_sums
 from cleanai_ray.repair.options import BATCH_NORMS, COMPENSATIONS
 from cleanai_ray.repair.outputs import divergence
 
@@ -53,6 +54,58 @@ def test_auto_takes_the_variant_nearest_to_the_dense_model_and_never_a_worse_one
     assert outcome.tried[0]["kl"] == pytest.approx(kl_on_held_back(case.dense, case.result.model, images), rel=1e-6)
     assert outcome.chosen["kl"] == pytest.approx(kl_on_held_back(case.dense, outcome.model, images), rel=1e-4, abs=1e-9)
     assert outcome.chosen["kl"] <= outcome.tried[0]["kl"]
+
+
+def test_recalibrations_are_compared_after_a_quarter_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 200 images, 160 repair: 40 of them are read for each recalibration, and the other 120 where it may win."""
+    case, images = random_case("plain", torch.float32), images_for("plain", 200)
+    read: list[int] = []
+
+    def counted(model: nn.Module, batches: list[Tensor]) -> Any:
+        read.append(sum(len(batch) for batch in batches))
+        return collect_norm_sums(model, batches)
+
+    monkeypatch.setattr(auto, "collect_norm_sums", counted)
+    outcome = repair(case.dense, case.result, images.split(50), RepairOptions(compensation="none"))
+    by_hand = {"none": kl_on_held_back(case.dense, case.result.model, images)}
+    relative = copy.deepcopy(case.result.model)
+    working = images[torch.arange(200) % 5 != 4]
+    first = torch.arange(160) % 4 == 0
+    batches = [*working[first].split(50), *working[~first].split(50)]
+    recalibrate(case.dense, relative, batches, kept_outputs=case.result.kept_outputs)
+    by_hand["relative"] = kl_on_held_back(case.dense, relative, images)
+    assert by_hand["relative"] < by_hand["none"]
+    assert {entry["batch_norm"]: entry["kl"] for entry in outcome.tried} == pytest.approx(by_hand, rel=1e-4)
+    assert read == [40, 40, 120, 120]
+    read.clear()
+    outcome = repair(case.dense, case.result, images.split(50))
+    assert outcome.chosen["kl"] == min(entry["kl"] for entry in outcome.tried)
+    # Without a compensation, batch statistics are of no use: the dense model's and at most three others are finished.
+    assert read.count(40) == 5
+    assert read.count(120) <= 4
+    read.clear()
+    repair(case.dense, case.result, images[:60].split(50), RepairOptions(compensation="none"))
+    assert read == [48, 48]  # A quarter of so few would say little.
+
+
+def test_a_model_that_flattens_by_view_is_repaired() -> None:
+    """Its maps must not have their channels last in memory."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 6, 3, padding=1)
+            self.head = nn.Linear(6 * 16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = torch.relu(self.conv2(torch.relu(self.conv1(x))))
+            return self.head(maps.view(len(maps), -1))
+
+    torch.manual_seed(0)
+    net, images = Net().eval(), torch.randn(60, 3, 4, 4)
+    result = cleanai_ray.prune(net, images[:1], method="magnitude", ratio=0.3, ignored_layers=["conv2"])
+    outcome = repair(net, result, images.split(16))
+    assert outcome.chosen["kl"] < outcome.tried[0]["kl"]
 
 
 def test_auto_finds_the_planted_redundancy() -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from cleanai_ray.errors import CalibrationError
 from cleanai_ray.nn.hooks import count_hooks
 from cleanai_ray.repair import ModelPair, unfolded
+from cleanai_ray.repair.track import Track
 from cleanai_ray.repair.unfolded import compensate_unfolded
 from cleanai_ray.repair.watching import trace_units
 
@@ -272,6 +273,28 @@ def test_layer_by_layer_and_in_batches_of_any_size_the_weights_are_the_same(name
     for other in found[1:]:
         for key, value in found[0].items():
             torch.testing.assert_close(other[key], value, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("fits", "passes"), [(True, 4), (False, 5)])
+def test_a_dense_block_runs_once_if_the_targets_of_its_layers_have_room(
+    fits: bool, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four blocks, of which the second holds two layers."""
+    case, images = random_case("residual"), images_for("residual", 30, torch.float64)
+    ran: list[int] = []
+    own = Track.run_dense
+
+    def run_dense(track: Track, batch: Tensor) -> Tensor:
+        ran.append(len(batch))
+        return own(track, batch)
+
+    monkeypatch.setattr(Track, "run_dense", run_dense)
+    # Less than four of the smallest block's activations: 4 channels of 8 x 8 values of 8 bytes. All that the second
+    # block's layers should make takes less: at most 16 values of 4 bytes at 32 positions.
+    limit = 4 * (4 * 8 * 8 * 8) * 30 - 1
+    assert limit >= 16 * 4 * 32 * 30
+    compensate_unfolded(case.pair(case.result.model), [images], ridge=1e-2, memory_limit=limit if fits else 1)
+    assert ran == [30] * passes
 
 
 @pytest.mark.parametrize("limit", [1 << 40, 1])

@@ -11,6 +11,7 @@ from small_nets import NETS, batches, build, tiny_vit
 from torch import Tensor, nn
 
 from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.nn.batches import FastLayout
 from cleanai_ray.nn.hooks import count_hooks
 from cleanai_ray.repair.moments import collect_moments
 from cleanai_ray.repair.outputs import divergence, log_probabilities
@@ -38,7 +39,8 @@ def test_a_probe_equals_a_whole_pass_of_a_changed_copy_in_any_order(net: str, mo
     backwards = {name: probe.measure(readings[name], [0, 1]) for name in reversed(list(readings))}
     assert forwards == pytest.approx(backwards, rel=1e-6, abs=1e-12)
     monkeypatch.setattr(probe_module, "working_bytes", lambda device: 0)
-    monkeypatch.setattr(probe_module, "fast_batch_size", lambda model, image: 3)
+    small_batches = FastLayout(size=3, channels_last=False)
+    monkeypatch.setattr(probe_module, "fast_layout", lambda model, image: small_batches)
     small = Probe(graph.model, moments, images, 1e-3)
     for name, found in readings.items():
         assert small.measure(found, [0, 1]) == pytest.approx(forwards[name], rel=1e-3, abs=1e-9)
