@@ -174,19 +174,19 @@ class DecodedImages:
         label, state = 0, READY
         try:
             pixels, label = decode()
-            content = pixels.contiguous().numpy().tobytes()
+            content = pixels.contiguous().numpy().data.cast("B")
         except SampleError as error:
-            content, state = json.dumps([error.reason, error.where]).encode(), UNREADABLE
-            if len(content) + 1 > self.layout.sample_bytes:
+            fault, state = json.dumps([error.reason, error.where]).encode() + b"\0", UNREADABLE
+            if len(fault) > self.layout.sample_bytes:
                 raise
-            content += b"\0"
+            content = memoryview(fault)
         _write(self._file, content, self.layout.start + index * self.layout.sample_bytes)
         record = np.array((stamp, label, min(decodes, 0xFFFF), EMPTY, 0), RECORD)
-        _write(self._file, record.tobytes(), place)
+        _write(self._file, memoryview(record.tobytes()), place)
         os.pwrite(self._file, bytes([state]), place + _STATE)
 
 
-def _write(file: int, content: bytes, place: int) -> None:
+def _write(file: int, content: memoryview, place: int) -> None:
     written = 0
     while written < len(content):
-        written += os.pwrite(file, memoryview(content)[written:], place + written)
+        written += os.pwrite(file, content[written:], place + written)

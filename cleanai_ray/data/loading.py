@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -60,6 +61,21 @@ class _Workers:
         self._sampler.tasks = tasks
         return iter(self._loader)
 
+    def end(self) -> None:
+        """End the processes now: an error whose traceback refers to them would keep torch watching the dead ones."""
+        if self._iterator is not None:
+            with contextlib.suppress(RuntimeError):  # torch says of each of them that it died, wherever it is told
+                self._iterator._shutdown_workers()
+
+    @property
+    def is_alive(self) -> bool:
+        """True unless a process has died."""
+        return self._iterator is None or all(worker.is_alive() for worker in self._iterator._workers)
+
+    @property
+    def _iterator(self) -> Any:
+        return getattr(self._loader, "_iterator", None)
+
 
 _workers: dict[tuple[int, int], _Workers] = {}
 """The workers of a process, by its number and theirs."""
@@ -110,6 +126,9 @@ def _by_workers(dataset: ImageDataset, batches: Iterator[SampleBatch], num_worke
         yield from drawn
     except GeneratorExit:
         raise
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # what it had sent can no longer be fetched
+        _forget(workers)
+        raise RuntimeError("a process that reads samples exited unexpectedly") from error
     except BaseException:
         _forget(workers)  # a worker that died takes the others with it
         raise
@@ -121,6 +140,9 @@ def _acquire(dataset: ImageDataset, num_workers: int) -> _Workers:
     """Return workers that know a data set, and mark them busy; if those of this process are, further ones."""
     key = os.getpid(), num_workers
     workers = _workers.get(key)
+    if workers is not None and not workers.is_alive:
+        _forget(workers)
+        workers = None
     if workers is None or workers.is_busy:
         workers = _Workers(num_workers, [dataset])
     elif not any(known is dataset for known in workers.datasets):
@@ -132,6 +154,7 @@ def _acquire(dataset: ImageDataset, num_workers: int) -> _Workers:
 
 
 def _forget(workers: _Workers) -> None:
+    workers.end()
     for key in [key for key, known in _workers.items() if known is workers]:
         del _workers[key]
 
