@@ -108,9 +108,11 @@ def _data(study: Study) -> dict[str, Any]:
         "options": {"index_cache", "cache_dir"},
     }
     data = study.data.model_dump(exclude=unrelated)
-    for name in ("path", "transform"):
-        if data[name] is None:
-            del data[name]  # as before there was a choice, so that what was measured stays valid
+    # Without what is null, as before there was a choice, so that what was measured stays valid.
+    given = {name: value for name, value in (data.pop("transform") or {}).items() if value is not None}
+    data |= {"transform": given} if given else {}
+    if data["path"] is None:
+        del data["path"]
     if study.model.weights == "pretrained":
         from cleanai_ray.models import published_transform  # loads torch
 
