@@ -134,7 +134,7 @@ def test_batches_come_as_they_are_on_a_cpu() -> None:
     assert found[1][1] is None
 
 
-def test_the_state_of_another_device_is_taken_over_as_this_one_wants_it(digits: Any, make_net: MakeNet) -> None:
+def test_the_state_of_another_device_is_taken_over_as_this_one_wants_it(digits: Any) -> None:
     """On a GPU, steps are fused and momenta lie channels-last, which steps on a CPU would read in the wrong order."""
     from cleanai_ray.training.context import LocalContext
     from cleanai_ray.training.distillation import Supervision
@@ -145,7 +145,8 @@ def test_the_state_of_another_device_is_taken_over_as_this_one_wants_it(digits: 
         return Stepper(model, section=section, steps_per_epoch=4, context=LocalContext(), supervision=Supervision())
 
     batches = list(digits.train_batches(1))
-    one = make_net()
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 10))
     first = stepper(one)
     first.run_epoch(1, batches)
     state = copy.deepcopy(first.state())
