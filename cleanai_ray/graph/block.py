@@ -1,8 +1,14 @@
-"""Removal of a branch from a model, and the check that nothing but the branch is lost."""
+"""Removal of branches from a model, and the check that nothing but a branch is lost.
+
+A removed branch leaves the mean of what it gave. That constant is folded into the bias of the layer that made the
+shortcut, if that layer's output is read by nothing else than this sum and the branch (`Block.fold`); if that layer went
+with another removed block, into the constant which that one left. Otherwise it is a parameter of its own, which repair
+and training may change, and which is cut with the channels of the sum.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,6 +36,7 @@ class Block:
         shape: A shape of the branch's mean that broadcasts: [C, 1, 1] for maps, [C] for tokens.
         num_outputs: Items of the tuple that the branch's end returns; 0: it returns a tensor.
         layers: Modules with weights of their own that the model loses.
+        fold: The layer whose bias can take the branch's mean; None: no layer can.
     """
 
     name: str
@@ -40,6 +47,7 @@ class Block:
     after: tuple[str, ...] = ()
     num_outputs: int = 0
     layers: tuple[str, ...] = ()
+    fold: str | None = None
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -75,6 +83,29 @@ def remove_block(model: nn.Module, block: Block, mean: Tensor | None) -> None:
     assert block.end is not None
     constant = like.detach().new_zeros(block.shape) if constant is None else constant
     _replace(model, block.end, BranchMean(constant.detach(), block.num_outputs))
+
+
+@torch.no_grad()
+def remove_blocks(model: nn.Module, removed: Sequence[tuple[Block, Tensor]]) -> None:
+    """Remove branches from a model, in place, and fold their means where that is possible.
+
+    Args:
+        model: The model, with its attention in separate layers.
+        removed: The branches in execution order, none within another, and the mean of each for each channel, [C].
+    """
+    places: dict[str, nn.Parameter] = {}
+    for place, (block, mean) in enumerate(removed):
+        holder = next((other for other, _ in removed[:place] if block.fold and other.holds(block.fold)), None)
+        target: Any = None
+        if block.fold is not None and block.form == "block":
+            target = places.get(holder.name) if holder else model.get_submodule(block.fold).bias
+        remove_block(model, block, mean if target is None else None)
+        if target is None:
+            target = model.get_submodule(block.name if block.form == "block" else str(block.end)).mean
+        else:
+            target.add_(mean.to(target).reshape(target.shape))
+        assert isinstance(target, nn.Parameter)
+        places[block.name] = target
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -34,6 +34,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from cleanai_ray.graph.block import Block, same_as_held
 from cleanai_ray.graph.tracing import single_input
@@ -176,6 +178,7 @@ class _Search:
                 after=after,
                 shape=shape,
                 layers=tuple(name for name in layers if name not in kept),
+                fold=self._fold(found, shape),
             )
         if end is not None:
             gone = [call.name for call in outermost if call.begin <= end.begin and self._ran[call.name] == 1]
@@ -217,6 +220,21 @@ class _Search:
                 return (call.name.removeprefix(f"{owner.name}."),)
         reader = owner.target[0] if owner.target is not None else None
         return ("relu",) if self._readers[total] == {reader} and reader.name() == _RELU else None  # type: ignore[union-attr]
+
+    def _fold(self, found: _Sum, shape: tuple[int, ...]) -> str | None:
+        """Return a layer with a bias whose output is the shortcut, or is added to it and read by nothing else."""
+        inner = {found.total[0], *(node for node, _ in found.interior)}
+        waiting = [found.shortcut] if self._readers[found.shortcut] <= inner else []
+        kinds = nn.Linear if len(shape) == 1 else (_ConvNd, _BatchNorm)
+        while waiting:
+            vertex = waiting.pop(0)
+            for call in self._calls:
+                module, once = self._modules[call.name], self._ran[call.name] == 1
+                if call.target == vertex and once and isinstance(module, kinds) and module.bias is not None:
+                    return call.name
+            operands = self._reads[vertex] if vertex[0].name() == _SUM else ()
+            waiting += [one for one in operands if one in self._live and self._readers[one] == {vertex[0]}]
+        return None
 
     def _mean_shape(self, found: _Sum) -> tuple[int, ...] | None:
         """Return a shape for the branch's mean that broadcasts, or None where its channels are not known.
