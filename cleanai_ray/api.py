@@ -28,7 +28,7 @@ from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.pruning.saved_model import apply_plan, load, save
 from cleanai_ray.repair import COMPENSATIONS, RepairOptions
 from cleanai_ray.repair import repair as repair_model
-from cleanai_ray.sensitivity import measure_sensitivity, score_candidates
+from cleanai_ray.sensitivity import cheapest_blocks, measure_blocks, measure_sensitivity, score_candidates
 from cleanai_ray.statistics import ActivationStatistics, CalibrationOptions
 from cleanai_ray.statistics import calibrate as collect_statistics
 from cleanai_ray.statistics.calibration import Batch
@@ -120,7 +120,7 @@ def prune(
         loss: Mean loss of (output, targets) for gradient-based methods; the task's by default.
         latency: Keys of `evaluation.latency` for a latency budget, or a function (dense, pruned) -> ratio of latencies.
         task: What the model is for: `classification`, `segmentation`, `detection`, `language_modelling`, or a `Task`.
-        remove_blocks: Residual blocks to replace by their shortcut first, of `find_blocks`; without `ratio` and
+        remove_blocks: Residual blocks to replace by their shortcut first, of `measure_blocks`; without `ratio` and
             `budget`, nothing else is removed.
 
     Raises:
@@ -286,9 +286,11 @@ __all__ = [
     "PruneResult",
     "apply_plan",
     "calibrate",
+    "cheapest_blocks",
     "evaluate",
     "fine_tune",
     "load",
+    "measure_blocks",
     "measure_sensitivity",
     "prune",
     "save",

@@ -60,12 +60,19 @@ def plan_blocks(
             raise PruningError(_unknown(name, list(found)))
     chosen = [block for block in found.values() if block.name in names]
     for block in chosen:
-        outer = next((other for other in chosen if other is not block and _overlap(other, block)), None)
+        outer = next((other for other in chosen if other is not block and overlap(other, block)), None)
         if outer is not None:
             raise PruningError(f"remove_blocks names '{block.name}' and '{outer.name}', one of which holds the other")
-    means = branch_means(model, chosen, batches)
+    return describe_blocks(model, example_inputs, batches, chosen)
+
+
+def describe_blocks(
+    model: nn.Module, example_inputs: Any, batches: Iterable[Batch], blocks: Sequence[Block]
+) -> tuple[BlockPlan, ...]:
+    """Return the plans of single blocks, some of which may hold others; arguments and errors as for `plan_blocks`."""
+    means = branch_means(model, blocks, batches)
     cost = measure_complexity(open_attention(model), single_input(example_inputs))
-    return tuple(_plan(block, means[block.name], cost) for block in chosen)
+    return tuple(_plan(block, means[block.name], cost) for block in blocks)
 
 
 def _unknown(name: str, allowed: Sequence[str]) -> str:
@@ -79,7 +86,8 @@ def _unknown(name: str, allowed: Sequence[str]) -> str:
     )
 
 
-def _overlap(one: Block, other: Block) -> bool:
+def overlap(one: Block, other: Block) -> bool:
+    """Return whether a block holds a module that another one removes."""
     return any(one.holds(module) for module in other.modules)
 
 
