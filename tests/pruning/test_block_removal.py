@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
 from cleanai_ray import api
+from cleanai_ray.config.study import Trial
 from cleanai_ray.errors import ArtifactError, CalibrationError, PruningError
 from cleanai_ray.graph.block import Block
 from cleanai_ray.models.resnet20 import ResNetCifar
 from cleanai_ray.nn.complexity import measure_complexity
+from cleanai_ray.pruning.block_removal import plan_blocks
 from cleanai_ray.pruning.plan import BlockPlan, PruningPlan
+from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.registry import FORMATS
 
 IMAGES = batches(size=12, sizes=(5, 3))
@@ -257,11 +260,38 @@ def test_a_plan_of_another_architecture_is_refused() -> None:
         api.apply_plan(mobilenet(), plan)
 
 
-def test_a_model_without_blocks_is_exported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("net", [resnet, tiny_vit])
+def test_a_model_without_blocks_is_exported(net: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    result = api.prune(resnet(), EXAMPLE, IMAGES, remove_blocks=BLOCKS, method="magnitude", ratio=0.3)
-    path = FORMATS.get("onnx")(result.model, EXAMPLE, tmp_path / "model.onnx")
+    images, names, ignored = IMAGES[0][0], BLOCKS, []
+    if net is tiny_vit:
+        ignored = ["heads"]
+        images = example(5, size=16, channels=3)
+        names = ["encoder.layers.encoder_layer_0.self_attention", "encoder.layers.encoder_layer_1.mlp"]
+    result = api.prune(
+        net(), images[:2], [images], remove_blocks=names, method="magnitude", ratio=0.3, ignored_layers=ignored
+    )
+    path = FORMATS.get("onnx")(result.model, images[:2], tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": IMAGES[0][0].numpy()})
-    torch.testing.assert_close(torch.from_numpy(found), outputs(result.model, IMAGES[0][0]), rtol=1e-3, atol=1e-4)
+    (found,) = session.run(None, {"images": images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), outputs(result.model, images), rtol=1e-3, atol=1e-4)
+
+
+def test_several_steps_narrow_what_the_blocks_left() -> None:
+    """Of 8, 6 and 4 channels half go in three steps, and the result of a branch of the pruner is the same."""
+    model = resnet()
+    blocks = plan_blocks(model, EXAMPLE, IMAGES, BLOCKS)
+    trial = Trial(method="magnitude", ratio=0.5, steps=3)
+    pruner = Pruner(model, EXAMPLE, trial, blocks=blocks)
+    pruner.take_step(1)
+    other = pruner.branch()
+    results = []
+    for each in (pruner, other):
+        each.take_step(2), each.take_step(3)
+        results.append(each.finish())
+    one, two = results
+    assert one.plan == two.plan
+    assert {len(group.removed) / group.num_channels for group in one.plan.groups} == {0.5}
+    assert torch.equal(outputs(one.model), outputs(two.model))
+    assert one.model.layer1[1].mean.shape == (2, 1, 1)

@@ -14,7 +14,8 @@ from small_nets import NETS, batches, build, example, tiny_vit
 from cleanai_ray import api
 from cleanai_ray.config.study import digest
 from cleanai_ray.errors import ArtifactError, PruningError
-from cleanai_ray.pruning.plan import GroupPlan, PruningPlan
+from cleanai_ray.graph.block import Block
+from cleanai_ray.pruning.plan import BlockPlan, GroupPlan, PruningPlan
 
 JSON = st.recursive(
     st.none()
@@ -42,6 +43,26 @@ def group_plans(draw: st.DrawFn) -> GroupPlan:
     )
 
 
+@st.composite
+def block_plans(draw: st.DrawFn) -> BlockPlan:
+    shape = draw(st.sampled_from([(3,), (2, 1, 1)]))
+    numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
+    names = st.lists(st.text(min_size=1), max_size=3).map(tuple)
+    block = Block(
+        name=draw(st.text(min_size=1)),
+        form=draw(st.sampled_from(["block", "branch"])),
+        end=draw(st.none() | st.text()),
+        shape=shape,
+        skipped=draw(names),
+        after=draw(names),
+        num_outputs=draw(st.integers(0, 3)),
+        layers=draw(names),
+        fold=draw(st.none() | st.text()),
+    )
+    mean = draw(st.lists(numbers, min_size=shape[0], max_size=shape[0]))
+    return BlockPlan(block=block, mean=tuple(mean), macs=draw(st.integers(0, 2**50)))
+
+
 PLANS = st.builds(
     PruningPlan,
     model=st.dictionaries(st.text(), JSON, max_size=4),
@@ -49,6 +70,7 @@ PLANS = st.builds(
     request=st.dictionaries(st.text(), JSON, max_size=4),
     achieved=st.dictionaries(st.text(), JSON, max_size=4),
     warnings=st.lists(st.text(), max_size=3).map(tuple),
+    blocks=st.lists(block_plans(), max_size=2).map(tuple),
 )
 
 
