@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision import models
 
-from cleanai_ray.graph.block import remove_block
+from cleanai_ray.graph.block import remove_block, remove_blocks
 from cleanai_ray.graph.blocks import find_blocks
 from cleanai_ray.nn.open_attention import open_attention
 
@@ -159,3 +159,34 @@ def test_removed_attention_is_the_dense_one_with_a_constant_branch() -> None:
     out.bias.copy_(constant)
     torch.testing.assert_close(small(images), twin(images))
     assert not torch.allclose(small(images), model(images))
+
+
+class PostNorm(nn.Module):
+    """A feed-forward block that normalises the sum, as the first transformers do (Vaswani et al. 2017)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.contract, self.norm = nn.Linear(4, 9), nn.Linear(9, 4), nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.contract(functional.gelu(self.expand(x))))
+
+
+@torch.no_grad()
+def test_a_norm_that_follows_the_sum_stays_under_its_name() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 4), PostNorm(), nn.Linear(4, 3)).eval()
+    model[1].norm.weight.uniform_(0.5, 2.0)
+    images, mean = torch.randn(5, 7, 2), torch.randn(4)
+    (block,) = find_blocks(model, images)
+    assert (block.name, block.form, block.after, block.fold) == ("1", "block", ("norm",), "0")
+    assert block.layers == ("1.expand", "1.contract")
+    assert not block.holds("1.norm")
+    small = copy.deepcopy(model)
+    remove_block(small, block, mean)
+    torch.testing.assert_close(small(images), model[2](model[1].norm(model[0](images) + mean)))
+    folded = copy.deepcopy(model)
+    remove_blocks(folded, [(block, mean)])
+    torch.testing.assert_close(folded(images), small(images))
+    torch.testing.assert_close(folded[0].bias, model[0].bias + mean)
+    assert {name for name in folded.state_dict() if name.startswith("1.")} == {"1.norm.weight", "1.norm.bias"}
