@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -145,3 +146,10 @@ def _describe(graph: ChannelGraph, name: str, macs: float, copies: Mapping[int, 
 
 def _megabytes(value: Tensor) -> float:
     return value.numel() * value.element_size() / BYTES_PER_MB
+
+
+def both_costs(dense: Complexity, pruned: Complexity) -> dict[str, Any]:
+    """Return the costs of a pruned model and of the dense one, by the names of a plan's `achieved`."""
+    names = ("params", "macs", "size_bytes")
+    costs = [(name, getattr(pruned, name), getattr(dense, name)) for name in names]
+    return {key: value for name, own, other in costs for key, value in ((name, own), (f"{name}_dense", other))}
