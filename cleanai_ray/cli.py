@@ -36,7 +36,7 @@ RESERVED: dict[str, Any] = {
     for name, what, unit in (("cpus", "CPUs", ""), ("gpus", "GPUs", ""), ("memory", "Memory", ", in GB"))
 }
 _UsageError: Any = typer.BadParameter.__bases__[0]
-_OF_TRIALS = ("methods", "metrics", "models", "datasets", "tasks", "stages", "executors", "formats")
+_OF_TRIALS = ("methods", "metrics", "models", "datasets", "tasks", "stages", "executors", "formats", "targets")
 _OF_REPORTS = ("charts", "questions", "risks", "chapters")
 KINDS = (*_OF_TRIALS, *_OF_REPORTS)
 

@@ -29,6 +29,7 @@ def dense_key(study: Study) -> str:
     content = None if weights in (None, "pretrained") else _content_digest(str(weights))
     evaluation = _evaluation(study)
     del evaluation["latency"]
+    evaluation.pop("target", None)
     model = study.model.model_dump()
     if study.model.train is not None and study.model.train.optimizer == "sgd":
         del model["train"]["optimizer"]  # as before there was a choice, so that trained models stay valid
@@ -63,6 +64,8 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
         "evaluation": _evaluation(study),
         "finetune": _finetune(study),
     }
+    if study.evaluation.target is not None and (trial.budget is None or trial.budget.resource != "latency"):
+        parts["evaluation"]["target"] = True  # which one it is decides the widths of latency budgets alone
     parts["pruning"] = study.pruning.resolved(trial.quantization).model_dump()
     own, between_steps = study.of_draw(study.draw_of(trial)), study.finetune.between_steps
     if trial.steps == 1 or not between_steps:
@@ -91,8 +94,11 @@ def _model_shape(study: Study) -> dict[str, Any]:
 
 
 def _evaluation(study: Study) -> dict[str, Any]:
-    """Return the evaluation section, without the usual precision, so that results from before the choice stay valid."""
-    return study.evaluation.model_dump(exclude={"precision"} if study.evaluation.precision == "float32" else None)
+    """Return the evaluation section without the values that once went unsaid, so that earlier results stay valid."""
+    unsaid = {"precision": "float32", "target": None}
+    return study.evaluation.model_dump(
+        exclude={name for name, value in unsaid.items() if getattr(study.evaluation, name) == value}
+    )
 
 
 def _data(study: Study) -> dict[str, Any]:
