@@ -13,6 +13,7 @@ COVERAGE_FILE = "coverage.parquet"
 HISTORY_FILE = "history.parquet"
 SENSITIVITY_FILE = "sensitivity.parquet"
 LATENCY_FILE = "latency.parquet"
+PROFILE_FILE = "profile.parquet"
 CLASSES_FILE = "classes.parquet"
 COMPARISON_FILE = "comparison.parquet"
 
@@ -205,6 +206,29 @@ LATENCY = _schema(
     ("device", _TEXT, "Device that the models ran on."),
     ("device_name", _TEXT, "Model name of the device, or of the processor."),
     ("peak_memory_bytes", _COUNT, "Peak memory of one forward pass, weights included; null for onnxruntime."),
+)
+
+PROFILE = _schema(
+    (
+        "kind",
+        _TEXT,
+        "group: one group narrowed alone; uniform: all groups by the same share; check: all groups by shares drawn at "
+        "random, to judge the prediction, which reads nothing of them.",
+    ),
+    ("model", _COUNT, "Number of the model that was timed; it has a row per group that it narrows."),
+    ("group", _TEXT, "Group: the layer whose output channels number it."),
+    ("group_index", _COUNT, "Position of the group in the network."),
+    ("num_channels", _COUNT, "Channels of the group in the dense model."),
+    ("multiple", _COUNT, "Widths of the group are timed at multiples of this."),
+    ("width", _COUNT, "Channels that are kept."),
+    ("milliseconds", _REAL, "Time of the whole model: the dense time times `ratio`."),
+    ("milliseconds_dense", _REAL, "Time of the dense model, the same in all rows."),
+    ("ratio", _REAL, "Time over the dense model's, both taken in turns."),
+    ("fitted_milliseconds", _REAL, "Monotone fit of a group's times; null for models that narrow several groups."),
+    ("predicted_milliseconds", _REAL, "Time of the whole model as the profile predicts it."),
+    ("target", _TEXT, "The target, in words."),
+    ("num_runs", _COUNT, "Timed runs."),
+    ("device_name", _TEXT, "Model name of the device, or of the processor."),
 )
 
 
