@@ -41,17 +41,18 @@ def require_target_packages(target: TargetSection) -> None:
     TARGETS.get(target.backend).require_packages()
 
 
-def open_target(target: TargetSection, device: torch.device | str) -> TargetBackend:
+def open_target(target: TargetSection, device: torch.device | str, *, quick: bool = False) -> TargetBackend:
     """Return the back end of a target, ready to prepare the models of one comparison.
 
     Args:
         target: The target.
         device: The study's device.
+        quick: True for many models of one architecture; see `TargetBackend`.
 
     Raises:
         EvaluationError: When the target cannot run here; the message names the package or device that lacks.
     """
-    return TARGETS.get(target.backend)(target, torch.device(device))
+    return TARGETS.get(target.backend)(target, torch.device(device), quick=quick)
 
 
 def time_in_target(
@@ -61,6 +62,7 @@ def time_in_target(
     section: LatencySection,
     *,
     device: torch.device | str = "cpu",
+    quick: bool = False,
 ) -> TargetTimes:
     """Time forward passes of several models in a target, in turns; the models are not changed.
 
@@ -70,6 +72,7 @@ def time_in_target(
         target: What runs them.
         section: How often: `warmup` and `runs`.
         device: The study's device.
+        quick: True for many models of one architecture; see `TargetBackend`.
 
     Raises:
         EvaluationError: When the target cannot run here, or not one of the models.
@@ -78,7 +81,7 @@ def time_in_target(
         raise EvaluationError(
             f"latency was asked of {len(models)} models with {len(example_input)} examples, at least 1 each is needed"
         )
-    backend = open_target(target, device)
+    backend = open_target(target, device, quick=quick)
     batch = example_input[torch.arange(target.batch_size) % len(example_input)]
     with torch_threads(target.threads):
         runs = {name: backend.prepare(model, batch) for name, model in models.items()}

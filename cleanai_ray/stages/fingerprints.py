@@ -15,6 +15,7 @@ from cleanai_ray.storage.run_directory import resolve_filesystem
 _CHUNK_BYTES = 2**22
 _STATISTICS = "statistics/2"
 """The version of the statistics: since the second, those of attention are of its separate layers."""
+_PROFILE = "profile/1"
 _MOMENTS = "moments/3"  # Moments of an earlier format are measured anew.
 
 
@@ -55,6 +56,18 @@ def moments_key(study: Study, dense_digest: str) -> str:
     read = [_model_shape(study), _data(study), study.evaluation.split]
     computed = [study.pruning.ignored_layers, *_numerics(study), *_precision(study)]
     return digest([_MOMENTS, dense_digest, *read, *computed])
+
+
+def profile_key(study: Study) -> str:
+    """Return the digest of everything that a latency profile depends on: the architecture, the target, how it is timed.
+
+    Weights are not among it, nor is the machine: a run directory belongs to one cluster.
+    """
+    latency = study.evaluation.latency
+    timed = None if latency is None else [latency.warmup, latency.runs]
+    target = study.evaluation.target and study.evaluation.target.model_dump()
+    bounds = [study.pruning.ignored_layers, study.pruning.resolved().round_to]
+    return digest([_PROFILE, _model_shape(study), target, timed, bounds])
 
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:

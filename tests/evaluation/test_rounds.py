@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -9,19 +11,33 @@ from hypothesis import strategies as st
 from cleanai_ray.evaluation.rounds import summarise, take_turns
 
 
-def test_models_take_turns_in_an_order_that_is_reversed_every_round() -> None:
+def turns(names: str, warmup: int, runs: int) -> tuple[str, dict[str, list[float]]]:
+    """Return who ran, in order, and the times of a clock that ticks once a run."""
     order: list[str] = []
 
-    def timer(name: str):
+    def timer(name: str) -> Callable[[], float]:
         def run() -> float:
             order.append(name)
             return float(len(order))
 
         return run
 
-    times = take_turns({name: timer(name) for name in "abc"}, warmup=1, runs=2)
-    assert "".join(order) == "abccbaabc"
-    assert times == {"a": [6.0, 7.0], "b": [5.0, 8.0], "c": [4.0, 9.0]}  # the first round is dropped
+    times = take_turns({name: timer(name) for name in names}, warmup=warmup, runs=runs)
+    return "".join(order), times
+
+
+def test_two_models_take_turns_in_an_order_that_is_reversed_every_round() -> None:
+    order, times = turns("ab", 1, 3)
+    assert order == "abba" * 2
+    assert times == {"a": [4.0, 5.0, 8.0], "b": [3.0, 6.0, 7.0]}  # the first round is dropped
+
+
+def test_of_more_models_each_is_the_one_that_runs_twice_in_a_row_equally_often() -> None:
+    order, times = turns("abc", 0, 6)
+    assert order == "abccbabcaacbcabbac"
+    twice = [first for first, second in pairwise(order) if first == second]
+    assert sorted(twice) == ["a", "b", "c"]
+    assert {name: len(found) for name, found in times.items()} == dict.fromkeys("abc", 6)
 
 
 def test_a_steady_machine_gives_the_medians() -> None:
@@ -30,6 +46,13 @@ def test_a_steady_machine_gives_the_medians() -> None:
     assert found["pruned"].p50 == pytest.approx(2.0)
     assert found["pruned"].speedup == pytest.approx(2.0)
     assert (found["dense"].speedup, found["dense"].speedup_low) == (None, None)
+
+
+def test_the_undisturbed_time_is_not_moved_by_rounds_that_others_slow_down() -> None:
+    """Of 11 rounds, 2 are below the 20th percentile and 8 above."""
+    found = summarise({"dense": [5.0, 5.0, 5.0, *(9.0 + i for i in range(8))], "pruned": [2.0] * 11})
+    assert found["dense"].fast == 5.0
+    assert found["dense"].p50 > 5.0
 
 
 def test_times_and_speed_up_agree_where_their_own_medians_contradict_each_other() -> None:

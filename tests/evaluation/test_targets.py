@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -51,6 +52,22 @@ def test_a_prepared_run_computes_what_the_model_computes(fields: dict[str, Any],
     with torch.no_grad():
         expected = model(batch)
     assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.slow
+def test_a_quick_translation_computes_the_same() -> None:
+    pytest.importorskip("onnxruntime")
+    model, batch = small_net(), torch.randn(3, 1, 8, 8)
+    found = output(open_target(target("onnxruntime"), "cpu", quick=True).prepare(model, batch)())
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_a_quick_comparison_on_one_thread_does_not_count_what_others_take() -> None:
+    for quick, waits in ((False, True), (True, False)):
+        opened = open_target(target("torch"), "cpu", quick=quick)
+        assert (opened.milliseconds(lambda: time.sleep(0.05)) > 40) == waits
+    assert open_target(target("torch", threads=2), "cpu", quick=True).milliseconds(lambda: time.sleep(0.05)) > 40
 
 
 class Noting(nn.Module):

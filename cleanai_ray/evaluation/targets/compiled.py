@@ -19,8 +19,8 @@ class CompiledTarget(TargetBackend):
     recompilations, beyond which they would silently run eagerly. So an instance prepares few models.
     """
 
-    def __init__(self, target: TargetSection, device: torch.device) -> None:
-        super().__init__(target, device)
+    def __init__(self, target: TargetSection, device: torch.device, *, quick: bool = False) -> None:
+        super().__init__(target, device, quick=quick)
         torch.compiler.reset()
 
     def prepare(self, model: nn.Module, example: Tensor) -> Run:

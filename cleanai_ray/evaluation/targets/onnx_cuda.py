@@ -51,7 +51,7 @@ class OnnxCudaTarget(TargetBackend):
         """Return a function that runs a session whose input and output stay on the GPU."""
         import onnxruntime
 
-        content = onnx_content(model, example)
+        content = onnx_content(model, example, quick=self.quick)
         if self.target.dtype == "float16":
             content = to_float16(content)
         options = onnxruntime.SessionOptions()

@@ -26,7 +26,7 @@ class TensorRtTarget(GraphTarget):
 
     def prepare(self, model: nn.Module, example: Tensor) -> Run:
         """Return the replay of the recorded engine."""
-        content = onnx_content(model, example)
+        content = onnx_content(model, example, quick=self.quick)
         if self.target.dtype == "float16":
             content = to_float16(content)
         batch = example.detach().float().to(self.device).contiguous()
