@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import polars as pl
 
 from cleanai_ray.config.study import Study
 from cleanai_ray.executors.base import Executor
 from cleanai_ray.executors.progress import ProgressReporter
-from cleanai_ray.executors.run_study import RunOptions
 from cleanai_ray.registry import EXECUTORS
 from cleanai_ray.stages.fingerprints import profile_key
 from cleanai_ray.stages.latency_profile import profile_study, require_target
@@ -15,6 +16,9 @@ from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.locking import locked
 from cleanai_ray.storage.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from cleanai_ray.executors.run_study import RunOptions  # which imports this module's users
 
 CHART_FILE = "charts/latency_profile.svg"
 TOLERANCE = 0.05
@@ -64,6 +68,11 @@ def obtain_profile(study: Study, run: RunDirectory, executor: Executor, progress
         run.write_table(schemas.PROFILE_FILE, schemas.to_table(rows, schemas.PROFILE))
         run.mark(schemas.PROFILE_FILE, profile_key(study))
     return _read(run)
+
+
+def measured_profile(study: Study, run: RunDirectory) -> pl.DataFrame | None:
+    """Return profile.parquet of a study from the run directory; None if it is not there, or of another target."""
+    return _read(run) if _is_measured(study, run) else None
 
 
 def _is_measured(study: Study, run: RunDirectory) -> bool:

@@ -70,6 +70,13 @@ def profile_key(study: Study) -> str:
     return digest([_PROFILE, _model_shape(study), target, timed, bounds])
 
 
+def alone_key(study: Study, trial: Trial, dense_digest: str) -> str:
+    """Return the digest of everything that the timing of a trial after the sweep depends on."""
+    latency, target = study.evaluation.latency, study.evaluation.target
+    timed = [part and part.model_dump(mode="json") for part in (latency, target)]
+    return digest(["alone/1", trial_key(study, trial, dense_digest), timed])
+
+
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     """Return the digest of everything that a trial's outcome depends on."""
     parts: dict[str, Any] = {

@@ -66,9 +66,9 @@ def profile_study(device: str, study_json: str) -> list[dict[str, Any]]:
         example,
         ProfileRequest(multiple=multiple),
         timing_in(target, section, example, device),
-        ignored_layers=_ignored(workspace),
+        ignored_layers=ignored_of(workspace),
     )
-    graph = ChannelGraph(model, example, _ignored(workspace))
+    graph = ChannelGraph(model, example, ignored_of(workspace))
     conditions = profile_conditions(target, section, device_name(torch.device(used)))
     return profile_rows(graph, multiple, dense_ms, timed, conditions)
 
@@ -77,7 +77,7 @@ def profile_of(workspace: Workspace, table: pl.DataFrame) -> LatencyProfile:
     """Return the profile of an opened study from its profile.parquet."""
     study = workspace.study
     example = workspace.example_input().cpu()
-    return read_profile(table, architecture(study), example, multiple_of(study), _ignored(workspace))
+    return read_profile(table, architecture(study), example, multiple_of(study), ignored_of(workspace))
 
 
 def architecture(study: Study) -> nn.Module:
@@ -85,5 +85,6 @@ def architecture(study: Study) -> nn.Module:
     return build_model(study.model.model_copy(update={"weights": None, "train": None}))
 
 
-def _ignored(workspace: Workspace) -> list[str]:
+def ignored_of(workspace: Workspace) -> list[str]:
+    """Return the names of the modules that keep their width in every trial of a study."""
     return list(dict.fromkeys([*workspace.study.pruning.ignored_layers, *workspace.ignored_layers()]))
