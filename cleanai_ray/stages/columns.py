@@ -67,7 +67,7 @@ def repair_warnings(skipped: Sequence[str], notes: Sequence[str]) -> list[str]:
 
 def latency_columns(latency: list[dict[str, Any]], backend: str = "eager") -> dict[str, Any]:
     """Return the latency columns of results.parquet from a trial's rows of latency.parquet, for one back end."""
-    rows = [entry for entry in latency if entry["backend"] == backend and entry["target"] is None]
+    rows = [entry for entry in latency if entry["backend"] == backend and entry.get("target") is None]
     if not rows:
         return {}
     largest = max(entry["batch_size"] for entry in rows)
@@ -91,7 +91,7 @@ def target_columns(latency: list[dict[str, Any]], predicted_ms: float | None) ->
         latency: The rows.
         predicted_ms: The pruned model's time as a latency profile predicts it; None without one.
     """
-    rows = {entry["variant"]: entry for entry in latency if entry["target"] is not None}
+    rows = {entry["variant"]: entry for entry in latency if entry.get("target") is not None}
     if not rows:
         return {}
     pruned = rows["pruned"]
