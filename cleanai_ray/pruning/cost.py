@@ -75,7 +75,24 @@ class CostModel:
             size_mb -= layer.weights_mb * (1 - both) + layer.biases_mb * (1 - out)
         return {"macs": macs, "params": params, "size_mb": size_mb}
 
-    def _kept_share(self, cuts: Sequence[tuple[str, float]], removed: Mapping[str, int]) -> float:
+    @property
+    def layer_macs(self) -> dict[str, float]:
+        """The MACs at its present width of every layer that a group cuts."""
+        return {name: layer.macs for name, layer in self._layers.items()}
+
+    def kept_work(self, removed: Mapping[str, float]) -> dict[str, float]:
+        """Return the share of each layer's work that is left when each group loses a number of channels.
+
+        It is the share of the layer's MACs, which the cost of a layer without MACs is taken to follow as well.
+        """
+        kept = {key: self._kept_share(cuts, removed) for key, cuts in self._cuts.items()}
+        shares = {}
+        for name, layer in self._layers.items():
+            out = kept.get((name, "out"), 1.0)
+            shares[name] = out if layer.coupled else out * kept.get((name, "in"), 1.0)
+        return shares
+
+    def _kept_share(self, cuts: Sequence[tuple[str, float]], removed: Mapping[str, float]) -> float:
         """Return the kept share of a dimension: groups cut it side by side, or each all of it (heads, and in heads)."""
         gone = [(removed.get(name, 0) * share, self._sizes[name] * share) for name, share in cuts]
         if sum(reach for _, reach in gone) > 1 + _SLACK:
