@@ -88,6 +88,12 @@ class EncodedSource(ImageSource):
         super().__init__(data, input_shape)
         self.preprocessing = _preprocessing(data, input_shape)
 
+    def describe(self, split: str, index: int) -> str:
+        """Return where a sample lies: its path or URL, or its file or split and its row there."""
+        dataset = self.opened(split)
+        assert isinstance(dataset, EncodedDataset)
+        return dataset.where(index)
+
     def describe_preprocessing(self) -> dict[str, Any]:
         """Return resize, crop, interpolation, mean and std."""
         return asdict(self.preprocessing)

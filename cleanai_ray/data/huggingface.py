@@ -148,8 +148,3 @@ class HuggingFace(EncodedSource):
     def reading_order(self, split: str, indices: np.ndarray) -> np.ndarray:
         """Return the places of indices in the order in which the files hold their samples."""
         return np.argsort(indices, kind="stable")
-
-    def describe(self, split: str, index: int) -> str:
-        """Return the path of a sample's file, or the name of its split and its row there."""
-        dataset: Any = self.opened(split)
-        return str(dataset.where(index))

@@ -214,11 +214,6 @@ class ImageFolder(EncodedSource):
             self._files, self._root, self._prefix, index, preprocessing=steps, augment=augment, versions=versions
         )
 
-    def describe(self, split: str, index: int) -> str:
-        """Return the sample's path or URL."""
-        dataset: Any = self.opened(split)
-        return str(dataset.where(index))
-
 
 def _cache_folder(data: DataSection) -> str | None:
     """Return the folder of index files; None where none are stored."""

@@ -250,11 +250,6 @@ class ParquetImages(EncodedSource):
         """Return the places of indices in the order in which the files hold their samples."""
         return np.argsort(indices, kind="stable")
 
-    def describe(self, split: str, index: int) -> str:
-        """Return the file and row of a sample."""
-        dataset: Any = self.opened(split)
-        return str(dataset.where(index))
-
 
 def _names_in_schema(schema: pa.Schema, label_column: str) -> tuple[str, ...]:
     try:

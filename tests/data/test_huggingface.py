@@ -119,6 +119,12 @@ def test_one_split_that_was_saved_alone_is_the_training_split(tmp_path, contents
     assert source.dataset("train")[3][1] == contents["train"][1][3]
 
 
+def test_two_data_sets_keep_their_decoded_images_apart(tmp_path, contents):
+    first, second = (opened("huggingface", path=str(write("parquet", tmp_path / name, contents))) for name in "ab")
+    again = opened("huggingface", path=str(tmp_path / "a"))
+    assert first.location == again.location != second.location
+
+
 def test_the_library_decodes_no_image(tmp_path, contents, monkeypatch):
     root = write("parquet", tmp_path / "set", contents)
     monkeypatch.setattr(datasets.Image, "decode_example", lambda *args, **kwargs: pytest.fail("decoded by the library"))

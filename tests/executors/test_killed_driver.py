@@ -17,6 +17,7 @@ import pytest
 import small_study as small
 import torch
 import yaml
+from executors import plugin_held as held
 
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.storage import schemas
@@ -24,12 +25,13 @@ from cleanai_ray.storage import schemas
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 EPOCHS = 12
+PLUGIN = "executors.plugin_held"
 STUDY: dict[str, Any] = {
     **small.SMALL,
     "name": "killed",
+    "plugins": [PLUGIN],
     "data": {"name": "digits", "calibration": {"samples": 320, "shard_size": 8}},
     "sweep": {"methods": ["coverage", "random"], "ratios": [0.3], "modes": ["local"]},
-    # Long enough that no trial ends between its first checkpoint and the signal, however busy the machine is.
     "finetune": {"epochs": EPOCHS, "save_every_n_epochs": 1, "early_stopping": None},
     "evaluation": {"samples": 100, "latency": None},
     "resources": {"max_concurrent_trials": 1, "calibration_actors": 1},
@@ -41,9 +43,13 @@ class Study:
 
     def __init__(self, folder: Path) -> None:
         self.run = folder / "run"
+        self._moment = folder / "moment.txt"
         self._file = folder / "study.yaml"
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(yaml.safe_dump(STUDY))
+        options = {"run": str(self.run), "moment": str(self._moment)}
+        model = {"factory": f"{PLUGIN}:held", "num_classes": 10, "input_shape": [1, 8, 8], "options": options}
+        self.settings = {**STUDY, "model": {**model, "train": {"epochs": 2}}}
+        self._file.write_text(yaml.safe_dump(self.settings))
 
     def start(self) -> subprocess.Popen[str]:
         words = [sys.executable, "-m", "cleanai_ray", "run", str(self._file), "--out", str(self.run)]
@@ -56,6 +62,14 @@ class Study:
         said, _ = process.communicate(timeout=400)
         assert process.returncode == 0, said
         return said
+
+    def kill_at(self, moment: str, stage: str, number: int = signal.SIGKILL) -> tuple[int, str]:
+        """Do `kill_when` a stage is held at a moment (`plugin_held`)."""
+        (self.run / "status.json").unlink(missing_ok=True)  # it tells of a driver that was killed
+        self._moment.write_text(moment)
+        ended = self.kill_when(lambda: self.stage() == stage and held.MOMENTS[moment](self.run), number)
+        self._moment.unlink()
+        return ended
 
     def kill_when(self, is_there: Callable[[], bool], number: int = signal.SIGKILL) -> tuple[int, str]:
         """Send a signal as soon as something is there; return the exit code and what was said."""
@@ -72,12 +86,6 @@ class Study:
     def names(self, pattern: str) -> set[str]:
         return {str(path.relative_to(self.run)) for path in self.run.glob(pattern)}
 
-    def unfinished(self) -> set[str]:
-        """Checkpoints of trials that are not done yet."""
-        owners = ["dense", *(Path(name).name.removesuffix(".json.done") for name in self.names("trials/*.done"))]
-        checkpoints = self.names("cache/checkpoints/*.pt")
-        return {name for name in checkpoints if not Path(name).name.startswith(tuple(owners))}
-
     def written(self, pattern: str) -> dict[str, int]:
         return {str(path.relative_to(self.run)): path.stat().st_mtime_ns for path in self.run.glob(pattern)}
 
@@ -90,26 +98,22 @@ class Study:
 
 def test_a_study_whose_driver_is_killed_in_every_phase_ends_like_a_quiet_one(ray_session, tmp_path: Path) -> None:
     quiet, disturbed = Study(tmp_path / "quiet"), Study(tmp_path / "disturbed")
-    assert small.run(parse_study(STUDY), quiet.run)[0] == 0
+    assert small.run(parse_study(quiet.settings), quiet.run)[0] == 0
 
-    disturbed.kill_when(lambda: bool(disturbed.names("cache/shards/calibrate/*.done")))
+    disturbed.kill_at("calibration", "calibration")
     dense = disturbed.written("cache/dense*")
     kept = disturbed.names("cache/shards/calibrate/*.done")
     assert 0 < len(kept) < 40, "in the middle of the calibration"
 
-    def trains_after_a_trial() -> bool:
-        return bool(disturbed.names("trials/*.done") and disturbed.unfinished())
-
-    disturbed.kill_when(trains_after_a_trial)
+    disturbed.kill_at("training", "trials")
     assert disturbed.written("cache/dense*") == dense
     calibration, trials = disturbed.written("cache/calibration*"), disturbed.written("trials/*")
     assert len(disturbed.names("trials/*.done")) == 1, "in the middle of the sweep"
-    (checkpoint,) = disturbed.unfinished()
+    (checkpoint,) = held.unfinished(disturbed.run)
     trained = torch.load(disturbed.run / checkpoint, weights_only=True)["progress"]["history"]
     assert 1 <= len(trained) < EPOCHS, "in the middle of the fine-tuning"
 
-    (disturbed.run / "status.json").unlink()  # it tells of the driver that was killed
-    code, said = disturbed.kill_when(lambda: disturbed.stage() == "trials", signal.SIGINT)
+    code, said = disturbed.kill_at("training", "trials", signal.SIGINT)
     assert code == 130
     assert said.splitlines()[-1].startswith("cleanai: interrupted")
     assert json.loads((disturbed.run / "status.json").read_text())["error"].startswith("interrupted")

@@ -321,3 +321,17 @@ def test_what_is_allowed_is_said(change: str, words: str) -> None:
     with pytest.raises(StudyError) as caught:
         parse_study(STUDY, [change])
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(("free", "expected"), [([2, 2, 4], 4), ([2] * 200, 2), ([0] * 200, 1)])
+def test_a_group_does_not_wait_for_places_that_others_keep(
+    monkeypatch: pytest.MonkeyPatch, free: list[int], expected: int
+) -> None:
+    """It takes its share of four as soon as that is free, and after a while what there is."""
+    looks = iter(free)
+    study = parse_study({**STUDY, "finetune": {"epochs": 1, "num_workers": "auto"}, "resources": {}})
+    monkeypatch.setattr(trial_workers, "places_for_workers", lambda study: 4)
+    monkeypatch.setattr(trial_workers, "workers_wanted", lambda study, config, places: 4)
+    monkeypatch.setattr(trial_workers, "free_places", lambda study: next(looks))
+    monkeypatch.setattr(trial_workers.time, "sleep", lambda seconds: None)
+    assert trial_workers._wait_for_share(study, {}) == expected
