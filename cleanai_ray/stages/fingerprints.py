@@ -111,8 +111,9 @@ def _data(study: Study) -> dict[str, Any]:
     # Without what is null, as before there was a choice, so that what was measured stays valid.
     given = {name: value for name, value in (data.pop("transform") or {}).items() if value is not None}
     data |= {"transform": given} if given else {}
-    if data["path"] is None:
-        del data["path"]
+    for name, unsaid in (("path", None), ("decoder", "auto")):
+        if data[name] == unsaid:
+            del data[name]
     if study.model.weights == "pretrained":
         from cleanai_ray.models import published_transform  # loads torch
 
