@@ -142,6 +142,11 @@ class DataSection(Section):
         "auto",
         description="Processes per trial or actor that decode images; auto: as many as its CPU cores can feed.",
     )
+    decoder: Literal["auto", "cpu"] = Field(
+        "auto",
+        description="Decoder of JPEGs that are kept; auto: on CUDA devices nvJPEG, where its images are the CPU's but "
+        "for rounding; elsewhere, and with cpu, Pillow.",
+    )
     skip_unreadable: int = Field(
         0,
         ge=0,

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,16 +164,58 @@ class DecodedImages:
                 may be gone the next time.
             OSError: When the disk is full.
         """
-        try:
-            fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + index)
-        except OSError:
+        if not self._lock(index):
             return False
         try:
             if not self.are_known(np.array([index]), np.array([stamp], np.uint64))[0]:
                 self._fill(index, stamp, decode)
             return True
         finally:
-            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, 1 + index)
+            self._unlock(index)
+
+    @contextlib.contextmanager
+    def claimed(self, indices: np.ndarray, stamps: np.ndarray) -> Iterator[np.ndarray]:
+        """Keep other processes from decoding samples; `put` fills their slots meanwhile.
+
+        Args:
+            indices: The samples, int64 [N].
+            stamps: Their versions, uint64 [N].
+
+        Yields:
+            The places 0 to N - 1 of those that are not known, and that no other process is decoding.
+        """
+        held: list[int] = []
+        try:
+            held.extend(place for place, index in enumerate(indices.tolist()) if self._lock(index))
+            free = np.array(held, np.int64)
+            yield free[~self.are_known(indices[free], stamps[free])]
+        finally:
+            for place in held:
+                self._unlock(int(indices[place]))
+
+    def put(self, index: int, stamp: int, pixels: Tensor, label: int) -> None:
+        """Put the image of a claimed sample into its slot.
+
+        Args:
+            index: The sample.
+            stamp: Its version.
+            pixels: The image, uint8 [C, H, W].
+            label: Its class.
+
+        Raises:
+            OSError: When the disk is full.
+        """
+        self._fill(index, stamp, lambda: (pixels, label))
+
+    def _lock(self, index: int) -> bool:
+        try:
+            fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + index)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(self, index: int) -> None:
+        fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, 1 + index)
 
     def _fill(self, index: int, stamp: int, decode: Callable[[], tuple[Tensor, int]]) -> None:
         place, decodes = index * RECORD.itemsize, int(self._records[index]["decodes"]) + 1

@@ -48,6 +48,15 @@ class EncodedDataset(Dataset[tuple[Tensor, int]], ABC):
             DataError: When the data set is malformed, or cannot be reached.
         """
 
+    def content(self, index: int) -> tuple[bytes, int]:
+        """Return what `encoded` returns, with the content of the file.
+
+        Raises:
+            OSError: When the file cannot be read; otherwise as `encoded`.
+        """
+        content, label = self.encoded(index)
+        return content.read_bytes() if isinstance(content, Path) else content, label
+
     @abstractmethod
     def where(self, index: int) -> str:
         """Return where a sample lies: its path or URL, or its file and row."""

@@ -79,6 +79,7 @@ class ParquetDataset(EncodedDataset):
         self._num_classes = num_classes
         self.preparation += f" {columns}"
         self._ends = np.cumsum([group.num_rows for group in groups])
+        self._first_rows = _first_rows(groups)
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,8 +96,7 @@ class ParquetDataset(EncodedDataset):
     def where(self, index: int) -> str:
         """Return the file and row of a sample."""
         group, row = self._locate(index)
-        before = sum(g.num_rows for g in self._groups[:group] if g.file == self._groups[group].file)
-        return f"{self._groups[group].file} row {before + row}"
+        return f"{self._groups[group].file} row {self._first_rows[group] + row}"
 
     def shuffled(self, indices: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Return indices in a random order that uses few row groups at a time.
@@ -151,6 +151,16 @@ class ParquetDataset(EncodedDataset):
         if not isinstance(label, int) or not 0 <= label < self._num_classes:
             raise DataError(f"sample '{self.where(index)}' has label {label}; allowed: 0 to {self._num_classes - 1}")
         return content, label
+
+
+def _first_rows(groups: Sequence[RowGroup]) -> list[int]:
+    """Return the row of its file that each row group begins with."""
+    ends: dict[str, int] = {}
+    first = []
+    for group in groups:
+        first.append(ends.get(group.file, 0))
+        ends[group.file] = first[-1] + group.num_rows
+    return first
 
 
 @DATASETS.register("parquet_images")

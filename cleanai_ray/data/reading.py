@@ -187,7 +187,7 @@ class _Reading:
     def _decode(self, place: int) -> tuple[Tensor, int]:
         index = int(self._task.indices[place])
         torch.default_generator.manual_seed(int(self._seeds[place]))
-        _log_decode(self._dataset, index)
+        log_decode(self._dataset, index)
         return self._dataset.pixels(index) if delivers_pixels(self._dataset) else self._dataset[index]
 
     def _note(self, place: int, error: SampleError) -> None:
@@ -210,7 +210,8 @@ def _attached(layout: Layout, inode: int) -> DecodedImages | None:
     return opened_here(layout) or _opened(layout, inode, os.getpid())
 
 
-def _log_decode(dataset: Any, index: int) -> None:
+def log_decode(dataset: Any, index: int) -> None:
+    """Add a line for the decoding of a sample to the file that `DECODE_LOG` names, if any."""
     path = os.environ.get(DECODE_LOG)
     if path:
         where = dataset.where(index) if hasattr(dataset, "where") else index

@@ -94,14 +94,21 @@ class KeptBatch(SampleBatch):
 
     def _cut(self, num_tasks: int) -> list[Task]:
         images = self._kept.images
-        missing = np.flatnonzero(~images.are_known(self._indices, self._stamps))
+        missing = self._missing()
         room = self._kept.room(len(missing)) if len(missing) else 0
+        if room:
+            room -= self._kept.fill(self._indices[missing[:room]], self._stamps[missing[:room]])
+            missing = self._missing()
         tasks = []
         for part in _parts(missing[:room], num_tasks):
             slots = Slots(layout=images.layout, inode=images.inode, stamps=self._stamps[part])
             tasks.append(replace(self._task, places=self._places[part].tolist(), slots=slots))
         rest = [replace(self._task, places=self._places[part].tolist()) for part in _parts(missing[room:], num_tasks)]
         return tasks + rest
+
+    def _missing(self) -> np.ndarray:
+        """Return the positions of the samples that the file lacks."""
+        return np.flatnonzero(~self._kept.images.are_known(self._indices, self._stamps))
 
     def _collate(self, carry_out: Carrier) -> NumberedBatch | None:
         shape, count = self._kept.images.layout.shape, len(self._indices)

@@ -12,8 +12,8 @@ from cleanai_ray.executors.checkpoints import CheckpointFile, checkpoint_name
 from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.executors.noted_work import run_noted
 from cleanai_ray.executors.writer import RunStore
-from cleanai_ray.stages.dense import DenseModel, prepare_dense
-from cleanai_ray.stages.fingerprints import dense_key
+from cleanai_ray.stages.dense import DenseModel, digest_of, prepare_dense
+from cleanai_ray.stages.fingerprints import dense_key, dense_weights_key
 from cleanai_ray.stages.footprint import Footprint, batch_of, measure_footprint
 from cleanai_ray.stages.scores import score_dense
 from cleanai_ray.stages.workspace import open_workspace
@@ -28,15 +28,20 @@ def obtain_dense(context: RunContext) -> DenseModel:
     """Return the dense model from the run directory; if it is not there, have a worker build, train and score it.
 
     An interrupted training resumes from its last checkpoint. The pass over the evaluation samples that scores the model
-    also gives the logits; where they alone are missing, the kept weights are run once more.
+    also gives the logits; where they alone are missing, or others are scored or otherwise, the kept weights are run
+    once more.
     """
     study, run, executor, key = context.study, context.run, context.executor, dense_key(context.study)
-    checkpoint = checkpoint_name("dense", key)
+    weights_key = dense_weights_key(study)
+    checkpoint = checkpoint_name("dense", weights_key)
 
     def compute() -> bytes:
-        arguments = study.model_dump_json(), executor.store, checkpoint
-        dense: DenseModel = executor.call(f"dense-{study.name}", _prepare, *arguments)
-        run.write_bytes(_WEIGHTS, dense.weights)
+        dense = _scored_anew(context, weights_key)
+        if dense is None:
+            arguments = study.model_dump_json(), executor.store, checkpoint
+            dense = executor.call(f"dense-{study.name}", _prepare, *arguments)
+            run.write_bytes(_WEIGHTS, dense.weights)
+            run.mark(_WEIGHTS, weights_key)
         run.write_bytes(_LOGITS, dense.logits.to_bytes())
         run.mark(_LOGITS, digest([key, dense.digest]))
         score = {"accuracy": asdict(dense.accuracy), "history": dense.history, "digest": dense.digest}
@@ -47,9 +52,7 @@ def obtain_dense(context: RunContext) -> DenseModel:
     weights = run.read_bytes(_WEIGHTS)
 
     def compute_logits() -> bytes:
-        arguments = study.model_dump_json(), executor.store, weights
-        logits: KeptLogits = executor.call(f"dense-logits-{study.name}", _logits, *arguments)
-        return logits.to_bytes()
+        return _score(context, weights)[1].to_bytes()
 
     logits_key = digest([key, kept["digest"]])
     logits = KeptLogits.from_bytes(context.cached(_LOGITS, logits_key, compute_logits, needs=(_LOGITS,)))
@@ -57,6 +60,26 @@ def obtain_dense(context: RunContext) -> DenseModel:
         name: tuple(value) if isinstance(value, list) else value for name, value in kept["accuracy"].items()
     }
     return DenseModel(weights=weights, accuracy=Accuracy(**score), logits=logits, history=tuple(kept["history"]))
+
+
+def _scored_anew(context: RunContext, weights_key: str) -> DenseModel | None:
+    """Return the dense model of the run directory with a new score; None if its weights are not those of the study."""
+    run = context.run
+    if not run.is_complete(_WEIGHTS, weights_key) or not run.exists(_SCORE):
+        return None
+    weights, kept = run.read_bytes(_WEIGHTS), run.read_json(_SCORE)
+    if kept["digest"] != digest_of(weights):
+        return None
+    accuracy, logits = _score(context, weights)
+    return DenseModel(weights=weights, accuracy=accuracy, logits=logits, history=tuple(kept["history"]))
+
+
+def _score(context: RunContext, weights: bytes) -> tuple[Accuracy, KeptLogits]:
+    """Have a worker run the dense model over the evaluation samples."""
+    study, executor = context.study, context.executor
+    arguments = study.model_dump_json(), executor.store, weights
+    found: tuple[Accuracy, KeptLogits] = executor.call(f"dense-score-{study.name}", _score_here, *arguments)
+    return found
 
 
 def _prepare(device: str, study_json: str, store: RunStore, checkpoint: str) -> DenseModel:
@@ -69,12 +92,12 @@ def _prepare(device: str, study_json: str, store: RunStore, checkpoint: str) -> 
     return dense
 
 
-def _logits(device: str, study_json: str, store: RunStore, weights: bytes) -> KeptLogits:
+def _score_here(device: str, study_json: str, store: RunStore, weights: bytes) -> tuple[Accuracy, KeptLogits]:
     workspace = open_workspace(study_json, device)
     model = workspace.dense_model(weights)
-    _, logits = run_noted(store, workspace, "the dense model", lambda: score_dense(workspace, model))
+    found = run_noted(store, workspace, "the dense model", lambda: score_dense(workspace, model))
     store.note_unreadable(workspace.unreadable.found)
-    return logits
+    return found
 
 
 def needed_memory(context: RunContext, dense: DenseWeights) -> int:

@@ -21,6 +21,7 @@ from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.shared import Shared, values_of
 from cleanai_ray.executors.trial_work import SweepInputs, TrialDeviceError, TrialGroup, run_group
 from cleanai_ray.executors.writer import RunWriter
+from cleanai_ray.nn.allocator import keep_freed_memory
 from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.registry import EXECUTORS
 from cleanai_ray.stages.numerics import restore_numerics
@@ -99,6 +100,8 @@ class LocalExecutor(Executor):
         self._best_device = "cuda:0" if num_gpus else "cpu"
         cores = os.cpu_count() or 1
         assign_cpus(cores if num_gpus else 1)
+        if not num_gpus:
+            keep_freed_memory()
         self.resources = Resources(
             num_nodes=1,
             cpus=cores,

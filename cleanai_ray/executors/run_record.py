@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from cleanai_ray.config.study import Study, digest
+from cleanai_ray.errors import ArtifactError
 from cleanai_ray.executors.context import RunContext
 from cleanai_ray.executors.notes import describe_notes
 from cleanai_ray.executors.placement import Allotment
@@ -19,6 +20,7 @@ from cleanai_ray.stages.fingerprints import calibration_key
 from cleanai_ray.storage.run_directory import RunDirectory
 
 RECORD_FILE = "environment.json"
+_EARLIER = "earlier_runs"
 
 
 class RunRecord:
@@ -38,7 +40,10 @@ class RunRecord:
         self._content: dict[str, Any] = {}
 
     def begin(self, context: RunContext) -> None:
-        """Write what is known before anything is computed."""
+        """Write what is known before anything is computed, and the records of earlier runs in this directory.
+
+        Their outputs may be reused, and one that was interrupted has no other record.
+        """
         study, resources = context.study, context.executor.resources
         self._note(
             **describe_environment(),
@@ -48,7 +53,17 @@ class RunRecord:
             preprocessing=context.workspace.source.describe_preprocessing(),
             warnings=[],
             **self._began,
+            **{_EARLIER: self._earlier()},
         )
+
+    def _earlier(self) -> list[dict[str, Any]]:
+        """Return the records of earlier runs, from the first one on."""
+        try:
+            last = self._run.read_json(RECORD_FILE)
+        except ArtifactError:  # there is none, or none that can be read
+            return []
+        before = last.pop(_EARLIER, []) if isinstance(last, dict) else None
+        return [*before, last] if isinstance(before, list) else []
 
     def note_weights(self, study: Study, dense_digest: str) -> None:
         """Add the digests of the dense weights and of the calibration.

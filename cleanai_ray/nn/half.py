@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import overload
 
 import torch
@@ -24,10 +24,15 @@ class HalfBatches(Sequence[Tensor]):
 
     Args:
         batches: Tensors on one device.
+        device: Where they are kept, and come back; None: where they are. They go there in 16 bits.
     """
 
-    def __init__(self, batches: Iterable[Tensor]) -> None:
-        self._kept = [_Kept.of(batch) for batch in batches]
+    def __init__(self, batches: Iterable[Tensor], device: torch.device | None = None) -> None:
+        self._kept = [_Kept.of(batch).to(device) for batch in batches]
+
+    def on(self, device: torch.device) -> Iterator[Tensor]:
+        """Yield the batches on a device, to which they go in 16 bits."""
+        return (kept.to(device).restored() for kept in self._kept)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -60,6 +65,9 @@ class _Kept:
         scale = torch.ldexp(torch.ones_like(largest), (exponent - _TOP).clamp_min(_LEAST_EXPONENT))
         scale = torch.where((largest > 0) & torch.isfinite(largest), scale, 1.0)
         return _Kept(value=(batch / scale).half(), scale=scale, kind=batch.dtype)
+
+    def to(self, device: torch.device | None) -> _Kept:
+        return replace(self, value=self.value.to(device), scale=None if self.scale is None else self.scale.to(device))
 
     def restored(self) -> Tensor:
         return self.value if self.scale is None else self.value.to(self.kind) * self.scale

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.config.sections import HELD_BACK
 from cleanai_ray.errors import CalibrationError, CleanAIError
+from cleanai_ray.nn.half import HalfBatches
 
 Batch = Tensor | tuple[Tensor, Any]
 Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
@@ -42,7 +43,7 @@ def read_images(batches: Batches) -> list[Tensor]:
 def walk(batches: Iterable[Batch], model: nn.Module, first: int = 0) -> Iterator[tuple[range, Tensor]]:
     """Yield the sample numbers and the images of each batch, on the model's device."""
     device = device_of(model)
-    for batch in batches:
+    for batch in batches.on(device) if isinstance(batches, HalfBatches) else batches:
         images = batch if isinstance(batch, Tensor) else batch[0]
         yield range(first, first + len(images)), images.to(device)
         first += len(images)

@@ -169,8 +169,7 @@ class Track:
         return (self._run(replay, batch) for _, batch in walk(batches, replay.model))
 
     def _kept(self, made: Iterable[Tensor], device: torch.device) -> Sequence[Tensor]:
-        batches = (batch.to(device) for batch in made)
-        return HalfBatches(batches) if self._half else list(batches)
+        return HalfBatches(made, device) if self._half else [batch.to(device) for batch in made]
 
     def _run(self, replay: Replay, batch: Tensor) -> Tensor:
         result: Tensor = replay.run(batch, start=self.block.start, stop=self.block.stop)

@@ -36,7 +36,12 @@ class DenseModel:
     @property
     def digest(self) -> str:
         """Digest of the weights."""
-        return hashlib.sha256(self.weights).hexdigest()[:16]
+        return digest_of(self.weights)
+
+
+def digest_of(weights: bytes) -> str:
+    """Return the digest of a weights file's content."""
+    return hashlib.sha256(weights).hexdigest()[:16]
 
 
 def prepare_dense(workspace: Workspace, context: TrainingContext | None = None) -> DenseModel:

@@ -26,15 +26,25 @@ def data_key(study: Study) -> str:
 
 def dense_key(study: Study) -> str:
     """Return the digest of everything that the dense model and its score depend on: of a weights file, the content."""
-    weights = study.model.weights
-    content = None if weights in (None, "pretrained") else _content_digest(str(weights))
     evaluation = _evaluation(study)
     del evaluation["latency"]
     evaluation.pop("target", None)
+    return digest([*_of_weights(study), evaluation, *_numerics(study)])
+
+
+def dense_weights_key(study: Study) -> str:
+    """Return the digest of everything that the dense weights depend on; how they are scored is not among it."""
+    return digest(["weights", *_of_weights(study), *_numerics(study)])
+
+
+def _of_weights(study: Study) -> list[Any]:
+    """Return the sections that the dense weights depend on, and the digest of a weights file's content."""
+    weights = study.model.weights
+    content = None if weights in (None, "pretrained") else _content_digest(str(weights))
     model = study.model.model_dump()
     if study.model.train is not None and study.model.train.optimizer == "sgd":
         del model["train"]["optimizer"]  # as before there was a choice, so that trained models stay valid
-    return digest([model, content, _data(study), evaluation, *_numerics(study)])
+    return [model, content, _data(study)]
 
 
 def _numerics(study: Study) -> list[Any]:
@@ -137,8 +147,9 @@ def _data(study: Study) -> dict[str, Any]:
     # Without what is null, as before there was a choice, so that what was measured stays valid.
     given = {name: value for name, value in (data.pop("transform") or {}).items() if value is not None}
     data |= {"transform": given} if given else {}
-    if data["path"] is None:
-        del data["path"]
+    for name, unsaid in (("path", None), ("decoder", "auto")):
+        if data[name] == unsaid:
+            del data[name]
     if study.model.weights == "pretrained":
         from cleanai_ray.models import published_transform  # loads torch
 

@@ -26,6 +26,7 @@ from cleanai_ray.data import (
     UnreadableSamples,
     assign_roles,
     batches,
+    choose_decoder,
     kept_images,
     numbered_batches,
     open_image_source,
@@ -78,7 +79,8 @@ class Workspace:
         known = self._kept.get(role)
         if role not in self._kept or (known is not None and known.images.is_gone):
             split = self.source.location, getattr(self.roles, f"{role}_split")
-            self._kept[role] = kept_images(cache, split, dataset, shape)
+            decoder = choose_decoder(self.study.data.decoder, dataset, self.device)
+            self._kept[role] = kept_images(cache, split, dataset, shape, decoder)
         return self._kept[role]
 
     @cached_property

@@ -33,7 +33,7 @@ from cleanai_ray.training.distillation import Supervision, with_answers
 from cleanai_ray.training.part import TrainingPart
 from cleanai_ray.training.position import CheckpointClock, EpochPosition
 from cleanai_ray.training.progress import Progress
-from cleanai_ray.training.stepper import Stepper
+from cleanai_ray.training.stepper import Stepper, lay_out
 from cleanai_ray.training.synchronized import global_batch_norm
 
 _LOG = logging.getLogger(__name__)
@@ -154,6 +154,7 @@ class _Run:
         self._clock = CheckpointClock(section.checkpoint_minutes, context)
         self._position: EpochPosition | None = None
         self._fingerprint = _fingerprint(model, section, data.steps_per_epoch, seed, part)
+        lay_out(model, context.device)
         self._average = None if section.ema_decay is None else weight_average(model, section.ema_decay)
         self._stepper = Stepper(
             model,

@@ -30,6 +30,16 @@ from cleanai_ray.training.schedule import learning_rates
 AfterStep = Callable[[EpochPosition], None]
 
 
+def lay_out(model: nn.Module, device: torch.device) -> None:
+    """Lay out a model's weights as its device trains them fastest, before anything is made that is laid out like them.
+
+    On CPUs, channels-last would also be up to 1.4 times as fast, but the backward pass of torch 2.14's oneDNN crashes
+    the process in strided convolutions of a few channels, which pruning leaves.
+    """
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 class Stepper:
     """Runs training steps: holds the optimizer, the gradient scaler and the loss of a training.
 
@@ -66,10 +76,7 @@ class Stepper:
         self._steps_per_epoch = steps_per_epoch
         self._context = context
         self._average = average
-        # On CPUs it would also be up to 1.4 times as fast, but the backward pass of torch 2.14's oneDNN crashes the
-        # process in strided convolutions of a few channels, which pruning leaves.
-        if context.device.type == "cuda":
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_out(model, context.device)
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._task = supervision.task
         self._objective = build_objective(section, supervision)

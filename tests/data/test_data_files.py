@@ -13,6 +13,8 @@ from PIL import Image
 from torchvision import transforms
 
 from cleanai_ray.data import BatchOptions, batches
+from cleanai_ray.data.parquet_images import Columns, ParquetDataset, RowGroup
+from cleanai_ray.data.transforms import Preprocessing
 from cleanai_ray.errors import DataError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -174,3 +176,25 @@ def test_shuffling_keeps_row_groups_together(tmp_path, digit_images):
     assert len(set((first_cacheful // 4).tolist())) == 8
     assert first_cacheful.tolist() != sorted(first_cacheful.tolist())
     assert not np.array_equal(order, dataset.shuffled(np.arange(120), np.random.default_rng(4)))
+
+
+def test_rows_are_counted_from_the_beginning_of_their_file():
+    """Against counting one by one; the cost of a row does not grow with the row groups before it."""
+    sizes = {"a": [3, 1, 4], "b": [], "c": [1], "d": [5, 9]}
+    groups = [RowGroup(file, number, size) for file, rows in sizes.items() for number, size in enumerate(rows)]
+    read: list[RowGroup] = []
+
+    class Watched(list):
+        def __getitem__(self, place):
+            read.append(place)
+            return super().__getitem__(place)
+
+    steps = Preprocessing(resize=8, crop=(8, 8))
+    columns = Columns("image", "label")
+    dataset = ParquetDataset(None, Watched(groups), columns, num_classes=2, preprocessing=steps, augment=False)
+    expected = [f"{file} row {row}" for file, rows in sizes.items() for row in range(sum(rows))]
+    assert len(dataset) == 23
+    read.clear()
+    assert [dataset.where(index) for index in range(23)] == expected
+    assert len(read) <= 3 * 23
+    assert all(isinstance(place, int) for place in read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 import small_study as small
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision.transforms.functional import pil_to_tensor
 
 from cleanai_ray.config.study import parse_study
+from cleanai_ray.data import decoder_choice
 from cleanai_ray.data.reading import DECODE_LOG
 from cleanai_ray.stages.workspace import open_workspace
 
@@ -63,3 +66,22 @@ def test_a_study_decodes_each_image_once(jpegs, tmp_path, monkeypatch, num_worke
             assert min(decodes.values()) > 1
     assert rows["kept"] == rows["not kept"]
     assert len(rows["kept"]) == 2
+
+
+def test_a_study_decodes_each_image_once_by_a_decoder_of_many(jpegs, tmp_path, monkeypatch):
+    def decode(contents):
+        calls.append(len(contents))
+        return [pil_to_tensor(Image.open(io.BytesIO(content))) for content in contents]
+
+    calls, log = [], tmp_path / "decodes"
+    monkeypatch.setattr(decoder_choice, "_chosen", {})
+    monkeypatch.setattr(decoder_choice, "_decoder_on", lambda device: ("a chip", decode))
+    monkeypatch.setenv(DECODE_LOG, str(log))
+    data = {**STUDY["data"], "root": str(jpegs), "num_workers": 2, "cache": {"folder": str(tmp_path / "kept")}}
+    failed, said = small.run(parse_study({**STUDY, "data": data}), tmp_path / "run")
+    assert failed == 0, said
+    decodes = Counter(log.read_text().splitlines())
+    assert len(decodes) == 24 + 18
+    assert set(decodes.values()) == {1}
+    assert sum(calls) == 2 * 8 + 24 + 18  # eight are compared, as decoded and as resized
+    assert max(calls[2:]) == 8

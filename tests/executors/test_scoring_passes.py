@@ -6,6 +6,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,19 +144,47 @@ def test_logits_are_those_of_the_samples_by_their_index(context: RunContext) -> 
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_another_precision_is_another_score(context: RunContext) -> None:
-    exact = obtain_dense(context)
-    study = parse_study({**SETTINGS, "evaluation": {**SETTINGS["evaluation"], "precision": "bfloat16"}})
+def of_study(context: RunContext, **sections: Any) -> RunContext:
+    """The run directory with another study."""
+    study = parse_study({**SETTINGS, **sections})
     workspace = open_workspace(study.model_dump_json(), "cpu")
-    rounded = obtain_dense(
-        RunContext(
-            study=study,
-            workspace=workspace,
-            run=context.run,
-            executor=LocalExecutor(study, context.run),
-            progress=context.progress,
-        )
-    )
+    return replace(context, study=study, workspace=workspace, executor=LocalExecutor(study, context.run))
+
+
+def test_another_precision_is_another_score_of_the_same_weights(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = {"model": {**SETTINGS["model"], "train": {"epochs": 1, "seed": 3}}}
+    exact = obtain_dense(of_study(context, **trained))
+    assert len(exact.history) == 1
+    monkeypatch.setattr(dense_stage, "_prepare", None)
+    evaluation = {**SETTINGS["evaluation"], "precision": "bfloat16"}
+    rounded = obtain_dense(of_study(context, **trained, evaluation=evaluation))
+    assert rounded.history == exact.history
     assert rounded.weights == exact.weights
     assert (rounded.logits.values != exact.logits.values).any()
     assert context.run.read_json("cache/dense.json")["precision"] == "bfloat16"
+
+
+def test_other_evaluation_samples_are_another_score_of_the_same_weights(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = obtain_dense(context)
+    monkeypatch.setattr(dense_stage, "_prepare", None)
+    fewer = obtain_dense(of_study(context, evaluation={**SETTINGS["evaluation"], "samples": 20}))
+    assert fewer.accuracy.num_samples == 20
+    assert (fewer.logits.values == first.logits.values[:20]).all()
+
+
+@pytest.mark.parametrize("change", ["training", "file"])
+def test_other_weights_are_not_taken_for_those_of_the_study(context: RunContext, change: str) -> None:
+    trained = {"model": {**SETTINGS["model"], "train": {"epochs": 1, "seed": 3}}}
+    first = obtain_dense(of_study(context, **trained))
+    evaluation = {**SETTINGS["evaluation"], "precision": "bfloat16"}
+    if change == "training":
+        trained["model"]["train"]["seed"] = 4
+    else:  # replaced by hand, after which nothing vouches for it
+        file = Path(context.run.location) / "cache" / "dense.safetensors"
+        file.write_bytes(first.weights[:-4] + b"\0\0\0\0")
+    second = obtain_dense(of_study(context, **trained, evaluation=evaluation))
+    assert (second.weights == first.weights) is (change == "file")

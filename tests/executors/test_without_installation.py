@@ -21,6 +21,7 @@ import cleanai_ray
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.errors import ReportError
 from cleanai_ray.executors import run_record
+from cleanai_ray.executors import run_study as study_runner
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.run_study import RunOptions, run_study
 from cleanai_ray.stages import environment
@@ -128,7 +129,38 @@ def test_the_record_is_there_before_the_first_stage_and_grows(tmp_path: Path, mo
     assert set(last["digests"]) == {"study", "weights", "calibration"}
     assert last["seconds"] > 0
     assert last["trials_complete_before"] == 0
+    assert first["earlier_runs"] == []
     assert pl.read_parquet(tmp_path / "results.parquet")["status"].to_list() == ["ok"]
+
+
+def test_the_records_of_earlier_runs_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that was interrupted, too, whose outputs the next one reuses."""
+    study, run = parse_study({**TINY, "output": {"dir": str(tmp_path), "save_models": "none"}}), RunDirectory(tmp_path)
+    monkeypatch.setitem(sys.modules, "cleanai_ray.report", None)
+
+    def record_of(command: str, error: type[BaseException], *, fresh: bool = False) -> dict[str, Any]:
+        options = RunOptions(executor="local", command=command, fresh=fresh)
+        with pytest.raises(error):
+            run_study(study, check_study(study), run, options, ProgressReporter())
+        return run.read_json(run_record.RECORD_FILE)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study_runner, "run_sweep", _interrupt)
+        first = record_of("first", KeyboardInterrupt)
+    second = record_of("second", ReportError)
+    third = record_of("third", ReportError)
+    assert first["earlier_runs"] == []
+    del first["earlier_runs"]
+    assert second.pop("earlier_runs") == [first]
+    assert third["earlier_runs"] == [first, second]
+    assert [run.get("seconds") is None for run in third["earlier_runs"]] == [True, False]
+    (tmp_path / run_record.RECORD_FILE).write_text("{")
+    assert record_of("fourth", ReportError)["earlier_runs"] == []
+    assert record_of("fifth", ReportError, fresh=True)["earlier_runs"] == []
+
+
+def _interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_without_vl_convert_only_the_charts_are_missing(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cleanai_ray.nn.half import HalfBatches
+from cleanai_ray.repair.images import walk
 
 
 def values(scale: float, kind: torch.dtype) -> Tensor:
@@ -55,3 +58,37 @@ def test_batches_are_a_sequence() -> None:
     assert torch.equal(torch.cat(list(found)), torch.cat(batches))
     assert [float(batch[0]) for batch in found[1:3]] == [1.0, 2.0]
     assert torch.equal(found[-1], batches[4])
+
+
+class Travelling(TorchDispatchMode):
+    """Notes the type of every tensor that is copied from one device to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        target = (kwargs or {}).get("device")
+        if func is torch.ops.aten._to_copy.default and target not in (None, args[0].device) and args[0].ndim:
+            self.kinds.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def test_batches_travel_in_16_bits_in_both_directions() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True), Travelling() as travelled:
+        made = [torch.empty(4, 8, device="cuda") for _ in range(3)]
+        kept = HalfBatches(made, torch.device("cpu"))
+        assert [each.value.device.type for each in kept._kept] == ["cpu"] * 3
+        assert travelled.kinds == [torch.float16] * 3
+        again = list(kept.on(torch.device("cuda")))
+    assert travelled.kinds == [torch.float16] * 6
+    assert [(each.device.type, each.dtype) for each in again] == [("cuda", torch.float32)] * 3
+
+
+def test_a_walk_takes_them_to_the_model() -> None:
+    batches = [torch.randn(3, 5), torch.randn(2, 5)]
+    kept = HalfBatches(batches, torch.device("cpu"))
+    found = list(walk(kept, torch.nn.Linear(5, 2)))
+    assert [samples for samples, _ in found] == [range(3), range(3, 5)]
+    for (_, values), batch in zip(found, kept, strict=True):
+        assert torch.equal(values, batch)

@@ -16,6 +16,7 @@ from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.report import make_report
 from cleanai_ray.report.html.page import embed_svg
 from cleanai_ray.report.pdf.vector import flat, wrap_code
+from cleanai_ray.report.sections.reproduction import _earlier
 from cleanai_ray.storage.run_directory import RunDirectory
 
 CHARTS = (
@@ -101,6 +102,13 @@ def test_pdf_says_how_to_reproduce(quickstart: tuple[synthetic.Tables, RunDirect
     assert environment["hardware"]["cpu"] in text
     assert all(f"{name} {version}" in text for name, version in environment["packages"].items())
     assert "coverage_metrics: - normalized_mean" in text
+
+
+def test_earlier_runs_are_counted_from_the_first_one() -> None:
+    runs = [{"started": "2026-01-02T03:04:05+00:00", "seconds": 3.0}, {"started": "2026-02-02T03:04:05+00:00"}]
+    assert _earlier(runs) == "2 runs; the first started 2026-01-02 03:04 UTC"
+    assert _earlier([{}]) == "1 run"
+    assert _earlier([]) == _earlier(None) == ""
 
 
 def test_pdf_has_pages_outline_and_metadata(quickstart: tuple[synthetic.Tables, RunDirectory, list[str]]) -> None:

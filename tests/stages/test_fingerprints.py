@@ -43,6 +43,8 @@ def keys(path: str | None = None, value: object = None) -> dict[str, str]:
         ("model.input_shape", [1, 16, 16], {"dense", "calibration", "trial"}),
         ("data.cache", None, set()),
         ("data.cache", {"folder": "/elsewhere", "max_bytes": 1}, set()),
+        ("data.decoder", "auto", set()),
+        ("data.decoder", "cpu", {"dense", "calibration", "moments", "trial"}),
         ("data.batch_size", 64, {"dense", "calibration", "trial"}),
         ("data.calibration.threshold", 0.1, {"dense", "calibration", "trial"}),
         ("data.transform", {"mean": [0.5]}, {"dense", "calibration", "trial"}),
@@ -136,7 +138,7 @@ def test_a_choice_that_older_studies_did_not_have_keeps_their_dense_model() -> N
     study = parse_study({**STUDY, "model": {**STUDY["model"], "train": {"epochs": 3}}})
     model, evaluation = study.model.model_dump(), {"split": "test", "samples": None}
     model["train"] = {"epochs": 3, "batch_size": None, "learning_rate": 0.1, "weight_decay": 5e-4, "seed": 0}
-    younger = dict.fromkeys(("num_workers", "skip_unreadable", "cache", "path", "transform"), True)
+    younger = dict.fromkeys(("num_workers", "skip_unreadable", "cache", "path", "transform", "decoder"), True)
     data = study.data.model_dump(exclude={**younger, "calibration": {"precision"}})
     assert data["options"] == {}
     assert key() == digest([model, None, data, evaluation])

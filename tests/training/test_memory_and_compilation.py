@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.nn.notices import collected_notices
+from cleanai_ray.training import fine_tune as loop
+from cleanai_ray.training.averaging import weight_average
 from cleanai_ray.training.precision import Precision
 from cleanai_ray.training.prefetch import prefetch
 
@@ -209,3 +211,23 @@ def test_prefetched_batches_on_a_gpu_are_the_batches(kind: str) -> None:
         assert images.is_contiguous(memory_format=torch.channels_last)
         assert images.eq(number).all()
         assert labels.tolist() == [0, 1, 2, 3]
+
+
+def test_the_average_is_made_of_weights_as_they_are_laid_out(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA, where every update would otherwise read and write two layouts."""
+
+    class Made(Exception):
+        pass
+
+    def make(model: nn.Module, decay: float) -> Any:
+        averages.append(weight_average(model, decay))
+        raise Made
+
+    averages: list[nn.Module] = []
+    monkeypatch.setattr(loop, "lay_out", lambda model, device: model.to(memory_format=torch.channels_last))
+    monkeypatch.setattr(loop, "weight_average", make)
+    network = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(Made):
+        run(network, digits, epochs=1, ema_decay=0.9)
+    (weight,) = [value for value in averages[0].parameters() if value.shape == (4, 6, 3, 3)]
+    assert weight.is_contiguous(memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ from cleanai_ray.config.study import Study
 from cleanai_ray.data.loader_processes import assign_cpus
 from cleanai_ray.errors import CleanAIError, ClusterError
 from cleanai_ray.executors.placement import Amounts, places
+from cleanai_ray.nn.allocator import keep_freed_memory
 
 _NODE_TIMEOUT = 2.0
 """Seconds after which a node that does not answer is considered lost."""
@@ -195,14 +196,17 @@ def _nodes_to_come() -> list[dict[str, float]]:
 def assigned_device(cpus: float | None = None) -> str:
     """Return the device that Ray assigned to this worker: its first GPU, or the CPU; torch must find the GPU, too.
 
-    The worker's data loaders are told the CPU cores that they may use.
+    The worker's data loaders are told the CPU cores that they may use, and its allocator to keep freed memory on CPUs.
 
     Args:
         cpus: These cores; by default, those that Ray assigned.
     """
     assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
     assign_cpus(assigned if cpus is None else cpus)
-    return "cuda:0" if ray.get_gpu_ids() and torch.cuda.is_available() else "cpu"
+    if ray.get_gpu_ids() and torch.cuda.is_available():
+        return "cuda:0"
+    keep_freed_memory()
+    return "cpu"
 
 
 def result_of(reference: Any) -> Any:

@@ -38,8 +38,9 @@ def _answer(reference: Any) -> Sequence[int]:
 
 
 def _memory_here() -> list[int]:
-    # Ray hides the GPUs of a node from processes that reserve none.
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    # Ray may hide all GPUs of a node from processes that reserve none; a list of some is that of the node's user.
+    if not os.environ.get("CUDA_VISIBLE_DEVICES"):
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     import torch
 
     return [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]

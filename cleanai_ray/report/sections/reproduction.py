@@ -71,6 +71,7 @@ def _facts(study: StudyFrames) -> list[tuple[str, str]]:
     return [
         ("started", _date(environment.get("started"))),
         ("took", _lasted(environment)),
+        ("earlier runs", _earlier(environment.get("earlier_runs"))),
         ("versions", _versions(environment, all_packages=True)),
         ("platform", str(environment.get("platform") or "")),
         ("processor", _join(hardware.get("cpu"), cores, _unit(hardware.get("memory_gib"), "GiB"))),
@@ -119,6 +120,13 @@ def _date(value: Any) -> str:
         return datetime.fromisoformat(str(value)).strftime("%Y-%m-%d %H:%M %Z").strip()
     except ValueError:
         return "" if value is None else str(value)
+
+
+def _earlier(runs: Any) -> str:
+    """Return the number of earlier runs in this directory, and when the first one began."""
+    found = [as_mapping(run) for run in runs] if isinstance(runs, list) else []
+    first = _date(found[0].get("started")) if found else ""
+    return _join(plural(len(found), "run"), f"the first started {first}" if first else "") if found else ""
 
 
 def _lasted(environment: Mapping[str, Any]) -> str:
