@@ -92,6 +92,7 @@ def prune(
     loss: Loss | None = None,
     latency: Mapping[str, Any] | CompareModels | None = None,
     task: str | Task = "classification",
+    check: bool = True,
 ) -> PruneResult:
     """Return a smaller copy of a model, and the plan that made it. The model given is not changed.
 
@@ -118,6 +119,8 @@ def prune(
         loss: Mean loss of (output, targets) for gradient-based methods; the task's by default.
         latency: Keys of `evaluation.latency` for a latency budget, or a function (dense, pruned) -> ratio of latencies.
         task: What the model is for: `classification`, `segmentation`, `detection`, `language_modelling`, or a `Task`.
+        check: Whether to compare each cut, on the example input, with the model in which the removed channels are
+            silent. A layer that cannot be narrowed so keeps its width, and a wrong cut is an error.
 
     Raises:
         CleanAIError: When a name is unknown, an argument not allowed, or the model cannot be pruned as asked.
@@ -126,7 +129,7 @@ def prune(
     trial = _trial(method, budget, coverage_metric, method_options, mode=mode, ratio=ratio, steps=steps, seed=seed)
     bounds = _bounds(layer_ratios, [*ignored_layers, *task.ignored_layers(model)], max_ratio, round_to, min_channels)
     batches = _readable_again(batches, trial, options)
-    job = _Job(model=model, example_inputs=example_inputs, trial=trial, bounds=bounds, task=task)
+    job = _Job(model=model, example_inputs=example_inputs, trial=trial, bounds=bounds, task=task, check=check)
     measured = job.measure(Measurements(statistics=stats, curves=curves), batches, loss)
     return _repaired(model, job.prune(measured, latency), batches, options, task)
 
@@ -155,6 +158,7 @@ class _Job:
     trial: Trial
     bounds: PruningSection
     task: Task
+    check: bool
 
     def measure(self, given: Measurements, batches: Iterable[Batch] | None, loss: Loss | None) -> Measurements:
         """Measure on the batches what the method reads and was not given."""
@@ -182,7 +186,10 @@ class _Job:
         network, task = self.task.network(self.model), self.task
 
         def prune_as(trial: Trial) -> PruneResult:
-            result = Pruner(network, self.example_inputs, trial, bounds=self.bounds, measured=measured).run()
+            pruner = Pruner(
+                network, self.example_inputs, trial, bounds=self.bounds, measured=measured, check=self.check
+            )
+            result = pruner.run()
             identity = result.plan.model if task.name == "classification" else {**result.plan.model, "task": task.name}
             return replace(result, model=task.restored(result.model), plan=replace(result.plan, model=identity))
 

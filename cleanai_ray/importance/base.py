@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from cleanai_ray.errors import PruningError, StudyError
-from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup, Member
+from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
+from cleanai_ray.graph.group import Member
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.registry import METHODS
 from cleanai_ray.statistics import ActivationStatistics, LayerStatistics

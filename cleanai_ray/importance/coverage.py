@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from cleanai_ray.errors import PruningError
-from cleanai_ray.graph.graph import ChannelGroup, Member
+from cleanai_ray.graph.graph import ChannelGroup
+from cleanai_ray.graph.group import Member
 from cleanai_ray.importance.base import (
     ImportanceMethod,
     ScoringContext,

@@ -7,7 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.graph.graph import ChannelGroup, Member
+from cleanai_ray.graph.graph import ChannelGroup
+from cleanai_ray.graph.group import Member
 from cleanai_ray.importance.base import (
     ImportanceMethod,
     ScoringContext,

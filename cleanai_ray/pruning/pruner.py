@@ -40,6 +40,7 @@ class Pruner:
         ignored_layers: Further module names that keep their width.
         measured: What was measured on the dense model; by default nothing, which is enough for methods that read
             weights alone.
+        check: Whether groups and cuts are checked on the example input, as `ChannelGraph` says.
 
     Raises:
         PruningError: When a measurement is missing, the ratio is too large, or the model has nothing to prune.
@@ -54,6 +55,7 @@ class Pruner:
         bounds: PruningSection | None = None,
         ignored_layers: Sequence[str] = (),
         measured: Measurements | None = None,
+        check: bool = True,
     ) -> None:
         self._dense = open_attention(model)
         self._trial = trial
@@ -68,7 +70,7 @@ class Pruner:
         if trial.ratio is not None and trial.ratio > self._bounds.max_ratio:
             raise PruningError(f"ratio is {trial.ratio:g}; allowed: at most max_ratio, {self._bounds.max_ratio:g}")
         self._ignored_layers = tuple(dict.fromkeys([*self._bounds.ignored_layers, *ignored_layers]))
-        self._graph = ChannelGraph(self._dense, example_inputs, self._ignored_layers)
+        self._graph = ChannelGraph(self._dense, example_inputs, self._ignored_layers, check=check)
         self._dense_groups = {group.name: group for group in self._graph.groups}
         self._warnings += self._graph.notes
         if not self._dense_groups:

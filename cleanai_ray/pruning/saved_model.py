@@ -88,7 +88,10 @@ def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
             f"the plan was made for another architecture ({plan.model['class']}) than the one given "
             f"({found['class']}): their tensors differ in name or shape"
         )
-    graph = ChannelGraph(task.network(dense), inputs if len(inputs) > 1 else inputs[0])
+    example = inputs if len(inputs) > 1 else inputs[0]
+    graph = ChannelGraph(task.network(dense), example)
+    if not {*plan.removed} <= {group.name for group in graph.groups}:  # The plan was made without the checks.
+        graph = ChannelGraph(task.network(dense), example, check=False)
     graph.remove(plan.removed)
     for parameter in graph.model.parameters():
         parameter.grad = None

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup, Member
+from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
+from cleanai_ray.graph.group import Member
 from cleanai_ray.importance.base import readers
 from cleanai_ray.nn.attention import HeadChannels
 from cleanai_ray.nn.consumers import features_per_channel, is_consumer, read_weight
