@@ -136,9 +136,9 @@ def _follow(graph: tp.DependencyGraph, module: nn.Module) -> Coupled:
             if not dep.is_triggered_by(cut) or _is_constant(dep.target):
                 continue
             mapped = _mapped(dep, indices)
-            if not mapped:
+            if mapped is not None and not mapped:
                 continue
-            if _is_lost(graph, dep, mapped):
+            if mapped is None or _is_lost(graph, dep, mapped):
                 is_lost = True
                 break
             mapped = _all_chunks(dep.target, mapped)
@@ -156,10 +156,14 @@ def _is_constant(node: Any) -> bool:
     return not node.inputs and node.type in (tp.ops.OPTYPE.RESHAPE, tp.ops.OPTYPE.EXPAND)
 
 
-def _mapped(dep: Any, indices: list[Any]) -> list[Any]:
-    for mapping in dep.index_mapping:
-        if mapping is not None:
-            indices = mapping(indices)
+def _mapped(dep: Any, indices: list[Any]) -> list[Any] | None:
+    """Return indices of one operation in the next; None if the mapping fails, as it does for some splits."""
+    try:
+        for mapping in dep.index_mapping:
+            if mapping is not None:
+                indices = mapping(indices)
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        return None
     return indices
 
 

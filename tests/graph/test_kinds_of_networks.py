@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,3 +263,67 @@ def test_the_check_needs_no_trial_to_find_a_wrong_cut(kind: str) -> None:
     graph._check = True
     with pytest.raises(PruningError, match=r"the cut of group 'conv' is wrong|the pruned model does not run"):
         graph.remove({"conv": [0, 4, 5]})
+
+
+class Packed(nn.Module):
+    """Attention with packed queries, keys and values, cut apart in some way; heads by view."""
+
+    def __init__(self, cut: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm, self.cut = nn.Conv2d(2, 8, 1), nn.LayerNorm(8), cut
+        self.packed, self.out, self.fc = nn.Linear(8, 24, bias=False), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        num, length, _ = x.shape
+        parts = self.cut(self.packed(self.norm(x)))
+        query, key, value = (part.reshape(num, length, 2, 4).transpose(1, 2) for part in parts)
+        mixed = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(num, length, 8)
+        return self.fc((x + self.out(mixed)).mean(1))
+
+
+CUTS: dict[str, Callable[[Tensor], Any]] = {
+    "chunk": lambda x: x.chunk(3, -1),
+    "split": lambda x: x.split(8, 2),
+    "split by sizes": lambda x: x.split([8, 8, 8], -1),
+    "slices": lambda x: (x[..., :8], x[..., 8:16], x[..., 16:]),
+    "unbind": lambda x: x.unflatten(-1, (3, 8)).unbind(2),
+}
+
+
+@pytest.mark.parametrize("kind", CUTS)
+def test_packed_projections_cut_apart_keep_their_width_alone(kind: str) -> None:
+    model = Packed(CUTS[kind]).eval()
+    graph = ChannelGraph(model, images())
+    stream = next(group for group in graph.groups if any(member.layer == "norm" for member in group.members))
+    assert {(m.layer, m.side) for m in stream.members} >= {("stem", "out"), ("out", "out"), ("packed", "in")}
+    assert not any(m.layer == "packed" and m.side == "out" for group in graph.groups for m in group.members)
+    graph.remove({stream.name: [1, 5]})
+    assert graph.model.packed.weight.shape == (24, 6)
+
+
+class Recurrent(nn.Module):
+    """A convolution whose positions a recurrent layer reads one after another."""
+
+    def __init__(self, kind: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.conv = nn.Conv2d(2, 6, 1), nn.Conv2d(6, 8, 1)
+        self.memory, self.hidden, self.fc = kind(8, 5, batch_first=True), nn.Linear(5, 7), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(torch.relu(self.stem(x))).flatten(2).transpose(1, 2)
+        return self.fc(torch.relu(self.hidden(self.memory(x)[0][:, -1])))
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_layers_keep_their_width_and_all_around_them_does_not(kind: Callable[..., nn.Module]) -> None:
+    model = Recurrent(kind).eval()
+    graph = ChannelGraph(model, images())
+    assert {"stem", "hidden"} <= {group.name for group in graph.groups}
+    graph.remove({"stem": [0], "hidden": [2, 3]})
+    twin = without(model, "fc", [2, 3])
+    with torch.no_grad():
+        twin.conv.weight[:, [0]] = 0.0
+    torch.testing.assert_close(graph.model(images()), twin(images()))
