@@ -29,6 +29,7 @@ from cleanai_ray.repair import repair as repair_model
 from cleanai_ray.sensitivity import measure_sensitivity, score_candidates
 from cleanai_ray.statistics import ActivationStatistics, CalibrationOptions
 from cleanai_ray.statistics import calibrate as collect_statistics
+from cleanai_ray.statistics.batch_forms import Batches
 from cleanai_ray.statistics.calibration import Batch
 from cleanai_ray.statistics.gradients import Loss, ModelLoss, loss_of_output
 from cleanai_ray.tasks.base import Task, find_task
@@ -119,8 +120,7 @@ def prune(
         loss: Mean loss of (output, targets) for gradient-based methods; the task's by default.
         latency: Keys of `evaluation.latency` for a latency budget, or a function (dense, pruned) -> ratio of latencies.
         task: What the model is for: `classification`, `segmentation`, `detection`, `language_modelling`, or a `Task`.
-        check: Whether to compare each cut, on the example input, with the model in which the removed channels are
-            silent. A layer that cannot be narrowed so keeps its width, and a wrong cut is an error.
+        check: Whether each cut is compared, on the example input, with the model whose removed channels are silent.
 
     Raises:
         CleanAIError: When a name is unknown, an argument not allowed, or the model cannot be pruned as asked.
@@ -145,7 +145,7 @@ def _trial(
     options = dict(method_options or {})
     if coverage_metric is None and create_method(method, options).uses_coverage_metric:
         coverage_metric = "normalized_mean"
-    limits = None if budget is None else dict(budget)
+    limits = dict(budget) if isinstance(budget, Mapping) else budget
     return _checked(Trial, method=method, budget=limits, coverage_metric=coverage_metric, options=options, **cell)
 
 
@@ -183,12 +183,10 @@ class _Job:
 
     def prune(self, measured: Measurements, latency: Mapping[str, Any] | CompareModels | None) -> PruneResult:
         """Prune, and for a latency budget as often as it takes to meet it."""
-        network, task = self.task.network(self.model), self.task
+        network, task, inputs = self.task.network(self.model), self.task, self.example_inputs
 
         def prune_as(trial: Trial) -> PruneResult:
-            pruner = Pruner(
-                network, self.example_inputs, trial, bounds=self.bounds, measured=measured, check=self.check
-            )
+            pruner = Pruner(network, inputs, trial, bounds=self.bounds, measured=measured, check=self.check)
             result = pruner.run()
             identity = result.plan.model if task.name == "classification" else {**result.plan.model, "task": task.name}
             return replace(result, model=task.restored(result.model), plan=replace(result.plan, model=identity))
@@ -204,8 +202,9 @@ def _readable_again(
 ) -> Iterable[Batch] | None:
     """Return batches that can be read as often as the method and the repair read them."""
     method = create_method(trial.method, trial.options)
-    is_read_again = repair or method.needs_curves or method.remeasures
-    return list(batches) if is_read_again and isinstance(batches, Iterator) else batches
+    is_read_again = isinstance(batches, Iterator) and (repair or method.needs_curves or method.remeasures)
+    read = None if batches is None else Batches(batches)
+    return [*read] if read and is_read_again else read
 
 
 def _repaired(
