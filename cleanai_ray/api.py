@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cleanai_ray.config.evaluation import LatencySection
-from cleanai_ray.config.messages import describe
-from cleanai_ray.config.sections import CalibrationSection, PruningSection, RepairSection, Section
+from cleanai_ray.config.messages import checked
+from cleanai_ray.config.sections import CalibrationSection, PruningSection, RepairSection
 from cleanai_ray.config.study import Trial
 from cleanai_ray.coverage.base import needs_sections
 from cleanai_ray.errors import PruningError
@@ -19,14 +18,17 @@ from cleanai_ray.evaluation.latency import compare_latency
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.pruning.allocation import Allocation, AllocationProblem, search_allocation
+from cleanai_ray.pruning.block_removal import left_of, plan_blocks, without_blocks
+from cleanai_ray.pruning.blocks_only import remove_only
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.measurements import Measurements, Remeasure
+from cleanai_ray.pruning.plan import BlockPlan
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.pruning.saved_model import apply_plan, load, save
 from cleanai_ray.repair import COMPENSATIONS, RepairOptions
 from cleanai_ray.repair import repair as repair_model
-from cleanai_ray.sensitivity import measure_sensitivity, score_candidates
+from cleanai_ray.sensitivity import cheapest_blocks, measure_blocks, measure_sensitivity, score_candidates
 from cleanai_ray.statistics import ActivationStatistics, CalibrationOptions
 from cleanai_ray.statistics import calibrate as collect_statistics
 from cleanai_ray.statistics.batch_forms import Batches
@@ -35,7 +37,6 @@ from cleanai_ray.statistics.gradients import Loss, ModelLoss, loss_of_output
 from cleanai_ray.tasks.base import Task, find_task
 from cleanai_ray.training.library import evaluate, fine_tune
 
-S = TypeVar("S", bound=Section)
 CompareModels = Callable[[nn.Module, nn.Module], float]
 
 
@@ -94,6 +95,7 @@ def prune(
     latency: Mapping[str, Any] | CompareModels | None = None,
     task: str | Task = "classification",
     check: bool = True,
+    remove_blocks: Sequence[str] = (),
 ) -> PruneResult:
     """Return a smaller copy of a model, and the plan that made it. The model given is not changed.
 
@@ -121,15 +123,31 @@ def prune(
         latency: Keys of `evaluation.latency` for a latency budget, or a function (dense, pruned) -> ratio of latencies.
         task: What the model is for: `classification`, `segmentation`, `detection`, `language_modelling`, or a `Task`.
         check: Whether each cut is compared, on the example input, with the model whose removed channels are silent.
+        remove_blocks: Residual blocks to replace by their shortcut first, of `measure_blocks`; without `ratio` and
+            `budget`, nothing else is removed.
 
     Raises:
         CleanAIError: When a name is unknown, an argument not allowed, or the model cannot be pruned as asked.
     """
     options, task = _repair_options(repair, batches, seed), find_task(task)
+    batches = None if batches is None else Batches(batches)
+    batches = batches.again() if batches and remove_blocks else batches
+    blocks = plan_blocks(task.network(model), example_inputs, batches, remove_blocks) if remove_blocks else ()
+    if blocks and ratio is None and budget is None:
+        result = remove_only(task.network(model), example_inputs, blocks)
+        return _repaired(model, result.of_task(task), batches, options, task)
     trial = _trial(method, budget, coverage_metric, method_options, mode=mode, ratio=ratio, steps=steps, seed=seed)
-    bounds = _bounds(layer_ratios, [*ignored_layers, *task.ignored_layers(model)], max_ratio, round_to, min_channels)
+    bounds = checked(
+        PruningSection,
+        layer_ratios=dict(layer_ratios or {}),
+        ignored_layers=tuple(dict.fromkeys([*ignored_layers, *task.ignored_layers(model)])),
+        max_ratio=max_ratio,
+        round_to=round_to,
+        min_channels=min_channels,
+        check=check,
+    )
     batches = _readable_again(batches, trial, options)
-    job = _Job(model=model, example_inputs=example_inputs, trial=trial, bounds=bounds, task=task, check=check)
+    job = _Job(model=model, example_inputs=example_inputs, trial=trial, bounds=bounds, task=task, blocks=blocks)
     measured = job.measure(Measurements(statistics=stats, curves=curves), batches, loss)
     return _repaired(model, job.prune(measured, latency), batches, options, task)
 
@@ -146,7 +164,7 @@ def _trial(
     if coverage_metric is None and create_method(method, options).uses_coverage_metric:
         coverage_metric = "normalized_mean"
     limits = dict(budget) if isinstance(budget, Mapping) else budget
-    return _checked(Trial, method=method, budget=limits, coverage_metric=coverage_metric, options=options, **cell)
+    return checked(Trial, method=method, budget=limits, coverage_metric=coverage_metric, options=options, **cell)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,23 +176,23 @@ class _Job:
     trial: Trial
     bounds: PruningSection
     task: Task
-    check: bool
+    blocks: tuple[BlockPlan, ...] = ()
 
     def measure(self, given: Measurements, batches: Iterable[Batch] | None, loss: Loss | None) -> Measurements:
         """Measure on the batches what the method reads and was not given."""
         if batches is None:
             return given
         method = create_method(self.trial.method, self.trial.options)
-        network, calibrate = self.task.network(self.model), _measurement(self.trial, batches, loss, self.task)
+        network = without_blocks(self.task.network(self.model), self.blocks)
+        ignored = left_of(self.bounds.ignored_layers, self.blocks)
+        calibrate = _measurement(self.trial, batches, loss, self.task)
         statistics, curves = given.statistics, given.curves
         if statistics is None and method.needs_statistics:
             statistics = calibrate(network)
         if curves is None and method.needs_curves:
-            ignored = self.bounds.ignored_layers
             curves = measure_sensitivity(network, self.example_inputs, batches, ignored_layers=ignored)
 
         def allocate(problem: AllocationProblem) -> Allocation:
-            ignored = self.bounds.ignored_layers
             assert curves is not None
             scorer = score_candidates(network, self.example_inputs, batches, curves, ignored_layers=ignored)
             return search_allocation(problem, scorer)
@@ -183,13 +201,11 @@ class _Job:
 
     def prune(self, measured: Measurements, latency: Mapping[str, Any] | CompareModels | None) -> PruneResult:
         """Prune, and for a latency budget as often as it takes to meet it."""
-        network, task, inputs = self.task.network(self.model), self.task, self.example_inputs
+        network, task = self.task.network(self.model), self.task
 
         def prune_as(trial: Trial) -> PruneResult:
-            pruner = Pruner(network, inputs, trial, bounds=self.bounds, measured=measured, check=self.check)
-            result = pruner.run()
-            identity = result.plan.model if task.name == "classification" else {**result.plan.model, "task": task.name}
-            return replace(result, model=task.restored(result.model), plan=replace(result.plan, model=identity))
+            inputs, bounds, blocks = self.example_inputs, self.bounds, self.blocks
+            return Pruner(network, inputs, trial, bounds=bounds, measured=measured, blocks=blocks).run().of_task(task)
 
         def compare(small: nn.Module) -> dict[str, Any]:
             return _compare(self.model, small, self.example_inputs, latency)
@@ -197,14 +213,11 @@ class _Job:
         return prune_to_budget(prune_as, self.trial, self.bounds, compare)
 
 
-def _readable_again(
-    batches: Iterable[Batch] | None, trial: Trial, repair: RepairOptions | None
-) -> Iterable[Batch] | None:
+def _readable_again(batches: Batches | None, trial: Trial, repair: RepairOptions | None) -> Batches | None:
     """Return batches that can be read as often as the method and the repair read them."""
     method = create_method(trial.method, trial.options)
-    is_read_again = isinstance(batches, Iterator) and (repair or method.needs_curves or method.remeasures)
-    read = None if batches is None else Batches(batches)
-    return [*read] if read and is_read_again else read
+    is_read_again = repair or method.needs_curves or method.remeasures
+    return batches.again() if batches and is_read_again else batches
 
 
 def _repaired(
@@ -226,7 +239,7 @@ def _compare(
     if callable(latency):
         return {"ratio": float(latency(dense, pruned))}
     images = example_inputs if isinstance(example_inputs, Tensor) else example_inputs[0]
-    return compare_latency(dense, pruned, images, _checked(LatencySection, **(latency or {})), device=images.device)
+    return compare_latency(dense, pruned, images, checked(LatencySection, **(latency or {})), device=images.device)
 
 
 def _repair_options(
@@ -243,34 +256,10 @@ def _repair_options(
         given = {"batch_norm": "relative", **given}
     if "samples" in given:
         raise PruningError("repair has the key 'samples'; allowed: the other keys, since every batch given is read")
-    section = _checked(RepairSection, **given)
+    section = checked(RepairSection, **given)
     if batches is None:
         raise PruningError(f"repair is {repair!r} and reads calibration images, but batches is None; pass batches")
     return RepairOptions(**section.model_dump(exclude={"samples"}), seed=seed)
-
-
-def _bounds(
-    layer_ratios: Mapping[str, float] | None,
-    ignored_layers: Sequence[str],
-    max_ratio: float,
-    round_to: int | str | None,
-    min_channels: int,
-) -> PruningSection:
-    return _checked(
-        PruningSection,
-        layer_ratios=dict(layer_ratios or {}),
-        ignored_layers=tuple(dict.fromkeys(ignored_layers)),
-        max_ratio=max_ratio,
-        round_to=round_to,
-        min_channels=min_channels,
-    )
-
-
-def _checked(section: type[S], **values: Any) -> S:
-    try:
-        return section.model_validate(values)
-    except ValidationError as error:
-        raise PruningError(describe(error, section)) from None
 
 
 def _measurement(trial: Trial, batches: Iterable[Batch], loss: Loss | None, task: Task) -> Remeasure:
@@ -290,9 +279,11 @@ __all__ = [
     "PruneResult",
     "apply_plan",
     "calibrate",
+    "cheapest_blocks",
     "evaluate",
     "fine_tune",
     "load",
+    "measure_blocks",
     "measure_sensitivity",
     "prune",
     "save",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cleanai_ray.errors import CleanAIError, ReportError, StudyError
+from cleanai_ray.executors.reserved_options import reserving
 
 if TYPE_CHECKING:
     from cleanai_ray.config.study import Study
@@ -31,12 +32,8 @@ OverrideOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=
 ExecutorOption = Annotated[str, typer.Option(help="`ray`, or `local`: in this process, without Ray.")]
 AddressOption = Annotated[str | None, typer.Option(help="Ray cluster: `auto` or `host:port`.")]
 OutOption = Annotated[str | None, typer.Option(help="Run directory: a folder or URL; default: output.dir.")]
-RESERVED: dict[str, Any] = {
-    name: Annotated[float, typer.Option(min=0, help=f"{what} that the job's own process reserves{unit}.")]
-    for name, what, unit in (("cpus", "CPUs", ""), ("gpus", "GPUs", ""), ("memory", "Memory", ", in GB"))
-}
 _UsageError: Any = typer.BadParameter.__bases__[0]
-_OF_TRIALS = ("methods", "metrics", "models", "datasets", "tasks", "stages", "executors", "formats")
+_OF_TRIALS = ("methods", "metrics", "models", "datasets", "tasks", "stages", "executors", "formats", "targets")
 _OF_REPORTS = ("charts", "questions", "risks", "chapters")
 KINDS = (*_OF_TRIALS, *_OF_REPORTS)
 
@@ -79,29 +76,42 @@ def plan(study: StudyArgument, out: OutOption = None, set_: OverrideOption = Non
     return 0
 
 
-@app.command()
-def sensitivity(
-    study: StudyArgument,
-    out: OutOption = None,
-    address: AddressOption = None,
-    set_: OverrideOption = None,
-    executor: ExecutorOption = "ray",
-) -> int:
-    """Measure what narrowing each group of layers costs, and share the ratios and budgets out over the layers."""
-    from cleanai_ray.executors.progress import ProgressReporter
-    from cleanai_ray.executors.run_study import RunOptions
-    from cleanai_ray.executors.sensitivity import analyse, describe
-    from cleanai_ray.stages.planning import check_study
-    from cleanai_ray.storage.run_directory import RunDirectory
+def _add_analysis(command: str, name: str, text: str) -> None:
+    """Add the command of an analysis of the dense model: a module of `executors` with `analyse` and `describe`."""
 
-    loaded = _load(study, set_ or [], out)
-    directory = RunDirectory(loaded.output.dir)
-    options = RunOptions(executor=_known_executor(executor), address=address)
-    with _resumable():
-        found = analyse(loaded, check_study(loaded), directory, options, ProgressReporter())
-    columns, rows, lines = describe(found, directory)
-    _print_table(columns, rows, lines)
-    return 0
+    def analyse(
+        study: StudyArgument,
+        out: OutOption = None,
+        address: AddressOption = None,
+        set_: OverrideOption = None,
+        executor: ExecutorOption = "ray",
+    ) -> int:
+        from cleanai_ray.executors.progress import ProgressReporter
+        from cleanai_ray.executors.run_study import RunOptions
+        from cleanai_ray.stages.planning import check_study
+        from cleanai_ray.storage.run_directory import RunDirectory
+
+        loaded = _load(study, set_ or [], out)
+        module, directory = import_module(f"cleanai_ray.executors.{name}"), RunDirectory(loaded.output.dir)
+        options = RunOptions(executor=_known_executor(executor), address=address)
+        with _resumable():
+            found = module.analyse(loaded, check_study(loaded), directory, options, ProgressReporter())
+        _print_table(*module.describe(found, directory))
+        return 0
+
+    app.command(command, help=text)(analyse)
+
+
+_add_analysis(
+    "sensitivity",
+    "sensitivity",
+    "Measure what narrowing each group of layers costs, and share the ratios and budgets out over the layers.",
+)
+_add_analysis(
+    "profile",
+    "latency_profile",
+    "Time the groups of layers at several widths in evaluation.target, and judge what that predicts of whole models.",
+)
 
 
 @app.command()
@@ -174,29 +184,8 @@ def explain(
     return 0
 
 
-def _reserving(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command the options --cpus, --gpus and --memory; its argument `reserved` gets all three."""
-    hints = get_type_hints(command, include_extras=True)
-    del hints["reserved"]
-    parameters = inspect.signature(command).parameters
-    own = [parameters[name].replace(annotation=hints[name]) for name in parameters if name != "reserved"]
-    added = [
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=0.0, annotation=option)
-        for name, option in RESERVED.items()
-    ]
-
-    def reserving(**values: Any) -> int:
-        reserved = {name: values.pop(name) for name in RESERVED}
-        return command(**values, reserved=reserved)
-
-    reserving.__name__, reserving.__doc__ = command.__name__, command.__doc__
-    reserving.__annotations__ = {**hints, **RESERVED}
-    reserving.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
-    return reserving
-
-
 @app.command()
-@_reserving
+@reserving
 def submit(
     study: StudyArgument,
     address: Annotated[str, typer.Option(help="Address of the cluster's dashboard, http://HEAD:8265.")],

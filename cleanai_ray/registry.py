@@ -1,9 +1,9 @@
 """Registries: the names that a study file can use, found by looking into a package.
 
 When a registry is first asked, it imports every module of its package, and each module registers what it offers. So
-adding a method, metric, model family, data set, task, stage, executor, chart, question, risk, report chapter or export
-format is adding one file. Modules of other distributions join through entry points of the group `cleanai_ray.plugins`,
-which are loaded when any registry is first asked, or through `load_plugins`.
+adding a method, metric, model family, data set, task, stage, executor, chart, question, risk, report chapter, export
+format or back end of targets is adding one file. Modules of other distributions join through entry points of the group
+`cleanai_ray.plugins`, which are loaded when any registry is first asked, or through `load_plugins`.
 """
 
 from __future__ import annotations
@@ -159,5 +159,6 @@ TASKS: Registry = Registry("task", "cleanai_ray.tasks")
 STAGES: Registry = Registry("stage", "cleanai_ray.stages")
 EXECUTORS: Registry = Registry("executor", "cleanai_ray.executors")
 QUESTIONS: Registry = Registry("question", "cleanai_ray.analysis.questions")
+TARGETS: Registry = Registry("target", "cleanai_ray.evaluation.targets")
 RISKS: Registry = Registry("risk", "cleanai_ray.analysis.risks")
 CHAPTERS: Registry = Registry("report chapter", "cleanai_ray.report.sections")

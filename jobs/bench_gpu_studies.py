@@ -1,4 +1,4 @@
-"""The sections of `bench_gpu.py` that run studies; also a plug-in of one of them."""
+"""The sections of `bench_gpu.py` that run studies."""
 
 from __future__ import annotations
 
@@ -16,38 +16,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from bench_gpu_checks import Check, Setting, forward
 from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_sample_images
-from torch import Tensor
 
 from cleanai_ray.config.study import Study, parse_study
 from cleanai_ray.errors import ReportError
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.run_study import RunOptions, run_study
-from cleanai_ray.graph.graph import ChannelGroup
-from cleanai_ray.importance.base import ImportanceMethod, ScoringContext
-from cleanai_ray.registry import METHODS
 from cleanai_ray.stages.planning import check_study
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 REFERENCE = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "resnet20_fashion_mnist.safetensors"
-
-
-@METHODS.register("device_assert")
-class DeviceAssert(ImportanceMethod):
-    """Asserts on the device, after which its process can use no GPU any more."""
-
-    def score(self, group: ChannelGroup, context: ScoringContext) -> Tensor:
-        """Raise what torch raises for an index that is out of bounds on a GPU."""
-        if torch.cuda.is_available():
-            values = torch.zeros(1, device="cuda")
-            values[torch.tensor([7], device="cuda")].sum().item()
-        raise RuntimeError("CUDA error: device-side assert triggered")
 
 
 class StageTimes(ProgressReporter):
@@ -215,7 +198,7 @@ def crash(setting: Setting) -> Iterator[Check]:
     methods = ["device_assert", "magnitude", "random"]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            study = _small_inputs(setting, methods, plugins=["bench_gpu_studies"])
+            study = _small_inputs(setting, methods, plugins=["bench_gpu_plugin"])
             _, rows = _run(setting, study, folder)
     finally:
         os.environ["PYTHONPATH"] = given

@@ -23,6 +23,7 @@ from cleanai_ray.registry import (
     QUESTIONS,
     RISKS,
     STAGES,
+    TARGETS,
     TASKS,
     Registry,
     load_plugins,
@@ -30,7 +31,7 @@ from cleanai_ray.registry import (
 
 PACKAGE = "temporary_shapes"
 REGISTRIES = (METHODS, METRICS, MODELS, DATASETS, CHARTS, FORMATS, TASKS)
-REGISTRIES += (STAGES, EXECUTORS, QUESTIONS, RISKS, CHAPTERS)
+REGISTRIES += (STAGES, EXECUTORS, QUESTIONS, RISKS, CHAPTERS, TARGETS)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from cleanai_ray.config.sections import Section
+from cleanai_ray.config.target import TargetSection
 
 Backend = Literal["eager", "compile", "onnxruntime"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -24,7 +25,11 @@ class LatencySection(Section):
         min_length=1,
         description="What runs the models: torch itself, torch.compile, or onnxruntime (extra: cleanai-ray[onnx]).",
     )
-    budget_batch_size: PositiveInt = Field(1, description="Batch size at which a latency budget is measured, by eager.")
+    budget_batch_size: PositiveInt = Field(
+        1,
+        description="Batch size at which a latency budget is measured, by eager; with evaluation.target, "
+        "the target's counts instead.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> LatencySection:
@@ -47,3 +52,16 @@ class EvaluationSection(Section):
     latency: LatencySection | None = Field(
         default_factory=lambda: LatencySection(), description="How to measure latency; null: not at all."
     )
+    target: TargetSection | None = Field(
+        None,
+        description="What will run the finished model; it is timed there as often as `latency` says; null: nowhere "
+        "but in the back ends of `latency`.",
+    )
+
+    @model_validator(mode="after")
+    def _check_target(self) -> EvaluationSection:
+        if self.target is not None and self.latency is None:
+            raise ValueError(
+                f"evaluation.latency is null, but evaluation.target is {self.target.backend}; needed: how often to time"
+            )
+        return self

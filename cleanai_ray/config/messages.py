@@ -9,12 +9,15 @@ import difflib
 import json
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import ValidationError
 
 from cleanai_ray.config.sections import Section
+from cleanai_ray.errors import PruningError
+
+S = TypeVar("S", bound=Section)
 
 _MAX_VALUE_LENGTH = 200
 
@@ -46,6 +49,18 @@ def describe(error: ValidationError, root: type[Section]) -> str:
     if first["loc"][-1] == "[key]":
         return f"{field} has a key that is {show(first['input'])}; allowed: {text}"
     return f"{field} is {show(first['input'])}; allowed: {text}"
+
+
+def checked(section: type[S], **values: Any) -> S:
+    """Return a section with some values.
+
+    Raises:
+        PruningError: When a value is not allowed; the message names it.
+    """
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise PruningError(describe(error, section)) from None
 
 
 def show(value: Any) -> str:

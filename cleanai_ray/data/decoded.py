@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -26,6 +27,11 @@ EMPTY, READY, UNREADABLE = 0, 1, 2
 _STATE = RECORD.fields["state"][1] if RECORD.fields else 0
 _USED = 0
 """The byte of the lock file that every process which has the file open shares; those of the samples follow."""
+
+_FAULTS_THAT_PASS = frozenset(
+    {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT}
+)
+"""Errors of the system: too many open files, a server that does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +160,8 @@ class DecodedImages:
             True if the sample is known now; False if another process is decoding it.
 
         Raises:
-            SampleError: When it cannot be decoded, and the fault does not fit into the slot.
+            SampleError: When it cannot be decoded, and the fault is not kept, since it does not fit into the slot or
+                may be gone the next time.
             OSError: When the disk is full.
         """
         try:
@@ -177,13 +184,18 @@ class DecodedImages:
             content = pixels.contiguous().numpy().data.cast("B")
         except SampleError as error:
             fault, state = json.dumps([error.reason, error.where]).encode() + b"\0", UNREADABLE
-            if len(fault) > self.layout.sample_bytes:
+            if len(fault) > self.layout.sample_bytes or _may_pass(error):
                 raise
             content = memoryview(fault)
         _write(self._file, content, self.layout.start + index * self.layout.sample_bytes)
         record = np.array((stamp, label, min(decodes, 0xFFFF), EMPTY, 0), RECORD)
         _write(self._file, memoryview(record.tobytes()), place)
         os.pwrite(self._file, bytes([state]), place + _STATE)
+
+
+def _may_pass(error: SampleError) -> bool:
+    """Return whether a fault is the system's, which may be gone the next time, and not that of an image's content."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _FAULTS_THAT_PASS
 
 
 def _write(file: int, content: memoryview, place: int) -> None:

@@ -151,4 +151,5 @@ class HuggingFace(EncodedSource):
 
     def describe(self, split: str, index: int) -> str:
         """Return the path of a sample's file, or the name of its split and its row there."""
-        return self.dataset(split).where(index)
+        dataset: Any = self.opened(split)
+        return str(dataset.where(index))

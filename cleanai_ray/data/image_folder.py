@@ -216,7 +216,8 @@ class ImageFolder(EncodedSource):
 
     def describe(self, split: str, index: int) -> str:
         """Return the sample's path or URL."""
-        return self.dataset(split).where(index)
+        dataset: Any = self.opened(split)
+        return str(dataset.where(index))
 
 
 def _cache_folder(data: DataSection) -> str | None:

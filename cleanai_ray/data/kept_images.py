@@ -42,7 +42,7 @@ def kept_images(
         dataset: The split, without augmentation.
         shape: Channels, height and width of its images.
     """
-    if section is None or not has_stamps(dataset) or dataset.stamps(np.arange(0)) is None:
+    if section is None or not has_stamps(dataset) or not len(dataset) or dataset.stamps(np.arange(0)) is None:
         return None
     key = hashlib.sha256(repr((split, dataset.preparation, len(dataset), shape)).encode()).hexdigest()[:24]
     folder = DecodedFolder(section)

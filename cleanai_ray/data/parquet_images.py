@@ -211,10 +211,8 @@ class ParquetImages(EncodedSource):
                         f"data.options.{option} is '{column}', which '{file}' lacks; allowed: {', '.join(available)}"
                     )
             metadata = parquet.metadata
-            rows, version = (
-                [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)],
-                self._versions[file],
-            )
+            rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            version = self._versions[file]
             return [RowGroup(file, number, num_rows, version) for number, num_rows in enumerate(rows)]
 
     def _read_class_names(self, files: dict[str, list[str]]) -> tuple[str, ...]:
@@ -254,7 +252,8 @@ class ParquetImages(EncodedSource):
 
     def describe(self, split: str, index: int) -> str:
         """Return the file and row of a sample."""
-        return self.dataset(split).where(index)
+        dataset: Any = self.opened(split)
+        return str(dataset.where(index))
 
 
 def _names_in_schema(schema: pa.Schema, label_column: str) -> tuple[str, ...]:

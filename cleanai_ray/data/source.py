@@ -53,8 +53,8 @@ class ImageSource(ABC):
     mirrors: bool = True
     """True if an image mirrored left to right is an image of the same kind."""
 
-    location: tuple[str, str | None]
-    """The name and the root of the data set, the same whichever folder a process works in."""
+    location: tuple[str | None, ...]
+    """What tells the data set from others of its kind, the same whichever folder a process works in."""
 
     def __init__(self, data: DataSection, input_shape: Shape) -> None:
         unknown = sorted(set(data.options) - set(self.option_names))
@@ -69,8 +69,8 @@ class ImageSource(ABC):
         if data.path is not None and not self.has_path:
             raise DataError(f"data.path is '{data.path}'; allowed for data set '{data.name}': null (see data.root)")
         self.name = data.name
-        root = data.root if data.root is None or "://" in data.root else os.path.abspath(os.path.expanduser(data.root))
-        self.location = data.name, root
+        options = ", ".join(f"{name}={value}" for name, value in sorted(data.options.items()))
+        self.location = data.name, _absolute(data.root), _absolute(data.path, only_folders=True), options
         self.input_shape = input_shape
 
     def resolve(self, split: str) -> str:
@@ -150,6 +150,14 @@ def per_channel(data: DataSection, name: str, usual: tuple[float, ...]) -> tuple
             f"{'number' if len(usual) == 1 else 'numbers'}, one a channel"
         )
     return usual if values is None else values
+
+
+def _absolute(place: str | None, *, only_folders: bool = False) -> str | None:
+    """Return the absolute path of a place, or the place itself: a URL, or a name that is no folder."""
+    if place is None or "://" in place:
+        return place
+    path = os.path.abspath(os.path.expanduser(place))
+    return place if only_folders and not os.path.isdir(path) else path
 
 
 def find_root(root: str | None, usual: Iterable[str], expected: str) -> Path:

@@ -14,27 +14,14 @@ from torch import Tensor, nn
 from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.backends import Forward, prepare, require_backends
-from cleanai_ray.evaluation.machine import device_name
+from cleanai_ray.evaluation.machine import describe_device, device_name
 from cleanai_ray.evaluation.memory import peak_memory
-from cleanai_ray.evaluation.significance import median_interval
+from cleanai_ray.evaluation.rounds import Timing, summarise, take_turns
+from cleanai_ray.evaluation.target_latency import torch_threads
 from cleanai_ray.nn.hooks import require_no_hooks
 from cleanai_ray.nn.modes import evaluation_mode
 
 _NANOSECONDS_PER_MILLISECOND = 1e6
-
-
-@contextmanager
-def _threads(num_threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _describe(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 def _finish(device: torch.device) -> None:
@@ -42,7 +29,7 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _time(forward: Forward, batch: Tensor, finish: Callable[[], None]) -> int:
+def _time(forward: Forward, batch: Tensor, finish: Callable[[], None]) -> float:
     finish()
     start = time.perf_counter_ns()
     forward(batch)
@@ -52,16 +39,10 @@ def _time(forward: Forward, batch: Tensor, finish: Callable[[], None]) -> int:
 
 def _rounds(
     forwards: Mapping[str, Forward], batch: Tensor, *, warmup: int, runs: int, finish: Callable[[], None]
-) -> dict[str, list[int]]:
+) -> dict[str, list[float]]:
     """Time every model once a round, in an order that is reversed every round; return nanoseconds by model."""
-    times: dict[str, list[int]] = {name: [] for name in forwards}
-    names = list(forwards)
-    for index in range(warmup + runs):
-        for name in names if index % 2 == 0 else reversed(names):
-            elapsed = _time(forwards[name], batch, finish)
-            if index >= warmup:
-                times[name].append(elapsed)
-    return times
+    timers = {name: (lambda run=run: _time(run, batch, finish)) for name, run in forwards.items()}
+    return take_turns(timers, warmup=warmup, runs=runs)
 
 
 def measure_latency(
@@ -104,9 +85,9 @@ def measure_latency(
                 with torch.inference_mode():
                     times = _time_batch(forwards, batch, section, device)
                     peaks = {name: _peak(backend, models[name], run, batch) for name, run in forwards.items()}
-                for name, values in times.items():
-                    row = {**_row(name, values, batch_size, section, device), "backend": backend}
-                    rows.append({**row, **_speedup(times, name), "peak_memory_bytes": peaks[name]})
+                for name, timing in summarise(times).items():
+                    row = {**_row(name, timing, batch_size, section, device), "backend": backend}
+                    rows.append({**row, "peak_memory_bytes": peaks[name]})
     return rows
 
 
@@ -132,7 +113,7 @@ def compare_latency(
     models = {"dense": dense, "pruned": pruned}
     with _conditions(models, example_input, section, device), torch.inference_mode():
         times = _time_batch(models, _batch_of(example_input, batch_size, device), section, device)
-    rows = {name: _row(name, values, batch_size, section, device) for name, values in times.items()}
+    rows = {name: _row(name, timing, batch_size, section, device) for name, timing in summarise(times).items()}
     return {
         "ratio": float(np.median(np.array(times["pruned"]) / np.array(times["dense"]))),
         "latency_ms_p50": rows["pruned"]["latency_ms_p50"],
@@ -153,7 +134,7 @@ def _conditions(
     for model in models.values():
         require_no_hooks(model)
     with ExitStack() as stack:
-        stack.enter_context(_threads(section.threads))
+        stack.enter_context(torch_threads(section.threads))
         for model in models.values():
             stack.enter_context(evaluation_mode(model.to(device)))
         yield
@@ -165,7 +146,7 @@ def _batch_of(example_input: Tensor, batch_size: int, device: torch.device) -> T
 
 def _time_batch(
     forwards: Mapping[str, Forward], batch: Tensor, section: LatencySection, device: torch.device
-) -> dict[str, list[int]]:
+) -> dict[str, list[float]]:
     return _rounds(forwards, batch, warmup=section.warmup, runs=section.runs, finish=lambda: _finish(device))
 
 
@@ -175,28 +156,25 @@ def _peak(backend: str, model: nn.Module, forward: Forward, batch: Tensor) -> in
 
 
 def _row(
-    variant: str, nanoseconds: list[int], batch_size: int, section: LatencySection, device: torch.device
+    variant: str, timing: Timing, batch_size: int, section: LatencySection, device: torch.device
 ) -> dict[str, Any]:
-    median, high, highest = np.percentile(np.array(nanoseconds) / _NANOSECONDS_PER_MILLISECOND, [50, 90, 99])
+    """Return a row of latency.parquet from times in nanoseconds."""
+    median = timing.p50 / _NANOSECONDS_PER_MILLISECOND
     return {
         "variant": variant,
+        "target": None,
+        "exclusive": False,
         "batch_size": batch_size,
-        "latency_ms_p50": float(median),
-        "latency_ms_p90": float(high),
-        "latency_ms_p99": float(highest),
-        "throughput": float(batch_size / median * 1000.0),
+        "latency_ms_p50": median,
+        "latency_ms_p90": timing.p90 / _NANOSECONDS_PER_MILLISECOND,
+        "latency_ms_p99": timing.p99 / _NANOSECONDS_PER_MILLISECOND,
+        "speedup": timing.speedup,
+        "speedup_low": timing.speedup_low,
+        "speedup_high": timing.speedup_high,
+        "throughput": batch_size / median * 1000.0,
         "num_runs": section.runs,
         "num_warmup": section.warmup,
         "num_threads": section.threads,
-        "device": _describe(device),
+        "device": describe_device(device),
         "device_name": device_name(device),
     }
-
-
-def _speedup(times: Mapping[str, list[int]], variant: str) -> dict[str, float | None]:
-    """Return how many times as fast as the dense model a variant is, with its interval, from ratios of each round."""
-    columns = ("speedup", "speedup_low", "speedup_high")
-    if variant == "dense" or "dense" not in times:
-        return dict.fromkeys(columns)
-    ratios = np.array(times["dense"]) / np.array(times[variant])
-    return dict(zip(columns, median_interval(ratios), strict=True))

@@ -20,3 +20,8 @@ def cpu_name() -> str:
 def device_name(device: torch.device) -> str:
     """Return the model name of a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def describe_device(device: torch.device) -> str:
+    """Return a device as torch names it; of a GPU, with its model name in brackets."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

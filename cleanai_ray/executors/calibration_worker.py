@@ -20,7 +20,7 @@ _KINDS: dict[str, Any] = {
     "count": ActivationHistograms,
 }
 """The type of the value that each call returns, serialised."""
-_TITLES = {"calibrate": "calibration", "count": "the histograms", "moments": "the second moments"}
+_TITLES = {"calibrate": "calibration", "count": "the histograms"}
 
 
 class CalibrationWorker:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cleanai_ray.config.study import Study, Trial
+from cleanai_ray.data.loader_processes import assign_cpus
 from cleanai_ray.errors import ClusterError
 from cleanai_ray.executors.base import Executor, Resources, ShardPool, ShardWork
 from cleanai_ray.executors.calibration_worker import CalibrationWorker
@@ -20,6 +21,7 @@ from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.shared import Shared, values_of
 from cleanai_ray.executors.trial_work import SweepInputs, TrialDeviceError, TrialGroup, run_group
 from cleanai_ray.executors.writer import RunWriter
+from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.registry import EXECUTORS
 from cleanai_ray.stages.numerics import restore_numerics
 from cleanai_ray.stages.outcome import TrialOutcome, failed_outcome
@@ -96,6 +98,7 @@ class LocalExecutor(Executor):
         num_gpus = torch.cuda.device_count() if study.resources.uses_gpus else 0
         self._best_device = "cuda:0" if num_gpus else "cpu"
         cores = os.cpu_count() or 1
+        assign_cpus(cores if num_gpus else 1)
         self.resources = Resources(
             num_nodes=1,
             cpus=cores,
@@ -200,6 +203,7 @@ def open_local(study: Study, run: RunDirectory, address: str | None = None) -> I
         yield LocalExecutor(study, run)
     finally:
         restore_numerics()
+        process_limit.size = None
 
 
 @contextmanager

@@ -26,5 +26,6 @@ def run_noted(store: RunStore, workspace: Workspace, what: str, work: Callable[[
     store.note("workers", worker_note(workspace))
     with collected_notices() as notices:
         found = process_limit.within_memory(work, what)
-    store.note("warnings", dict.fromkeys(notices, what))
+    if notices:
+        store.note("warnings", dict.fromkeys(notices, what))
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from cleanai_ray.config.study import Study, digest
+from cleanai_ray.stages.fingerprints import data_key
 from cleanai_ray.storage.run_directory import RunDirectory
 
 Kind = Literal["warnings", "workers"]
@@ -34,4 +35,4 @@ def _file(kind: Kind) -> str:
 
 
 def _key(study: Study) -> str:
-    return digest(study.model_dump(mode="json", exclude={"output"}))
+    return digest([data_key(study), study.model.model_dump(mode="json"), study.numerics.model_dump()])

@@ -16,6 +16,7 @@ from cleanai_ray.executors.measures import measure_draws
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.run_record import RunRecord
 from cleanai_ray.executors.status_writer import status_written
+from cleanai_ray.executors.timed_alone import time_records
 from cleanai_ray.executors.trial_work import SweepInputs, groups_to_run
 from cleanai_ray.executors.writer import lacks_model
 from cleanai_ray.registry import EXECUTORS
@@ -55,6 +56,7 @@ _TABLES = (
     schemas.HISTORY_FILE,
     schemas.LATENCY_FILE,
     schemas.SENSITIVITY_FILE,
+    schemas.PROFILE_FILE,
 )
 
 
@@ -157,6 +159,7 @@ def _run_stages(context: RunContext, record: RunRecord) -> list[dict[str, Any]]:
         store=executor.store,
     )
     records, num_complete = run_sweep(context, inputs, weights, record)
+    time_records(context, records, dense.digest)
     record.end(study, num_complete)
     write_tables(run, list(records.values()), dense.history, measures[study.draws()[0]].get())
     return [found["row"] for found in records.values()]

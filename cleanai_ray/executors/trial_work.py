@@ -14,6 +14,7 @@ from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.deploy import require_quantization
 from cleanai_ray.errors import CleanAIError, DeviceError
 from cleanai_ray.evaluation.backends import require_backends
+from cleanai_ray.evaluation.target_latency import open_target
 from cleanai_ray.executors.checkpoints import CheckpointFile, checkpoint_name, fault_name
 from cleanai_ray.executors.shared import Shared
 from cleanai_ray.executors.writer import RunStore, SavedTrialModel
@@ -31,7 +32,7 @@ from cleanai_ray.storage import schemas
 from cleanai_ray.training.context import TrainingContext
 
 _LOG = logging.getLogger(__name__)
-_RECORDED = ("row", "layers", "classes", "history", "latency")
+_RECORDED = ("row", "layers", "classes", "history", "latency", "removed")
 """The parts of an outcome that make up a trial's record: its rows of the tables."""
 
 _dense_models: dict[str, nn.Module] = {}
@@ -219,6 +220,8 @@ def _open_setting(
     workspace = open_workspace(inputs.study.model_dump_json(), device, draw)
     if inputs.study.evaluation.latency is not None:
         require_backends(inputs.study.evaluation.latency, workspace.device)
+    if inputs.study.evaluation.target is not None:
+        open_target(inputs.study.evaluation.target, workspace.device)
     dense = inputs.dense.get()
     inputs.store.note("workers", worker_note(workspace))
     return TrialSetting(

@@ -87,6 +87,7 @@ class RunWriter:
         self._save_models = study.output.save_models
         self._lock = threading.Lock()
         self._statuses: dict[str, str] | None = None
+        self._told: dict[str, dict[str, Any]] = {}
         self._unreadable = unreadable_samples(study, self._run)
         self._saved = {row["trial_id"]: row for row in self._rows_with_model()}
 
@@ -120,7 +121,10 @@ class RunWriter:
     def note(self, kind: Kind, found: dict[str, Any]) -> None:
         """Add notes for the run's record; see `add_notes`."""
         with self._lock:
-            add_notes(self._study, self._run, kind, found)
+            told = self._told.setdefault(kind, {})
+            if any(name not in told or told[name] != value for name, value in found.items()):
+                add_notes(self._study, self._run, kind, found)
+                told.update(found)
 
     def begin_sweep(self, completed: list[str]) -> None:
         """Delete the models of trials that are not complete, since the tables will not describe them.

@@ -15,13 +15,15 @@ from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.attention import notes_on_attention
 from cleanai_ray.graph.cutting import Cuts, cut, cuts_of
 from cleanai_ray.graph.finding import find_groups
-from cleanai_ray.graph.group import ChannelGroup, without
+from cleanai_ray.graph.group import ChannelGroup, Member, without
 from cleanai_ray.graph.heads import head_axes, width_of
 from cleanai_ray.graph.silencing import OUTPUT, Reading, can_be_silenced, difference, probe_inputs, read, silenced
 from cleanai_ray.graph.tracing import explain, modules_named, single_input, trace
 from cleanai_ray.graph.trials import Trials
 from cleanai_ray.nn.attention import HeadProduct
 from cleanai_ray.nn.open_attention import open_attention
+
+__all__ = ["ChannelGraph", "ChannelGroup", "Member"]
 
 
 class ChannelGraph:

@@ -57,16 +57,24 @@ class BatchLimit:
         Raises:
             Exception: The error of the work; one of memory if a single sample is too much, or no batch was read.
         """
+        outer = self._largest, self._has_split
+        try:
+            return self._within_memory(work, what)
+        finally:
+            self._largest, self._has_split = max(self._largest, outer[0]), self._has_split or outer[1]
+
+    def _within_memory(self, work: Callable[[], _Found], what: str) -> _Found:
         self._largest, self._has_split = 0, False
         while True:
             try:
                 found = work()
                 break
             except Exception as error:
-                if not is_out_of_memory(error) or self._largest <= 1:
+                largest = self._largest if self.size is None else min(self._largest, self.size)
+                if not is_out_of_memory(error) or largest <= 1:
                     raise
             # Here the error is gone, and with it the frames that held the tensors.
-            self.size, self._largest = self._largest // 2, 0
+            self.size, self._largest = largest // 2, 0
             release_memory()
         if self._has_split:
             notice(

@@ -27,6 +27,7 @@ class Call:
         source: The input's vertex at the beginning, before anything changes it in place; None without a gradient.
         output: Its output.
         target: The output's vertex at the end; None if it is not one tensor, or has no gradient.
+        targets: The vertices at the end of all tensors that it returned and that have a gradient.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Call:
     source: Vertex | None = None
     output: Any = None
     target: Vertex | None = None
+    targets: tuple[Vertex, ...] = ()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -87,6 +89,7 @@ class CallLog(HookOwner):
             self.entries.append((output.grad_fn, output.output_nr))
         call.end, call.output = self._tick(), output
         call.target = vertex_of(output) if isinstance(output, Tensor) else None
+        call.targets = tuple(vertex for vertex in map(vertex_of, tensors_in(output)) if vertex is not None)
         return output
 
     def _tick(self) -> int:

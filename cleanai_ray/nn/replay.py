@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
 from cleanai_ray.nn.calls import Call, log_calls, tensors_in
+from cleanai_ray.nn.faults import is_device_fault, is_out_of_memory
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.segments import Segment, find_segments, merge_segments
 
@@ -128,7 +129,9 @@ class Replay:
             version = value._version
             try:
                 result = self.run(value, start=first, stop=stop)
-            except Exception:  # Whatever a model raises on constants of one memory cell: it may run on copies.
+            except Exception as error:  # Whatever a model raises on constants of one memory cell: it may run on copies.
+                if is_out_of_memory(error) or is_device_fault(error):
+                    raise
                 continue
             start.changes_input |= value._version != version
             if _alike(result, expected[last]):

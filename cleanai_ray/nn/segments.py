@@ -73,7 +73,7 @@ class _Cuts:
 
     def __init__(self, outputs: Sequence[Tensor], entries: Sequence[Vertex]) -> None:
         sinks = [vertex for vertex in map(vertex_of, outputs) if vertex is not None]
-        order, reads = _depth_first(sinks, set(entries))
+        order, reads = depth_first(sinks, set(entries))
         self.vertices = order
         place = {vertex: index for index, vertex in enumerate(order)}
         past = [0] * (len(order) + 1)
@@ -93,8 +93,13 @@ class _Cuts:
         return None if vertex is None else self._places.get(vertex)
 
 
-def _depth_first(sinks: Sequence[Vertex], entries: set[Vertex]) -> tuple[list[Vertex], dict[Vertex, list[Vertex]]]:
-    """Return the vertices that depend on an entry, inputs before what reads them, and what each vertex reads."""
+def depth_first(sinks: Sequence[Vertex], entries: set[Vertex]) -> tuple[list[Vertex], dict[Vertex, list[Vertex]]]:
+    """Return the vertices that depend on an entry, inputs before what reads them, and what each vertex reads.
+
+    Args:
+        sinks: The vertices of the outputs.
+        entries: The vertices at which the data enter.
+    """
     reads: dict[Vertex, list[Vertex]] = {}
     depends: set[Vertex] = set()
     order: list[Vertex] = []

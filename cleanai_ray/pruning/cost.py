@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -75,7 +76,24 @@ class CostModel:
             size_mb -= layer.weights_mb * (1 - both) + layer.biases_mb * (1 - out)
         return {"macs": macs, "params": params, "size_mb": size_mb}
 
-    def _kept_share(self, cuts: Sequence[tuple[str, float]], removed: Mapping[str, int]) -> float:
+    @property
+    def layer_macs(self) -> dict[str, float]:
+        """The MACs at its present width of every layer that a group cuts."""
+        return {name: layer.macs for name, layer in self._layers.items()}
+
+    def kept_work(self, removed: Mapping[str, float]) -> dict[str, float]:
+        """Return the share of each layer's work that is left when each group loses a number of channels.
+
+        It is the share of the layer's MACs, which the cost of a layer without MACs is taken to follow as well.
+        """
+        kept = {key: self._kept_share(cuts, removed) for key, cuts in self._cuts.items()}
+        shares = {}
+        for name, layer in self._layers.items():
+            out = kept.get((name, "out"), 1.0)
+            shares[name] = out if layer.coupled else out * kept.get((name, "in"), 1.0)
+        return shares
+
+    def _kept_share(self, cuts: Sequence[tuple[str, float]], removed: Mapping[str, float]) -> float:
         """Return the kept share of a dimension: groups cut it side by side, or each all of it (heads, and in heads)."""
         gone = [(removed.get(name, 0) * share, self._sizes[name] * share) for name, share in cuts]
         if sum(reach for _, reach in gone) > 1 + _SLACK:
@@ -146,3 +164,10 @@ def _describe(graph: ChannelGraph, name: str, macs: float, copies: Mapping[int, 
 
 def _megabytes(value: Tensor) -> float:
     return value.numel() * value.element_size() / BYTES_PER_MB
+
+
+def both_costs(dense: Complexity, pruned: Complexity) -> dict[str, Any]:
+    """Return the costs of a pruned model and of the dense one, by the names of a plan's `achieved`."""
+    names = ("params", "macs", "size_bytes")
+    costs = [(name, getattr(pruned, name), getattr(dense, name)) for name in names]
+    return {key: value for name, own, other in costs for key, value in ((name, own), (f"{name}_dense", other))}

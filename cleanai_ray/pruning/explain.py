@@ -28,7 +28,7 @@ def explain_plan(plan: PruningPlan) -> str:
     Everything comes from the plan, so a plan from a file can be explained too. A group is named after its first layer.
     Of the other layers that it cuts, those that narrow with it come before the arrow, and those that read them after.
     """
-    parts = [_heading(plan), _groups(plan), _totals(plan)]
+    parts = [_heading(plan), *([_blocks(plan)] if plan.blocks else []), _groups(plan), _totals(plan)]
     if plan.warnings:
         parts.append("\n".join(["Warnings:", *(_wrapped(f"- {text}", indent=2) for text in plan.warnings)]))
     return "\n\n".join(parts)
@@ -44,7 +44,22 @@ def _heading(plan: PruningPlan) -> str:
         f"Asked:  {_asked(plan.request)}",
         f"Bounds: {_bounds(plan.request.get('bounds') or {})}",
     ]
+    if plan.blocks:
+        number = len(plan.blocks)
+        lines[0] += f", and {number} residual block{' becomes its' if number == 1 else 's become their'} shortcut"
     return "\n".join(_wrapped(line, indent=8) for line in lines)
+
+
+def _blocks(plan: PruningPlan) -> str:
+    """Return the table of removed blocks: the layers that go, and their share of the dense model's MACs."""
+    whole = plan.achieved.get("macs_dense")
+    headings = ("block", "layers removed", "MACs", "of dense")
+    rows = [
+        [removed.name, str(len(removed.block.layers)), f"{removed.macs:,}", _share(removed.macs, whole or 0)]
+        for removed in plan.blocks
+    ]
+    note = "A removed block is its shortcut, plus the mean of what its branch gave."
+    return f"{_table(headings, rows, right=headings[1:])}\n{note}"
 
 
 def _asked(request: Mapping[str, Any]) -> str:
@@ -59,7 +74,8 @@ def _asked(request: Mapping[str, Any]) -> str:
         f"seed {request['seed']}" if "seed" in request else "",
         *(f"{key} {value}" for key, value in (request.get("options") or {}).items()),
     ]
-    return ", ".join(str(word) for word in words if word) or "not recorded"
+    nothing = "no channels" if request.get("blocks_only") else "not recorded"
+    return ", ".join(str(word) for word in words if word) or nothing
 
 
 def _bounds(bounds: Mapping[str, Any]) -> str:
@@ -113,6 +129,8 @@ def _joined(names: Sequence[str], num_narrower: int) -> str:
 
 
 def _why(group: GroupPlan, request: Mapping[str, Any]) -> str:
+    if request.get("blocks_only"):
+        return "kept: only blocks were asked for"
     bounds = request.get("bounds") or {}
     kept = group.num_channels - len(group.removed)
     least, bound = _least_width(group, bounds)

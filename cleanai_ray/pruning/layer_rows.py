@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from cleanai_ray.graph.graph import ChannelGroup
-from cleanai_ray.nn.complexity import Complexity
+from cleanai_ray.nn.complexity import Complexity, LayerComplexity
 
 
 def layer_rows(
@@ -18,6 +19,8 @@ def layer_rows(
     kept_outputs: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, Any], ...]:
     """Return a row per layer with the columns of layers.parquet except `trial_id`.
+
+    A layer that went with a whole block has no channels left.
 
     Args:
         groups: The groups of the dense model.
@@ -29,8 +32,8 @@ def layer_rows(
     after = {layer.name: layer for layer in pruned.layers}
     rows = []
     for layer in dense.layers:
-        small = after[layer.name]
-        kept = kept_outputs.get(layer.name, np.arange(layer.out_channels))
+        small = after.get(layer.name, _gone(layer))
+        kept = kept_outputs.get(layer.name, np.arange(small.out_channels))
         rows.append(
             {
                 "layer": layer.name,
@@ -49,3 +52,7 @@ def layer_rows(
             }
         )
     return tuple(rows)
+
+
+def _gone(layer: LayerComplexity) -> LayerComplexity:
+    return replace(layer, in_channels=0, out_channels=0, params=0, macs=0)

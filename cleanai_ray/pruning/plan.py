@@ -1,19 +1,22 @@
-"""The plan: the channels that each dependency group loses. Plain JSON, whatever method chose them."""
+"""The plan: the blocks that go, and the channels that each group loses. Plain JSON, whatever method chose them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cleanai_ray.config.study import digest
 from cleanai_ray.errors import ArtifactError, PruningError
+from cleanai_ray.graph.block import Block
 from cleanai_ray.pruning.explain import explain_plan
 
 PLAN_FORMAT = "cleanai-plan/2"
-_FORMATS = ("cleanai-plan/1", PLAN_FORMAT)  # The first lacks the layers and the blocks of a group.
+BLOCK_PLAN_FORMAT = "cleanai-plan/3"  # Removes whole blocks, which earlier versions would leave in place.
+_FORMATS = ("cleanai-plan/1", PLAN_FORMAT, BLOCK_PLAN_FORMAT)  # The first lacks the layers and the blocks of a group.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,34 @@ class GroupPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockPlan:
+    """A residual block whose branch is removed.
+
+    Attributes:
+        block: The branch, and how it is removed.
+        mean: Mean of what the branch gave for each channel, which stays in its place, [C].
+        macs: Multiply-accumulates of its layers in the dense model.
+    """
+
+    block: Block
+    mean: tuple[float, ...]
+    macs: int = 0
+
+    def __post_init__(self) -> None:
+        channels = math.prod(self.block.shape)
+        if len(self.mean) != channels or not all(map(math.isfinite, self.mean)):
+            raise PruningError(
+                f"block '{self.name}' of the plan: its mean has {len(self.mean)} values; allowed: {channels} finite "
+                "numbers"
+            )
+
+    @property
+    def name(self) -> str:
+        """Name of the block."""
+        return self.block.name
+
+
+@dataclass(frozen=True, kw_only=True)
 class PruningPlan:
     """A choice of channels that can be inspected, saved, and applied to the dense model again.
 
@@ -61,6 +92,8 @@ class PruningPlan:
         achieved: The result: channel ratio, params, macs and size_bytes, dense and pruned (repair may add biases),
             and for a latency budget the measurement.
         warnings: Sentences that the user should know.
+        blocks: The blocks that are removed, in execution order, before any channel is; the groups are those of the
+            model without them.
     """
 
     model: Mapping[str, Any]
@@ -68,6 +101,7 @@ class PruningPlan:
     request: Mapping[str, Any] = field(default_factory=dict)
     achieved: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    blocks: tuple[BlockPlan, ...] = ()
 
     def explain(self) -> str:
         """Return the plan as a table to print: what each group loses and why, and how much that saves in all."""
@@ -90,7 +124,9 @@ class PruningPlan:
 
     def to_json(self) -> str:
         """Return the plan as a JSON document, with a checksum of its own."""
-        document = {"format": PLAN_FORMAT, **asdict(self)}
+        document = {"format": BLOCK_PLAN_FORMAT if self.blocks else PLAN_FORMAT, **asdict(self)}
+        if not self.blocks:
+            del document["blocks"]
         return json.dumps({**document, "digest": digest(document)}, indent=1) + "\n"
 
     @staticmethod
@@ -105,7 +141,7 @@ class PruningPlan:
         except json.JSONDecodeError as error:
             raise ArtifactError(f"the plan is not JSON (corrupted or cut off): {error}") from error
         if not isinstance(document, dict) or document.get("format") not in _FORMATS:
-            raise ArtifactError(f"the file is not a pruning plan: its format is not '{PLAN_FORMAT}' or an earlier one")
+            raise ArtifactError(f"the file is not a pruning plan: its format is not '{_FORMATS[-1]}' or an earlier one")
         stated = document.pop("digest", None)
         if stated != digest(document):
             raise ArtifactError("the plan was changed after it was written: its digest does not match its content")
@@ -116,9 +152,17 @@ class PruningPlan:
             request=document["request"],
             achieved=document["achieved"],
             warnings=tuple(document["warnings"]),
+            blocks=tuple(_read_block(block) for block in document.get("blocks", ())),
         )
 
 
 def _read_group(fields: Mapping[str, Any]) -> GroupPlan:
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    return GroupPlan(**values)
+    return GroupPlan(**_with_tuples(fields))
+
+
+def _read_block(fields: Mapping[str, Any]) -> BlockPlan:
+    return BlockPlan(**{**_with_tuples(fields), "block": Block(**_with_tuples(fields["block"]))})
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from cleanai_ray.pruning.plan import PruningPlan
+from cleanai_ray.tasks.base import Task
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,3 +30,8 @@ class PruneResult:
     layers: tuple[dict[str, Any], ...]
     kept_inputs: Mapping[str, np.ndarray]
     kept_outputs: Mapping[str, np.ndarray]
+
+    def of_task(self, task: Task) -> PruneResult:
+        """Return the result of pruning a task's network as one of its model."""
+        identity = self.plan.model if task.name == "classification" else {**self.plan.model, "task": task.name}
+        return replace(self, model=task.restored(self.model), plan=replace(self.plan, model=identity))

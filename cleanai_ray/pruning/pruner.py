@@ -18,12 +18,14 @@ from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.importance.base import ScoringContext, create_method, give_gradients, price_groups, score_groups
 from cleanai_ray.nn.complexity import Complexity, measure_complexity
 from cleanai_ray.nn.consumers import add_biases
+from cleanai_ray.nn.modes import restore_flags
 from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.pruning.allocation import Allocation
-from cleanai_ray.pruning.cost import CostModel, budget_limit, missed_budget
+from cleanai_ray.pruning.block_removal import left_of, without_blocks
+from cleanai_ray.pruning.cost import CostModel, both_costs, budget_limit, missed_budget
 from cleanai_ray.pruning.layer_rows import layer_rows
 from cleanai_ray.pruning.measurements import Measurements
-from cleanai_ray.pruning.plan import GroupPlan, PruningPlan
+from cleanai_ray.pruning.plan import BlockPlan, GroupPlan, PruningPlan
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.selection import SelectionRequest, Selector
 from cleanai_ray.statistics import ActivationStatistics
@@ -40,7 +42,10 @@ class Pruner:
         ignored_layers: Further module names that keep their width.
         measured: What was measured on the dense model; by default nothing, which is enough for methods that read
             weights alone.
-        check: Whether groups and cuts are checked on the example input, as `ChannelGraph` says.
+        blocks: Whole blocks to remove first. Measurements are then those of the model without them (`bare`).
+
+    Attributes:
+        bare: The dense model without the blocks, its attention in separate layers.
 
     Raises:
         PruningError: When a measurement is missing, the ratio is too large, or the model has nothing to prune.
@@ -55,9 +60,11 @@ class Pruner:
         bounds: PruningSection | None = None,
         ignored_layers: Sequence[str] = (),
         measured: Measurements | None = None,
-        check: bool = True,
+        blocks: Sequence[BlockPlan] = (),
     ) -> None:
         self._dense = open_attention(model)
+        self._blocks = tuple(blocks)
+        self.bare = without_blocks(self._dense, self._blocks)
         self._trial = trial
         self._bounds = (bounds or PruningSection()).resolved(trial.quantization)
         self._method = create_method(trial.method, dict(trial.options))
@@ -70,14 +77,16 @@ class Pruner:
         if trial.ratio is not None and trial.ratio > self._bounds.max_ratio:
             raise PruningError(f"ratio is {trial.ratio:g}; allowed: at most max_ratio, {self._bounds.max_ratio:g}")
         self._ignored_layers = tuple(dict.fromkeys([*self._bounds.ignored_layers, *ignored_layers]))
-        self._graph = ChannelGraph(self._dense, example_inputs, self._ignored_layers, check=check)
+        ignored = left_of(self._ignored_layers, self._blocks)
+        self._graph = ChannelGraph(self.bare, example_inputs, ignored, check=self._bounds.check)
         self._dense_groups = {group.name: group for group in self._graph.groups}
         self._warnings += self._graph.notes
         if not self._dense_groups:
             raise PruningError("the model has no prunable group of layers: all of them reach the output or are ignored")
         if self._measured.statistics is not None:
             give_gradients(self._graph, self._method, self._measured.statistics)
-        self._dense_cost = measure_complexity(self._graph.model, self._graph.example_inputs)
+        dense = self._dense if self._blocks else self._graph.model
+        self._dense_cost = measure_complexity(dense, self._graph.example_inputs)
 
     def run(self) -> PruneResult:
         """Prune, and return the plan and the smaller model.
@@ -100,7 +109,9 @@ class Pruner:
             PruningError: When nothing was removed.
         """
         graph, trial = self._graph, self._trial
-        if all(len(kept) == self._dense_groups[name].num_channels for name, kept in graph.kept_channels.items()):
+        if not self._blocks and all(
+            len(kept) == self._dense_groups[name].num_channels for name, kept in graph.kept_channels.items()
+        ):
             raise PruningError(
                 f"nothing would be removed: {_amount(trial)} with round_to {self._bounds.round_to} and min_channels "
                 f"{self._bounds.min_channels} leaves every layer at its width"
@@ -115,7 +126,7 @@ class Pruner:
         """
         other = copy.copy(self)
         other._warnings = list(self._warnings)
-        other._graph = self._graph.rebuild(self._dense)
+        other._graph = self._graph.rebuild(self.bare)
         other.adopt(self._graph.model)
         for own, copied in zip(self._graph.model.parameters(), other._graph.model.parameters(), strict=True):
             copied.grad = None if own.grad is None else own.grad.clone()
@@ -160,7 +171,8 @@ class Pruner:
         selector = Selector(graph.groups, scores, widths, self._request(step, dense), prices)
         removed = selector.channels(self._counts(selector))
         if not removed:
-            self._warnings.append(f"step {step} of {self._trial.steps} removed nothing")
+            why = ": the blocks that were removed meet the budget" if self._blocks and self._trial.budget else ""
+            self._warnings.append(f"step {step} of {self._trial.steps} removed nothing{why}")
             return False
         if step == self._trial.steps and (self._trial.mode != "local" or prices is not None):
             for name in selector.capped_groups(removed):
@@ -188,7 +200,7 @@ class Pruner:
         graph, dense = self._graph, self._dense_cost
         pruned = measure_complexity(model, graph.example_inputs)
         plan = self._plan(dense, pruned)
-        _restore_flags(model, self._dense)
+        restore_flags(model, self.bare)
         return PruneResult(
             model=model,
             plan=plan,
@@ -230,27 +242,29 @@ class Pruner:
 
     def _plan(self, dense: Complexity, pruned: Complexity) -> PruningPlan:
         kept, budget = self._graph.kept_channels, self._trial.budget
-        missed = None if budget is None else missed_budget(budget, dense, pruned)
+        narrowed = any(len(kept[name]) < group.num_channels for name, group in self._dense_groups.items())
+        met = self._blocks and not narrowed  # Without any of the blocks, the model might be larger.
+        missed = None if budget is None or met else missed_budget(budget, dense, pruned)
         plan = PruningPlan(
             model=identify(self._dense, self._graph.example_inputs),
-            groups=tuple(_group_plan(group, kept[name]) for name, group in self._dense_groups.items()),
+            groups=tuple(group_plan(group, kept[name]) for name, group in self._dense_groups.items()),
             request={
                 **self._trial.model_dump(mode="json", exclude={"quantization"}),
                 **({"by_price": True} if self._by_price else {}),
                 "bounds": {**self._bounds.model_dump(mode="json"), "ignored_layers": list(self._ignored_layers)},
             },
             warnings=(*self._warnings, *([missed] if missed else [])),
+            blocks=self._blocks,
         )
-        achieved: dict[str, Any] = {"channel_ratio": plan.channel_ratio}
-        for name in ("params", "macs", "size_bytes"):
-            achieved |= {name: getattr(pruned, name), f"{name}_dense": getattr(dense, name)}
+        achieved = {"channel_ratio": plan.channel_ratio, **both_costs(dense, pruned)}
         if self._allocation is not None:
             found = self._allocation
             achieved["search"] = {"kl_start": found.start_score, "kl": found.score, "candidates": found.num_candidates}
         return replace(plan, achieved=achieved)
 
 
-def _group_plan(group: ChannelGroup, kept: np.ndarray) -> GroupPlan:
+def group_plan(group: ChannelGroup, kept: np.ndarray) -> GroupPlan:
+    """Return the plan of a group of the dense model from the channels that it kept."""
     return GroupPlan(
         name=group.name,
         num_channels=group.num_channels,
@@ -274,14 +288,3 @@ def identify(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
 
 def _amount(trial: Trial) -> str:
     return f"budget {trial.budget}" if trial.budget is not None else f"ratio {trial.ratio:g}"
-
-
-def _restore_flags(model: nn.Module, dense: nn.Module) -> None:
-    requires_grad = {name: value.requires_grad for name, value in dense.named_parameters()}
-    for name, parameter in model.named_parameters():
-        parameter.grad = None
-        # A bias that repair added is like its layer's weight.
-        parameter.requires_grad_(requires_grad[name if name in requires_grad else f"{name.removesuffix('bias')}weight"])
-    training = {name: module.training for name, module in dense.named_modules()}
-    for name, module in model.named_modules():
-        module.training = training[name]

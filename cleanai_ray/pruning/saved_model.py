@@ -17,6 +17,7 @@ from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.nn.consumers import add_biases
 from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.nn.weights import safetensors_bytes
+from cleanai_ray.pruning.block_removal import without_blocks
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.pruner import PruneResult, identify
 from cleanai_ray.storage.run_directory import PLAN_FILE, WEIGHTS_FILE, RunDirectory
@@ -102,10 +103,10 @@ def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
             f"the plan was made for another architecture ({plan.model['class']}) than the one given "
             f"({found['class']}): their tensors differ in name or shape"
         )
-    example = inputs if len(inputs) > 1 else inputs[0]
-    graph = ChannelGraph(task.network(dense), example)
+    network, example = without_blocks(task.network(dense), plan.blocks), inputs if len(inputs) > 1 else inputs[0]
+    graph = ChannelGraph(network, example)
     if not {*plan.removed} <= {group.name for group in graph.groups}:  # The plan was made without the checks.
-        graph = ChannelGraph(task.network(dense), example, check=False)
+        graph = ChannelGraph(network, example, check=False)
     graph.remove(plan.removed)
     for parameter in graph.model.parameters():
         parameter.grad = None

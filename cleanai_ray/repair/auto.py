@@ -122,7 +122,13 @@ class Variants:
 
     def recalibrate(self, model: nn.Module, batch_norm: str) -> nn.Module:
         """Return a copy of a model with recalibrated batch-norms, or the model itself for `none`."""
-        return model if batch_norm == "none" else self.apply(model, batch_norm, self.norm_sums, self.measure(model))
+        if batch_norm == "none":
+            return model
+        return self.apply(model, batch_norm, self.dense_sums(batch_norm), self.measure(model))
+
+    def dense_sums(self, batch_norm: str) -> dict[str, NormSums]:
+        """Return what the dense model's batch-norms read, if a recalibration compares with it."""
+        return self.norm_sums if batch_norm == "relative" else {}
 
     def measure(self, model: nn.Module) -> dict[str, NormSums]:
         """Return sums over what a model's batch-norms read."""
@@ -148,11 +154,11 @@ class Variants:
 
         def finish() -> tuple[nn.Module, Tensor]:
             assert rest is not None
-            sums = (_merged(part.norm_sums, rest.norm_sums), _merged(found, rest.measure(compensated)))
-            model = self.apply(compensated, batch_norm, *sums)
+            dense = _merged(part.dense_sums(batch_norm), rest.dense_sums(batch_norm))
+            model = self.apply(compensated, batch_norm, dense, _merged(found, rest.measure(compensated)))
             return model, self.distances(model)
 
-        model = self.apply(compensated, batch_norm, part.norm_sums, found)
+        model = self.apply(compensated, batch_norm, part.dense_sums(batch_norm), found)
         distances = self.distances(model)
         return Entry(record=record, model=model, distances=distances, finish=None if rest is None else finish)
 
@@ -197,7 +203,8 @@ def auto_repair(
     mean KL(dense || pruned) of the softmax outputs; no labels are used. If `none` is among the compensations and the
     recalibrations, repair never takes a model farther from the dense one on these images. Nor does distillation.
 
-    A recalibration is judged after a quarter of the images first, and reads the others only where it may yet win.
+    A recalibration is judged after a quarter of the images first, and reads the others only where it may yet win. A
+    variant that fails costs only itself, and a notice says why.
 
     Args:
         models: The dense model and its pruned copy; neither is changed.
@@ -219,10 +226,13 @@ def auto_repair(
     contest = Contest()
     tried: list[dict[str, Any]] = []
     for compensation, ridge in options.variants:
-        compensated = variants.compensate(compensation, ridge)
-        for batch_norm in options.batch_norms:
-            tried.append(describe_variant(compensation, batch_norm, ridge))
-            contest.enter(variants.entry(compensated, batch_norm, tried[-1]))
+        records = [describe_variant(compensation, batch_norm, ridge) for batch_norm in options.batch_norms]
+        tried += records
+        with contest.losing(*records):
+            compensated = variants.compensate(compensation, ridge)
+            for batch_norm, record in zip(options.batch_norms, records, strict=True):
+                with contest.losing(record):
+                    contest.enter(variants.entry(compensated, batch_norm, record))
     winner = contest.decide()
     model, chosen = winner.model, winner.record
     if options.distill_steps:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from cleanai_ray.errors import CleanAIError
+from cleanai_ray.nn.faults import is_device_fault, is_out_of_memory
+from cleanai_ray.nn.notices import notice
 
 _STANDARD_ERRORS = 3.0
 _LEAST_EXCESS = 0.1
@@ -61,6 +67,24 @@ class Contest:
     def __init__(self) -> None:
         self._best: Entry | None = None
         self._waiting: list[Entry] = []
+        self._failure: Exception | None = None
+
+    @contextmanager
+    def losing(self, *records: dict[str, Any]) -> Iterator[None]:
+        """Let variants lose, at an infinite distance, if they fail in the context; a notice says why.
+
+        Raises:
+            Exception: An error of the hardware, which is not the variants'.
+        """
+        try:
+            yield
+        except (CleanAIError, torch.linalg.LinAlgError) as error:
+            if is_out_of_memory(error) or is_device_fault(error):
+                raise
+            self._failure = self._failure or error
+            for record in records:
+                record["kl"] = math.inf
+            notice(f"repair goes on without {records[0]['compensation']}, which failed: {error}")
 
     def enter(self, entry: Entry) -> None:
         """Let a variant take part; what is beaten is forgotten."""
@@ -71,16 +95,23 @@ class Contest:
         self._drop_beaten()
 
     def decide(self) -> Entry:
-        """Finish what may win, and return the winner; there must be an entry."""
+        """Finish what may win, and return the winner.
+
+        Raises:
+            Exception: The first error, if every variant has failed.
+        """
         while self._waiting:
             entry = min(self._waiting, key=lambda each: each.distance)
             self._waiting.remove(entry)
             assert entry.finish is not None
-            entry.model, entry.distances = entry.finish()
-            entry.record["kl"], entry.finish = entry.distance, None
-            self._take(entry)
-            self._drop_beaten()
-        assert self._best is not None, "there is at least one variant"
+            with self.losing(entry.record):
+                entry.model, entry.distances = entry.finish()
+                entry.record["kl"], entry.finish = entry.distance, None
+                self._take(entry)
+                self._drop_beaten()
+        if self._best is None:
+            assert self._failure is not None, "there is at least one variant"
+            raise self._failure
         return self._best
 
     def _take(self, entry: Entry) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,18 +97,19 @@ def full_precision(device: torch.device) -> Iterator[None]:
         if device.type != "cuda":
             yield
             return
-        matmul: Any = torch.backends.cuda.matmul
-        wanted: Any
         # PyTorch has two interfaces to one setting, and refuses to read the older where the newer says otherwise.
+        matmul: Any = torch.backends.cuda.matmul
         try:
-            name, wanted, before = "allow_tf32", False, matmul.allow_tf32
+            before, change = torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision
+            wanted = "highest"
         except RuntimeError:
-            name, wanted, before = "fp32_precision", "ieee", matmul.fp32_precision
+            before, change = matmul.fp32_precision, partial(setattr, matmul, "fp32_precision")
+            wanted = "ieee"
         if before == wanted:
             yield
             return
-        setattr(matmul, name, wanted)
+        change(wanted)
         try:
             yield
         finally:
-            setattr(matmul, name, before)
+            change(before)

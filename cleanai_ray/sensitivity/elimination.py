@@ -181,8 +181,9 @@ def eliminate_together(
     """
     device, ridge = torch.device(device), max(ridge, _LEAST_RIDGE)
     found: dict[int, Removals | Exception] = {}
+    room = working_bytes(device)  # before, since each of the workers has one core
     with _workers(device) as (pool, number):
-        batches = _batches(groups, working_bytes(device) // number)
+        batches = _batches(groups, room // number)
         for result in pool.map(lambda places: _eliminate_batch(groups, places, ridge, device), batches):
             found.update(result)
     return [found[place] for place in range(len(groups))]

@@ -28,6 +28,10 @@ PROBED_SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3)
 
 MAX_PROBE_IMAGES = 256
 """Twice as many change 1 to 3 of 140 removed channels of ResNet-20 at half of its MACs, and take a quarter longer."""
+MAX_PROBE_PASSES = 12288
+"""Image passes of all probes together: 83 images of a ResNet-50, whose 148 probes cost as much for each image as the
+calibration of a hundred."""
+_LEAST_PROBE_IMAGES = 32
 
 
 def measure_sensitivity(
@@ -41,8 +45,9 @@ def measure_sensitivity(
 ) -> SensitivityCurves:
     """Measure the cost of narrowing each dependency group of a model. No labels are used; the model is left as it was.
 
-    A fifth of the images (at most MAX_PROBE_IMAGES) measures what a group does to the output; the rest give the second
-    moments. A group that cannot be measured is weighed by its neighbours, and its curve says why.
+    A fifth of the images (at most MAX_PROBE_IMAGES, fewer if there are many groups) measures what a group does to the
+    output; the rest give the second moments. A group that cannot be measured is weighed by its neighbours, and its
+    curve says why.
 
     Args:
         model: The dense model.
@@ -67,8 +72,15 @@ def measure_sensitivity(
 
 def probe_images(images: Sequence[Tensor]) -> list[Tensor]:
     """Return the first MAX_PROBE_IMAGES images, in batches."""
+    return _first(images, MAX_PROBE_IMAGES)
+
+
+def _first(images: Sequence[Tensor], number: int) -> list[Tensor]:
+    """Return the first images of some batches, in batches of as many."""
+    if not images:
+        return []
     size = max(len(batch) for batch in images)
-    return list(torch.cat(list(images))[:MAX_PROBE_IMAGES].split(size))
+    return list(torch.cat(list(images))[:number].split(size))
 
 
 def measure_curves(
@@ -86,7 +98,8 @@ def measure_curves(
     Args:
         graph: The graph of the dense model, at full width. Its model is changed meanwhile, and put back.
         moments: Moments of what the consumers read, for the features of `reading_features`.
-        images: Images to measure the divergence on; without any, every group weighs the same.
+        images: Images to measure the divergence on; without any, every group weighs the same. Of a network of many
+            groups the first ones will do, so that all probes together take at most MAX_PROBE_PASSES passes.
         ridge: Regularisation, as a share of the mean variance of a consumer's inputs.
 
     Raises:
@@ -99,8 +112,10 @@ def measure_curves(
                 f"reconstruction finds no convolution, linear or attention layer that reads layer '{name}'; "
                 "add it to ignored_layers, or choose another method"
             )
-    probe = Probe(graph.model, moments, images, ridge) if images else None
     groups = list(graph.groups)
+    num_probes = len(groups) * len(PROBED_SHARES)
+    images = _first(images, max(_LEAST_PROBE_IMAGES, MAX_PROBE_PASSES // max(1, num_probes)))
+    probe = Probe(graph.model, moments, images, ridge) if images else None
     if probe is not None:
         groups.sort(key=lambda group: probe.place(list(readings[group.name])))
     # Inverses of second moments need float64, which all CUDA devices have; those that compute it at 1/64 of their speed

@@ -67,7 +67,7 @@ def repair_warnings(skipped: Sequence[str], notes: Sequence[str]) -> list[str]:
 
 def latency_columns(latency: list[dict[str, Any]], backend: str = "eager") -> dict[str, Any]:
     """Return the latency columns of results.parquet from a trial's rows of latency.parquet, for one back end."""
-    rows = [entry for entry in latency if entry["backend"] == backend]
+    rows = [entry for entry in latency if entry["backend"] == backend and entry.get("target") is None]
     if not rows:
         return {}
     largest = max(entry["batch_size"] for entry in rows)
@@ -82,6 +82,27 @@ def latency_columns(latency: list[dict[str, Any]], backend: str = "eager") -> di
         if entry["batch_size"] == largest:
             columns[f"throughput{suffix}"] = entry["throughput"]
     return columns
+
+
+def target_columns(latency: list[dict[str, Any]], predicted_ms: float | None) -> dict[str, Any]:
+    """Return the columns of results.parquet about the target from a trial's rows of latency.parquet.
+
+    Args:
+        latency: The rows.
+        predicted_ms: The pruned model's time as a latency profile predicts it; None without one.
+    """
+    rows = {entry["variant"]: entry for entry in latency if entry.get("target") is not None}
+    if not rows:
+        return {}
+    pruned = rows["pruned"]
+    return {
+        "latency_target": pruned["target"],
+        "latency_exclusive": pruned["exclusive"],
+        "latency_predicted_ms": predicted_ms,
+        "latency_ms_target_dense": rows["dense"]["latency_ms_p50"],
+        "latency_ms_target": pruned["latency_ms_p50"],
+        **{f"speedup_target{end}": pruned[f"speedup{end}"] for end in ("", "_low", "_high")},
+    }
 
 
 def cost_columns(

@@ -15,6 +15,7 @@ from cleanai_ray.storage.run_directory import resolve_filesystem
 _CHUNK_BYTES = 2**22
 _STATISTICS = "statistics/2"
 """The version of the statistics: since the second, those of attention are of its separate layers."""
+_PROFILE = "profile/1"
 _MOMENTS = "moments/3"  # Moments of an earlier format are measured anew.
 
 
@@ -29,6 +30,7 @@ def dense_key(study: Study) -> str:
     content = None if weights in (None, "pretrained") else _content_digest(str(weights))
     evaluation = _evaluation(study)
     del evaluation["latency"]
+    evaluation.pop("target", None)
     model = study.model.model_dump()
     if study.model.train is not None and study.model.train.optimizer == "sgd":
         del model["train"]["optimizer"]  # as before there was a choice, so that trained models stay valid
@@ -56,6 +58,25 @@ def moments_key(study: Study, dense_digest: str) -> str:
     return digest([_MOMENTS, dense_digest, *read, *computed])
 
 
+def profile_key(study: Study) -> str:
+    """Return the digest of everything that a latency profile depends on: the architecture, the target, how it is timed.
+
+    Weights are not among it, nor is the machine: a run directory belongs to one cluster.
+    """
+    latency = study.evaluation.latency
+    timed = None if latency is None else [latency.warmup, latency.runs]
+    target = study.evaluation.target and study.evaluation.target.model_dump()
+    bounds = [study.pruning.ignored_layers, study.pruning.resolved().round_to]
+    return digest([_PROFILE, _model_shape(study), target, timed, bounds])
+
+
+def alone_key(study: Study, trial: Trial, dense_digest: str) -> str:
+    """Return the digest of everything that the timing of a trial after the sweep depends on."""
+    latency, target = study.evaluation.latency, study.evaluation.target
+    timed = [part and part.model_dump(mode="json") for part in (latency, target)]
+    return digest(["alone/1", trial_key(study, trial, dense_digest), timed])
+
+
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     """Return the digest of everything that a trial's outcome depends on."""
     parts: dict[str, Any] = {
@@ -63,6 +84,8 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
         "evaluation": _evaluation(study),
         "finetune": _finetune(study),
     }
+    if study.evaluation.target is not None and (trial.budget is None or trial.budget.resource != "latency"):
+        parts["evaluation"]["target"] = True  # which one it is decides the widths of latency budgets alone
     parts["pruning"] = study.pruning.resolved(trial.quantization).model_dump()
     own, between_steps = study.of_draw(study.draw_of(trial)), study.finetune.between_steps
     if trial.steps == 1 or not between_steps:
@@ -91,8 +114,11 @@ def _model_shape(study: Study) -> dict[str, Any]:
 
 
 def _evaluation(study: Study) -> dict[str, Any]:
-    """Return the evaluation section, without the usual precision, so that results from before the choice stay valid."""
-    return study.evaluation.model_dump(exclude={"precision"} if study.evaluation.precision == "float32" else None)
+    """Return the evaluation section without the values that once went unsaid, so that earlier results stay valid."""
+    unsaid = {"precision": "float32", "target": None}
+    return study.evaluation.model_dump(
+        exclude={name for name, value in unsaid.items() if getattr(study.evaluation, name) == value}
+    )
 
 
 def _data(study: Study) -> dict[str, Any]:
@@ -108,9 +134,11 @@ def _data(study: Study) -> dict[str, Any]:
         "options": {"index_cache", "cache_dir"},
     }
     data = study.data.model_dump(exclude=unrelated)
-    for name in ("path", "transform"):
-        if data[name] is None:
-            del data[name]  # as before there was a choice, so that what was measured stays valid
+    # Without what is null, as before there was a choice, so that what was measured stays valid.
+    given = {name: value for name, value in (data.pop("transform") or {}).items() if value is not None}
+    data |= {"transform": given} if given else {}
+    if data["path"] is None:
+        del data["path"]
     if study.model.weights == "pretrained":
         from cleanai_ray.models import published_transform  # loads torch
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cleanai_ray.config.study import Study
 from cleanai_ray.nn.activation_size import activation_sizes
 from cleanai_ray.nn.calls import tensors_in
+from cleanai_ray.nn.faults import is_device_fault, release_memory
 from cleanai_ray.stages.workspace import Workspace
 
 _CONTEXT_BYTES = 3 * 2**28
@@ -113,8 +114,12 @@ def measured_peak(model: nn.Module, example: Tensor, batch_size: int, *, trains:
                 model(images)
         torch.cuda.synchronize(device)
         used = torch.cuda.max_memory_allocated(device) - before
-    except (RuntimeError, ValueError, TypeError):  # torch.OutOfMemoryError is a RuntimeError
-        torch.cuda.empty_cache()
+    except (RuntimeError, ValueError, TypeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if is_device_fault(error):
+            raise
+        used = None
+    if used is None:
+        release_memory(device)  # here the error is gone, and with it the frames that held the tensors
         return None
     # What was there before holds the dense weights; the training step's copy, gradients and momentum are in `used`.
     return used + weights * (_TRAINED_COPIES - 3 if trains else _COPIES)

@@ -26,8 +26,11 @@ class Measure(Stage):
 
     @classmethod
     def key(cls, study: Study, trial: Trial) -> Any:
-        """Return the study's latency section, and the quantisation, which decides what runs the model."""
-        latency = study.evaluation.latency
+        """Return the study's latency section, and the quantisation, which decides what runs the model.
+
+        The section does not count for a study with a target, whose models are timed after the sweep.
+        """
+        latency = None if study.evaluation.target else study.evaluation.latency
         return [latency and latency.model_dump(mode="json"), trial.quantization]
 
     def run(self, state: TrialState) -> TrialState:
@@ -35,7 +38,7 @@ class Measure(Stage):
         workspace, dense = self.setting.workspace, self.setting.dense_model
         section, device, example = workspace.study.evaluation.latency, workspace.device, workspace.example_input()
         costs = cost_columns(dense, state.model, example, state.quantized)
-        if section is None:
+        if section is None or workspace.study.evaluation.target is not None:  # timed alone, after the sweep
             return replace(state, costs=costs)
         backend = "eager"
         if self.trial.quantization == "int8":

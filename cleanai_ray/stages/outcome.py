@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -36,6 +36,7 @@ class TrialOutcome:
         classes: Its rows of classes.parquet.
         history: Its rows of history.parquet.
         latency: Its rows of latency.parquet.
+        removed: The number of channels that each narrowed group lost.
         model: The pruned model after the last stage, in float; None for a failed trial.
         plan: The plan of the removal; None for a failed trial.
         quantized: The quantised model, if the trial asks for one.
@@ -46,6 +47,7 @@ class TrialOutcome:
     classes: tuple[dict[str, Any], ...] = ()
     history: tuple[dict[str, Any], ...] = ()
     latency: tuple[dict[str, Any], ...] = ()
+    removed: dict[str, int] = field(default_factory=dict)
     model: nn.Module | None = None
     plan: PruningPlan | None = None
     quantized: Quantized | None = None
@@ -128,6 +130,7 @@ def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, stat
         classes=tuple({**name, **entry} for entry in comparison.class_rows()),
         history=tuple({**name, **epoch} for epoch in state.history),
         latency=tuple({**name, **entry} for entry in state.latency),
+        removed={name: len(channels) for name, channels in pruned.plan.removed.items()},
         model=state.model,
         plan=pruned.plan,
         quantized=state.quantized,

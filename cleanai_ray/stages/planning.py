@@ -12,6 +12,7 @@ from cleanai_ray.config.study import Study
 from cleanai_ray.deploy import require_quantization
 from cleanai_ray.errors import ArtifactError, DataError
 from cleanai_ray.evaluation.backends import require_installed
+from cleanai_ray.evaluation.target_latency import require_target_packages
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model
@@ -49,6 +50,8 @@ def check_study(study: Study) -> Workspace:
         require_budget(methods[trial.method], trial)
     if study.evaluation.latency is not None:
         require_installed(study.evaluation.latency)
+    if study.evaluation.target is not None:
+        require_target_packages(study.evaluation.target)
     require_quantization(study.sweep.quantization)
     workspace = open_workspace(study.model_dump_json(), "cpu")
     _require_unscored_training(study, workspace)

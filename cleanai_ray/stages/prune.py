@@ -11,6 +11,7 @@ from torch import nn
 from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.evaluation.latency import compare_latency
+from cleanai_ray.evaluation.target_latency import compare_in_target
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.pruning.allocation import Allocation, AllocationProblem, search_allocation
@@ -46,11 +47,13 @@ class Prune(Stage):
     def key(cls, study: Study, trial: Trial) -> Any:
         """Return what defines the trial, except for the quantisation, which only affects how widths are rounded."""
         cell = trial.model_copy(update={"quantization": "none"})
-        timing = study.evaluation.latency if trial.budget is not None and trial.budget.resource == "latency" else None
+        is_timed = trial.budget is not None and trial.budget.resource == "latency"
+        timing, target = (study.evaluation.latency, study.evaluation.target) if is_timed else (None, None)
         return [
             cell.identity,
             study.pruning.resolved(trial.quantization).model_dump(mode="json"),
             timing and timing.model_dump(mode="json"),
+            *([target.model_dump(mode="json")] if target else []),
             study.finetune.between_steps > 0,
         ]
 
@@ -71,10 +74,12 @@ class Prune(Stage):
 
     def _all_steps_at_once(self, state: TrialState) -> TrialState:
         study, dense_model = self.setting.workspace.study, self.setting.dense_model
-        timing = study.evaluation.latency or LatencySection()
+        timing, target = study.evaluation.latency or LatencySection(), study.evaluation.target
 
         def compare(small: nn.Module) -> dict[str, Any]:
             example, device = self.setting.workspace.example_input(), self.setting.workspace.device
+            if target is not None:
+                return compare_in_target(dense_model, small, example, target, timing, device=device)
             return compare_latency(dense_model, small, example, timing, device=device)
 
         result = prune_to_budget(lambda part: self._pruner(part).run(), self.trial, study.pruning, compare)

@@ -53,13 +53,18 @@ def score_dense(workspace: Workspace, model: nn.Module) -> tuple[Accuracy, KeptL
     Raises:
         EvaluationError: When there is no image to score.
     """
-    scorer, keeper = ClassifierScorer(), LogitsKeeper(len(workspace.roles.evaluation))
 
-    def receive(numbers: Tensor, logits: Tensor, labels: Tensor) -> None:
-        scorer.add(numbers, logits, labels)
-        keeper.add(numbers, logits)
+    def score() -> tuple[ClassifierScorer, LogitsKeeper]:
+        scorer, keeper = ClassifierScorer(), LogitsKeeper(len(workspace.roles.evaluation))
 
-    _run_over(workspace, model, workspace.scored_batches(), receive)
+        def receive(numbers: Tensor, logits: Tensor, labels: Tensor) -> None:
+            scorer.add(numbers, logits, labels)
+            keeper.add(numbers, logits)
+
+        _run_over(workspace, model, workspace.scored_batches(), receive)
+        return scorer, keeper
+
+    scorer, keeper = process_limit.within_memory(score, "scoring")
     found = scorer.result()
     if found is None:
         raise EvaluationError("there are 0 images to evaluate on, at least 1 is needed")

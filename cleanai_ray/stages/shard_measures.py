@@ -168,15 +168,19 @@ class ShardMeasurer:
 def _announced(
     workspace: Workspace, shard: Shard, batches: Iterator[Batch], recorder: MomentRecorder
 ) -> Iterator[Batch]:
-    """Yield batches, and tell the recorder first which of their samples give moments."""
+    """Yield batches, and tell the recorder first which of their samples give moments.
+
+    A batch of the study may come in several pieces, when memory has run out.
+    """
     size, number = workspace.study.data.batch_size, shard.first_number
     starts = iter(range(0, len(shard.positions), size))
+    left = np.zeros(0, dtype=bool)
     for batch in batches:
-        gives = np.zeros(0, dtype=bool)
-        while not len(gives):  # A batch without a readable sample is not yielded.
+        while not len(left):  # A batch without a readable sample is not yielded.
             start = next(starts)
             is_readable = _readable(workspace, shard.positions[start : start + size])
-            gives = shard.gives_moments[start : start + size][is_readable]
+            left = shard.gives_moments[start : start + size][is_readable]
+        gives, left = np.split(left, [len(batch[0])])
         assert len(gives) == len(batch[0])
         samples = range(number, number + int(np.count_nonzero(gives)))
         recorder.announce(samples, gives)

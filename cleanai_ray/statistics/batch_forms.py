@@ -26,6 +26,10 @@ class Batches:
     def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Any]]:
         return map(in_form, self._batches)
 
+    def again(self) -> Batches:
+        """Return batches that can be read again: those of an iterator are read into memory."""
+        return Batches([*self]) if isinstance(self._batches, Iterator) else self
+
 
 def in_form(batch: Any) -> Tensor | tuple[Tensor, Any]:
     """Return a batch as a tensor of inputs, or as a pair (inputs, targets).

@@ -13,6 +13,7 @@ COVERAGE_FILE = "coverage.parquet"
 HISTORY_FILE = "history.parquet"
 SENSITIVITY_FILE = "sensitivity.parquet"
 LATENCY_FILE = "latency.parquet"
+PROFILE_FILE = "profile.parquet"
 CLASSES_FILE = "classes.parquet"
 COMPARISON_FILE = "comparison.parquet"
 
@@ -89,6 +90,14 @@ RESULTS = _schema(
     ("throughput_dense", _REAL, "Images per second of the dense model at the largest batch timed."),
     ("throughput", _REAL, "Images per second of the pruned model at the largest batch timed."),
     ("num_threads", _COUNT, "CPU threads that torch used while timing."),
+    ("latency_target", _TEXT, "The target (evaluation.target) in words; null where the study names none."),
+    ("latency_exclusive", _FLAG, "True if it was timed alone, after the sweep, with a whole GPU or all cores."),
+    ("latency_predicted_ms", _REAL, "Milliseconds in the target as the latency profile predicts; null without one."),
+    ("latency_ms_target_dense", _REAL, "Median milliseconds of one dense forward pass in the target."),
+    ("latency_ms_target", _REAL, "Median milliseconds of one pruned forward pass in the target."),
+    ("speedup_target", _REAL, "latency_ms_target_dense over latency_ms_target, from rounds in which both took turns."),
+    ("speedup_target_low", _REAL, "Lower end of its 95 % interval."),
+    ("speedup_target_high", _REAL, "Upper end of its 95 % interval."),
     ("latency_backend", _TEXT, "What ran both models for the columns above: eager, or onnxruntime for int8."),
     (
         "repair",
@@ -186,13 +195,16 @@ LATENCY = _schema(
     (
         "backend",
         _TEXT,
-        "eager, compile or onnxruntime; results.parquet has the times of eager (of onnxruntime for int8).",
+        "eager, compile or onnxruntime; results.parquet has the times of eager (of onnxruntime for int8). In a target: "
+        "its back end.",
     ),
+    ("target", _TEXT, "The target that was timed, in words; null for the back ends of evaluation.latency."),
+    ("exclusive", _FLAG, "True if the model was timed alone, with a whole GPU or all cores; false beside trials."),
     ("batch_size", _COUNT, "Images per forward pass."),
-    ("latency_ms_p50", _REAL, "Median milliseconds of a forward pass."),
+    ("latency_ms_p50", _REAL, "Median milliseconds of a forward pass, with each round's own pace taken out."),
     ("latency_ms_p90", _REAL, "90th percentile, in milliseconds."),
     ("latency_ms_p99", _REAL, "99th percentile, in milliseconds; with few runs it is close to the slowest."),
-    ("speedup", _REAL, "Ratio of dense to pruned time within a round, the median over rounds; null for dense."),
+    ("speedup", _REAL, "Dense over pruned latency_ms_p50, which is the median ratio within a round; null for dense."),
     ("speedup_low", _REAL, "Lower end of its 95 % interval, by the bootstrap."),
     ("speedup_high", _REAL, "Upper end of its 95 % interval, by the bootstrap."),
     ("throughput", _REAL, "Images per second at the median."),
@@ -202,6 +214,29 @@ LATENCY = _schema(
     ("device", _TEXT, "Device that the models ran on."),
     ("device_name", _TEXT, "Model name of the device, or of the processor."),
     ("peak_memory_bytes", _COUNT, "Peak memory of one forward pass, weights included; null for onnxruntime."),
+)
+
+PROFILE = _schema(
+    (
+        "kind",
+        _TEXT,
+        "group: one group narrowed alone; uniform: all groups by the same share; check: all groups by shares drawn at "
+        "random, to judge the prediction, which reads nothing of them.",
+    ),
+    ("model", _COUNT, "Number of the model that was timed; it has a row per group that it narrows."),
+    ("group", _TEXT, "Group: the layer whose output channels number it."),
+    ("group_index", _COUNT, "Position of the group in the network."),
+    ("num_channels", _COUNT, "Channels of the group in the dense model."),
+    ("multiple", _COUNT, "Widths of the group are timed at multiples of this."),
+    ("width", _COUNT, "Channels that are kept."),
+    ("milliseconds", _REAL, "Time of the whole model: the dense time times `ratio`."),
+    ("milliseconds_dense", _REAL, "Time of the dense model, the same in all rows."),
+    ("ratio", _REAL, "Time over the dense model's, both taken in turns."),
+    ("fitted_milliseconds", _REAL, "Monotone fit of a group's times; null for models that narrow several groups."),
+    ("predicted_milliseconds", _REAL, "Time of the whole model as the profile predicts it."),
+    ("target", _TEXT, "The target, in words."),
+    ("num_runs", _COUNT, "Timed runs."),
+    ("device_name", _TEXT, "Model name of the device, or of the processor."),
 )
 
 

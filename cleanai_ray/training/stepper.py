@@ -34,8 +34,9 @@ class Stepper:
     """Runs training steps: holds the optimizer, the gradient scaler and the loss of a training.
 
     Where the memory of the device runs out, the batch is computed in parts, whose gradients are added up, and the step
-    is taken again: it is still the step of the whole batch, but for batch-norm, which sees the parts. Several processes
-    must do so together, so there the error is raised, and `context.num_parts` says how many parts to begin with.
+    is taken again: it is still the step of the whole batch, but for batch-norm, which sees the parts, and those of the
+    passes that failed as well. Several processes must do so together, so there the error is raised, and
+    `context.num_parts` says how many parts to begin with.
 
     Args:
         model: The model, on the context's device.
@@ -127,7 +128,15 @@ class Stepper:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
+        own = [group.get("fused") for group in self._optimizer.param_groups]
         self._optimizer.load_state_dict(state["optimizer"])
+        # The state may be of another device: what is fused there need not be here, nor are weights laid out as there.
+        for group, fused in zip(self._optimizer.param_groups, own, strict=True):
+            group["fused"] = fused
+        for parameter, values in self._optimizer.state.items():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         if state["scaler"]:  # without a scaler, it is empty
             self._scaler.load_state_dict(state["scaler"])
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from image_trees import encoded, opened
+from PIL import Image
 
 from cleanai_ray.config.images import CacheSection
 from cleanai_ray.data import BatchOptions, KeptImages, batches, decoded, kept_images
@@ -216,6 +217,21 @@ def test_unreadable_images_are_told_of_in_the_same_way_again(imagenet_root, deco
     list(batches(dataset, range(COUNT), 4, kept=keeping(dataset), unreadable=UnreadableSamples(3)))
     assert decodes() == before
     assert all(before[name] > 0 for name in names)
+
+
+def test_a_fault_of_the_system_is_not_kept(imagenet_root, monkeypatch):
+    dataset, open_image = split_of(imagenet_root), Image.open
+
+    def refuse(content):
+        if str(content) == dataset.where(3):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return open_image(content)
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(DataError, match="Too many open files"):
+        read(dataset, keeping(dataset))
+    monkeypatch.setattr(Image, "open", open_image)
+    assert torch.equal(read(dataset, keeping(dataset)), plain(dataset))
 
 
 def test_the_least_recently_used_file_makes_room(imagenet_root, decodes, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from cleanai_ray.executors.local import LocalExecutor
 from cleanai_ray.executors.measures import measure_shards
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.models import build_model
+from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.repair.images import is_held_back
 from cleanai_ray.repair.moments import ConsumerMoments, collect_moments
@@ -155,13 +157,8 @@ def test_one_pass_gives_what_two_give(methods: list[str], limit: int) -> None:
     assert_close(measured(study, MOMENTS).moments, expected)
 
 
-def test_samples_that_cannot_be_read_do_not_shift_which_samples_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch that lacks samples, and one that is missing as a whole."""
-    study = study_of(["coverage"], positions_per_sample=64)
-    workspace = open_workspace(study.model_dump_json(), "cpu")
-    model = build_model(study.model, seed=0).eval()
-    gone = np.array([2, 3, 5, *range(16, 32), 50])
-    readable = np.setdiff1d(np.arange(100), gone)
+def lacking(gone: np.ndarray) -> Callable[..., Any]:
+    """`Workspace.batches` of a data set of whose calibration samples some cannot be read."""
     read = Workspace.batches
 
     def some(self: Workspace, role: str, *, positions: np.ndarray, **options: Any) -> Any:
@@ -170,10 +167,21 @@ def test_samples_that_cannot_be_read_do_not_shift_which_samples_are_held_back(mo
             for position in np.intersect1d(chunk, gone):
                 split, index = self.roles.calibration_split, int(self.roles.calibration[position])
                 self.unreadable._found[self.source.describe(split, index)] = "is gone"
-            if len(left := np.intersect1d(chunk, readable)):
+            if len(left := np.setdiff1d(chunk, gone)):
                 yield from read(self, role, positions=left, **options)
 
-    monkeypatch.setattr(Workspace, "batches", some)
+    return some
+
+
+def test_samples_that_cannot_be_read_do_not_shift_which_samples_are_held_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that lacks samples, and one that is missing as a whole."""
+    study = study_of(["coverage"], positions_per_sample=64)
+    workspace = open_workspace(study.model_dump_json(), "cpu")
+    model = build_model(study.model, seed=0).eval()
+    gone = np.array([2, 3, 5, *range(16, 32), 50])
+    readable = np.setdiff1d(np.arange(100), gone)
+    read = Workspace.batches
+    monkeypatch.setattr(Workspace, "batches", lacking(gone))
     workspace.unreadable._found.clear()
     found = measured(study, STATISTICS, MOMENTS)
     workspace.unreadable._found.clear()
@@ -184,6 +192,26 @@ def test_samples_that_cannot_be_read_do_not_shift_which_samples_are_held_back(mo
     features = ShardMeasurer(workspace, model, MOMENTS)._features
     expected = collect_moments(model, [batch], layers=list(features), features=features)
     assert_close(found.moments, expected)
+
+
+@pytest.mark.parametrize("gone", [[], [2, 3, 5, *range(16, 32), 50]])
+def test_batches_in_pieces_give_the_same_moments(monkeypatch: pytest.MonkeyPatch, gone: list[int]) -> None:
+    """After memory has run out, a batch of the study comes in pieces; some of its samples may be missing."""
+    study = study_of(["coverage"], positions_per_sample=64)
+    workspace = open_workspace(study.model_dump_json(), "cpu")
+    monkeypatch.setattr(Workspace, "batches", lacking(np.array(gone, dtype=int)))
+    whole = measured(study, STATISTICS, MOMENTS)
+    workspace.unreadable._found.clear()
+    monkeypatch.setattr(process_limit, "size", 5)
+    assert max(len(images) for images, _ in workspace.batches("calibration", positions=np.arange(48))) <= 5
+    workspace.unreadable._found.clear()
+    pieces = measured(study, STATISTICS, MOMENTS)
+    workspace.unreadable._found.clear()
+    assert whole.moments is not None
+    assert_close(pieces.moments, whole.moments)
+    assert pieces.statistics is not None
+    assert whole.statistics is not None
+    assert pieces.statistics.num_samples == whole.statistics.num_samples == 100 - len(gone)
 
 
 def test_measurements_of_shards_are_added_up_and_written_without_loss() -> None:

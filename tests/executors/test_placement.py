@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cleanai_ray.config.study import parse_study
-from cleanai_ray.errors import StudyError
+from cleanai_ray.errors import DeviceError, StudyError
 from cleanai_ray.executors.placement import (
     SHARES,
     Allotment,
@@ -296,7 +296,7 @@ def test_a_task_of_the_dense_model_leaves_nothing_on_the_gpu(
     monkeypatch.setattr(executor.ray, "remote", remote)
     monkeypatch.setattr(executor, "result_of", lambda reference: reference)
     assert on_cluster(BIG, gpu_bytes).call("dense", len, "given") == (len, cores, "given")
-    assert calls == [asked, {"name": "dense"}]
+    assert calls == [asked, {"name": "dense", "retry_exceptions": [DeviceError]}]
 
 
 def test_gpus_that_an_autoscaler_may_add_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

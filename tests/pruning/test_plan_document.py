@@ -14,7 +14,8 @@ from small_nets import NETS, batches, build, example, tiny_vit
 from cleanai_ray import api
 from cleanai_ray.config.study import digest
 from cleanai_ray.errors import ArtifactError, PruningError
-from cleanai_ray.pruning.plan import GroupPlan, PruningPlan
+from cleanai_ray.graph.block import Block
+from cleanai_ray.pruning.plan import BlockPlan, GroupPlan, PruningPlan
 
 JSON = st.recursive(
     st.none()
@@ -42,6 +43,26 @@ def group_plans(draw: st.DrawFn) -> GroupPlan:
     )
 
 
+@st.composite
+def block_plans(draw: st.DrawFn) -> BlockPlan:
+    shape = draw(st.sampled_from([(3,), (2, 1, 1)]))
+    numbers = st.floats(allow_nan=False, allow_infinity=False, width=32)
+    names = st.lists(st.text(min_size=1), max_size=3).map(tuple)
+    block = Block(
+        name=draw(st.text(min_size=1)),
+        form=draw(st.sampled_from(["block", "branch"])),
+        end=draw(st.none() | st.text()),
+        shape=shape,
+        skipped=draw(names),
+        after=draw(names),
+        num_outputs=draw(st.integers(0, 3)),
+        layers=draw(names),
+        fold=draw(st.none() | st.text()),
+    )
+    mean = draw(st.lists(numbers, min_size=shape[0], max_size=shape[0]))
+    return BlockPlan(block=block, mean=tuple(mean), macs=draw(st.integers(0, 2**50)))
+
+
 PLANS = st.builds(
     PruningPlan,
     model=st.dictionaries(st.text(), JSON, max_size=4),
@@ -49,6 +70,7 @@ PLANS = st.builds(
     request=st.dictionaries(st.text(), JSON, max_size=4),
     achieved=st.dictionaries(st.text(), JSON, max_size=4),
     warnings=st.lists(st.text(), max_size=3).map(tuple),
+    blocks=st.lists(block_plans(), max_size=2).map(tuple),
 )
 
 
@@ -127,7 +149,7 @@ def test_a_document_that_was_changed_is_refused(change: Any) -> None:
     "text", ["[]", "null", "3", "{}", '{"format": "cleanai-plan/9"}', '{"groups": []}'], ids=lambda text: text
 )
 def test_another_document_is_refused(text: str) -> None:
-    with pytest.raises(ArtifactError, match="not a pruning plan: its format is not 'cleanai-plan/2' or an earlier one"):
+    with pytest.raises(ArtifactError, match="not a pruning plan: its format is not 'cleanai-plan/3' or an earlier one"):
         PruningPlan.from_json(text)
 
 

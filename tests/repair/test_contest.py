@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from cleanai_ray.errors import CalibrationError
+from cleanai_ray.nn.notices import collected_notices
 from cleanai_ray.repair.contest import Contest, Entry
 
 WORSE = torch.tensor([1.0, 3.0, 1.0, 3.0])
@@ -101,3 +103,41 @@ def test_no_finished_entry_and_none_that_could_have_won_is_nearer(cases: list) -
         assert each.record["kl"] == each.distance
         # One left unfinished was beaten by a finished one that was nearer, and the winner is no farther than that one.
         assert winner.distance <= each.distance
+
+
+def failing(error: Exception) -> Entry:
+    """A variant that fails when it is finished."""
+    made = entry([0.0, 0.0], finished=[])
+    made.record["compensation"] = "unfolded"
+
+    def finish() -> tuple[nn.Module, Tensor]:
+        raise error
+
+    made.finish = finish
+    return made
+
+
+@pytest.mark.parametrize("error", [CalibrationError("not finite"), torch.linalg.LinAlgError("singular")])
+def test_a_variant_that_fails_costs_only_itself(error: Exception) -> None:
+    contest, other, record = Contest(), entry([1.0, 1.0]), {"compensation": "closed_form"}
+    lost = failing(error)
+    contest.enter(lost)
+    contest.enter(other)
+    with collected_notices() as notices:
+        with contest.losing(record):
+            raise error
+        assert contest.decide() is other
+    assert lost.record["kl"] == record["kl"] == math.inf
+    assert [str(error) in text for text in notices] == [True, True]
+
+
+def test_the_first_error_is_raised_if_all_fail_and_those_of_the_hardware_at_once() -> None:
+    contest = Contest()
+    contest.enter(failing(CalibrationError("first")))
+    contest.enter(failing(CalibrationError("second")))
+    with pytest.raises(CalibrationError, match="first"):
+        contest.decide()
+    memory = CalibrationError("repair stopped")
+    memory.__cause__ = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(CalibrationError, match="stopped"), Contest().losing({"compensation": "none"}):
+        raise memory

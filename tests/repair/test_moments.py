@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -238,6 +239,19 @@ def test_products_are_exact_whatever_the_precision_of_others(setting: str) -> No
         assert getattr(matmul, name) == before
     finally:
         matmul.allow_tf32 = False
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_the_precision_of_others_can_be_read_and_is_theirs_again(
+    precision: Literal["highest", "high", "medium"],
+) -> None:
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with full_precision(torch.device("cuda")):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.gpu

@@ -18,7 +18,7 @@ from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.repair import RepairOptions, repair
 from cleanai_ray.repair.moments import collect_moments
 from cleanai_ray.repair.outputs import divergence, log_probabilities
-from cleanai_ray.sensitivity import measure_curves, reading_features
+from cleanai_ray.sensitivity import measure_curves, profile, reading_features
 
 
 def images(sizes: tuple[int, ...] = (40, 40)) -> list[Tensor]:
@@ -151,3 +151,15 @@ def test_curves_of_another_model_are_refused_by_name() -> None:
 def test_reconstruction_without_batches_or_curves_says_what_it_needs() -> None:
     with pytest.raises(PruningError, match="reads sensitivity curves, and none were given; pass batches or curves"):
         cleanai.prune(build("plain"), example(), method="reconstruction", ratio=0.5)
+
+
+def test_of_many_groups_fewer_images_are_probed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes of all probes together are limited: a group has one probe for each share."""
+    data, graph = images(), ChannelGraph(build(next(iter(NETS))), example())
+    moments = curves_and_moments(graph.model, data)[1]
+    monkeypatch.setattr(profile, "_LEAST_PROBE_IMAGES", 2)
+    monkeypatch.setattr(profile, "MAX_PROBE_PASSES", 3 * len(graph.groups) * len(profile.PROBED_SHARES))
+    few = measure_curves(graph, moments, data)
+    monkeypatch.undo()
+    three = measure_curves(graph, moments, [torch.cat(data)[:3]])
+    assert few == three != measure_curves(graph, moments, data)

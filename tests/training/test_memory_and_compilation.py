@@ -134,6 +134,36 @@ def test_batches_come_as_they_are_on_a_cpu() -> None:
     assert found[1][1] is None
 
 
+def test_the_state_of_another_device_is_taken_over_as_this_one_wants_it(digits: Any) -> None:
+    """On a GPU, steps are fused and momenta lie channels-last, which steps on a CPU would read in the wrong order."""
+    from cleanai_ray.training.context import LocalContext
+    from cleanai_ray.training.distillation import Supervision
+    from cleanai_ray.training.stepper import Stepper
+
+    def stepper(model: nn.Module) -> Stepper:
+        section = FineTuneSection(epochs=2)
+        return Stepper(model, section=section, steps_per_epoch=4, context=LocalContext(), supervision=Supervision())
+
+    batches = list(digits.train_batches(1))
+    torch.manual_seed(0)
+    one = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 10))
+    first = stepper(one)
+    first.run_epoch(1, batches)
+    state = copy.deepcopy(first.state())
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = True
+    for values in state["optimizer"]["state"].values():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.dim() == 4:
+                values[name] = value.to(memory_format=torch.channels_last)
+    other = copy.deepcopy(one)
+    second = stepper(other)
+    second.restore(state)
+    for each in (first, second):
+        each.run_epoch(2, batches)
+    assert_same(one.state_dict(), other.state_dict())
+
+
 @pytest.mark.parametrize("kind", [pytest.param("cuda", marks=needs_gpu)])
 def test_training_on_a_gpu_uses_bfloat16_where_there_is_one(digits: Any, make_net: MakeNet, kind: str) -> None:
     found = Precision(FineTuneSection(), torch.device(kind))

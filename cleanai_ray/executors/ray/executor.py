@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +40,8 @@ from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup
 from cleanai_ray.stages.numerics import restore_numerics
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.status import StudyStatus
+
+_LOG = logging.getLogger(__name__)
 
 
 class RayExecutor(Executor):
@@ -133,9 +137,7 @@ class RayExecutor(Executor):
 
     def map(self, name: str, function: Callable[..., Any], items: Sequence[Any], *arguments: Any) -> list[Any]:
         """Return the results of a task an item, each on a GPU, or on one core if the study computes on none."""
-        task = ray.remote(_on_assigned_device).options(
-            name=name, num_cpus=1, num_gpus=int(self._on_gpus), retry_exceptions=[DeviceError]
-        )
+        task = ray.remote(_in_lasting_process).options(name=name, num_cpus=1, num_gpus=int(self._on_gpus))
         given = references_of(arguments)
         references = [task.remote(function, self._cores or 1, item, *given) for item in items]
         return [result_of(reference) for reference in references]
@@ -170,6 +172,18 @@ def _on_assigned_device(function: Callable[..., Any], cpus: float, *arguments: A
     """Return the function's result; a process that had a GPU ends after it, so that a fault of the GPU ends with it."""
     with device_faults_named():
         return function(assigned_device(cpus), *arguments)
+
+
+def _in_lasting_process(function: Callable[..., Any], cpus: float, *arguments: Any) -> Any:
+    """Return the function's result; the process stays for further calls, unless its GPU fails.
+
+    It ends then, and Ray calls the function again in another process.
+    """
+    try:
+        return _on_assigned_device(function, cpus, *arguments)
+    except DeviceError as error:
+        _LOG.error("a process ends, since its GPU failed: %s", error)
+        os._exit(1)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from cleanai_ray.executors.trial_work import (
     run_group,
 )
 from cleanai_ray.nn.faults import is_out_of_memory
+from cleanai_ray.stages.environment import worker_note
 from cleanai_ray.stages.outcome import failed_outcome
 from cleanai_ray.stages.secondary_workers import assist_trial
 from cleanai_ray.stages.workspace import open_workspace
@@ -53,6 +54,7 @@ _WORKER_TIMEOUT = 24 * 3600
 them."""
 
 _LOOK_AGAIN_SECONDS = 2.0
+_PATIENCE_SECONDS = 120.0
 _TRAIN_FOLDER = "train"
 
 
@@ -91,7 +93,7 @@ def run_with_workers(config: dict[str, Any], inputs: SweepInputs, *, has_cuda: b
                 num_parts *= 2
                 continue
             num_failures += not (_failed_for_lack_of_nodes(error) or isinstance(_cause(error), TrialDeviceError))
-    reason = f"its {wanted} workers failed {num_failures} times, the last time with {cause}"
+    reason = f"its {num_workers} workers failed {num_failures} times, the last time with {cause}"
     for trial in inputs.unrecorded(group.trials):
         outcome = failed_outcome(study, trial, reason)
         inputs.write(trial, outcome)
@@ -99,12 +101,22 @@ def run_with_workers(config: dict[str, Any], inputs: SweepInputs, *, has_cuda: b
 
 
 def _wait_for_share(study: Study, config: Mapping[str, Any]) -> int:
-    """Return the number of workers of a group; if it is a share of the cluster's places, once so many are free."""
+    """Return the number of workers of a group; if it is a share of the cluster's places, once so many are free.
+
+    Others may keep some of the places for good: after a while in which no more became free, those that are will do.
+    """
+    most_free, waited = 0, 0.0
     while True:
         wanted = workers_wanted(study, config, places_for_workers(study))
-        if wanted == study.workers_per_trial or free_places(study) >= wanted:
+        free = free_places(study)
+        if wanted == study.workers_per_trial or free >= wanted:
             return wanted
+        if free > most_free:
+            most_free, waited = free, 0.0
+        if waited >= _PATIENCE_SECONDS:
+            return max(study.workers_per_trial, min(wanted, free))
         time.sleep(_LOOK_AGAIN_SECONDS)
+        waited += _LOOK_AGAIN_SECONDS
 
 
 def _cause(error: ray.train.TrainingFailedError) -> BaseException:
@@ -179,6 +191,7 @@ def _assist(inputs: SweepInputs, group: TrialGroup, context: ProcessGroupContext
     trial = group.trials[0]
     workspace = open_workspace(inputs.study.model_dump_json(), str(context.device), inputs.study.draw_of(trial))
     dense = inputs.dense.get()
+    inputs.store.note("workers", worker_note(workspace))
 
     def note() -> None:
         inputs.store.note_unreadable(workspace.unreadable.found)

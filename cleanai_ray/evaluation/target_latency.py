@@ -1,0 +1,160 @@
+"""Latency in a target: models prepared by its back end and timed in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.config.evaluation import LatencySection
+from cleanai_ray.config.target import TargetSection
+from cleanai_ray.errors import EvaluationError
+from cleanai_ray.evaluation.machine import describe_device, device_name
+from cleanai_ray.evaluation.rounds import DENSE, Timing, summarise, take_turns
+from cleanai_ray.evaluation.targets.base import TargetBackend
+from cleanai_ray.registry import TARGETS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetTimes:
+    """The times of models in a target.
+
+    Attributes:
+        timings: By model, in milliseconds a pass.
+        device: The device that they ran on.
+    """
+
+    timings: Mapping[str, Timing]
+    device: torch.device
+
+
+def require_target_packages(target: TargetSection) -> None:
+    """Check that the packages that a target needs are installed, on a machine that need not be the one that times.
+
+    Raises:
+        EvaluationError: When one is missing; the message names it.
+    """
+    TARGETS.get(target.backend).require_packages()
+
+
+def open_target(target: TargetSection, device: torch.device | str, *, quick: bool = False) -> TargetBackend:
+    """Return the back end of a target, ready to prepare the models of one comparison.
+
+    Args:
+        target: The target.
+        device: The study's device.
+        quick: True for many models of one architecture; see `TargetBackend`.
+
+    Raises:
+        EvaluationError: When the target cannot run here; the message names the package or device that lacks.
+    """
+    return TARGETS.get(target.backend)(target, torch.device(device), quick=quick)
+
+
+def time_in_target(
+    models: Mapping[str, nn.Module],
+    example_input: Tensor,
+    target: TargetSection,
+    section: LatencySection,
+    *,
+    device: torch.device | str = "cpu",
+    quick: bool = False,
+) -> TargetTimes:
+    """Time forward passes of several models in a target, in turns; the models are not changed.
+
+    Args:
+        models: The models by name; `dense` is what speed-ups refer to.
+        example_input: Images [N, ...], repeated or cut to the target's batch size.
+        target: What runs them.
+        section: How often: `warmup` and `runs`.
+        device: The study's device.
+        quick: True for many models of one architecture; see `TargetBackend`.
+
+    Raises:
+        EvaluationError: When the target cannot run here, or not one of the models.
+    """
+    if not models or len(example_input) == 0:
+        raise EvaluationError(
+            f"latency was asked of {len(models)} models with {len(example_input)} examples, at least 1 each is needed"
+        )
+    backend = open_target(target, device, quick=quick)
+    batch = example_input[torch.arange(target.batch_size) % len(example_input)]
+    with torch_threads(target.threads):
+        runs = {name: backend.prepare(model, batch) for name, model in models.items()}
+        timers = {name: (lambda run=run: backend.milliseconds(run)) for name, run in runs.items()}
+        times = take_turns(timers, warmup=section.warmup, runs=section.runs)
+    return TargetTimes(timings=summarise(times), device=backend.device)
+
+
+def target_rows(times: TargetTimes, target: TargetSection, section: LatencySection) -> list[dict[str, Any]]:
+    """Return a row per model with the columns of `schemas.LATENCY` except trial_id."""
+    return [
+        {
+            "variant": name,
+            "backend": target.backend,
+            "target": target.label,
+            "exclusive": False,
+            "peak_memory_bytes": None,
+            "batch_size": target.batch_size,
+            "latency_ms_p50": timing.p50,
+            "latency_ms_p90": timing.p90,
+            "latency_ms_p99": timing.p99,
+            "speedup": timing.speedup,
+            "speedup_low": timing.speedup_low,
+            "speedup_high": timing.speedup_high,
+            "throughput": target.batch_size / timing.p50 * 1000.0,
+            "num_runs": section.runs,
+            "num_warmup": section.warmup,
+            "num_threads": target.threads,
+            "device": describe_device(times.device),
+            "device_name": device_name(times.device),
+        }
+        for name, timing in times.timings.items()
+    ]
+
+
+def compare_in_target(
+    dense: nn.Module,
+    pruned: nn.Module,
+    example_input: Tensor,
+    target: TargetSection,
+    section: LatencySection,
+    *,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Time two models in a target, as `time_in_target` does.
+
+    Returns:
+        `ratio`, the pruned model's time over the dense one's, the times of both in milliseconds, and the conditions,
+        with the keys of `compare_latency`.
+
+    Raises:
+        EvaluationError: When the target cannot run here, or not one of the models.
+    """
+    times = time_in_target({DENSE: dense, "pruned": pruned}, example_input, target, section, device=device)
+    found = times.timings
+    return {
+        "ratio": found["pruned"].p50 / found[DENSE].p50,
+        "latency_ms_p50": found["pruned"].p50,
+        "latency_ms_p50_dense": found[DENSE].p50,
+        "batch_size": target.batch_size,
+        "num_runs": section.runs,
+        "num_warmup": section.warmup,
+        "num_threads": target.threads,
+        "device": f"{describe_device(times.device)}, {target.label}",
+    }
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Let torch compute with a number of threads within the context."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,65 @@
+"""The timing of finished models after the sweep: one at a time, each with a whole GPU or all cores to itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from cleanai_ray.config.study import Trial
+from cleanai_ray.errors import CleanAIError
+from cleanai_ray.executors.context import RunContext
+from cleanai_ray.executors.latency_profile import measured_profile
+from cleanai_ray.stages.columns import latency_columns, target_columns
+from cleanai_ray.stages.fingerprints import alone_key
+from cleanai_ray.stages.latency_profile import profile_of
+from cleanai_ray.stages.timed_alone import time_alone
+from cleanai_ray.storage import schemas
+
+Records = dict[str, dict[str, Any]]
+
+
+def time_records(context: RunContext, records: Records, dense_digest: str) -> None:
+    """Time the model of every successful trial of a study that names a target, and add the times to its record.
+
+    A model that cannot be timed is told, and becomes a warning of its trial, whose other results stay.
+
+    Args:
+        context: The running study.
+        records: The record of each trial by trial id, changed in place.
+        dense_digest: Digest of the dense weights.
+    """
+    study = context.study
+    if study.evaluation.target is None:
+        return
+    table = measured_profile(study, context.run)
+    profile = None if table is None else profile_of(context.workspace, table)
+    with context.progress.stage("latency, one model at a time"):
+        for trial in study.trials():
+            record = records[trial.trial_id]
+            if record["row"]["status"] != schemas.OK:
+                continue
+            try:
+                rows = _timed(context, trial, record["removed"], dense_digest)
+            except CleanAIError as error:
+                context.progress.say(f"{trial.trial_id} could not be timed: {error}")
+                record["row"]["warnings"] = [*record["row"]["warnings"], f"it could not be timed: {error}"]
+                continue
+            predicted = None if profile is None else profile.predict(record["removed"])
+            backend = "onnxruntime" if trial.quantization == "int8" else "eager"
+            record["latency"] = [{"trial_id": trial.trial_id, **row} for row in rows]
+            record["row"] |= {**latency_columns(rows, backend), **target_columns(rows, predicted)}
+
+
+def _timed(context: RunContext, trial: Trial, removed: Mapping[str, int], dense_digest: str) -> list[dict[str, Any]]:
+    """Return the rows of a trial from the run directory; if they are not there, time its model first."""
+
+    def compute() -> bytes:
+        arguments = (context.study.model_dump_json(), dict(removed), trial.quantization)
+        return json.dumps(context.executor.call(f"latency {trial.trial_id}", time_alone, *arguments)).encode()
+
+    name = f"cache/latency/{trial.trial_id}.json"
+    found: list[dict[str, Any]] = json.loads(
+        context.cached(name, alone_key(context.study, trial, dense_digest), compute)
+    )
+    return found

@@ -1,0 +1,145 @@
+"""The measurement of a latency profile: pruned models timed in a target, beside the dense one.
+
+1. Each group alone is narrowed step by step; all its widths and the dense model take turns.
+2. All groups are narrowed by the same share, and by shares drawn at random, likewise.
+3. Times count as ratios to the dense model's in the same rounds, so that a machine that gets slower meanwhile does not
+   look like a wide layer. The 20th percentile is taken of both: other processes only ever add to a time, and what one
+   group saves is less than what they add.
+
+Channels are the first ones of each group, since time does not depend on which are kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.config.evaluation import LatencySection
+from cleanai_ray.config.target import TargetSection
+from cleanai_ray.evaluation.rounds import DENSE, Timing
+from cleanai_ray.evaluation.target_latency import time_in_target
+from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.graph.group import ChannelGroup
+from cleanai_ray.profile.fitted import TimedModel
+from cleanai_ray.profile.widths import NUM_CHECKS, UNIFORM_SHARES, drawn, grid, uniform
+
+TimeModels = Callable[[Mapping[str, nn.Module]], Mapping[str, Timing]]
+"""Times models by name in turns, one of them `dense`, in milliseconds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileRequest:
+    """The amount of measuring.
+
+    Attributes:
+        multiple: Widths are multiples of this.
+        points: Most widths of each group.
+    """
+
+    multiple: int = 8
+    points: int = 6
+
+
+def measure_profile(
+    model: nn.Module,
+    example_input: Tensor,
+    request: ProfileRequest,
+    time_models: TimeModels,
+    *,
+    ignored_layers: Sequence[str] = (),
+) -> tuple[float, list[TimedModel]]:
+    """Time narrowed models, and return the dense model's milliseconds and every model that was timed.
+
+    Args:
+        model: The dense model; it is not changed.
+        example_input: Images [N, ...], to trace the model with.
+        request: How much to measure.
+        time_models: Times models in turns, in the target.
+        ignored_layers: Module names that keep their width.
+
+    Raises:
+        PruningError: When the model cannot be traced.
+        EvaluationError: When the target cannot run here, or not one of the models.
+    """
+    graph = ChannelGraph(model, example_input, ignored_layers)
+    groups, dense = graph.groups, copy.deepcopy(graph.model)
+    dense_times: list[float] = []
+    found: list[TimedModel] = []
+
+    def time_all(kind: str, models: Mapping[str, nn.Module], widths: Mapping[str, Mapping[str, int]]) -> None:
+        timings = time_models({DENSE: dense, **models})
+        dense_times.append(timings[DENSE].fast)
+        found.extend(
+            TimedModel(kind=kind, widths=widths[name], ratio=timings[name].fast / timings[DENSE].fast)
+            for name in models
+        )
+
+    for index, group in enumerate(groups):
+        widths = grid(group, request.multiple, request.points)
+        if widths:
+            own = graph if index == 0 else ChannelGraph(model, example_input, ignored_layers)
+            models = {str(width): _narrowed(own, {group.name: width}) for width in reversed(widths)}
+            time_all("group", models, {str(width): {group.name: width} for width in widths})
+    for kind, chosen in (("uniform", _uniform(groups, request)), ("check", _drawn(groups, request))):
+        models = {
+            name: _narrowed(ChannelGraph(model, example_input, ignored_layers), widths)
+            for name, widths in chosen.items()
+        }
+        if models:
+            time_all(kind, models, chosen)
+    return float(np.median(dense_times)) if dense_times else time_models({DENSE: dense})[DENSE].fast, found
+
+
+def timing_in(
+    target: TargetSection, section: LatencySection, example_input: Tensor, device: torch.device | str
+) -> TimeModels:
+    """Return a function that times models in a target.
+
+    Args:
+        target: The target.
+        section: How often.
+        example_input: Images [N, ...], repeated or cut to the target's batch size.
+        device: The study's device.
+    """
+
+    def time_models(models: Mapping[str, nn.Module]) -> Mapping[str, Timing]:
+        return time_in_target(models, example_input, target, section, device=device, quick=True).timings
+
+    return time_models
+
+
+def _narrowed(graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
+    """Narrow the model of a graph to widths that are at most its present ones, and return a copy of it."""
+    graph.remove({group.name: _surplus(group, widths[group.name]) for group in graph.groups if group.name in widths})
+    narrow = copy.deepcopy(graph.model)
+    for parameter in narrow.parameters():
+        parameter.grad = None
+    return narrow
+
+
+def _surplus(group: ChannelGroup, width: int) -> np.ndarray:
+    """Return the channels beyond a width, a whole number of units: the last units of a group."""
+    return group.expand(np.arange(width // group.num_blocks, group.num_units))
+
+
+def _uniform(groups: Sequence[ChannelGroup], request: ProfileRequest) -> dict[str, dict[str, int]]:
+    dense = {group.name: group.num_channels for group in groups}
+    chosen = {f"{share:g}": uniform(groups, request.multiple, share) for share in UNIFORM_SHARES}
+    return {name: widths for name, widths in chosen.items() if widths != dense}
+
+
+def _drawn(groups: Sequence[ChannelGroup], request: ProfileRequest) -> dict[str, dict[str, int]]:
+    dense = {group.name: group.num_channels for group in groups}
+    chosen = {f"check {seed}": drawn(groups, request.multiple, seed) for seed in range(NUM_CHECKS)}
+    return {name: widths for name, widths in chosen.items() if widths != dense}
+
+
+def profile_conditions(target: TargetSection, section: LatencySection, device_name: str) -> dict[str, Any]:
+    """Return the columns of profile.parquet that are the same in all rows of a profile."""
+    return {"target": target.label, "num_runs": section.runs, "device_name": device_name}

@@ -1,0 +1,95 @@
+"""A latency profile as the rows of profile.parquet, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+from torch import Tensor, nn
+
+from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.profile.fitted import LatencyProfile, TimedModel
+from cleanai_ray.profile.widths import step_of
+from cleanai_ray.pruning.cost import CostModel
+
+
+def fit_profile(graph: ChannelGraph, multiple: int, dense_ms: float, timed: Sequence[TimedModel]) -> LatencyProfile:
+    """Fit the profile of a dense model.
+
+    Args:
+        graph: The dense model's graph.
+        multiple: Widths were timed at multiples of this.
+        dense_ms: The dense model's milliseconds.
+        timed: The models that were timed.
+    """
+    channels = {group.name: group.num_channels for group in graph.groups}
+    steps = {group.name: step_of(group, multiple) for group in graph.groups}
+    return LatencyProfile(CostModel(graph), channels, steps, dense_ms, timed)
+
+
+def profile_rows(
+    graph: ChannelGraph,
+    multiple: int,
+    dense_ms: float,
+    timed: Sequence[TimedModel],
+    conditions: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Return the rows of profile.parquet (`schemas.PROFILE`).
+
+    Args:
+        graph: The dense model's graph.
+        multiple: Widths were timed at multiples of this.
+        dense_ms: The dense model's milliseconds.
+        timed: The models that were timed.
+        conditions: Columns that are the same in all rows.
+    """
+    profile = fit_profile(graph, multiple, dense_ms, timed)
+    places = {group.name: index for index, group in enumerate(graph.groups)}
+    rows = []
+    for number, model in enumerate(timed):
+        predicted = profile.predict_widths(model.widths)
+        for name, width in model.widths.items():
+            group = graph.groups[places[name]]
+            alone = profile.stairs[name].at(width) * dense_ms if model.kind == "group" else None
+            rows.append(
+                {
+                    "kind": model.kind,
+                    "model": number,
+                    "group": name,
+                    "group_index": places[name],
+                    "num_channels": group.num_channels,
+                    "multiple": step_of(group, multiple),
+                    "width": width,
+                    "milliseconds": dense_ms * model.ratio,
+                    "milliseconds_dense": dense_ms,
+                    "ratio": model.ratio,
+                    "fitted_milliseconds": alone,
+                    "predicted_milliseconds": predicted,
+                    **conditions,
+                }
+            )
+    return rows
+
+
+def read_profile(
+    table: pl.DataFrame, model: nn.Module, example_input: Tensor, multiple: int, ignored_layers: Sequence[str] = ()
+) -> LatencyProfile:
+    """Return the profile of a dense model from profile.parquet.
+
+    Args:
+        table: The table.
+        model: The dense model, with any weights; it is not changed.
+        example_input: Images [N, ...], to trace it with.
+        multiple: Widths were timed at multiples of this.
+        ignored_layers: Module names that keep their width.
+
+    Raises:
+        PruningError: When the model cannot be traced.
+    """
+    timed = []
+    for _, rows in table.group_by("model", maintain_order=True):
+        widths = dict(zip(rows["group"], rows["width"], strict=True))
+        timed.append(TimedModel(kind=rows["kind"][0], widths=widths, ratio=rows["ratio"][0]))
+    graph = ChannelGraph(model, example_input, ignored_layers)
+    return fit_profile(graph, multiple, float(table["milliseconds_dense"][0]), timed)

@@ -1,0 +1,113 @@
+"""The price of whole blocks: what removing each one does to a model's output, and what it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from cleanai_ray.errors import PruningError
+from cleanai_ray.graph.blocks import find_blocks
+from cleanai_ray.graph.tracing import single_input
+from cleanai_ray.nn.complexity import measure_complexity
+from cleanai_ray.pruning.block_removal import describe_blocks, overlap, without_blocks
+from cleanai_ray.pruning.plan import BlockPlan
+from cleanai_ray.repair.auto import split_images
+from cleanai_ray.repair.images import Batch, read_images
+from cleanai_ray.repair.outputs import divergence, log_probabilities
+from cleanai_ray.sensitivity.profile import probe_images
+from cleanai_ray.tasks.base import Task, find_task
+
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockError:
+    """What the removal of one block costs.
+
+    Attributes:
+        plan: The block, the mean of its branch and its multiply-accumulates.
+        error: Mean KL(dense || model without the block) over the probe images, in nats, before any repair.
+        macs: Multiply-accumulates of its layers, as a fraction of the dense model's.
+    """
+
+    plan: BlockPlan
+    error: float
+    macs: float
+
+    @property
+    def name(self) -> str:
+        """Name of the block."""
+        return self.plan.name
+
+    @property
+    def price(self) -> float:
+        """Error in nats for all the multiply-accumulates of the dense model, at the rate at which this block saves."""
+        return self.error / max(self.macs, _TINY)
+
+
+def measure_blocks(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    batches: Iterable[Batch],
+    *,
+    task: str | Task = "classification",
+) -> tuple[BlockError, ...]:
+    """Return what removing each residual block of a model costs by itself, in execution order. No labels are used.
+
+    A fifth of the images (at most `MAX_PROBE_IMAGES`) measures the error; the rest give the branches' means. Each block
+    takes one pass over the probe images. Errors of several blocks do not add up where one makes up for another.
+
+    Args:
+        model: The dense model; it is left as it is.
+        example_inputs: One input batch, or a tuple that holds just it, on the model's device.
+        batches: Calibration inputs [N, ...] or (inputs, targets).
+        task: What the model is for: a name of `cleanai_ray.registry.TASKS`, or a task.
+
+    Raises:
+        CalibrationError: When there are no images, or a batch cannot be run.
+    """
+    network = find_task(task).network(model)
+    working, held = split_images(read_images(batches))
+    plans = describe_blocks(network, example_inputs, working or held, find_blocks(network, example_inputs))
+    images = probe_images(held or working)
+    reference = log_probabilities(network, images)
+
+    whole = measure_complexity(network, single_input(example_inputs)).macs
+
+    def measure(plan: BlockPlan) -> BlockError:
+        error = divergence(reference, log_probabilities(without_blocks(network, [plan]), images))
+        return BlockError(plan=plan, error=error, macs=plan.macs / whole)
+
+    return tuple(measure(plan) for plan in plans)
+
+
+def cheapest_blocks(errors: Sequence[BlockError], macs: float) -> list[str]:
+    """Return the names of blocks that together save a share of the multiply-accumulates, the lowest price first.
+
+    Args:
+        errors: The blocks, of `measure_blocks`.
+        macs: The least to save, as a fraction of the dense model's.
+
+    Raises:
+        PruningError: When all blocks together save less.
+    """
+    taken: list[BlockError] = []
+    for block in sorted(errors, key=_price):
+        if sum(other.macs for other in taken) >= macs:
+            break
+        if not any(_nested(block, other) for other in taken):
+            taken.append(block)
+    saved = sum(block.macs for block in taken)
+    if saved < macs:
+        raise PruningError(f"macs is {macs:g}; allowed: at most {saved:.4g}, which is what all blocks save together")
+    return [block.name for block in taken]
+
+
+def _price(block: BlockError) -> tuple[float, float]:
+    return block.price, -block.macs
+
+
+def _nested(one: BlockError, other: BlockError) -> bool:
+    return overlap(one.plan.block, other.plan.block) or overlap(other.plan.block, one.plan.block)

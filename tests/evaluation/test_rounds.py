@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cleanai_ray.evaluation.rounds import summarise, take_turns
+
+
+def turns(names: str, warmup: int, runs: int) -> tuple[str, dict[str, list[float]]]:
+    """Return who ran, in order, and the times of a clock that ticks once a run."""
+    order: list[str] = []
+
+    def timer(name: str) -> Callable[[], float]:
+        def run() -> float:
+            order.append(name)
+            return float(len(order))
+
+        return run
+
+    times = take_turns({name: timer(name) for name in names}, warmup=warmup, runs=runs)
+    return "".join(order), times
+
+
+def test_two_models_take_turns_in_an_order_that_is_reversed_every_round() -> None:
+    order, times = turns("ab", 1, 3)
+    assert order == "abba" * 2
+    assert times == {"a": [4.0, 5.0, 8.0], "b": [3.0, 6.0, 7.0]}  # the first round is dropped
+
+
+def test_of_more_models_each_is_the_one_that_runs_twice_in_a_row_equally_often() -> None:
+    order, times = turns("abc", 0, 6)
+    assert order == "abccbabcaacbcabbac"
+    twice = [first for first, second in pairwise(order) if first == second]
+    assert sorted(twice) == ["a", "b", "c"]
+    assert {name: len(found) for name, found in times.items()} == dict.fromkeys("abc", 6)
+
+
+def test_a_steady_machine_gives_the_medians() -> None:
+    found = summarise({"dense": [4.0] * 5, "pruned": [2.0] * 5})
+    assert found["dense"].p50 == pytest.approx(4.0)
+    assert found["pruned"].p50 == pytest.approx(2.0)
+    assert found["pruned"].speedup == pytest.approx(2.0)
+    assert (found["dense"].speedup, found["dense"].speedup_low) == (None, None)
+
+
+def test_the_undisturbed_time_is_not_moved_by_rounds_that_others_slow_down() -> None:
+    """Of 11 rounds, 2 are below the 20th percentile and 8 above."""
+    found = summarise({"dense": [5.0, 5.0, 5.0, *(9.0 + i for i in range(8))], "pruned": [2.0] * 11})
+    assert found["dense"].fast == 5.0
+    assert found["dense"].p50 > 5.0
+
+
+def test_times_and_speed_up_agree_where_their_own_medians_contradict_each_other() -> None:
+    """Medians alone say 1.9 against 2.0, slower; in each round but one, pruned takes half of dense's time."""
+    pace = [1.0, 1.9, 1.95, 4.0, 4.2]
+    times = {"dense": [1.0, 1.9, 1.95, 4.0, 4.2], "pruned": [value / 2 for value in pace[:4]] + [4.2]}
+    found = summarise(times)
+    assert found["pruned"].speedup == pytest.approx(2.0)
+    assert found["dense"].p50 / found["pruned"].p50 == pytest.approx(2.0)
+
+
+def test_what_is_told_of_a_machine_that_becomes_slow_halfway_is_not_the_luck_of_a_median() -> None:
+    """5 fast rounds and 4 slow ones, in one of which only dense is caught: medians would be of different machines."""
+    times = {"dense": [10.0] * 4 + [30.0] * 5, "pruned": [8.0] * 5 + [24.0] * 4}
+    found = summarise(times)
+    assert found["pruned"].speedup == pytest.approx(1.25)
+    assert found["dense"].p50 / found["pruned"].p50 == pytest.approx(1.25)
+    assert found["pruned"].p99 > 20
+
+
+TIMES = st.lists(st.floats(0.01, 100), min_size=5, max_size=5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(TIMES, TIMES)
+def test_two_models_have_the_median_ratio_of_their_rounds(dense: list[float], pruned: list[float]) -> None:
+    found = summarise({"dense": dense, "pruned": pruned})
+    middle = sorted(a / b for a, b in zip(dense, pruned, strict=True))[2]
+    speedup, low, high = (getattr(found["pruned"], name) for name in ("speedup", "speedup_low", "speedup_high"))
+    assert math.isclose(speedup, middle, rel_tol=1e-6)
+    assert low <= speedup <= high
+    for timing in found.values():
+        assert timing.p50 <= timing.p90 <= timing.p99
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0.01, 100), min_size=3, max_size=3), st.lists(st.floats(0.1, 10), min_size=6, max_size=6))
+def test_models_that_are_slowed_alike_keep_their_exact_ratios(own: list[float], pace: list[float]) -> None:
+    names = ("dense", "a", "b")
+    found = summarise({name: [value * p for p in pace] for name, value in zip(names, own, strict=True)})
+    for name, value in zip(names[1:], own[1:], strict=True):
+        assert math.isclose(found[name].speedup or 0.0, own[0] / value, rel_tol=1e-6)

@@ -1,0 +1,99 @@
+"""Measuring a profile, with a clock that counts multiply-accumulates in whole eights, and with a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import polars as pl
+import pytest
+import torch
+from torch import nn
+
+from cleanai_ray.config.evaluation import LatencySection
+from cleanai_ray.config.target import TargetSection
+from cleanai_ray.evaluation.rounds import Timing
+from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.nn.complexity import measure_complexity
+from cleanai_ray.profile.fitted import LatencyProfile
+from cleanai_ray.profile.measure import ProfileRequest, measure_profile, timing_in
+from cleanai_ray.profile.table import fit_profile, profile_rows, read_profile
+from cleanai_ray.storage import schemas
+from tests.small_nets import Depthwise, Residual
+
+EXAMPLE = torch.randn(1, 2, 8, 8)
+REQUEST = ProfileRequest(multiple=2, points=8)
+
+
+class Clock:
+    """Takes a microsecond for a thousand multiply-accumulates, on a machine whose pace is another every time."""
+
+    def __init__(self) -> None:
+        self.pace, self.timed = 1.0, 0
+
+    def __call__(self, models: Mapping[str, nn.Module]) -> dict[str, Timing]:
+        self.pace *= 1.07
+        self.timed += len(models)
+        times = {name: self.pace * self.milliseconds(model) for name, model in models.items()}
+        return {name: Timing(p50=time, p90=time, p99=time, fast=time) for name, time in times.items()}
+
+    @staticmethod
+    def milliseconds(model: nn.Module) -> float:
+        return measure_complexity(model, EXAMPLE).macs / 1e6
+
+
+@pytest.mark.parametrize("model", [Residual(), Depthwise()], ids=["residual", "depthwise"])
+def test_a_machine_that_takes_its_time_for_macs_alone_is_predicted_from_its_profile(model: nn.Module) -> None:
+    clock = Clock()
+    dense_ms, timed = measure_profile(model, EXAMPLE, REQUEST, clock)
+    profile = fit_profile(ChannelGraph(model, EXAMPLE), 2, dense_ms, timed)
+    assert {found.kind for found in timed} == {"group", "uniform", "check"}
+    for found in timed:
+        assert profile.predict_widths(found.widths) / dense_ms == pytest.approx(found.ratio, rel=0.05)
+    dense = Clock.milliseconds(model)
+    for found in timed:  # the pace of the machine is not in the ratios
+        graph = ChannelGraph(model, EXAMPLE)
+        kept = {group.name: found.widths.get(group.name, group.num_channels) for group in graph.groups}
+        graph.remove({group.name: range(kept[group.name], group.num_channels) for group in graph.groups})
+        assert found.ratio == pytest.approx(Clock.milliseconds(graph.model) / dense)
+
+
+def test_the_model_is_left_as_it_is_and_every_group_is_timed_at_its_grid() -> None:
+    model = Residual().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    _, timed = measure_profile(model, EXAMPLE, REQUEST, Clock(), ignored_layers=["head"])
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    alone = [dict(found.widths) for found in timed if found.kind == "group"]
+    assert sorted(next(iter(widths.items())) for widths in alone) == [
+        *(("conv1", width) for width in (2, 4, 6)),
+        *(("conv2", width) for width in (2, 4)),
+    ]
+
+
+def test_a_table_gives_back_the_profile_that_it_was_made_of() -> None:
+    model = Residual()
+    dense_ms, timed = measure_profile(model, EXAMPLE, REQUEST, Clock())
+    graph = ChannelGraph(model, EXAMPLE)
+    conditions = {"target": "t", "num_runs": 5, "device_name": "d"}
+    rows = profile_rows(graph, 2, dense_ms, timed, conditions)
+    table = pl.DataFrame(pl.from_arrow(schemas.to_table(rows, schemas.PROFILE)))
+    assert set(rows[0]) == set(schemas.PROFILE.names)
+    read = read_profile(table, Residual(), EXAMPLE, 2)
+    first = fit_profile(graph, 2, dense_ms, timed)
+    assert isinstance(read, LatencyProfile)
+    for found in timed:
+        assert read.predict_widths(found.widths) == pytest.approx(first.predict_widths(found.widths))
+    checks = table.filter(pl.col("kind") == "check")
+    assert checks["fitted_milliseconds"].null_count() == checks.height
+    for row in table.iter_rows(named=True):
+        assert row["milliseconds"] == pytest.approx(row["ratio"] * row["milliseconds_dense"])
+
+
+def test_a_profile_is_measured_in_a_real_target() -> None:
+    section = LatencySection.model_validate({"warmup": 1, "runs": 5})
+    target = TargetSection(backend="torch", batch_size=2)
+    dense_ms, timed = measure_profile(
+        Residual(), EXAMPLE, ProfileRequest(multiple=4, points=2), timing_in(target, section, EXAMPLE, "cpu")
+    )
+    assert dense_ms > 0
+    assert all(found.ratio > 0 for found in timed)
