@@ -21,7 +21,7 @@ class Batches:
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:
-        self._batches = batches._batches if isinstance(batches, Batches) else batches
+        self._batches: Iterable[Any] = batches._batches if isinstance(batches, Batches) else batches
 
     def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Any]]:
         return map(in_form, self._batches)
