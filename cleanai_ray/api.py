@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from cleanai_ray.repair import repair as repair_model
 from cleanai_ray.sensitivity import cheapest_blocks, measure_blocks, measure_sensitivity, score_candidates
 from cleanai_ray.statistics import ActivationStatistics, CalibrationOptions
 from cleanai_ray.statistics import calibrate as collect_statistics
+from cleanai_ray.statistics.batch_forms import Batches
 from cleanai_ray.statistics.calibration import Batch
 from cleanai_ray.statistics.gradients import Loss, ModelLoss, loss_of_output
 from cleanai_ray.tasks.base import Task, find_task
@@ -93,6 +94,7 @@ def prune(
     loss: Loss | None = None,
     latency: Mapping[str, Any] | CompareModels | None = None,
     task: str | Task = "classification",
+    check: bool = True,
     remove_blocks: Sequence[str] = (),
 ) -> PruneResult:
     """Return a smaller copy of a model, and the plan that made it. The model given is not changed.
@@ -120,6 +122,7 @@ def prune(
         loss: Mean loss of (output, targets) for gradient-based methods; the task's by default.
         latency: Keys of `evaluation.latency` for a latency budget, or a function (dense, pruned) -> ratio of latencies.
         task: What the model is for: `classification`, `segmentation`, `detection`, `language_modelling`, or a `Task`.
+        check: Whether each cut is compared, on the example input, with the model whose removed channels are silent.
         remove_blocks: Residual blocks to replace by their shortcut first, of `measure_blocks`; without `ratio` and
             `budget`, nothing else is removed.
 
@@ -127,13 +130,22 @@ def prune(
         CleanAIError: When a name is unknown, an argument not allowed, or the model cannot be pruned as asked.
     """
     options, task = _repair_options(repair, batches, seed), find_task(task)
-    batches = list(batches) if remove_blocks and isinstance(batches, Iterator) else batches
+    batches = None if batches is None else Batches(batches)
+    batches = batches.again() if batches and remove_blocks else batches
     blocks = plan_blocks(task.network(model), example_inputs, batches, remove_blocks) if remove_blocks else ()
     if blocks and ratio is None and budget is None:
         result = remove_only(task.network(model), example_inputs, blocks)
         return _repaired(model, result.of_task(task), batches, options, task)
     trial = _trial(method, budget, coverage_metric, method_options, mode=mode, ratio=ratio, steps=steps, seed=seed)
-    bounds = _bounds(layer_ratios, [*ignored_layers, *task.ignored_layers(model)], max_ratio, round_to, min_channels)
+    bounds = checked(
+        PruningSection,
+        layer_ratios=dict(layer_ratios or {}),
+        ignored_layers=tuple(dict.fromkeys([*ignored_layers, *task.ignored_layers(model)])),
+        max_ratio=max_ratio,
+        round_to=round_to,
+        min_channels=min_channels,
+        check=check,
+    )
     batches = _readable_again(batches, trial, options)
     job = _Job(model=model, example_inputs=example_inputs, trial=trial, bounds=bounds, task=task, blocks=blocks)
     measured = job.measure(Measurements(statistics=stats, curves=curves), batches, loss)
@@ -151,7 +163,7 @@ def _trial(
     options = dict(method_options or {})
     if coverage_metric is None and create_method(method, options).uses_coverage_metric:
         coverage_metric = "normalized_mean"
-    limits = None if budget is None else dict(budget)
+    limits = dict(budget) if isinstance(budget, Mapping) else budget
     return checked(Trial, method=method, budget=limits, coverage_metric=coverage_metric, options=options, **cell)
 
 
@@ -201,13 +213,11 @@ class _Job:
         return prune_to_budget(prune_as, self.trial, self.bounds, compare)
 
 
-def _readable_again(
-    batches: Iterable[Batch] | None, trial: Trial, repair: RepairOptions | None
-) -> Iterable[Batch] | None:
+def _readable_again(batches: Batches | None, trial: Trial, repair: RepairOptions | None) -> Batches | None:
     """Return batches that can be read as often as the method and the repair read them."""
     method = create_method(trial.method, trial.options)
     is_read_again = repair or method.needs_curves or method.remeasures
-    return list(batches) if is_read_again and isinstance(batches, Iterator) else batches
+    return batches.again() if batches and is_read_again else batches
 
 
 def _repaired(
@@ -250,23 +260,6 @@ def _repair_options(
     if batches is None:
         raise PruningError(f"repair is {repair!r} and reads calibration images, but batches is None; pass batches")
     return RepairOptions(**section.model_dump(exclude={"samples"}), seed=seed)
-
-
-def _bounds(
-    layer_ratios: Mapping[str, float] | None,
-    ignored_layers: Sequence[str],
-    max_ratio: float,
-    round_to: int | str | None,
-    min_channels: int,
-) -> PruningSection:
-    return checked(
-        PruningSection,
-        layer_ratios=dict(layer_ratios or {}),
-        ignored_layers=tuple(dict.fromkeys(ignored_layers)),
-        max_ratio=max_ratio,
-        round_to=round_to,
-        min_channels=min_channels,
-    )
 
 
 def _measurement(trial: Trial, batches: Iterable[Batch], loss: Loss | None, task: Task) -> Remeasure:

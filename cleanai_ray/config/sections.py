@@ -178,6 +178,11 @@ class PruningSection(Section):
         "matrix units.",
     )
     min_channels: PositiveInt = Field(1, description="No group of layers keeps fewer channels than this.")
+    check: bool = Field(
+        True,
+        description="Compare each cut, on an example input, with the model whose removed channels are silent; a group "
+        "of layers that could only be cut wrongly keeps its width.",
+    )
 
     def resolved(self, quantization: str = "none") -> PruningSection:
         """Return the bounds for a model that will be quantised in this way, with a number in place of `auto`."""

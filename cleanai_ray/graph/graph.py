@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,12 +13,17 @@ from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.attention import notes_on_attention
-from cleanai_ray.graph.group import ChannelGroup, Member, Side
-from cleanai_ray.graph.heads import Cut, head_axes, width_of
-from cleanai_ray.graph.tracing import all_groups, explain, modules_named, single_input, trace
+from cleanai_ray.graph.cutting import Cuts, cut, cuts_of
+from cleanai_ray.graph.finding import find_groups
+from cleanai_ray.graph.group import ChannelGroup, Member, without
+from cleanai_ray.graph.heads import head_axes, width_of
+from cleanai_ray.graph.silencing import OUTPUT, Reading, can_be_silenced, difference, probe_inputs, read, silenced
+from cleanai_ray.graph.tracing import explain, modules_named, single_input, trace
+from cleanai_ray.graph.trials import Trials
+from cleanai_ray.nn.attention import HeadProduct
 from cleanai_ray.nn.open_attention import open_attention
 
-_COUPLED = (tp.ops.OPTYPE.DEPTHWISE_CONV, tp.ops.OPTYPE.MHA)
+__all__ = ["ChannelGraph", "ChannelGroup", "Member"]
 
 
 class ChannelGraph:
@@ -33,6 +37,8 @@ class ChannelGraph:
         example_inputs: One input batch, or a tuple that holds just it.
         ignored_layers: Module names that keep their output width, with all below them. Of attention, `heads`, `query`
             (with the keys) and `value` can be named one by one; a packed `qkv` stands for the layers that replace it.
+        check: Whether to try each group on a copy, and to compare the model after each cut with what it computed before
+            when the removed channels were silent. A group that fails keeps its width; a cut that fails is an error.
 
     Attributes:
         notes: Sentences about what cannot be narrowed.
@@ -41,115 +47,65 @@ class ChannelGraph:
         PruningError: When the model cannot be traced, takes several inputs, or an ignored layer does not exist.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any, ignored_layers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, example_inputs: Any, ignored_layers: Sequence[str] = (), *, check: bool = True
+    ) -> None:
         self.model = copy.deepcopy(open_attention(model))
         self.example_inputs = single_input(example_inputs)
-        self._ignored_layers = tuple(ignored_layers)
+        self._ignored_layers, self._check = tuple(ignored_layers), check
         self._removals: list[dict[str, np.ndarray]] = []
         self._ignored = modules_named(self.model, ignored_layers)
         for parameter in self.model.parameters():
             parameter.requires_grad_(True)
         self._graph = trace(self.model, self.example_inputs)
         self._names = {module: name for name, module in self.model.named_modules()}
-        self.notes = notes_on_attention(self.model, self._graph.attention)
+        self._free = {name: self._graph.module2node.get(each) for each, name in self._graph._param_to_name.items()}
         self._axes = {axis.name: axis for axis in head_axes(self._graph.attention, self._names)}
         self._kept: dict[tuple[str, str], np.ndarray] = {}
-        self.groups = tuple(self._find_groups())
+        self._followed, notes = self._find_groups()
+        self.notes = (*notes_on_attention(self.model, self._graph.attention), *notes)
+        self.groups = (*self._followed, *self._groups_in_attention())
         self.kept_channels = {group.name: np.arange(group.num_channels) for group in self.groups}
 
-    def _find_groups(self) -> Iterator[ChannelGroup]:
-        for group in all_groups(self._graph, self._ignored):
-            if not any(
-                self._keeps_width(dep) or self._cuts_blocks_in_part(dep, idxs) or self._is_lost(dep, idxs)
-                for dep, idxs in group
-            ):
-                yield self._describe(group)
+    def _find_groups(self) -> tuple[list[ChannelGroup], list[str]]:
+        """Return the groups of the dense model outside attention, and what to say of those that must stay whole."""
+        found, reasons = find_groups(self._graph, self._names, self._ignored)
+        if self._check:
+            found, failed = Trials(self.model, self.example_inputs, self._dimensions).sort_out(found)
+            reasons |= failed
+        return found, [f"layer '{name}' keeps its width: {reason}" for name, reason in reasons.items()]
+
+    def _groups_in_attention(self) -> Iterator[ChannelGroup]:
+        ignored = {self._names[module] for module in self._ignored}
         for axis in self._axes.values():
             group = axis.group()
-            ignored = {self._names[module] for module in self._ignored}
             if not any(member.layer in ignored for member in group.members if member.side != "in"):
                 yield group
 
-    def _keeps_width(self, dependency: Any) -> bool:
-        """Return whether a dimension reaches the output or shuffled channels, or belongs to an ignored layer."""
-        if dependency.target.type == tp.ops.OPTYPE.OUTPUT:
-            return True
-        if not self._graph.is_out_channel_pruning_fn(dependency.handler):
-            return False
-        return not dependency.target.outputs or dependency.target.module in self._ignored
-
-    def _is_lost(self, dependency: Any, channels: Sequence[int]) -> bool:
-        """Return whether tracing confused channels: it names some twice, or more than the layer has."""
-        if dependency.target.module not in self._names:
-            return False
-        name = self._names[dependency.target.module]
-        width = self.width(name, "in" if self._side(dependency) == "in" else "out")
-        return len(set(channels)) != len(channels) or max(channels) >= width
-
-    def _cuts_blocks_in_part(self, dependency: Any, channels: Sequence[int]) -> bool:
-        """Return whether a layer with blocks reads the group as one of several inputs, so that blocks would differ."""
-        node = dependency.target
-        if node.module not in self._names or _num_blocks(node) == 1:
-            return False
-        side = self._side(dependency)
-        return len(channels) != self.width(self._names[node.module], "in" if side == "in" else "out")
-
-    def _describe(self, group: Any) -> ChannelGroup:
-        root = group[0]
-        members = []
-        blocks = [1]
-        for item in group.items:
-            node = item.dep.target
-            if node.type == tp.ops.OPTYPE.PARAMETER:
-                name = self._graph._param_to_name[node.module]
-            elif node.module in self._names:
-                name = self._names[node.module]
-                blocks.append(_num_blocks(node))
-            else:
-                continue
-            if any(index is None for index in item.root_idxs):
-                raise PruningError(f"the channels of layer '{name}' cannot be mapped to those of its dependency group")
-            members.append(
-                Member(
-                    layer=name,
-                    side=self._side(item.dep),
-                    type=type(node.module).__name__,
-                    channels=np.asarray(item.idxs, dtype=np.int64),
-                    roots=np.asarray(item.root_idxs, dtype=np.int64),
-                )
-            )
-        return ChannelGroup(
-            name=self._names[root.dep.target.module],
-            num_channels=len(root.idxs),
-            num_blocks=math.lcm(*blocks),
-            members=tuple(members),
-        )
-
-    def _side(self, dependency: Any) -> Side:
-        is_out = self._graph.is_out_channel_pruning_fn(dependency.handler)
-        is_in = self._graph.is_in_channel_pruning_fn(dependency.handler)
-        if (is_out and is_in) or dependency.target.type in _COUPLED:
-            return "both"
-        return "out" if is_out else "in"
+    @property
+    def _dimensions(self) -> dict[str, int]:
+        """The dimension in which each free parameter is cut, by name."""
+        return {name: node.pruning_dim for name, node in self._free.items() if node is not None}
 
     def _full_group(self, group: ChannelGroup) -> Any:
         """Return a group as torch-pruning has it, with all channels."""
-        if group.name not in self._axes:
-            return self._subgroup(group.name, "out", list(range(group.num_channels)))
         whole = tp.dependency.Group()
         whole._DG = self._graph
         for member in group.members:
-            if isinstance(self.model.get_submodule(member.layer), nn.Linear):
-                channels = member.channels.tolist()
-                whole.add_dep(self._subgroup(member.layer, member.side, channels)[0].dep, channels)
-                whole[-1].root_idxs = member.roots.tolist()
+            node = self._node(member.layer)
+            if node is None or (group.name in self._axes and not isinstance(node.module, nn.Linear)):
+                continue
+            pruner = self._graph.get_pruner_of_module(node.module)
+            handler = pruner.prune_in_channels if member.side == "in" else pruner.prune_out_channels
+            dep = tp.dependency.Dependency(handler, handler, source=node, target=node)
+            whole.add_dep(dep, member.channels.tolist())
+            whole[-1].root_idxs = member.roots.tolist()
         return whole
 
-    def _subgroup(self, name: str, side: Side, channels: list[int]) -> Any:
-        layer = self.model.get_submodule(name)
-        pruner = self._graph.get_pruner_of_module(layer)
-        cut = pruner.prune_in_channels if side == "in" else pruner.prune_out_channels
-        return self._graph.get_pruning_group(layer, cut, channels)
+    def _node(self, layer: str) -> Any:
+        if layer in self._free:
+            return self._free[layer]
+        return self._graph.module2node.get(self.model.get_submodule(layer))
 
     def torch_pruning_scores(self, group: ChannelGroup, importance: str, **options: Any) -> Tensor:
         """Score the channels of a group by one of torch-pruning's importance classes.
@@ -193,26 +149,75 @@ class ChannelGraph:
             removed: The channels to remove, by group name.
 
         Raises:
-            PruningError: When a group does not exist, or the smaller model no longer runs.
+            PruningError: When a group does not exist, the smaller model no longer runs, or it computes something else
+                than the model does with the removed channels silenced.
         """
         known = {group.name: group for group in self.groups}
-        for name, channels in removed.items():
+        for name in removed:
             if name not in known:
                 raise PruningError(f"the plan names group '{name}', which the model does not have")
-            if not len(channels):
-                continue
+        gone = {name: np.unique(np.asarray(channels, dtype=np.int64)) for name, channels in removed.items()}
+        gone = {name: known[name].whole_units(channels) for name, channels in gone.items() if len(channels)}
+        cuts = self._cuts(gone)
+        expected = self._silenced(cuts, gone)
+        self._track(cuts)
+        cut(self.model, {key: each for key, each in cuts.items() if self._holds_weights(key[0])}, self._dimensions)
+        for name in self._free:
+            self._renew(name)
+        for name, channels in gone.items():
+            self.kept_channels[name] = np.delete(self.kept_channels[name], channels)
             if name in self._axes:
-                self._narrow_attention(name, channels)
-            else:
-                subgroup = self._subgroup(name, "out", [int(channel) for channel in channels])
-                for dep, idxs in subgroup:
-                    self._track(dep, idxs)
-                subgroup.prune(record_history=False)
-            self.kept_channels[name] = np.delete(self.kept_channels[name], np.asarray(channels, dtype=np.int64))
+                self._axes[name].narrow(channels)
         self._removals.append({name: np.array(channels, dtype=np.int64) for name, channels in removed.items()})
-        _finish_surgery(self.model)
-        self.groups = tuple(self._find_groups())
+        nothing = np.empty(0, dtype=np.int64)
+        self._followed = [without(group, gone.get(group.name, nothing), cuts) for group in self._followed]
+        self.groups = (*self._followed, *self._groups_in_attention())
         self._check_runs()
+        if expected is not None:
+            self._compare(expected, cuts, [known[name] for name in gone])
+
+    def _cuts(self, gone: Mapping[str, np.ndarray]) -> Cuts:
+        """Return what goes from each layer, parts of attention without weights included."""
+        cuts = cuts_of(self._followed, gone)
+        for name, channels in gone.items():
+            for part in self._axes[name].cuts(channels) if name in self._axes else ():
+                known = cuts.get((part.layer, part.side), np.empty(0, dtype=np.int64))
+                cuts[part.layer, part.side] = np.union1d(known, part.channels)
+        return cuts
+
+    def _holds_weights(self, layer: str) -> bool:
+        return layer in self._free or width_of(self.model.get_submodule(layer), "out") is None
+
+    def _silenced(self, cuts: Cuts, gone: Mapping[str, np.ndarray]) -> Reading | None:
+        """Return what the model must read and return after a cut; None where that is not checked."""
+        layers = [self.model.get_submodule(layer) for layer, _ in cuts if layer not in self._free]
+        if not self._check or not all(map(can_be_silenced, layers)):
+            return None
+        return silenced(self.model, probe_inputs(self.example_inputs), self._read(cuts), self._dimensions)
+
+    def _read(self, cuts: Cuts) -> Cuts:
+        """Return the cuts of layers that read or compute channels."""
+        products = [name for name, each in self.model.named_modules() if isinstance(each, HeadProduct)]
+        return {key: channels for key, channels in cuts.items() if key[0] not in products}
+
+    def _compare(self, expected: Reading, cuts: Cuts, groups: Sequence[ChannelGroup]) -> None:
+        found = read(self.model, probe_inputs(self.example_inputs), self._read(cuts), self._dimensions)
+        place = difference(expected, found)
+        if place is None:
+            return
+        names = [group.name for group in groups if any(member.layer == place for member in group.members)]
+        where = OUTPUT if place == OUTPUT else f"what layer '{place}' reads"
+        raise PruningError(
+            f"the cut of group {' or '.join(repr(name) for name in names or [group.name for group in groups])} is "
+            f"wrong: {where} is not what it is with the removed channels silenced; name the layer in ignored_layers, "
+            "or pass check=False if that is meant"
+        )
+
+    def _renew(self, name: str) -> None:
+        """Make torch-pruning's graph refer to a free parameter again after it was cut."""
+        node = self._free[name]
+        if node is not None:
+            node.module = self.model.get_parameter(name)
 
     def rebuild(self, dense: nn.Module) -> ChannelGraph:
         """Return an independent graph of the dense model with the same channels removed, in the same steps.
@@ -223,34 +228,20 @@ class ChannelGraph:
         Args:
             dense: The model that this graph was made from; it is left as it is.
         """
-        other = ChannelGraph(dense, self.example_inputs, self._ignored_layers)
+        other = ChannelGraph(dense, self.example_inputs, self._ignored_layers, check=self._check)
         for removed in self._removals:
             other.remove(removed)
         return other
 
-    def _narrow_attention(self, name: str, channels: Sequence[int] | np.ndarray) -> None:
-        cuts = self._axes[name].cuts(channels)
-        for cut in cuts:
-            self._track_cut(cut)
-        for cut in cuts:
-            layer = self.model.get_submodule(cut.layer)
-            if isinstance(layer, nn.Linear):
-                prune = tp.prune_linear_in_channels if cut.side == "in" else tp.prune_linear_out_channels
-                prune(layer, cut.channels.tolist())
-        self._axes[name].narrow(channels)
-
-    def _track(self, dep: Any, idxs: Sequence[int]) -> None:
-        node = dep.target
-        if node.type != tp.ops.OPTYPE.PARAMETER and node.module in self._names:
-            channels = np.asarray(idxs, dtype=np.int64)
-            self._track_cut(Cut(layer=self._names[node.module], side=self._side(dep), channels=channels))
-
-    def _track_cut(self, cut: Cut) -> None:
-        for dimension in ("out", "in") if cut.side == "both" else (cut.side,):
-            key = (cut.layer, dimension)
-            if key not in self._kept:
-                self._kept[key] = np.arange(self.width(cut.layer, dimension))
-            self._kept[key] = np.delete(self._kept[key], cut.channels)
+    def _track(self, cuts: Cuts) -> None:
+        for (layer, side), channels in cuts.items():
+            if layer in self._free:
+                continue
+            for dimension in ("out", "in") if side == "both" else (side,):
+                key = (layer, dimension)
+                if key not in self._kept:
+                    self._kept[key] = np.arange(self.width(layer, dimension))
+                self._kept[key] = np.delete(self._kept[key], channels)
 
     def _check_runs(self) -> None:
         try:
@@ -265,35 +256,17 @@ class ChannelGraph:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Parameters outside the layers that torch-pruning knows (a class token, a position embedding), by name."""
-        return {name: parameter for parameter, name in self._graph._param_to_name.items()}
+        return {name: self.model.get_parameter(name) for name in self._free}
 
     def width(self, layer: str, dimension: Literal["out", "in"]) -> int:
         """Return the present width of a layer's (or free parameter's) dimension."""
-        target = self.parameters[layer] if layer in self.parameters else self.model.get_submodule(layer)
-        width = width_of(target, dimension)
-        if width is not None:
-            return width
-        node = self._graph.module2node[target]
+        if layer not in self._free:
+            width = width_of(self.model.get_submodule(layer), dimension)
+            if width is not None:
+                return width
+        node = self._node(layer)
         return self._graph.get_out_channels(node) if dimension == "out" else self._graph.get_in_channels(node)
 
     def kept(self, dimension: Literal["out", "in"]) -> dict[str, np.ndarray]:
         """Return the dense indices of the channels that each narrowed layer kept in a dimension."""
         return {layer: kept for (layer, side), kept in self._kept.items() if side == dimension}
-
-
-def _num_blocks(node: Any) -> int:
-    module = node.module
-    if isinstance(module, nn.MultiheadAttention):
-        return module.num_heads
-    if isinstance(module, nn.GroupNorm):
-        return module.num_groups
-    if node.type == tp.ops.OPTYPE.DEPTHWISE_CONV:
-        return 1
-    return getattr(module, "groups", 1)
-
-
-def _finish_surgery(model: nn.Module) -> None:
-    """Update attributes that repeat a width."""
-    for module in model.modules():
-        if type(module).__name__ == "VisionTransformer" and hasattr(module, "conv_proj"):
-            module.hidden_dim = module.conv_proj.out_channels  # type: ignore[union-attr]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -63,3 +64,30 @@ class ChannelGroup:
     def expand(self, units: np.ndarray) -> np.ndarray:
         """Return the channels of the chosen units."""
         return np.flatnonzero(np.isin(self.unit_of, units))
+
+    def whole_units(self, channels: np.ndarray) -> np.ndarray:
+        """Return channels together with all others of their units."""
+        return self.expand(np.unique(self.unit_of[channels]))
+
+
+def without(group: ChannelGroup, gone: np.ndarray, cuts: Mapping[tuple[str, Side], np.ndarray]) -> ChannelGroup:
+    """Return a group at its width after a cut, all in the numbering after it.
+
+    Args:
+        group: The group before the cut.
+        gone: Those of its channels that went, whole units of it, ascending.
+        cuts: All that went from the layers, of this group and of others, ascending.
+    """
+    members = []
+    for member in group.members:
+        cut = cuts.get((member.layer, member.side), np.empty(0, dtype=np.int64))
+        stay = ~np.isin(member.channels, cut)
+        channels, roots = member.channels[stay], member.roots[stay]
+        members.append(
+            replace(
+                member,
+                channels=channels - np.searchsorted(cut, channels),
+                roots=roots - np.searchsorted(gone, roots),
+            )
+        )
+    return replace(group, num_channels=group.num_channels - len(gone), members=tuple(members))

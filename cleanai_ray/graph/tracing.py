@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,12 +34,45 @@ class _Graph(tp.DependencyGraph):
         self.attention = [found for found in find_attention(self.model) if _set_apart(found, module2node)]
         super()._build_dependency(module2node)
         nodes = list(module2node.values())
+        for node in nodes:
+            _measure_concatenation(node)
         ended = dict.fromkeys(_in_blocks(nodes))
         for node in _joining(nodes, ended):
             ended[node] = None
         for node in ended:
             _end(node)
             node.dependencies = []
+
+
+def _measure_concatenation(node: Any) -> None:
+    """Take the widths of what is concatenated from the tensors; torch-pruning infers them, wrongly behind a reshape."""
+    if node.type != tp.ops.OPTYPE.CONCAT or not hasattr(node.grad_fn, "_saved_dim"):
+        return
+    dim = node.grad_fn._saved_dim
+    if dim != 1 or len(node.grad_fn.next_functions) != len(node.inputs):
+        return
+    shapes = [function._input_metadata[position].shape for function, position in node.grad_fn.next_functions]
+    node.module.concat_sizes = [int(shape[dim]) for shape in shapes]
+
+
+def _measure_flattening(graph: tp.DependencyGraph, node: Any) -> None:
+    """Take the number of positions of a flattened map from the tensors, for the same reason."""
+    before = tuple(getattr(node.grad_fn, "_saved_self_sym_sizes", ()))
+    after = _shape(node) if node.type == tp.ops.OPTYPE.RESHAPE and len(before) > 2 else ()
+    if not after or after not in ((before[0], math.prod(before[1:])), (*before[:2], math.prod(before[2:]))):
+        return
+    flatten = tp.dependency.index_mapping._FlattenIndexMapping
+    for source in node.inputs:
+        channels = tp.dependency.shape_infer.infer_channels_between(graph, source, node)
+        if not channels or (len(after) == 2 and after[1] % channels):
+            continue
+        stride = after[1] // channels if len(after) == 2 else 1
+        for dep in node.dependencies:
+            if dep.target is source:
+                dep.index_mapping[0] = flatten(stride=stride, reverse=True) if stride > 1 else None
+        for dep in source.dependencies:
+            if dep.target is node and source.type not in (tp.ops.OPTYPE.SPLIT, tp.ops.OPTYPE.UNBIND):
+                dep.index_mapping[0] = flatten(stride=stride, reverse=False) if stride > 1 else None
 
 
 def _joining(nodes: Sequence[Any], ended: Mapping[Any, None]) -> list[Any]:
@@ -138,7 +172,10 @@ def trace(model: nn.Module, example_inputs: Tensor) -> tp.DependencyGraph:
     """
     try:
         with torch.enable_grad(), _quiet():
-            return _Graph().build_dependency(model, example_inputs=example_inputs)
+            graph = _Graph().build_dependency(model, example_inputs=example_inputs)
+            for node in graph.module2node.values():
+                _measure_flattening(graph, node)
+            return graph
     except Exception as error:
         raise PruningError(f"the model cannot be traced with the example inputs: {explain(error, model)}") from error
 
@@ -173,21 +210,6 @@ def _describe(node: Any, names: dict[nn.Module, str]) -> str:
                 waiting.append(before)
     behind = f" behind layer {', '.join(sorted(set(layers)))}" if layers else ""
     return f"operation {_op_name(node)}{behind}"
-
-
-def all_groups(graph: tp.DependencyGraph, ignored: Sequence[nn.Module]) -> Iterator[Any]:
-    """Yield torch-pruning's groups.
-
-    Raises:
-        PruningError: When the channels of a layer cannot be followed; the message names it.
-    """
-    try:
-        yield from graph.get_all_groups(ignored_layers=list(ignored))
-    except (IndexError, RuntimeError) as error:
-        reason = explain(error, graph.model)
-        raise PruningError(
-            f"the channels of the model cannot be followed to the layers that read them: {reason}"
-        ) from error
 
 
 def modules_named(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:

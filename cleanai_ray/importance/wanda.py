@@ -59,8 +59,8 @@ class Wanda(ImportanceMethod):
 
 def _computing_weights(module: nn.Module) -> Tensor:
     """Return, for each output channel of a layer, the sum of the absolute weights that compute it, [C]."""
-    weight = cast(Tensor, module.weight)
-    return weight.detach().abs().flatten(1).sum(dim=1)
+    weight = cast(Tensor, module.weight).detach().abs()
+    return _sum_in_groups(module, weight) if getattr(module, "transposed", False) else weight.flatten(1).sum(dim=1)
 
 
 def read_weights(module: nn.Module) -> Tensor:
@@ -73,5 +73,10 @@ def read_weights(module: nn.Module) -> Tensor:
     if isinstance(module, nn.MultiheadAttention):
         return module.in_proj_weight.detach().abs().sum(dim=0)
     weight = cast(Tensor, module.weight).detach().abs()
-    groups = getattr(module, "groups", 1)
+    return weight.flatten(1).sum(dim=1) if getattr(module, "transposed", False) else _sum_in_groups(module, weight)
+
+
+def _sum_in_groups(module: nn.Module, weight: Tensor) -> Tensor:
+    """Return the sum of a weight [A, B / groups, ...] for each of the B channels of its second dimension."""
+    groups = int(getattr(module, "groups", 1))
     return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1).sum(dim=(1, 3)).flatten()

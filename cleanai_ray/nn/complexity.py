@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from cleanai_ray.nn.attention import HeadProduct
@@ -17,12 +18,12 @@ from cleanai_ray.nn.hooks import require_no_hooks
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.weights import safetensors_bytes
 
-_COUNTED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention, HeadProduct)
+_COUNTED = (_ConvNd, nn.Linear, nn.MultiheadAttention, HeadProduct)
 
 
 @dataclass(frozen=True)
 class LayerComplexity:
-    """The cost of one Conv2d, Linear, MultiheadAttention or product of heads, with batch size 1.
+    """The cost of one convolution, Linear, MultiheadAttention or product of heads, with batch size 1.
 
     Attributes:
         name: Name of the module in the model.
@@ -87,8 +88,8 @@ class _LayerMeter:
 
 
 def _channels(module: nn.Module) -> tuple[int, int]:
-    if isinstance(module, nn.Conv2d):
-        return module.weight.shape[1] * module.groups, module.weight.shape[0]
+    if isinstance(module, _ConvNd):
+        return module.in_channels, module.out_channels
     if isinstance(module, nn.Linear):
         return module.weight.shape[1], module.weight.shape[0]
     if isinstance(module, HeadProduct):

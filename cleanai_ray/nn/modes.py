@@ -55,3 +55,15 @@ def to_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(to_device(item, device) for item in value)
     return value
+
+
+def restore_flags(model: nn.Module, dense: nn.Module) -> None:
+    """Give a pruned model the training flags and `requires_grad` of the dense one, and no gradients."""
+    requires_grad = {name: value.requires_grad for name, value in dense.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.grad = None
+        # A bias that repair added is like its layer's weight.
+        parameter.requires_grad_(requires_grad[name if name in requires_grad else f"{name.removesuffix('bias')}weight"])
+    training = {name: module.training for name, module in dense.named_modules()}
+    for name, module in model.named_modules():
+        module.training = training[name]

@@ -33,6 +33,7 @@ from cleanai_ray.nn.complexity import Complexity, measure_complexity
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.pruning.plan import BlockPlan
+from cleanai_ray.statistics.batch_forms import Batches
 
 Batch = Tensor | tuple[Tensor, Any]
 
@@ -113,7 +114,7 @@ def branch_means(model: nn.Module, blocks: Sequence[Block], batches: Iterable[Ba
     with torch.no_grad(), evaluation_mode(network), ExitStack() as undo:
         for block in blocks:
             undo.enter_context(branch_output(network, block, sums[block.name].adding(len(block.shape))))
-        for batch in batches:
+        for batch in Batches(batches):
             images = batch if isinstance(batch, Tensor) else batch[0]
             if len(images):
                 network(images.to(device))

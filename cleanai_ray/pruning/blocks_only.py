@@ -9,13 +9,14 @@ from torch import nn
 
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.nn.complexity import measure_complexity
+from cleanai_ray.nn.modes import restore_flags
 from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.pruning.block_removal import without_blocks
 from cleanai_ray.pruning.cost import both_costs
 from cleanai_ray.pruning.layer_rows import layer_rows
 from cleanai_ray.pruning.plan import BlockPlan, PruningPlan
 from cleanai_ray.pruning.prune_result import PruneResult
-from cleanai_ray.pruning.pruner import group_plan, identify, restore_flags
+from cleanai_ray.pruning.pruner import group_plan, identify
 
 
 def remove_only(model: nn.Module, example_inputs: Any, blocks: Sequence[BlockPlan]) -> PruneResult:

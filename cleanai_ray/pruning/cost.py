@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from cleanai_ray.config.sweep import Budget
 from cleanai_ray.errors import PruningError
@@ -153,8 +154,8 @@ def _describe(graph: ChannelGraph, name: str, macs: float, copies: Mapping[int, 
     module = graph.model.get_submodule(name)
     count = float(sum(value.numel() for value in module.parameters()))
     weights = float(sum(value.numel() for value in module.parameters() if value.dim() > 1))
-    depthwise = isinstance(module, nn.Conv2d) and module.groups == module.out_channels > 1
-    coupled = depthwise or not isinstance(module, (nn.Conv2d, nn.Linear, nn.MultiheadAttention, HeadProduct))
+    depthwise = isinstance(module, _ConvNd) and module.groups == module.out_channels > 1
+    coupled = depthwise or not isinstance(module, (_ConvNd, nn.Linear, nn.MultiheadAttention, HeadProduct))
     saved = module.state_dict().values()
     weights_mb = copies[id(module)] * sum(_megabytes(value) for value in saved if value.dim() > 1)
     biases_mb = copies[id(module)] * sum(_megabytes(value) for value in saved if value.dim() == 1)

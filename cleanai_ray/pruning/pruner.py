@@ -18,6 +18,7 @@ from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.importance.base import ScoringContext, create_method, give_gradients, price_groups, score_groups
 from cleanai_ray.nn.complexity import Complexity, measure_complexity
 from cleanai_ray.nn.consumers import add_biases
+from cleanai_ray.nn.modes import restore_flags
 from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.pruning.allocation import Allocation
 from cleanai_ray.pruning.block_removal import left_of, without_blocks
@@ -76,7 +77,8 @@ class Pruner:
         if trial.ratio is not None and trial.ratio > self._bounds.max_ratio:
             raise PruningError(f"ratio is {trial.ratio:g}; allowed: at most max_ratio, {self._bounds.max_ratio:g}")
         self._ignored_layers = tuple(dict.fromkeys([*self._bounds.ignored_layers, *ignored_layers]))
-        self._graph = ChannelGraph(self.bare, example_inputs, left_of(self._ignored_layers, self._blocks))
+        ignored = left_of(self._ignored_layers, self._blocks)
+        self._graph = ChannelGraph(self.bare, example_inputs, ignored, check=self._bounds.check)
         self._dense_groups = {group.name: group for group in self._graph.groups}
         self._warnings += self._graph.notes
         if not self._dense_groups:
@@ -286,15 +288,3 @@ def identify(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
 
 def _amount(trial: Trial) -> str:
     return f"budget {trial.budget}" if trial.budget is not None else f"ratio {trial.ratio:g}"
-
-
-def restore_flags(model: nn.Module, dense: nn.Module) -> None:
-    """Give a pruned model the training flags and `requires_grad` of the dense one, and no gradients."""
-    requires_grad = {name: value.requires_grad for name, value in dense.named_parameters()}
-    for name, parameter in model.named_parameters():
-        parameter.grad = None
-        # A bias that repair added is like its layer's weight.
-        parameter.requires_grad_(requires_grad[name if name in requires_grad else f"{name.removesuffix('bias')}weight"])
-    training = {name: module.training for name, module in dense.named_modules()}
-    for name, module in model.named_modules():
-        module.training = training[name]

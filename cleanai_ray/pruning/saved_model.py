@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.graph.graph import ChannelGraph
@@ -62,10 +63,23 @@ def load_model(dense: nn.Module, run: RunDirectory, folder: str = "") -> nn.Modu
     try:
         state = safetensors.torch.load(content)
         add_biases(model, sorted(state))
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(_with_versions(state, model), strict=True)
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise ArtifactError(f"the weights do not fit the pruned model: {' '.join(str(error).split())}") from error
     return model
+
+
+def _like(value: Tensor, model: nn.Module) -> Tensor:
+    """Return an input in the floating-point type of a model's first parameter."""
+    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), value.dtype)
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def _with_versions(state: dict[str, Tensor], model: nn.Module) -> OrderedDict[str, Tensor]:
+    """Return a state dictionary with the versions of a model's modules, which some modules read when they load."""
+    found = OrderedDict(state)
+    found._metadata = getattr(model.state_dict(), "_metadata", OrderedDict())  # type: ignore[attr-defined]
+    return found
 
 
 def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
@@ -77,7 +91,7 @@ def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
     given, dense = dense, open_attention(dense)
     device = next((value.device for value in dense.parameters()), torch.device("cpu"))
     task = find_task(plan.model.get("task", "classification"))
-    inputs = tuple(task.example_input(shape).to(device) for shape in plan.model["example_inputs"])
+    inputs = tuple(_like(task.example_input(shape).to(device), dense) for shape in plan.model["example_inputs"])
     found = identify(dense, inputs)
     if found["shapes"] != plan.model["shapes"] == identify(given, inputs)["shapes"]:
         raise ArtifactError(
@@ -89,8 +103,10 @@ def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
             f"the plan was made for another architecture ({plan.model['class']}) than the one given "
             f"({found['class']}): their tensors differ in name or shape"
         )
-    network = without_blocks(task.network(dense), plan.blocks)
-    graph = ChannelGraph(network, inputs if len(inputs) > 1 else inputs[0])
+    network, example = without_blocks(task.network(dense), plan.blocks), inputs if len(inputs) > 1 else inputs[0]
+    graph = ChannelGraph(network, example)
+    if not {*plan.removed} <= {group.name for group in graph.groups}:  # The plan was made without the checks.
+        graph = ChannelGraph(network, example, check=False)
     graph.remove(plan.removed)
     for parameter in graph.model.parameters():
         parameter.grad = None

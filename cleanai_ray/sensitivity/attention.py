@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.graph.graph import ChannelGroup, Member
+from cleanai_ray.graph.group import ChannelGroup, Member
 from cleanai_ray.nn.attention import OpenAttention
 from cleanai_ray.nn.consumers import read_weight, write_weight
 from cleanai_ray.repair.attention import balancing, blocks_of, second_moment, square_root

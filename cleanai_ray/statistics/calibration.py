@@ -13,6 +13,7 @@ from torch.nn import functional
 from cleanai_ray.errors import CalibrationError, CleanAIError
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.open_attention import open_attention
+from cleanai_ray.statistics.batch_forms import Batches, in_form
 from cleanai_ray.statistics.channel_statistics import ActivationStatistics
 from cleanai_ray.statistics.gradients import ModelLoss, add_magnitudes, add_squares, loss_of_output
 from cleanai_ray.statistics.histogram import ActivationHistograms, Ranges
@@ -78,7 +79,7 @@ def calibrate(
     check_precision(options.precision)
     if options.sections is not None:
         _check_sections(options.sections)
-        batches = list(batches) if isinstance(batches, Iterator) else batches
+        batches = Batches(batches).again()
     statistics = _first_pass(model, batches, options, loss or loss_of_output(functional.cross_entropy))
     if options.sections is None:
         return statistics
@@ -179,5 +180,5 @@ def _checked(batches: Iterable[Batch]) -> Iterator[Batch]:
             raise
         except Exception as error:
             raise CalibrationError(f"calibration stopped: batch {position} cannot be read: {error}") from error
-        yield batch
+        yield in_form(batch)
         position += 1

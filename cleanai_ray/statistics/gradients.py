@@ -45,10 +45,17 @@ def add_squares(model: nn.Module, images: Tensor, targets: Any, loss: ModelLoss,
 def _gradients(model: nn.Module, images: Tensor, targets: Any, loss: ModelLoss) -> dict[str, Tensor]:
     if targets is None:
         raise CalibrationError("gradients need batches of (images, targets), and this batch has no targets")
-    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    with torch.enable_grad():
-        mean = loss(model, images, to_device(targets, images.device))
-        found = torch.autograd.grad(mean, list(parameters.values()), allow_unused=True)
+    parameters = {name: value for name, value in model.named_parameters() if value.is_floating_point()}
+    flags = {name: value.requires_grad for name, value in parameters.items()}
+    try:
+        for value in parameters.values():  # A frozen layer is pruned as any other, and has gradients for that.
+            value.requires_grad_(True)
+        with torch.enable_grad():
+            mean = loss(model, images, to_device(targets, images.device))
+            found = torch.autograd.grad(mean, list(parameters.values()), allow_unused=True)
+    finally:
+        for name, value in parameters.items():
+            value.requires_grad_(flags[name])
     pairs = zip(parameters.items(), found, strict=True)
     return {name: torch.zeros_like(own) if value is None else value.detach() for (name, own), value in pairs}
 

@@ -9,18 +9,19 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from cleanai_ray.nn.attention import HeadChannels
 from cleanai_ray.nn.modes import HookOwner
 
-OBSERVED = (nn.Conv2d, nn.Linear, nn.MultiheadAttention, HeadChannels)
+OBSERVED = (_ConvNd, nn.Linear, nn.MultiheadAttention, HeadChannels)
 """Module types whose inputs and outputs are observed."""
 
 Self = TypeVar("Self", bound="LayerObserver")
 
 
 class LayerObserver(HookOwner, ABC):
-    """Observes every Conv2d, Linear and MultiheadAttention of a model while it is entered; leaves no hook behind.
+    """Observes every convolution, Linear and MultiheadAttention of a model while it is entered; leaves no hook behind.
 
     Args:
         model: The model; the caller runs it.
@@ -75,8 +76,9 @@ class LayerObserver(HookOwner, ABC):
 def as_samples(module: nn.Module, activation: Tensor) -> Tensor:
     """Return a view of activations as [samples, channels, positions], whatever their layout and type."""
     activation = activation.detach()
-    if isinstance(module, nn.Conv2d):
-        return activation.flatten(2) if activation.dim() == 4 else activation.flatten(1).unsqueeze(0)
+    if isinstance(module, _ConvNd):
+        is_batch = activation.dim() == module.weight.dim()
+        return activation.flatten(2) if is_batch else activation.flatten(1).unsqueeze(0)
     if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
         activation = activation.transpose(0, 1)
     if activation.dim() == 1:

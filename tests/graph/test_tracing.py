@@ -139,18 +139,26 @@ def test_an_error_in_a_layer_names_it() -> None:
         ChannelGraph(Shuffled(nn.Identity()), torch.zeros(1, 7, 4, 4))
 
 
+class Fixed(Shuffled):
+    """The same, with the first four and the last four of eight channels."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda x: torch.cat([x[:, :4], x[:, -4:]], dim=1))
+
+
 def test_a_smaller_model_that_does_not_run_says_where_and_what_to_do() -> None:
-    class Fixed(Shuffled):
-        """The same, with halves that are cut at channel 4 of 8."""
-
-        def __init__(self) -> None:
-            super().__init__(lambda x: torch.cat([x[:, :4], x[:, 4:]], dim=1))
-
-    graph = ChannelGraph(Fixed(), images())
+    graph = ChannelGraph(Fixed(), images(), check=False)
     expected = r"the pruned model does not run: in layer 'second' \(Conv2d\): .* ignored_layers"
     with pytest.raises(PruningError, match=expected):
         graph.remove({"first": [0]})
     assert {group.name for group in ChannelGraph(Fixed(), images(), ["first"]).groups} == {"second"}
+
+
+def test_a_layer_whose_width_the_code_relies_on_keeps_it_alone() -> None:
+    graph = ChannelGraph(Fixed(), images())
+    assert {group.name for group in graph.groups} == {"second"}
+    (note,) = graph.notes
+    assert note.startswith("layer 'first' keeps its width: the model does not run without some of its channels: ")
 
 
 def test_an_error_of_torch_pruning_is_told_with_the_operation_and_the_layers_before_it() -> None:

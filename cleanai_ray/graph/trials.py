@@ -1,0 +1,118 @@
+"""Groups tried before anything is removed: those without which the model would compute something else stay whole."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.graph.cutting import cut, cuts_of
+from cleanai_ray.graph.group import ChannelGroup
+from cleanai_ray.graph.measuring import measured
+from cleanai_ray.graph.silencing import OUTPUT, can_be_silenced, difference, probe_inputs, read, silenced
+from cleanai_ray.graph.tracing import explain
+
+_MOST_TRIALS = 300
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Trials:
+    """Cuts half of the units of groups out of copies of a model, and compares these with the model.
+
+    Whether groups pass does not depend on the weights: parameters that are all the same number, as scales often are at
+    first, are random in the copies, and so is the input.
+
+    Args:
+        model: The dense model; it is left as it is.
+        example_inputs: Its inputs.
+        parameters: The dimension of each free parameter that has channels, by name.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Tensor, parameters: Mapping[str, int]) -> None:
+        self._model, self._parameters = copy.deepcopy(model), parameters
+        self._inputs = probe_inputs(
+            torch.zeros_like(example_inputs[:1]) if _is_real(example_inputs) else example_inputs
+        )
+        if any(value.dtype in _HALF for value in self._model.parameters()):
+            self._model = self._model.float()
+            self._inputs = self._inputs.float() if _is_real(self._inputs) else self._inputs
+        _randomise(self._model)
+        self._number = 0
+
+    def sort_out(self, groups: Iterable[ChannelGroup]) -> tuple[list[ChannelGroup], dict[str, str]]:
+        """Return the groups that can be cut, and why the others cannot, by name.
+
+        A group that layers read in another order than its index mappings say is measured, and cut as measured.
+        """
+        silent: list[ChannelGroup] = []
+        others: list[ChannelGroup] = []
+        for group in groups:
+            layers = [self._model.get_submodule(m.layer) for m in group.members if m.layer not in self._parameters]
+            (silent if all(map(can_be_silenced, layers)) else others).append(group)
+        good, reasons = self._sort_out(silent)
+        order = {group.name: place for place, group in enumerate([*silent, *others])}
+        return sorted([*good, *others], key=lambda group: order[group.name]), reasons
+
+    def _sort_out(self, groups: Sequence[ChannelGroup]) -> tuple[list[ChannelGroup], dict[str, str]]:
+        """Return the same of groups that can be silenced: by halves, and the halves that pass together again."""
+        reason = self._fault(groups)
+        if reason is None:
+            return list(groups), {}
+        if len(groups) == 1:
+            found = measured(self._model, self._inputs, groups[0]) if self._number < _MOST_TRIALS else None
+            if found is not None and self._fault([found]) is None:
+                return [found], {}
+            return [], {groups[0].name: reason}
+        middle = len(groups) // 2
+        first, reasons = self._sort_out(groups[:middle])
+        second, more = self._sort_out(groups[middle:])
+        reasons |= more
+        if not first or not second or self._fault([*first, *second]) is None:
+            return [*first, *second], reasons
+        for group in second:
+            reason = self._fault([*first, group])
+            if reason is None:
+                first.append(group)
+            else:
+                reasons[group.name] = reason
+        return first, reasons
+
+    def _fault(self, groups: Sequence[ChannelGroup]) -> str | None:
+        """Return in which way a model without half of the units of groups is wrong, or None."""
+        rng = np.random.default_rng(0)
+        removed = {
+            group.name: group.expand(rng.permutation(group.num_units)[: max(1, group.num_units // 2)])
+            for group in groups
+            if group.num_units > 1
+        }
+        if not removed:
+            return None
+        if self._number == _MOST_TRIALS:
+            return f"it was not reached within {_MOST_TRIALS} trials"
+        self._number += 1
+        cuts = cuts_of(groups, removed)
+        expected = silenced(self._model, self._inputs, cuts, self._parameters)
+        smaller = copy.deepcopy(self._model)
+        try:
+            cut(smaller, cuts, self._parameters)
+            place = difference(expected, read(smaller, self._inputs, cuts, self._parameters))
+        except Exception as error:
+            return f"the model does not run without some of its channels: {explain(error, smaller)}"
+        where = place if place in (None, OUTPUT) else f"what layer '{place}' reads"
+        return None if where is None else f"{where} would change by more than the channels that are removed"
+
+
+def _is_real(value: Tensor) -> bool:
+    return value.is_floating_point()
+
+
+@torch.no_grad()
+def _randomise(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.numel() > 1 and _is_real(parameter) and bool((parameter == parameter.flatten()[0]).all()):
+            value = torch.rand(parameter.shape, generator=generator)
+            parameter.copy_(0.5 + value if parameter.dim() == 1 else (value - 0.5) / parameter[0].numel() ** 0.5)

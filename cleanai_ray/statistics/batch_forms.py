@@ -1,0 +1,60 @@
+"""The forms in which loaders give batches, as inputs alone or as pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from cleanai_ray.errors import CalibrationError
+
+INPUT_KEYS = ("pixel_values", "images", "image", "inputs", "input", "input_ids", "x")
+TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+class Batches:
+    """Batches in any of the forms of a loader, read as tensors of inputs or pairs (inputs, targets).
+
+    Args:
+        batches: Tensors, lists or tuples of one or two, or dicts with one of INPUT_KEYS and perhaps one of TARGET_KEYS.
+    """
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches: Iterable[Any] = batches._batches if isinstance(batches, Batches) else batches
+
+    def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Any]]:
+        return map(in_form, self._batches)
+
+    def again(self) -> Batches:
+        """Return batches that can be read again: those of an iterator are read into memory."""
+        return Batches([*self]) if isinstance(self._batches, Iterator) else self
+
+
+def in_form(batch: Any) -> Tensor | tuple[Tensor, Any]:
+    """Return a batch as a tensor of inputs, or as a pair (inputs, targets).
+
+    Raises:
+        CalibrationError: When it has another form.
+    """
+    if isinstance(batch, Mapping):
+        keys = [next((key for key in known if key in batch), None) for known in (INPUT_KEYS, TARGET_KEYS)]
+        if keys[0] is None:
+            raise CalibrationError(
+                f"a batch is a dict with the keys {', '.join(map(repr, batch))}; allowed: inputs under one of "
+                f"{', '.join(map(repr, INPUT_KEYS))}"
+            )
+        inputs, rest = batch[keys[0]], [] if keys[1] is None else [batch[keys[1]]]
+    elif isinstance(batch, (list, tuple)) and len(batch) in (1, 2):
+        inputs, rest = batch[0], list(batch[1:])
+    elif isinstance(batch, Tensor):
+        return batch
+    else:
+        number = f" of {len(batch)}" if isinstance(batch, (list, tuple)) else ""
+        raise CalibrationError(
+            f"a batch is a {type(batch).__name__}{number}; "
+            "allowed: a tensor of inputs, a pair (inputs, targets), or a dict"
+        )
+    if not isinstance(inputs, Tensor):
+        raise CalibrationError(f"the inputs of a batch are a {type(inputs).__name__}; allowed: one tensor")
+    return (inputs, rest[0]) if rest else inputs
