@@ -44,7 +44,7 @@ def run(
     out: OutOption = None,
     address: AddressOption = None,
     set_: OverrideOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again; earlier results move to history/.")] = False,
     executor: ExecutorOption = "ray",
 ) -> int:
     """Run a whole study; resumes if the run directory already holds part of it."""
@@ -191,7 +191,7 @@ def submit(
     address: Annotated[str, typer.Option(help="Address of the cluster's dashboard, http://HEAD:8265.")],
     out: OutOption = None,
     set_: OverrideOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again; earlier results move to history/.")] = False,
     reserved: Mapping[str, float] = MappingProxyType({}),
 ) -> int:
     """Run a study as a job on a cluster (as `ray job submit` does), stream its log and return its exit code."""

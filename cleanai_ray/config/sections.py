@@ -266,6 +266,16 @@ class OutputSection(Section):
     """The place of the results."""
 
     dir: str = Field(
-        "artifacts/study", min_length=1, description="Run directory: a folder or a pyarrow filesystem URL."
+        "artifacts/study",
+        min_length=1,
+        description="Run directory: a folder or a pyarrow filesystem URL; by default artifacts/NAME.",
     )
     save_models: Literal["none", "best", "all"] = Field("best", description="Which pruned models are kept.")
+
+
+def in_own_directory(study: Any) -> Any:
+    """Return a study document whose run directory is `artifacts/NAME`, if it names none."""
+    output = study.get("output", {}) if isinstance(study, dict) else None
+    if not isinstance(output, dict) or "dir" in output or not isinstance(study.get("name"), str):
+        return study
+    return {**study, "output": {**output, "dir": f"artifacts/{study['name']}"}}

@@ -33,6 +33,7 @@ from cleanai_ray.config.sections import (
     ResourcesSection,
     Section,
     Seed,
+    in_own_directory,
 )
 from cleanai_ray.config.sweep import Budget, Quantization, SweepSection
 from cleanai_ray.errors import StudyError
@@ -117,6 +118,11 @@ class Study(Section):
         None, description="Limits of the recommended trial; null: the knee of accuracy against MACs."
     )
     plugins: tuple[str, ...] = Field((), description="Modules to import that register methods, models or data sets.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_directory(cls, given: Any) -> Any:
+        return in_own_directory(given)
 
     @field_validator("sweep", mode="after")
     @classmethod

@@ -12,16 +12,17 @@ from cleanai_ray.executors.checkpoints import record_name
 from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.executors.counts import SweepState
 from cleanai_ray.executors.dense import needed_memory, obtain_dense
+from cleanai_ray.executors.finished import finished_rows, mark_report
+from cleanai_ray.executors.history import History
 from cleanai_ray.executors.measures import measure_draws
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.run_record import RunRecord
 from cleanai_ray.executors.status_writer import status_written
 from cleanai_ray.executors.timed_alone import time_records
 from cleanai_ray.executors.trial_work import SweepInputs, groups_to_run
-from cleanai_ray.executors.writer import lacks_model
+from cleanai_ray.executors.writer import completed_records
 from cleanai_ray.registry import EXECUTORS
-from cleanai_ray.stages.fingerprints import trial_key
-from cleanai_ray.stages.planning import warn_of_another_study
+from cleanai_ray.stages.planning import cached_dense
 from cleanai_ray.stages.tables import write_tables
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
@@ -33,38 +34,6 @@ from cleanai_ray.storage.run_directory import RunDirectory
 Records = dict[str, dict[str, Any]]
 """The record of each trial, by trial id: its rows, by table."""
 
-_FILES_OF_A_RUN = (
-    "cache",
-    "trials",
-    "models",
-    "charts",
-    "exports",
-    "tune",
-    "train",
-    "report.pdf",
-    "report.html",
-    "environment.json",
-    "status.json",
-    "study.yaml",
-    "layer_ratios.yaml",
-)
-_TABLES = (
-    schemas.RESULTS_FILE,
-    schemas.LAYERS_FILE,
-    schemas.CLASSES_FILE,
-    schemas.COVERAGE_FILE,
-    schemas.HISTORY_FILE,
-    schemas.LATENCY_FILE,
-    schemas.SENSITIVITY_FILE,
-    schemas.PROFILE_FILE,
-)
-
-
-def clear(run: RunDirectory) -> None:
-    """Delete the files that earlier runs wrote into a run directory, and nothing else."""
-    for name in (*_FILES_OF_A_RUN, *_TABLES):
-        run.delete(name)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -74,7 +43,7 @@ class RunOptions:
         executor: Name of the executor: `ray`, `local` or another that is registered.
         address: Address of a cluster; if None, the executor starts what it needs on this machine.
         command: The command that was typed, for the record.
-        fresh: True to delete the results of earlier runs first.
+        fresh: True to compute everything again; earlier results are moved to `history/`.
     """
 
     executor: str = "ray"
@@ -102,20 +71,25 @@ def run_study(
     """
     open_executor = EXECUTORS.get(options.executor)
     with locked(run):
+        history = History(run, progress)
         if options.fresh:
-            clear(run)
+            history.clear()
         clock, record = time.monotonic(), RunRecord(run, command=options.command, executor=options.executor)
-        if warning := warn_of_another_study(study, run):
-            progress.say(warning)
+        history.keep_outcome(study)
+        if (finished := finished_rows(study, run)) is not None:
+            progress.say("nothing is left to compute; `cleanai report` makes the report again")
+            _say_outcome(finished, run, time.monotonic() - clock, progress)
+            return 0
         run.write_text("study.yaml", study.to_yaml())
         rows: list[dict[str, Any]] = []
         try:
             with open_executor(study, run, options.address) as executor:
                 context = RunContext(study=study, workspace=workspace, run=run, executor=executor, progress=progress)
                 with status_written(study, run, progress, executor.watch):
-                    rows += _run_stages(context, record)
+                    rows += _run_stages(context, record, history)
                     with progress.stage("report"):
                         _make_report(run)
+                    mark_report(study, run, str(cached_dense(study, run)))
         finally:
             if rows:
                 _say_outcome(rows, run, time.monotonic() - clock, progress)
@@ -137,7 +111,7 @@ def _make_report(run: RunDirectory) -> None:
         ) from error
 
 
-def _run_stages(context: RunContext, record: RunRecord) -> list[dict[str, Any]]:
+def _run_stages(context: RunContext, record: RunRecord, history: History) -> list[dict[str, Any]]:
     """Run every stage of a study, write its tables, and return the rows of its trials."""
     study, run, executor, progress = context.study, context.run, context.executor, context.progress
     executor.check(study)
@@ -150,6 +124,7 @@ def _run_stages(context: RunContext, record: RunRecord) -> list[dict[str, Any]]:
     progress.dense(dense.accuracy)
     record.note_weights(context.workspace.study, dense.digest)
     weights = DenseWeights(content=executor.share(dense.weights), digest=dense.digest)
+    history.keep_trials(study, dense.digest)
     measures = measure_draws(context, weights)
     inputs = SweepInputs(
         study=study,
@@ -190,19 +165,6 @@ def run_sweep(
             refresh()
     names = [trial.trial_id for trial in study.trials()]
     return {name: done.get(name) or run.read_json(record_name(name)) for name in names}, len(done)
-
-
-def completed_records(study: Study, run: RunDirectory, dense_digest: str) -> Records:
-    """Return the records of the trials that are complete for these inputs and have the models they should have."""
-    records = {}
-    for trial in study.trials():
-        name = record_name(trial.trial_id)
-        if run.is_complete(name, trial_key(study, trial, dense_digest)):
-            records[trial.trial_id] = run.read_json(name)
-    rows = [record["row"] for record in records.values()]
-    for trial_id in lacks_model(rows, study.output.save_models, run):
-        del records[trial_id]
-    return records
 
 
 def _say_outcome(rows: list[dict[str, Any]], run: RunDirectory, seconds: float, progress: ProgressReporter) -> None:

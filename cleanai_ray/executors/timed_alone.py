@@ -58,8 +58,11 @@ def _timed(context: RunContext, trial: Trial, removed: Mapping[str, int], dense_
         arguments = (context.study.model_dump_json(), dict(removed), trial.quantization)
         return json.dumps(context.executor.call(f"latency {trial.trial_id}", time_alone, *arguments)).encode()
 
-    name = f"cache/latency/{trial.trial_id}.json"
-    found: list[dict[str, Any]] = json.loads(
-        context.cached(name, alone_key(context.study, trial, dense_digest), compute)
-    )
+    key = alone_key(context.study, trial, dense_digest)
+    found: list[dict[str, Any]] = json.loads(context.cached(timing_name(trial.trial_id), key, compute))
     return found
+
+
+def timing_name(trial_id: str) -> str:
+    """Return the file that keeps the timing of a trial's model."""
+    return f"cache/latency/{trial_id}.json"

@@ -16,7 +16,7 @@ from cleanai_ray.config.study import Study
 from cleanai_ray.errors import DataError
 from cleanai_ray.executors.checkpoints import CHECKPOINTS, FAULTS, checkpoint_folder, record_name
 from cleanai_ray.executors.notes import Kind, add_notes
-from cleanai_ray.stages.fingerprints import data_key
+from cleanai_ray.stages.fingerprints import data_key, trial_key
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.ranking import rank
 from cleanai_ray.storage.run_directory import PLAN_FILE, WEIGHTS_FILE, RunDirectory
@@ -63,6 +63,19 @@ def lacks_model(rows: list[dict[str, Any]], save_models: str, run: RunDirectory)
     """Return the ids of complete trials whose model should be in the run directory but is missing."""
     wanted = {"none": [], "best": sorted(rows, key=rank)[:1], "all": rows}[save_models]
     return {row["trial_id"] for row in wanted if not run.exists(f"{model_folder(row['trial_id'])}/{PLAN_FILE}")}
+
+
+def completed_records(study: Study, run: RunDirectory, dense_digest: str) -> dict[str, Record]:
+    """Return the records of the trials that are complete for these inputs and have the models they should have."""
+    records = {}
+    for trial in study.trials():
+        name = record_name(trial.trial_id)
+        if run.is_complete(name, trial_key(study, trial, dense_digest)):
+            records[trial.trial_id] = run.read_json(name)
+    rows = [record["row"] for record in records.values()]
+    for trial_id in lacks_model(rows, study.output.save_models, run):
+        del records[trial_id]
+    return records
 
 
 def unreadable_samples(study: Study, run: RunDirectory) -> dict[str, str]:

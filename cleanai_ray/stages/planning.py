@@ -96,7 +96,7 @@ def describe_plan(study: Study, workspace: Workspace | None, run: RunDirectory) 
         workspace: The study, opened here; None if this machine lacks its data or weights.
         run: The run directory.
     """
-    dense_digest = None if workspace is None else _cached_dense(study, run)
+    dense_digest = None if workspace is None else cached_dense(study, run)
     resources = f"{study.resources.cpus_per_trial:g} CPU"
     if study.resources.gpus:
         resources += f" + {study.resources.gpus:g} GPU"
@@ -118,7 +118,7 @@ def describe_plan(study: Study, workspace: Workspace | None, run: RunDirectory) 
     )
 
 
-def _cached_dense(study: Study, run: RunDirectory) -> str | None:
+def cached_dense(study: Study, run: RunDirectory) -> str | None:
     """Return the digest of the dense weights that the run directory holds for this study, or None."""
     if not run.is_complete("cache/dense.json", dense_key(study)):
         return None
@@ -157,8 +157,8 @@ def warn_of_another_study(study: Study, run: RunDirectory) -> str:
     if name in (None, study.name):
         return ""
     return (
-        f"warning: run directory {run.location} holds the study '{name}', whose tables, report and saved models will "
-        f"be replaced by those of '{study.name}'; --out chooses another directory"
+        f"run directory {run.location} holds the study '{name}', whose tables, report and models will be moved to its "
+        "folder history/; --out chooses another directory"
     )
 
 

@@ -122,6 +122,30 @@ class RunDirectory:
             elif info.type == fs.FileType.File:
                 self._filesystem.delete_file(info.path)
 
+    def move(self, name: str, target: str) -> None:
+        """Move a file with its completion marker, or a folder, to another name."""
+        for source, place in ((name, target), (f"{name}{_MARKER}", f"{target}{_MARKER}")):
+            if not self.exists(source):
+                continue
+            if self.is_local:
+                with self._reaching(source, "moved"):
+                    self._filesystem.create_dir(str(Path(self._path(place)).parent))
+                    self._filesystem.move(self._path(source), self._path(place))
+            else:
+                self.copy(source, place)
+                self.delete(source)
+
+    def copy(self, name: str, target: str) -> None:
+        """Copy a file or folder to another name."""
+        source, place = self._info(name), self._path(target)
+        with self._reaching(name, "copied"):
+            if self.is_local:  # an object store has no folders
+                is_folder = source.type == fs.FileType.Directory
+                self._filesystem.create_dir(place if is_folder else str(Path(place).parent))
+            fs.copy_files(
+                source.path, place, source_filesystem=self._filesystem, destination_filesystem=self._filesystem
+            )
+
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file whole: under a temporary name that is then changed, or on an object store in one put.
 

@@ -35,6 +35,18 @@ def run(store: ObjectStore, request: pytest.FixtureRequest) -> RunDirectory:
     return RunDirectory(store.url(f"runs/{request.node.originalname}-{uuid.uuid4().hex}"))
 
 
+def test_files_and_folders_move_within_a_run_directory(run: RunDirectory) -> None:
+    run.write_text("trials/a.json", "{}")
+    run.mark("trials/a.json", "key")
+    run.write_text("models/a/deep/er.txt", "x")
+    run.copy("models/a", "history/0/models/a")
+    run.move("trials/a.json", "history/1/trials/a.json")
+    run.move("models/a", "history/1/models/a")
+    assert run.is_complete("history/1/trials/a.json", "key")
+    assert [run.read_text(f"history/{number}/models/a/deep/er.txt") for number in (0, 1)] == ["x", "x"]
+    assert (run.exists("trials/a.json"), run.exists("models/a")) == (False, False)
+
+
 def test_a_run_directory_writes_reads_lists_and_deletes(run: RunDirectory) -> None:
     table = pa.table({"a": [1, None, 3], "b": ["x", "y", None]})
     assert not run.is_local

@@ -206,3 +206,24 @@ def test_a_filesystem_without_rename_gets_every_file_in_one_put() -> None:
     assert not run.is_local
     with pytest.raises(ArtifactError, match="'mock:///run' is not a local folder"):
         run.local_path("report.pdf")
+
+
+def test_a_file_moves_with_its_marker_and_a_folder_with_all_it_holds(run: RunDirectory) -> None:
+    run.write_text("trials/a.json", "{}")
+    run.mark("trials/a.json", "key")
+    run.write_text("models/a/deep/er.txt", "x")
+    run.write_text("models/b.txt", "y")
+    run.move("trials/a.json", "history/1/trials/a.json")
+    run.move("models/a", "history/1/models/a")
+    run.move("absent", "history/1/absent")
+    assert run.is_complete("history/1/trials/a.json", "key")
+    assert run.read_text("history/1/models/a/deep/er.txt") == "x"
+    assert (run.list("trials"), run.list("models"), run.list("history/1")) == ([], ["b.txt"], ["models", "trials"])
+
+
+def test_a_copy_leaves_what_it_was_made_of(run: RunDirectory) -> None:
+    run.write_text("models/a/weights", "x")
+    run.copy("models/a", "history/1/models/a")
+    run.copy("models/a/weights", "elsewhere/weights")
+    found = [run.read_text(name) for name in ("models/a/weights", "history/1/models/a/weights", "elsewhere/weights")]
+    assert found == ["x"] * 3

@@ -1,0 +1,54 @@
+"""What a study that has nothing left to compute needs: neither an executor nor a new report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cleanai_ray import __version__
+from cleanai_ray.config.study import Study, digest
+from cleanai_ray.errors import ArtifactError
+from cleanai_ray.executors.timed_alone import timing_name
+from cleanai_ray.executors.writer import completed_records
+from cleanai_ray.stages.fingerprints import alone_key, trial_key
+from cleanai_ray.stages.planning import cached_dense
+from cleanai_ray.storage import schemas
+from cleanai_ray.storage.run_directory import RunDirectory
+from cleanai_ray.storage.status import read_status
+
+_REPORT = "report.html"  # the last part of the report that is written
+
+
+def report_key(study: Study, dense_digest: str) -> str:
+    """Return the digest of everything that a study's report depends on."""
+    document = study.model_dump(mode="json", exclude={"output", "resources"})
+    return digest(
+        ["report/1", __version__, document, [trial_key(study, each, dense_digest) for each in study.trials()]]
+    )
+
+
+def mark_report(study: Study, run: RunDirectory, dense_digest: str) -> None:
+    """Note that the report is made of the results as they stand."""
+    if run.exists(_REPORT):
+        run.mark(_REPORT, report_key(study, dense_digest))
+
+
+def finished_rows(study: Study, run: RunDirectory) -> list[dict[str, Any]] | None:
+    """Return the rows of results.parquet if every trial of a study succeeded and its report is made; else None."""
+    dense = cached_dense(study, run)
+    if dense is None or not run.is_complete(_REPORT, report_key(study, dense)) or not _ended(run):
+        return None
+    if len(completed_records(study, run, dense)) < len(study.trials()):
+        return None
+    if study.evaluation.target is not None and not all(
+        run.is_complete(timing_name(trial.trial_id), alone_key(study, trial, dense)) for trial in study.trials()
+    ):
+        return None
+    rows: list[dict[str, Any]] = run.read_table(schemas.RESULTS_FILE).to_pylist()
+    return rows
+
+
+def _ended(run: RunDirectory) -> bool:
+    try:
+        return read_status(run).state == "finished" and all(map(run.exists, (_REPORT, schemas.RESULTS_FILE)))
+    except ArtifactError:
+        return False
