@@ -42,7 +42,7 @@ lint: setup
 	@! git grep -nIE '(^|[^A-Za-z0-9_.])/(work|root|farm|Users)/' -- . ':!Makefile' || { echo "make lint: a path of one machine" >&2; exit 1; }
 
 docs: setup
-	PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: setup
 	$(BIN)/ruff check --fix .
