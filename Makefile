@@ -7,7 +7,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup quickstart test test-all lint format clean
+.PHONY: setup quickstart test test-all lint docs format clean
 
 setup: $(STAMP)
 
@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "make setup: '$(PYTHON)' cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev,onnx,detection,language,huggingface]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev,docs,onnx,detection,language,huggingface]'
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # what pip does on one core
 	@touch $@
 
@@ -41,9 +41,12 @@ lint: setup
 	$(BIN)/mypy
 	@! git grep -nIE '(^|[^A-Za-z0-9_.])/(work|root|farm|Users)/' -- . ':!Makefile' || { echo "make lint: a path of one machine" >&2; exit 1; }
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -14,9 +14,11 @@ Quantization = Literal["none", "int8", "bf16"]
 class Budget(Section):
     """The most that the pruned model may cost: a fraction of the dense one, or megabytes. Exactly one key."""
 
-    macs: Fraction | None = None
-    params: Fraction | None = None
-    latency: Fraction | None = Field(None, description="Measured; evaluation.latency says at which batch size and how.")
+    macs: Fraction | None = Field(None, description="Multiply-accumulates, as a fraction of the dense model's.")
+    params: Fraction | None = Field(None, description="Parameters, as a fraction of the dense model's.")
+    latency: Fraction | None = Field(
+        None, description="Time as a fraction of the dense model's; evaluation.latency says how it is measured."
+    )
     size_mb: float | None = Field(
         None, gt=0, description="Size of the weights file in megabytes of 10^6 bytes, not a fraction."
     )

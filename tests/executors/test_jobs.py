@@ -169,7 +169,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def ray_job_submit(head: Head, study: Path, *options: str, python: str = "python") -> subprocess.CompletedProcess[str]:
-    """Submit the entry point as README.md says it, from the root of the repository."""
+    """Submit the entry point as docs/how-to/cluster.md says it, from the root of the repository."""
     ray = ["ray", "job", "submit", "--address", head.address, "--working-dir", ".", "--"]
     return head.run(REPOSITORY, *ray, python, "jobs/run_study.py", "--study", str(study), *options)
 

@@ -141,10 +141,10 @@ def test_a_pruned_network_is_the_dense_one_with_channels_silent(name: str, tmp_p
             assert torch.equal(loaded(images)["out"], found["out"])
 
 
-def test_what_the_readme_shows_works(
+def test_what_the_guide_shows_works(
     trained: nn.Module, data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (Path(__file__).resolve().parents[2] / "README.md").read_text().partition("## Other tasks")[2]
+    text = (Path(__file__).resolve().parents[2] / "docs" / "how-to" / "other-tasks.md").read_text()
     example = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"model": trained, "training": data[0][:2], "validation": data[1][:1]}
