@@ -32,6 +32,9 @@ OverrideOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=
 ExecutorOption = Annotated[str, typer.Option(help="`ray`, or `local`: in this process, without Ray.")]
 AddressOption = Annotated[str | None, typer.Option(help="Ray cluster: `auto` or `host:port`.")]
 OutOption = Annotated[str | None, typer.Option(help="Run directory: a folder or URL; default: output.dir.")]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Compute everything again; earlier results move to history/.")
+]
 _UsageError: Any = typer.BadParameter.__bases__[0]
 _OF_TRIALS = ("methods", "metrics", "models", "datasets", "tasks", "stages", "executors", "formats", "targets")
 _OF_REPORTS = ("charts", "questions", "risks", "chapters")
@@ -44,7 +47,7 @@ def run(
     out: OutOption = None,
     address: AddressOption = None,
     set_: OverrideOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again; earlier results move to history/.")] = False,
+    fresh: FreshOption = False,
     executor: ExecutorOption = "ray",
 ) -> int:
     """Run a whole study; resumes if the run directory already holds part of it."""
@@ -191,7 +194,7 @@ def submit(
     address: Annotated[str, typer.Option(help="Address of the cluster's dashboard, http://HEAD:8265.")],
     out: OutOption = None,
     set_: OverrideOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again; earlier results move to history/.")] = False,
+    fresh: FreshOption = False,
     reserved: Mapping[str, float] = MappingProxyType({}),
 ) -> int:
     """Run a study as a job on a cluster (as `ray job submit` does), stream its log and return its exit code."""
