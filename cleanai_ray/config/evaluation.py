@@ -43,7 +43,12 @@ class EvaluationSection(Section):
     """The samples that models are scored on, in which precision, and how models are timed."""
 
     split: str = Field("test", description="Split to score, which is never trained on.")
-    samples: PositiveInt | None = Field(None, description="Score only the first images of the split; null: all.")
+    samples: PositiveInt | None = Field(None, description="Score only this many images of the split; null: all.")
+    sampling: Literal["random", "first"] = Field(
+        "random",
+        description="Which images `samples` takes: a random draw with a fixed seed, where a smaller number is part of "
+        "a larger one; or the first of the split, which in a folder sorted by class are a few classes.",
+    )
     precision: Precision = Field(
         "float32",
         description="What convolutions and matrix products of scored models are computed in (autocast): float32, "
