@@ -38,7 +38,7 @@ def obtain_dense(context: RunContext) -> DenseModel:
         dense: DenseModel = executor.call(f"dense-{study.name}", _prepare, *arguments)
         run.write_bytes(_WEIGHTS, dense.weights)
         run.write_bytes(_LOGITS, dense.logits.to_bytes())
-        run.mark(_LOGITS, digest([key, dense.digest]))
+        run.mark(_LOGITS, _logits_key(key, dense.digest))
         score = {"accuracy": asdict(dense.accuracy), "history": dense.history, "digest": dense.digest}
         return json.dumps({**score, "precision": study.evaluation.precision}, indent=2).encode()
 
@@ -51,12 +51,17 @@ def obtain_dense(context: RunContext) -> DenseModel:
         logits: KeptLogits = executor.call(f"dense-logits-{study.name}", _logits, *arguments)
         return logits.to_bytes()
 
-    logits_key = digest([key, kept["digest"]])
+    logits_key = _logits_key(key, kept["digest"])
     logits = KeptLogits.from_bytes(context.cached(_LOGITS, logits_key, compute_logits, needs=(_LOGITS,)))
     score: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in kept["accuracy"].items()
     }
     return DenseModel(weights=weights, accuracy=Accuracy(**score), logits=logits, history=tuple(kept["history"]))
+
+
+def _logits_key(dense: str, weights: str) -> str:
+    """Return the digest of what kept logits depend on; the format since the second holds labels as well."""
+    return digest([dense, weights, "logits/2"])
 
 
 def _prepare(device: str, study_json: str, store: RunStore, checkpoint: str) -> DenseModel:

@@ -20,11 +20,12 @@ from cleanai_ray.executors.timed_alone import time_records
 from cleanai_ray.executors.trial_work import SweepInputs, groups_to_run
 from cleanai_ray.executors.writer import lacks_model
 from cleanai_ray.registry import EXECUTORS
+from cleanai_ray.stages.evidence import assign_image_roles, image_rows
 from cleanai_ray.stages.fingerprints import trial_key
 from cleanai_ray.stages.planning import warn_of_another_study
-from cleanai_ray.stages.tables import write_tables
+from cleanai_ray.stages.tables import write_image_tables, write_tables
 from cleanai_ray.stages.workspace import Workspace
-from cleanai_ray.storage import schemas
+from cleanai_ray.storage import image_schemas, schemas
 from cleanai_ray.storage.durations import format_seconds
 from cleanai_ray.storage.locking import locked
 from cleanai_ray.storage.ranking import rank
@@ -57,6 +58,8 @@ _TABLES = (
     schemas.LATENCY_FILE,
     schemas.SENSITIVITY_FILE,
     schemas.PROFILE_FILE,
+    image_schemas.IMAGES_FILE,
+    image_schemas.CORRECT_FILE,
 )
 
 
@@ -161,6 +164,9 @@ def _run_stages(context: RunContext, record: RunRecord) -> list[dict[str, Any]]:
     records, num_complete = run_sweep(context, inputs, weights, record)
     time_records(context, records, dense.digest)
     record.end(study, num_complete)
+    assign_image_roles(records.values(), dense.logits, study.evaluation.validation_share)
+    split, share = context.workspace.roles.evaluation_split, study.evaluation.validation_share
+    write_image_tables(run, list(records.values()), image_rows(dense.logits, split, share))
     write_tables(run, list(records.values()), dense.history, measures[study.draws()[0]].get())
     return [found["row"] for found in records.values()]
 
