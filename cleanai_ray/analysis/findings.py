@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
 from cleanai_ray.analysis.answers import Answer
+from cleanai_ray.analysis.chosen import reported_row, selection_view
+from cleanai_ray.analysis.comparisons import ALPHA
 from cleanai_ray.analysis.frames import StudyFrames, best_first
+from cleanai_ray.analysis.image_evidence import between
 from cleanai_ray.analysis.intervals import Interval, interval_of
 from cleanai_ray.analysis.method_ranks import MethodRank, rank_methods
 from cleanai_ray.analysis.numbers import percent, plural, times
 from cleanai_ray.analysis.questions import answer_questions
-from cleanai_ray.analysis.recommendation import Recommendation, recommend
+from cleanai_ray.analysis.recommendation import Recommendation
 from cleanai_ray.analysis.risks import find_risks
 from cleanai_ray.analysis.risks.base import LARGE_LOSS, Risk
+from cleanai_ray.analysis.verdict import Verdict, judge
 from cleanai_ray.analysis.wording import describe_trial
-
-Verdict = Literal["acceptable", "with reservations", "not acceptable"]
+from cleanai_ray.storage.image_schemas import TEST
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,10 @@ class Headline:
     """The answer to the study's question.
 
     Attributes:
-        verdict: Not acceptable where a blocking risk was found; with reservations where the best trial has another.
+        verdict: The verdict on the chosen trial; see `verdict.judge`.
         sentence: The answer in one sentence.
         reasons: Why the verdict is not simply acceptable.
-        trial: The row of results.parquet of the best trial; None where every trial failed.
+        trial: The row of the chosen trial (`StudyFrames.best`); None where every trial failed.
         interval: The 95 % interval of its accuracy.
         macs_reduction: Share of the dense model's MACs that was saved, at most 1.
         params_reduction: Share of its parameters that was saved.
@@ -50,7 +53,10 @@ class Headline:
 
 @dataclass(frozen=True)
 class CellBest:
-    """The best trial at one ratio or budget, and the runner-up of another method."""
+    """The best trial at one ratio or budget, and the runner-up of another method.
+
+    `is_separable` says if McNemar's test tells the two apart, image by image; None where single images were not kept.
+    """
 
     amount: str
     trial: dict[str, Any]
@@ -82,7 +88,7 @@ def find(study: StudyFrames) -> Findings:
         smallest_within_a_point=_smallest_within(study, LARGE_LOSS),
         risks=risks,
         answers=answer_questions({study.name: study}),
-        recommendation=recommend(study),
+        recommendation=study.choice.recommendation,
     )
 
 
@@ -92,21 +98,22 @@ def reduction(value: float | None, dense: float | None) -> float | None:
 
 
 def _headline(study: StudyFrames, risks: tuple[Risk, ...]) -> Headline:
-    best = study.best
-    blocking = [risk for risk in risks if risk.is_blocking]
-    reservations = [risk for risk in risks if risk.is_about_best and risk.severity != "info" and not risk.is_blocking]
-    verdict: Verdict = "not acceptable" if blocking else "with reservations" if reservations else "acceptable"
+    best, choice = study.best, study.choice
+    verdict, reasons = judge(study, risks)
     if best is None:
         sentence = f"No trial is acceptable: {_all_failed(study)}."
-        errors = tuple(line for risk in blocking for line in risk.details)
+        errors = tuple(line for risk in risks if risk.is_blocking for line in risk.details)
         return Headline(verdict, sentence, errors, None, None, None, None, None, None)
     sentence = _describe_best(best)
-    if blocking:
-        sentence = f"No trial is acceptable. The most accurate, {sentence}"
+    if choice.has_test_images:
+        sentence = f"{sentence.removesuffix('.')}, on {best['num_evaluated']} test images that decided nothing."
+    if verdict == "not acceptable":
+        which = "The chosen one" if choice.is_recommended else "The most accurate"
+        sentence = f"No trial is acceptable. {which}, {sentence}"
     return Headline(
         verdict=verdict,
         sentence=sentence,
-        reasons=tuple(risk.sentence for risk in [*blocking, *reservations]),
+        reasons=reasons,
         trial=best,
         interval=interval_of(best),
         macs_reduction=reduction(best["macs"], best["macs_dense"]),
@@ -151,16 +158,16 @@ def _savings(best: dict[str, Any]) -> str:
 
 
 def _best_of_cells(study: StudyFrames) -> tuple[CellBest, ...]:
-    cells = []
+    """Return the best of every ratio and budget on the images that decide, with accuracies on the others."""
+    cells, has_test = [], study.choice.has_test_images
+    deciding = selection_view(study).ranked
     for amount in study.ok.sort("amount_order")["amount"].unique(maintain_order=True):
-        ranked = study.ranked.filter(pl.col("amount") == amount)
-        best = ranked.row(0, named=True)
-        others = ranked.filter(pl.col("method") != best["method"])
-        runner_up = others.row(0, named=True) if len(others) else None
-        interval = interval_of(best)
-        second = interval_of(runner_up) if runner_up else None
-        separable = None if interval is None or second is None else not interval.overlaps(second)
-        cells.append(CellBest(amount, best, interval, runner_up, separable))
+        ranked = deciding.filter(pl.col("amount") == amount)
+        names = [ranked["trial_id"][0], *ranked.filter(pl.col("method") != ranked["method"][0])["trial_id"].head(1)]
+        best, *others = [reported_row(study, name, has_test=has_test) for name in names]
+        found = between(study, names[0], names[1], TEST if has_test else None) if others else None
+        is_separable = None if found is None else found.p_value < ALPHA
+        cells.append(CellBest(amount, best, interval_of(best), others[0] if others else None, is_separable))
     return tuple(cells)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow as pa
@@ -15,8 +15,12 @@ from cleanai_ray.analysis.near_chance import is_broken
 from cleanai_ray.analysis.numbers import amount_text
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.storage import schemas
+from cleanai_ray.storage.image_schemas import CORRECT, CORRECT_FILE, IMAGES, IMAGES_FILE
 from cleanai_ray.storage.ranking import ORDER
 from cleanai_ray.storage.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from cleanai_ray.analysis.chosen import Choice
 
 WITHOUT_DATA = ("bn_scale", "fpgm", "lamp", "magnitude", "random")
 """Methods whose plan depends on no calibration data; only for older tables, which lack the column `reads_data`."""
@@ -38,6 +42,8 @@ class StudyFrames:
         study_text: The study file as it was written.
         sensitivity: A row per dependency group and removal (`schemas.SENSITIVITY`); empty where it was not measured.
         classes: A row per trial and class (`schemas.CLASSES`); empty where it was not recorded.
+        images: A row per scored image (`image_schemas.IMAGES`); empty where single images were not kept.
+        correct: A row per trial: the images that it gets right (`image_schemas.CORRECT`); likewise.
     """
 
     results: pl.DataFrame
@@ -53,6 +59,8 @@ class StudyFrames:
         default_factory=lambda: pl.DataFrame(pl.from_arrow(schemas.SENSITIVITY.empty_table()))
     )
     classes: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(pl.from_arrow(schemas.CLASSES.empty_table())))
+    images: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(pl.from_arrow(IMAGES.empty_table())))
+    correct: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(pl.from_arrow(CORRECT.empty_table())))
 
     @classmethod
     def load(cls, run: RunDirectory) -> StudyFrames:
@@ -84,6 +92,8 @@ class StudyFrames:
             study_text=text,
             sensitivity=_read(run, schemas.SENSITIVITY_FILE, schemas.SENSITIVITY),
             classes=_read(run, schemas.CLASSES_FILE, schemas.CLASSES),
+            images=_read(run, IMAGES_FILE, IMAGES),
+            correct=_read(run, CORRECT_FILE, CORRECT),
         )
 
     @property
@@ -137,9 +147,16 @@ class StudyFrames:
         return best_first(self.ok)
 
     @cached_property
+    def choice(self) -> Choice:
+        """The one trial that the study leads to, and what is known of it; see `analysis.chosen`."""
+        from cleanai_ray.analysis.chosen import choose  # reads frames itself
+
+        return choose(self)
+
+    @property
     def best(self) -> dict[str, Any] | None:
-        """The first row of `ranked`; None where every trial failed."""
-        return self.ranked.row(0, named=True) if len(self.ranked) else None
+        """The row of the chosen trial, with its accuracies on the images that it is reported on; None if all failed."""
+        return self.choice.trial
 
     @cached_property
     def methods(self) -> tuple[str, ...]:

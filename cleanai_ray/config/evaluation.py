@@ -43,7 +43,17 @@ class EvaluationSection(Section):
     """The samples that models are scored on, in which precision, and how models are timed."""
 
     split: str = Field("test", description="Split to score, which is never trained on.")
-    samples: PositiveInt | None = Field(None, description="Score only the first images of the split; null: all.")
+    samples: PositiveInt | None = Field(None, description="Score only this many images of the split; null: all.")
+    sampling: Literal["random", "first"] = Field(
+        "random",
+        description="Which images `samples` takes: a random draw with a fixed seed, where a smaller number is part of "
+        "a larger one; or the first of the split, which in a folder sorted by class are a few classes.",
+    )
+    validation_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.5,
+        description="Share of these images that decides which trial is chosen, by a fixed seed; the chosen trial "
+        "is reported on the others. 0: all images do both, and reports say by how much that flatters.",
+    )
     precision: Precision = Field(
         "float32",
         description="What convolutions and matrix products of scored models are computed in (autocast): float32, "

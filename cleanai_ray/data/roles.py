@@ -14,6 +14,7 @@ from cleanai_ray.errors import DataError
 
 _TRAIN = "train"
 _VALIDATION_SEED = 0
+_EVALUATION_SEED = 2
 _AUTO_SHARE = 0.2
 
 
@@ -49,7 +50,8 @@ def assign_roles(
 ) -> SampleRoles:
     """Assign the samples of a data set their roles. The same arguments give the same roles.
 
-    - evaluation: the first `evaluation.samples` of `evaluation.split` (all if null), in the split's order.
+    - evaluation: `evaluation.samples` of `evaluation.split` (all if null), in the split's order: drawn with a fixed
+      seed, so that a smaller number is part of a larger one, or the first ones if `evaluation.sampling` is `first`.
     - validation: `data.validation_fraction` of the `train` split (at least one sample), drawn with a fixed seed and
       regardless of classes, so that it does not depend on the calibration samples.
     - calibration: `data.calibration.samples` of `data.calibration.split`, drawn with `data.calibration.seed`; never a
@@ -75,7 +77,7 @@ def assign_roles(
     calibration_split = source.resolve(data.calibration.split)
     evaluation_split = source.resolve(evaluation.split)
     _check_splits(data, evaluation, calibration_split, evaluation_split, source)
-    scored = _first(evaluation, source.num_samples(evaluation_split))
+    scored = _scored(evaluation, source.num_samples(evaluation_split))
     train_size = source.num_samples(_TRAIN) if _TRAIN in source.splits else 0
     order = np.random.default_rng([_VALIDATION_SEED, train_size]).permutation(train_size)
     num_validation = min(train_size, max(1, round(data.validation_fraction * train_size)))
@@ -117,13 +119,16 @@ def _check_splits(
         )
 
 
-def _first(evaluation: EvaluationSection, available: int) -> np.ndarray:
+def _scored(evaluation: EvaluationSection, available: int) -> np.ndarray:
     if evaluation.samples is not None and evaluation.samples > available:
         raise DataError(
             f"evaluation.samples is {evaluation.samples}; allowed: at most {available}, "
             f"the size of split '{evaluation.split}'"
         )
-    return np.arange(available if evaluation.samples is None else evaluation.samples, dtype=np.int64)
+    if evaluation.samples is None or evaluation.sampling == "first":
+        return np.arange(available if evaluation.samples is None else evaluation.samples, dtype=np.int64)
+    order = np.random.default_rng([_EVALUATION_SEED, available]).permutation(available)
+    return np.sort(order[: evaluation.samples]).astype(np.int64)
 
 
 def _draw(data: DataSection, draw: CalibrationDraw, candidates: np.ndarray) -> np.ndarray:

@@ -22,15 +22,24 @@ class KeptLogits:
     Attributes:
         numbers: Indices of the samples in their split, int64 [N], ascending; samples that could not be read are absent.
         values: Their logits, float32 [N, classes].
+        labels: Their classes, int64 [N]; None where they were not kept.
     """
 
     numbers: np.ndarray
     values: np.ndarray
+    labels: np.ndarray | None = None
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return int(self.values.shape[1])
+
+    @property
+    def correct(self) -> np.ndarray | None:
+        """True for the samples that the model gets right, bool [N]; None where labels were not kept."""
+        if self.labels is None:
+            return None
+        return np.asarray(self.values.argmax(axis=1) == self.labels)
 
     def places_of(self, numbers: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of samples, int64 [N], and a mask [N] of those that are there; other rows mean nothing.
@@ -58,7 +67,8 @@ class KeptLogits:
 
     def to_bytes(self) -> bytes:
         """Return the content of a safetensors file."""
-        return safetensors.numpy.save({"numbers": self.numbers, "values": self.values})
+        labels = {} if self.labels is None else {"labels": self.labels}
+        return safetensors.numpy.save({"numbers": self.numbers, "values": self.values, **labels})
 
     @classmethod
     def from_bytes(cls, content: bytes) -> KeptLogits:
@@ -83,11 +93,15 @@ class LogitsKeeper:
     def __init__(self, num_samples: int) -> None:
         self._num_samples = num_samples
         self._numbers: list[np.ndarray] = []
+        self._labels: list[Tensor] = []
         self._values: Tensor | None = None
         self._device = torch.device("cpu")
 
-    def add(self, numbers: Tensor, logits: Tensor) -> None:
-        """Add a batch: the indices of its samples int64 [N], on the CPU, and the logits [N, classes]."""
+    def add(self, numbers: Tensor, logits: Tensor, labels: Tensor | None = None) -> None:
+        """Add a batch: the indices of its samples int64 [N], on the CPU, the logits [N, classes] and the labels [N].
+
+        Labels are kept if every batch has them.
+        """
         on_cuda = logits.device.type == "cuda"
         if self._values is None:
             self._device = logits.device
@@ -95,6 +109,7 @@ class LogitsKeeper:
         start = sum(map(len, self._numbers))
         self._values[start : start + len(logits)].copy_(logits, non_blocking=on_cuda)
         self._numbers.append(numbers.numpy())
+        self._labels += [] if labels is None else [labels]
 
     def result(self) -> KeptLogits:
         """Return the logits, ordered by sample."""
@@ -104,4 +119,9 @@ class LogitsKeeper:
             torch.cuda.synchronize(self._device)
         numbers = np.concatenate(self._numbers)
         order = np.argsort(numbers)
-        return KeptLogits(numbers=numbers[order], values=self._values[: len(numbers)].numpy()[order])
+        labels = torch.cat(self._labels).cpu().numpy() if len(self._labels) == len(self._numbers) else None
+        return KeptLogits(
+            numbers=numbers[order],
+            values=self._values[: len(numbers)].numpy()[order],
+            labels=None if labels is None else labels[order],
+        )

@@ -43,7 +43,7 @@ def obtain_dense(context: RunContext) -> DenseModel:
             run.write_bytes(_WEIGHTS, dense.weights)
             run.mark(_WEIGHTS, weights_key)
         run.write_bytes(_LOGITS, dense.logits.to_bytes())
-        run.mark(_LOGITS, digest([key, dense.digest]))
+        run.mark(_LOGITS, _logits_key(key, dense.digest))
         score = {"accuracy": asdict(dense.accuracy), "history": dense.history, "digest": dense.digest}
         return json.dumps({**score, "precision": study.evaluation.precision}, indent=2).encode()
 
@@ -54,7 +54,7 @@ def obtain_dense(context: RunContext) -> DenseModel:
     def compute_logits() -> bytes:
         return _score(context, weights)[1].to_bytes()
 
-    logits_key = digest([key, kept["digest"]])
+    logits_key = _logits_key(key, kept["digest"])
     logits = KeptLogits.from_bytes(context.cached(_LOGITS, logits_key, compute_logits, needs=(_LOGITS,)))
     score: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in kept["accuracy"].items()
@@ -80,6 +80,11 @@ def _score(context: RunContext, weights: bytes) -> tuple[Accuracy, KeptLogits]:
     arguments = study.model_dump_json(), executor.store, weights
     found: tuple[Accuracy, KeptLogits] = executor.call(f"dense-score-{study.name}", _score_here, *arguments)
     return found
+
+
+def _logits_key(dense: str, weights: str) -> str:
+    """Return the digest of what kept logits depend on; the format since the second holds labels as well."""
+    return digest([dense, weights, "logits/2"])
 
 
 def _prepare(device: str, study_json: str, store: RunStore, checkpoint: str) -> DenseModel:

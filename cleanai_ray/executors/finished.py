@@ -7,12 +7,13 @@ from typing import Any
 from cleanai_ray import __version__
 from cleanai_ray.config.study import Study, digest
 from cleanai_ray.errors import ArtifactError
+from cleanai_ray.executors.chosen_model import chosen_row
 from cleanai_ray.executors.timed_alone import timing_name
-from cleanai_ray.executors.writer import completed_records
+from cleanai_ray.executors.writer import completed_records, model_folder
 from cleanai_ray.stages.fingerprints import alone_key, trial_key
 from cleanai_ray.stages.planning import cached_dense
 from cleanai_ray.storage import schemas
-from cleanai_ray.storage.run_directory import RunDirectory
+from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
 from cleanai_ray.storage.status import read_status
 
 _REPORT = "report.html"  # the last part of the report that is written
@@ -44,6 +45,9 @@ def finished_rows(study: Study, run: RunDirectory) -> list[dict[str, Any]] | Non
     ):
         return None
     rows: list[dict[str, Any]] = run.read_table(schemas.RESULTS_FILE).to_pylist()
+    chosen = chosen_row(study, rows) if study.output.save_models == "best" else None
+    if chosen is not None and not run.exists(f"{model_folder(chosen['trial_id'])}/{PLAN_FILE}"):
+        return None
     return rows
 
 

@@ -18,7 +18,7 @@ from cleanai_ray.executors.checkpoints import record_name
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.writer import model_folder
 from cleanai_ray.stages.fingerprints import trial_key
-from cleanai_ray.storage import schemas
+from cleanai_ray.storage import image_schemas, schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 
 HISTORY = "history"
@@ -33,6 +33,8 @@ _TABLES = (
     schemas.LATENCY_FILE,
     schemas.SENSITIVITY_FILE,
     schemas.PROFILE_FILE,
+    image_schemas.IMAGES_FILE,
+    image_schemas.CORRECT_FILE,
 )
 _OUTCOME = (*_TABLES, "charts", "report.pdf", "report.html", "layer_ratios.yaml", "environment.json", "study.yaml")
 _SCRATCH = ("cache", "tune", "train", "status.json")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cleanai_ray.config.study import Study
+from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.errors import ReportError
 from cleanai_ray.executors.checkpoints import record_name
+from cleanai_ray.executors.chosen_model import chosen_row, keep_chosen_model
 from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.executors.counts import SweepState
 from cleanai_ray.executors.dense import needed_memory, obtain_dense
@@ -22,13 +24,13 @@ from cleanai_ray.executors.timed_alone import time_records
 from cleanai_ray.executors.trial_work import SweepInputs, groups_to_run
 from cleanai_ray.executors.writer import completed_records
 from cleanai_ray.registry import EXECUTORS
+from cleanai_ray.stages.evidence import assign_image_roles, image_rows
 from cleanai_ray.stages.planning import cached_dense
-from cleanai_ray.stages.tables import write_tables
+from cleanai_ray.stages.tables import write_image_tables, write_tables
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.durations import format_seconds
 from cleanai_ray.storage.locking import locked
-from cleanai_ray.storage.ranking import rank
 from cleanai_ray.storage.run_directory import RunDirectory
 
 Records = dict[str, dict[str, Any]]
@@ -78,7 +80,7 @@ def run_study(
         history.keep_outcome(study)
         if (finished := finished_rows(study, run)) is not None:
             progress.say("nothing is left to compute; `cleanai report` makes the report again")
-            _say_outcome(finished, run, time.monotonic() - clock, progress)
+            _say_outcome(study, finished, run, time.monotonic() - clock, progress)
             return 0
         run.write_text("study.yaml", study.to_yaml())
         rows: list[dict[str, Any]] = []
@@ -92,7 +94,7 @@ def run_study(
                     mark_report(study, run, str(cached_dense(study, run)))
         finally:
             if rows:
-                _say_outcome(rows, run, time.monotonic() - clock, progress)
+                _say_outcome(study, rows, run, time.monotonic() - clock, progress)
     return sum(row["status"] != schemas.OK for row in rows)
 
 
@@ -134,8 +136,22 @@ def _run_stages(context: RunContext, record: RunRecord, history: History) -> lis
         store=executor.store,
     )
     records, num_complete = run_sweep(context, inputs, weights, record)
+    assign_image_roles(records.values(), dense.logits, study.evaluation.validation_share)
     time_records(context, records, dense.digest)
+
+    def run_again(trial: Trial) -> dict[str, Any]:
+        progress.say(f"the model of the chosen trial, {trial.trial_id}, was not kept; the trial is run again")
+        others = [name for name in records if name != trial.trial_id]
+        _run_trials(context, inputs, weights, record, ([trial], others))
+        found = {**records, trial.trial_id: run.read_json(record_name(trial.trial_id))}
+        assign_image_roles([found[trial.trial_id]], dense.logits, study.evaluation.validation_share)
+        time_records(context, found, dense.digest)
+        return found[trial.trial_id]
+
+    keep_chosen_model(study, executor.store, records, run_again)
     record.end(study, num_complete)
+    split, share = context.workspace.roles.evaluation_split, study.evaluation.validation_share
+    write_image_tables(run, list(records.values()), image_rows(dense.logits, split, share))
     write_tables(run, list(records.values()), dense.history, measures[study.draws()[0]].get())
     return [found["row"] for found in records.values()]
 
@@ -153,27 +169,41 @@ def run_sweep(
     # A killed driver may have left these behind.
     store.forget_checkpoints([inputs.checkpoint(group.owner) for group in groups if not group.trials])
     if todo:
-        num_groups = sum(bool(group.trials) for group in groups)
-        allotment = context.executor.allot(study, num_groups, lambda: needed_memory(context, weights))
-        record.note_resources(allotment)
-        for sentence in allotment.sentences():
-            context.progress.say(sentence)
-        store.begin_sweep(list(done))
-        state = SweepState(total=len(todo), workers=context.executor.concurrent_trials(study))
-        with context.progress.sweep(state) as refresh:
-            context.executor.run_trials(inputs, [group for group in groups if group.trials], state, refresh)
-            refresh()
+        _run_trials(context, inputs, weights, record, (todo, list(done)))
     names = [trial.trial_id for trial in study.trials()]
     return {name: done.get(name) or run.read_json(record_name(name)) for name in names}, len(done)
 
 
-def _say_outcome(rows: list[dict[str, Any]], run: RunDirectory, seconds: float, progress: ProgressReporter) -> None:
+def _run_trials(
+    context: RunContext,
+    inputs: SweepInputs,
+    weights: DenseWeights,
+    record: RunRecord,
+    trials: tuple[Sequence[Trial], list[str]],
+) -> None:
+    """Run trials, the first of the two; the second are the ids of those that are complete."""
+    (todo, done), study, store = trials, context.study, context.executor.store
+    groups = [group for group in groups_to_run(study, todo) if group.trials]
+    allotment = context.executor.allot(study, len(groups), lambda: needed_memory(context, weights))
+    record.note_resources(allotment)
+    for sentence in allotment.sentences():
+        context.progress.say(sentence)
+    store.begin_sweep(done)
+    state = SweepState(total=len(todo), workers=context.executor.concurrent_trials(study))
+    with context.progress.sweep(state) as refresh:
+        context.executor.run_trials(inputs, groups, state, refresh)
+        refresh()
+
+
+def _say_outcome(
+    study: Study, rows: list[dict[str, Any]], run: RunDirectory, seconds: float, progress: ProgressReporter
+) -> None:
     failed = [row for row in rows if row["status"] != schemas.OK]
     for row in failed:
         progress.say(f"failed: {row['trial_id']}: {row['error']}")
-    succeeded = sorted((row for row in rows if row["status"] == schemas.OK), key=rank)
-    if succeeded:
-        best = succeeded[0]
+    succeeded = [row for row in rows if row["status"] == schemas.OK]
+    best = chosen_row(study, rows)
+    if best is not None:
         progress.say(
             f"best: {best['trial_id']}: accuracy {best['accuracy']:.2%} (dense {best['accuracy_dense']:.2%}) with "
             f"{best['macs'] / best['macs_dense']:.0%} of the MACs and {best['params'] / best['params_dense']:.0%} of "

@@ -18,7 +18,7 @@ from cleanai_ray.executors.checkpoints import CHECKPOINTS, FAULTS, checkpoint_fo
 from cleanai_ray.executors.notes import Kind, add_notes
 from cleanai_ray.stages.fingerprints import data_key, trial_key
 from cleanai_ray.storage import schemas
-from cleanai_ray.storage.ranking import rank
+from cleanai_ray.storage.ranking import dominates
 from cleanai_ray.storage.run_directory import PLAN_FILE, WEIGHTS_FILE, RunDirectory
 
 Record = dict[str, Any]
@@ -35,6 +35,7 @@ class RunStore(Protocol):
     def begin_sweep(self, completed: list[str]) -> None: ...  # noqa: D102
     def wants_model(self, row: dict[str, Any]) -> bool: ...  # noqa: D102
     def write_trial(self, record: Record, inputs: str, model: SavedTrialModel | None = None) -> None: ...  # noqa: D102
+    def keep_model(self, trial_id: str) -> bool: ...  # noqa: D102
     def recorded(self, trials: list[tuple[str, str]]) -> dict[str, str]: ...  # noqa: D102
     def forget_checkpoints(self, names: list[str]) -> None: ...  # noqa: D102
 
@@ -60,8 +61,11 @@ def model_folder(trial_id: str) -> str:
 
 
 def lacks_model(rows: list[dict[str, Any]], save_models: str, run: RunDirectory) -> set[str]:
-    """Return the ids of complete trials whose model should be in the run directory but is missing."""
-    wanted = {"none": [], "best": sorted(rows, key=rank)[:1], "all": rows}[save_models]
+    """Return the ids of complete trials whose model should be in the run directory but is missing.
+
+    Which one is `best` is known once all trials are: `executors.chosen_model` sees to that.
+    """
+    wanted = rows if save_models == "all" else []
     return {row["trial_id"] for row in wanted if not run.exists(f"{model_folder(row['trial_id'])}/{PLAN_FILE}")}
 
 
@@ -100,6 +104,7 @@ class RunWriter:
         self._save_models = study.output.save_models
         self._lock = threading.Lock()
         self._statuses: dict[str, str] | None = None
+        self._chosen = ""
         self._told: dict[str, dict[str, Any]] = {}
         self._unreadable = unreadable_samples(study, self._run)
         self._saved = {row["trial_id"]: row for row in self._rows_with_model()}
@@ -153,10 +158,19 @@ class RunWriter:
                     self._run.delete(model_folder(trial_id))
 
     def wants_model(self, row: dict[str, Any]) -> bool:
-        """Return whether the model of a trial is to be kept."""
+        """Return whether the model of a trial is to be kept: if `best` is asked for, while it may become that."""
         if self._save_models == "best":
-            return all(rank(row) < rank(other) for other in list(self._saved.values()))
+            return row["trial_id"] == self._chosen or not any(
+                dominates(other, row) for other in list(self._saved.values())
+            )
         return self._save_models == "all"
+
+    def keep_model(self, trial_id: str) -> bool:
+        """Delete all models but that of a trial, and return whether it is there; it will be wanted if it is not."""
+        with self._lock:
+            self._chosen = trial_id
+            self._delete({name for name in self._saved if name != trial_id})
+            return trial_id in self._saved
 
     def write_trial(self, record: Record, inputs: str, model: SavedTrialModel | None = None) -> None:
         """Write a trial: its model if it comes with one, its record, and its completion marker if it succeeded.
@@ -182,7 +196,7 @@ class RunWriter:
             if self._statuses is not None:
                 self._statuses[trial_id] = row["status"]
             if self._save_models == "best":
-                self._delete_all_but_best()
+                self._delete_dominated()
 
     def recorded(self, trials: list[tuple[str, str]]) -> dict[str, str]:
         """Return the status of the trials that were recorded since the sweep began, by trial id.
@@ -204,8 +218,13 @@ class RunWriter:
         for name in done.intersection(self._run.list(CHECKPOINTS)):
             self._run.delete(f"{CHECKPOINTS}/{name}")
 
-    def _delete_all_but_best(self) -> None:
-        for trial_id in sorted(self._saved, key=lambda name: rank(self._saved[name]))[1:]:
+    def _delete_dominated(self) -> None:
+        rows = list(self._saved.values())
+        beaten = {row["trial_id"] for row in rows if any(dominates(other, row) for other in rows)}
+        self._delete(beaten - {self._chosen})
+
+    def _delete(self, trial_ids: set[str]) -> None:
+        for trial_id in sorted(trial_ids):
             self._run.delete(model_folder(trial_id))
             del self._saved[trial_id]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from torch import Tensor
 
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.errors import ArtifactError
@@ -17,8 +18,6 @@ from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.saved_model import load_model
 from cleanai_ray.registry import FORMATS
 from cleanai_ray.stages.workspace import open_workspace
-from cleanai_ray.storage import schemas
-from cleanai_ray.storage.ranking import rank
 from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
 
 
@@ -90,8 +89,8 @@ def _saved_trial(run: RunDirectory, trial: str) -> str:
 
 
 def _best(run: RunDirectory) -> str:
-    rows = run.read_table(schemas.RESULTS_FILE).select(["trial_id", "status", "accuracy", "macs"]).to_pylist()
-    succeeded = [row for row in rows if row["status"] == schemas.OK]
-    if not succeeded:
+    """Return the id of the trial that the study leads to, the same as in its report."""
+    chosen = StudyFrames.load(run).best
+    if chosen is None:
         raise ArtifactError(f"no trial of run directory '{run.location}' succeeded, so there is no best one")
-    return str(min(succeeded, key=rank)["trial_id"])
+    return str(chosen["trial_id"])

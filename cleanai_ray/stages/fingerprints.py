@@ -21,7 +21,9 @@ _MOMENTS = "moments/3"  # Moments of an earlier format are measured anew.
 
 def data_key(study: Study) -> str:
     """Return the digest of everything that decides which samples are read."""
-    return digest([_model_shape(study), _data(study), study.evaluation.split, study.evaluation.samples])
+    evaluation = study.evaluation
+    drawn = [] if evaluation.samples is None or evaluation.sampling == "first" else [evaluation.sampling]
+    return digest([_model_shape(study), _data(study), evaluation.split, evaluation.samples, *drawn])
 
 
 def dense_key(study: Study) -> str:
@@ -125,10 +127,12 @@ def _model_shape(study: Study) -> dict[str, Any]:
 
 def _evaluation(study: Study) -> dict[str, Any]:
     """Return the evaluation section without the values that once went unsaid, so that earlier results stay valid."""
-    unsaid = {"precision": "float32", "target": None}
-    return study.evaluation.model_dump(
-        exclude={name for name, value in unsaid.items() if getattr(study.evaluation, name) == value}
-    )
+    unsaid = {"precision": "float32", "target": None, "sampling": "first"}
+    left_out = {name for name, value in unsaid.items() if getattr(study.evaluation, name) == value}
+    if study.evaluation.samples is None:
+        left_out.add("sampling")  # it decides nothing
+    left_out.add("validation_share")  # every image is scored, whatever it decides
+    return study.evaluation.model_dump(exclude=left_out)
 
 
 def _data(study: Study) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from cleanai_ray.stages.base import TrialSetting
 from cleanai_ray.stages.columns import describe_repair, describe_trial, repair_warnings, score_columns
 from cleanai_ray.stages.dense import DenseModel
 from cleanai_ray.stages.dense_measures import DenseMeasures
+from cleanai_ray.stages.evidence import correct_row, role_columns
 from cleanai_ray.stages.pipeline import plan_stages, run_stages
 from cleanai_ray.stages.state import TrialState
 from cleanai_ray.stages.workspace import Workspace
@@ -36,6 +37,7 @@ class TrialOutcome:
         classes: Its rows of classes.parquet.
         history: Its rows of history.parquet.
         latency: Its rows of latency.parquet.
+        hits: Its row of correct.parquet, the bytes in hexadecimal digits.
         removed: The number of channels that each narrowed group lost.
         model: The pruned model after the last stage, in float; None for a failed trial.
         plan: The plan of the removal; None for a failed trial.
@@ -47,6 +49,7 @@ class TrialOutcome:
     classes: tuple[dict[str, Any], ...] = ()
     history: tuple[dict[str, Any], ...] = ()
     latency: tuple[dict[str, Any], ...] = ()
+    hits: tuple[dict[str, Any], ...] = ()
     removed: dict[str, int] = field(default_factory=dict)
     model: nn.Module | None = None
     plan: PruningPlan | None = None
@@ -99,8 +102,10 @@ def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, stat
     """
     assert state.pruned is not None
     study, pruned, repaired = workspace.study, state.pruned.result, state.repaired
-    comparison = list(state.scores.values())[-1].comparison
+    last = list(state.scores.values())[-1]
+    comparison = last.comparison
     assert comparison is not None, "the last score is compared with the dense model's"
+    hits = () if last.hits is None else (correct_row(trial.trial_id, dense.logits, last.hits),)
     row = {
         **describe_trial(study, trial),
         "status": schemas.OK,
@@ -110,6 +115,7 @@ def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, stat
             *state.notices,
         ],
         **score_columns(dense.accuracy, state.scores, study.model.num_classes),
+        **(role_columns(hits[0], dense.logits, study.evaluation.validation_share) if hits else {}),
         "repair": describe_repair(repaired.chosen) if repaired else None,
         **state.costs,
         "channel_ratio_achieved": pruned.plan.channel_ratio,
@@ -130,6 +136,7 @@ def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, stat
         classes=tuple({**name, **entry} for entry in comparison.class_rows()),
         history=tuple({**name, **epoch} for epoch in state.history),
         latency=tuple({**name, **entry} for entry in state.latency),
+        hits=hits,
         removed={name: len(channels) for name, channels in pruned.plan.removed.items()},
         model=state.model,
         plan=pruned.plan,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cleanai_ray.data import Share
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.comparison import ClassifierScorer, Comparison
+from cleanai_ray.evaluation.hits import Hits, HitsKeeper
 from cleanai_ray.evaluation.kept_logits import KeptLogits, LogitsKeeper
 from cleanai_ray.evaluation.one_pass import NumberedBatch, run_over
 from cleanai_ray.nn.batch_limit import process_limit
@@ -30,17 +31,20 @@ class StageScore:
     Attributes:
         accuracy: The score.
         comparison: The comparison with the dense model, if there is one.
+        hits: The images that the model gets right, if it is compared.
     """
 
     accuracy: Accuracy
     comparison: Comparison | None = None
+    hits: Hits | None = None
 
     def __add__(self, other: StageScore) -> StageScore:
         """Return the score on both shares together."""
         comparison = None
         if self.comparison is not None and other.comparison is not None:
             comparison = self.comparison + other.comparison
-        return StageScore(self.accuracy + other.accuracy, comparison)
+        hits = None if self.hits is None or other.hits is None else self.hits + other.hits
+        return StageScore(self.accuracy + other.accuracy, comparison, hits)
 
 
 def score_dense(workspace: Workspace, model: nn.Module) -> tuple[Accuracy, KeptLogits]:
@@ -59,7 +63,7 @@ def score_dense(workspace: Workspace, model: nn.Module) -> tuple[Accuracy, KeptL
 
         def receive(numbers: Tensor, logits: Tensor, labels: Tensor) -> None:
             scorer.add(numbers, logits, labels)
-            keeper.add(numbers, logits)
+            keeper.add(numbers, logits, labels)
 
         _run_over(workspace, model, workspace.scored_batches(), receive)
         return scorer, keeper
@@ -99,10 +103,16 @@ def _score_share(
     if not len(own):
         return None
     batches = workspace.scored_batches(positions[own[0] : own[-1] + size])
-    scorer = ClassifierScorer(dense if part.compares else None)
-    _run_over(workspace, model, _in_both(dense, batches), scorer.add)
+    scorer, keeper = ClassifierScorer(dense if part.compares else None), HitsKeeper()
+
+    def receive(numbers: Tensor, logits: Tensor, labels: Tensor) -> None:
+        scorer.add(numbers, logits, labels)
+        if part.compares:
+            keeper.add(numbers, logits, labels)
+
+    _run_over(workspace, model, _in_both(dense, batches), receive)
     found = scorer.result()
-    return None if found is None else StageScore(*found)
+    return None if found is None else StageScore(*found, keeper.result() if part.compares else None)
 
 
 def _run_over(

@@ -9,8 +9,10 @@ from cleanai_ray.coverage.base import computable_metrics
 from cleanai_ray.registry import METRICS
 from cleanai_ray.sensitivity.table import curve_rows
 from cleanai_ray.stages.dense_measures import DenseMeasures
+from cleanai_ray.stages.evidence import decoded
 from cleanai_ray.statistics import ActivationStatistics
 from cleanai_ray.storage import schemas
+from cleanai_ray.storage.image_schemas import CORRECT, CORRECT_FILE, IMAGES, IMAGES_FILE
 from cleanai_ray.storage.run_directory import RunDirectory
 
 
@@ -42,6 +44,23 @@ def write_tables(
     if measures.curves is not None:
         run.write_table(schemas.SENSITIVITY_FILE, schemas.to_table(curve_rows(measures.curves), schemas.SENSITIVITY))
     run.write_table(schemas.RESULTS_FILE, schemas.to_table([record["row"] for record in records], schemas.RESULTS))
+
+
+def write_image_tables(
+    run: RunDirectory, records: Sequence[Mapping[str, Any]], images: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write images.parquet and correct.parquet; neither where it is not known which images the dense model gets right.
+
+    Args:
+        run: The run directory.
+        records: The record of each trial.
+        images: The rows of images.parquet.
+    """
+    if not images:
+        return
+    rows = [decoded(row) for record in records for row in record.get("hits", ()) if row["num_images"] == len(images)]
+    run.write_table(IMAGES_FILE, schemas.to_table(images, IMAGES))
+    run.write_table(CORRECT_FILE, schemas.to_table(rows, CORRECT))
 
 
 def coverage_rows(statistics: ActivationStatistics | None) -> list[dict[str, Any]]:

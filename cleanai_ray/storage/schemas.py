@@ -1,4 +1,4 @@
-"""Every column of every Parquet file of a run directory, defined here and nowhere else."""
+"""Every column of the Parquet files of a run directory, defined here; those of single images are in `image_schemas`."""
 
 from __future__ import annotations
 
@@ -58,6 +58,16 @@ RESULTS = _schema(
     ("accuracy_finetuned", _REAL, "Top-1 after the fine-tuning at the end; null without it."),
     ("accuracy_quantized", _REAL, "Top-1 of the quantised model; null without quantisation."),
     ("accuracy", _REAL, "Top-1 after the last stage that ran, quantisation included."),
+    (
+        "accuracy_validation",
+        _REAL,
+        "Of these images, top-1 on those that decide which trial is chosen (images.parquet).",
+    ),
+    ("accuracy_test", _REAL, "Top-1 on the others, which decide nothing; null where no image was set aside."),
+    ("accuracy_validation_dense", _REAL, "Top-1 of the dense model on the images of accuracy_validation."),
+    ("accuracy_test_dense", _REAL, "Top-1 of the dense model on the images of accuracy_test."),
+    ("num_validation", _COUNT, "Images of accuracy_validation."),
+    ("num_test", _COUNT, "Images of accuracy_test."),
     ("accuracy_low", _REAL, "Lower end of the 95 % Wilson interval of `accuracy`."),
     ("accuracy_high", _REAL, "Upper end of the 95 % Wilson interval of `accuracy`."),
     ("is_broken", _FLAG, "True if accuracy_high is at most chance plus a tenth of the dense model's lead over chance."),

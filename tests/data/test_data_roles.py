@@ -87,8 +87,29 @@ def test_validation_does_not_depend_on_what_is_calibrated():
     assert set(first.calibration.tolist()) != set(roles_of(source, samples=10, seed=1).calibration.tolist())
 
 
-def test_evaluation_takes_the_first_samples_in_order():
-    assert roles_of(Sizes(train=100, test=20), samples=5, scored=7).evaluation.tolist() == [0, 1, 2, 3, 4, 5, 6]
+def scored(number: int | None, available: int, sampling: str = "random") -> list[int]:
+    data = DataSection(name="sizes", calibration={"samples": 5})
+    evaluation = EvaluationSection(samples=number, sampling=sampling)
+    return assign_roles(data, evaluation, Sizes(train=100, test=available)).evaluation.tolist()
+
+
+def test_evaluation_takes_the_first_samples_where_the_study_asks_for_them():
+    assert scored(7, 20, "first") == [0, 1, 2, 3, 4, 5, 6]
+    assert scored(None, 20) == scored(20, 20) == scored(20, 20, "first") == list(range(20))
+
+
+def test_images_that_are_scored_are_drawn_from_a_sorted_folder_of_classes():
+    # 1,000 classes of 50 images, sorted: the first 2,000 are 40 classes. A draw of 2,000 misses a class with
+    # probability 0.96 ** 50 = 0.13, so about 870 are there, with a standard deviation of about 9.
+    drawn = scored(2000, 50_000)
+    assert drawn == sorted(set(drawn))
+    assert len(drawn) == 2000
+    assert 830 < len({index // 50 for index in drawn}) < 910
+    assert drawn == scored(2000, 50_000)
+
+
+def test_fewer_images_that_are_scored_are_part_of_more():
+    assert set(scored(7, 20)) < set(scored(8, 20))
 
 
 def test_more_samples_than_there_are_is_an_error():

@@ -34,6 +34,19 @@ def test_each_sample_has_its_own_row_in_whatever_order_it_came() -> None:
         assert found.rows(torch.tensor(asked), CPU).tolist() == [row(number) for number in asked]
 
 
+def test_samples_that_the_model_gets_right() -> None:
+    keeper = LogitsKeeper(4)
+    # Sample n has the logits n / 2, -n and 7: class 0 wins from 15 on, class 2 below.
+    keeper.add(torch.tensor([20, 4]), torch.tensor([row(20), row(4)]), torch.tensor([2, 2]))
+    keeper.add(torch.tensor([16]), torch.tensor([row(16)]), torch.tensor([0]))
+    for found in (keeper.result(), KeptLogits.from_bytes(keeper.result().to_bytes())):
+        assert found.labels is not None
+        assert found.labels.tolist() == [2, 0, 2]
+        assert found.correct is not None
+        assert found.correct.tolist() == [True, True, False]
+    assert kept([9, 2]).correct is None
+
+
 def test_samples_that_are_not_there_are_told_from_those_that_are() -> None:
     found = kept([9, 2], [4])
     asked = torch.tensor([1, 2, 3, 4, 9, 10])

@@ -12,12 +12,13 @@ import small_study as small
 from pypdf import PdfReader
 
 import cleanai_ray
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.config.study import load_study, parse_study
 from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.models import build_model
 from cleanai_ray.registry import METHODS, METRICS
 from cleanai_ray.stages.workspace import open_workspace
-from cleanai_ray.storage import schemas
+from cleanai_ray.storage import image_schemas, schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.status import read_status
 
@@ -26,6 +27,12 @@ STAGES = ("prune", "repair", "finetune", "evaluate")
 
 def rows(folder, name=schemas.RESULTS_FILE):
     return pq.read_table(folder / name).to_pylist()
+
+
+def chosen(folder):
+    """The row of the trial that the report of a run directory recommends."""
+    best = StudyFrames.load(RunDirectory(folder)).best
+    return next(row for row in rows(folder) if row["trial_id"] == best["trial_id"])
 
 
 def test_a_run_directory_holds_what_the_contract_lists(small_run):
@@ -37,6 +44,8 @@ def test_a_run_directory_holds_what_the_contract_lists(small_run):
         schemas.LATENCY_FILE: schemas.LATENCY,
         schemas.CLASSES_FILE: schemas.CLASSES,
         schemas.COVERAGE_FILE: schemas.coverage_schema(METRICS.names()),
+        image_schemas.IMAGES_FILE: image_schemas.IMAGES,
+        image_schemas.CORRECT_FILE: image_schemas.CORRECT,
     }
     for name, schema in expected.items():
         assert pq.read_table(folder / name).schema.equals(schema), name
@@ -82,8 +91,7 @@ def test_the_rows_of_a_trial_agree_with_each_other(small_run):
 
 def test_the_best_model_is_kept_and_scores_what_the_table_says(small_run):
     study, folder, _ = small_run
-    table = rows(folder)
-    best = min(table, key=lambda row: (-row["accuracy"], row["macs"], row["trial_id"]))
+    best = chosen(folder)
     assert [path.name for path in (folder / "models").iterdir()] == [best["trial_id"]]
     model = cleanai_ray.load(folder / "models" / best["trial_id"], lambda: build_model(study.model))
     workspace = open_workspace(study.model_dump_json(), "cpu")
@@ -207,7 +215,8 @@ def test_models_of_other_inputs_go_and_a_model_that_is_wanted_later_is_made(tmp_
     before = rows(tmp_path)
     failed, said = small.run(parse_study({**settings, "output": {"dir": "unused", "save_models": "best"}}), tmp_path)
     assert failed == 0
-    assert "1 of 2 trials were complete already" in said
-    best = min(before, key=lambda row: (-row["accuracy"], row["macs"], row["trial_id"]))
+    best = chosen(tmp_path)
+    assert "2 of 2 trials were complete already" in said
+    assert f"the model of the chosen trial, {best['trial_id']}, was not kept; the trial is run again" in said
     assert [path.name for path in (tmp_path / "models").iterdir()] == [best["trial_id"]]
     assert small.timeless(rows(tmp_path)) == small.timeless(before)

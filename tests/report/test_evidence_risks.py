@@ -36,10 +36,8 @@ def test_every_unreadable_sample_is_listed(tmp_path: Path) -> None:
     assert not risks_of(study_of(flat, **GRID), "unreadable samples")
 
 
-def test_classes_that_paid_for_the_rest() -> None:
-    study = study_of(flat, **GRID)
+def class_rows(study: StudyFrames, losses: tuple[float, ...]) -> StudyFrames:
     assert study.best is not None
-    # 1000 images a class: the classes lose 0, 1, 1 and 10 points, 3 on average; 9 or more counts.
     rows = [
         {
             "trial_id": study.best["trial_id"],
@@ -49,34 +47,29 @@ def test_classes_that_paid_for_the_rest() -> None:
             "accuracy": 0.9 - lost / 100,
             "change": -lost / 100,
         }
-        for label, lost in enumerate((0.0, 1.0, 1.0, 10.0))
+        for label, lost in enumerate(losses)
     ]
-    (risk,) = risks_of(replace(study, classes=frame(rows, schemas.CLASSES)), "uneven classes")
-    assert "1 of 4 classes" in risk.sentence
-    assert "3 times the mean of 3.0 points" in risk.sentence
-    assert "10.0 points" in risk.sentence
-    assert risk.details == ("class 3: 80.0 % of 1000 images, dense 90.0 %",)
-    assert risk.is_about_best
-    rows[3] |= {"change": -0.08, "accuracy": 0.82}  # 8 points against a mean of 2.5
-    assert risks_of(replace(study, classes=frame(rows, schemas.CLASSES)), "uneven classes")
-    rows[0] |= {"change": 0.10, "accuracy": 1.0}  # 10 points more for one class, and 2.5 less for another
-    rows[3] |= {"change": -0.025, "accuracy": 0.875}
-    (risk,) = risks_of(replace(study, classes=frame(rows, schemas.CLASSES)), "uneven classes")
-    for fact in ("1 of 4 classes", "more", "2 points", "rises by 1.4", "2.5 points"):
-        assert fact in risk.sentence
-    rows[0] |= {"change": 0.0, "accuracy": 0.9}
-    rows[3] |= {"change": -0.03, "accuracy": 0.87}  # 3 points against a mean of 1.25
-    assert not risks_of(replace(study, classes=frame(rows, schemas.CLASSES)), "uneven classes")
+    return replace(study, classes=frame(rows, schemas.CLASSES))
+
+
+def test_classes_that_lost_much_where_nothing_can_be_tested() -> None:
+    study = class_rows(study_of(flat, **GRID), (0.0, 1.0, 1.0, 10.0))
+    (risk,) = risks_of(study, "uneven classes")
+    assert (risk.severity, risk.is_about_best) == ("info", True)
+    assert "1 of 4 classes lost 10 points or more" in risk.sentence
+    assert "single images were not kept" in risk.sentence
+    assert risk.details == ("class 3: from 90.0 % to 80.0 % of 1000 images",)
+    assert not risks_of(class_rows(study_of(flat, **GRID), (0.0, 1.0, 1.0, 9.9)), "uneven classes")
 
 
 def test_winners_and_accuracies_that_hang_on_a_seed() -> None:
     def lucky(label: str, ratio: float, mode: str, steps: int, seed: int) -> float:
-        first = (ratio, mode) == (0.3, "global")  # the cell of the best trial
-        return flat(label, ratio, mode, steps, seed) - (first and label == "wanda") * 1.5 * seed
+        first = (ratio, mode) == (0.3, "global")  # the cell of the best trial: 91.5 % on average, the others 91 %
+        return flat(label, ratio, mode, steps, seed) + (first and label == "wanda") * (2 - 1.5 * seed)
 
     about_best, flips = risks_of(study_of(lucky, **GRID), "luck of a seed")
     assert "3.0 points to its seed" in about_best.sentence
-    assert about_best.details == ("seed 0: 91.00 %", "seed 1: 89.50 %", "seed 2: 88.00 %")
+    assert about_best.details == ("seed 0: 93.00 %", "seed 1: 91.50 %", "seed 2: 90.00 %")
     assert "1 of 4 cells" in flips.sentence
     assert flips.details == ("ratio 0.3, global: random, wanda",)
     assert not risks_of(study_of(flat, **GRID), "luck of a seed")

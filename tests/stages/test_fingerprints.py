@@ -56,6 +56,7 @@ def keys(path: str | None = None, value: object = None) -> dict[str, str]:
         ("sweep.coverage_metrics", ["entropy"], {"calibration", "trial"}),
         ("sweep.coverage_metrics", ["apoz"], {"trial"}),
         ("evaluation.samples", 100, {"dense", "trial"}),
+        ("evaluation.sampling", "first", set()),  # of all images
         ("evaluation.precision", "bfloat16", {"dense", "trial"}),
         ("evaluation.precision", "float32", set()),
         ("sweep.methods", ["taylor"], {"calibration", "trial"}),
@@ -73,6 +74,23 @@ def test_a_key_follows_its_inputs(path, value, changed):
     found = {name for name in before if before[name] != after[name]}
     is_read = bool(changed) and path.startswith(("data.", "model."))
     assert found == changed | ({"moments"} if is_read else set())
+
+
+def test_the_way_that_scored_images_are_drawn_counts_where_not_all_are_scored():
+    def found(**evaluation: object) -> set[str]:
+        study = parse_study({**STUDY, "evaluation": {"latency": None, **evaluation}})
+        return {data_key(study), dense_key(study), trial_key(study, study.trials()[0], "weights")}
+
+    assert not found(samples=100) & found(samples=100, sampling="first")
+    assert found() == found(sampling="first")
+
+
+def test_the_first_images_keep_the_keys_that_they_had_before_there_was_a_draw():
+    study = parse_study({**STUDY, "evaluation": {"samples": 100, "sampling": "first"}})
+    data = study.data.model_dump(exclude={"num_workers": True, "skip_unreadable": True, "cache": True, "path": True})
+    del data["transform"], data["calibration"]["precision"]
+    model = study.model.model_dump(exclude={"weights", "train"})
+    assert data_key(study) == digest([model, data, "test", 100])
 
 
 def test_epochs_between_steps_count_in_the_trials_that_have_them():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -63,6 +64,32 @@ def test_the_last_stage_is_compared(trial: tuple[Workspace, nn.Module, TrialOutc
     assert 0 <= row["ece_dense"] <= 1
     assert row["is_broken"] is False
     schemas.to_table([row], schemas.RESULTS)
+
+
+def test_every_image_that_the_model_gets_right_is_kept(trial: tuple[Workspace, nn.Module, TrialOutcome]) -> None:
+    workspace, dense, outcome = trial
+    row = outcome.row
+    assert outcome.model is not None
+    (before, labels), (after, _) = answers(workspace, dense), answers(workspace, outcome.model)
+    dense_hits, hits = (before.argmax(1) == labels).numpy(), (after.argmax(1) == labels).numpy()
+    (kept,) = outcome.hits
+    assert (kept["trial_id"], kept["num_images"], kept["scored"]) == (row["trial_id"], 150, None)
+    bits = "".join(f"{int(digit, 16):04b}" for digit in kept["correct"])
+    assert [bit == "1" for bit in bits[:150]] == hits.tolist()
+    assert set(bits[150:]) <= {"0"}
+    decides = np.array([_draw(number) < 0.5 for number in workspace.roles.evaluation])
+    assert 50 < decides.sum() < 100
+    assert row["accuracy_validation"] == pytest.approx(hits[decides].mean())
+    assert row["accuracy_test"] == pytest.approx(hits[~decides].mean())
+    assert row["accuracy_validation_dense"] == pytest.approx(dense_hits[decides].mean())
+    assert row["accuracy_test_dense"] == pytest.approx(dense_hits[~decides].mean())
+    assert (row["num_validation"], row["num_test"]) == (decides.sum(), 150 - decides.sum())
+
+
+def _draw(number: int) -> float:
+    """The random number of an image, drawn one after another from the first image of the split."""
+    generator = np.random.default_rng([3])
+    return [generator.random() for _ in range(number + 1)][-1]
 
 
 def test_the_epoch_that_is_kept_was_chosen_on_images_that_are_not_scored(

@@ -26,11 +26,10 @@ class NearChance(Check):
         lines = shorten_list(
             [f"{name}: {percent(value)}" for name, value in near.select("trial_id", "accuracy").rows()]
         )
-        best = near["accuracy"][0]
-        if near["trial_id"][0] == study.ranked["trial_id"][0]:
-            sentence = (
-                f"Even the best trial, at {percent(best)}, is near chance: its 95 % interval ends {_limit(study)}."
-            )
+        best = study.best
+        if best is not None and best["trial_id"] in near["trial_id"]:
+            reached = f"Even the best trial, at {percent(best['accuracy'])}, is near chance"
+            sentence = f"{reached}: its 95 % interval ends {_limit(study)}."
             yield Risk("high", "near chance", sentence, lines, is_about_best=True, is_blocking=True)
         else:
             count = f"{len(near)} of {len(study.ok)}"

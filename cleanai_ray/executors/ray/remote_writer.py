@@ -73,6 +73,10 @@ class RemoteWriter:
         """See `RunWriter.write_trial`."""
         ray.get(self.writer.write_trial.remote(record, inputs, model))
 
+    def keep_model(self, trial_id: str) -> bool:
+        """See `RunWriter.keep_model`."""
+        return bool(ray.get(self.writer.keep_model.remote(trial_id)))
+
     def recorded(self, trials: list[tuple[str, str]]) -> dict[str, str]:
         """See `RunWriter.recorded`."""
         return ray.get(self.writer.recorded.remote(trials))

@@ -12,10 +12,16 @@ from cleanai_ray.report.sections.reproduction import run_facts
 
 COVER_CHART = "accuracy_macs"
 
-_TONES: dict[str, Tone] = {"acceptable": "good", "with reservations": "warn", "not acceptable": "bad"}
+_TONES: dict[str, Tone] = {
+    "acceptable": "good",
+    "with reservations": "warn",
+    "no limit stated": "plain",
+    "not acceptable": "bad",
+}
 _VERDICTS = {
-    "acceptable": "Acceptable by the checks of this report",
-    "with reservations": "Acceptable with reservations",
+    "acceptable": "Acceptable: the loss is within the stated limit",
+    "with reservations": "With reservations",
+    "no limit stated": "No limit stated",
     "not acceptable": "Not acceptable",
 }
 

@@ -30,6 +30,12 @@ _COLUMNS: tuple[tuple[str, float, DataColumn], ...] = (
     ("calibration_samples", 1, DataColumn("n", "number", filter="choice", hint="Calibration images of the trial.")),
     ("calibration_seed", 1, DataColumn("draw", "number", filter="choice", hint="Seed of the draw of these images.")),
     ("accuracy", 100, DataColumn("top-1, %", "number", 2, "Accuracy after the last stage that ran.", "least")),
+    (
+        "accuracy_validation",
+        100,
+        DataColumn("deciding, %", "number", 2, "Accuracy on the images that decide which trial is chosen.", "least"),
+    ),
+    ("accuracy_test", 100, DataColumn("test, %", "number", 2, "Accuracy on the images that decide nothing.")),
     ("interval", 100, DataColumn("95 % interval", "range", 1, "Interval of that accuracy, by Wilson.")),
     ("loss_points", -1, DataColumn("vs dense", "number", 2, "Difference from the dense model, in points.")),
     ("mcnemar_p", 1, DataColumn("p", "number", 3, "McNemar's exact test of equal accuracy with the dense model.")),
@@ -57,7 +63,15 @@ def trial_table(study: StudyFrames) -> TrialTable:
         tuple(_scaled(_value(trial, name), factor, column) for name, factor, column in kept) for trial in trials
     )
     columns = tuple(column for _, _, column in kept)
-    return TrialTable(every_trial(study), columns, tuple(rows), highlighted=None if study.best is None else 0)
+    highlighted = next(iter(_chosen_place(study)), None)
+    return TrialTable(every_trial(study), columns, tuple(rows), highlighted=highlighted)
+
+
+def _chosen_place(study: StudyFrames) -> tuple[int, ...]:
+    """Return the place of the chosen trial in the order of rank; empty where every trial failed."""
+    if study.best is None:
+        return ()
+    return (study.ranked["trial_id"].to_list().index(study.best["trial_id"]),)
 
 
 def _value(trial: dict[str, Any], name: str) -> Any:
@@ -109,7 +123,7 @@ def every_trial(study: StudyFrames) -> Table:
     for place, trial in enumerate(frame.iter_rows(named=True), start=1):
         written = _write_trial(trial, place)
         rows.append(tuple(written[key] for _, key in chosen))
-    highlighted = (0,) if study.best is not None else ()
+    highlighted = tuple(place for place in _chosen_place(study) if place < MAX_TRIALS)
     return Table(tuple(column for column, _ in chosen), tuple(rows), highlighted=highlighted, is_dense=True)
 
 

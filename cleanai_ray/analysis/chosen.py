@@ -1,0 +1,167 @@
+"""The one trial that a study leads to: cover, verdict, risks, charts, `models/` and `export --trial best` all take it.
+
+1. Trials that differ in the seed or in the draw of the calibration images alone are one configuration. Configurations
+   are compared by their mean accuracy on the images that decide.
+2. The recommendation's rule takes one of them, and its best trial on the images that decide stands for it.
+3. What is said of this trial, the runner-up and the dense model comes from the other images, which decided nothing.
+
+Where no images were set aside, all of them decide and are reported on; what that flatters is simulated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+
+from cleanai_ray.analysis.frames import StudyFrames, best_first
+from cleanai_ray.analysis.image_evidence import against_dense, between
+from cleanai_ray.analysis.intervals import interval_of
+from cleanai_ray.analysis.numbers import percent, plural
+from cleanai_ray.analysis.optimism import simulated_optimism
+from cleanai_ray.analysis.paired import PairedDifference
+from cleanai_ray.analysis.recommendation import Recommendation, recommend
+from cleanai_ray.analysis.wording import describe_trial
+from cleanai_ray.storage.image_schemas import TEST
+
+CONFIGURATION = (
+    "label",
+    "method",
+    "coverage_metric",
+    "ratio",
+    "requested_budget",
+    "mode",
+    "steps",
+    "calibration_samples",
+    "quantization",
+)
+"""The columns that make a configuration; seeds and draws of the calibration images are its replicates."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen trial, and what is known of it.
+
+    Attributes:
+        trial: Its row, as `StudyFrames.ok` has it, with accuracies on the images that it is reported on. The most
+            accurate trial where none can be recommended; None where all failed.
+        is_recommended: False if the trial is only the most accurate one.
+        recommendation: The recommendation.
+        has_test_images: True if the trial is reported on images that decided nothing.
+        against_dense: Its difference from the dense model on the images that it is reported on; None if not known.
+        against_runner_up: Its difference from the runner-up likewise.
+        num_replicates: Trials of its configuration that succeeded.
+        replicate_mean: Their mean accuracy on the images that decide.
+        optimism: Points by which the reported accuracy is too high because the same images decided, as simulated;
+            None where other images decided, or where there was no choice.
+    """
+
+    trial: dict[str, Any] | None
+    is_recommended: bool
+    recommendation: Recommendation
+    has_test_images: bool = False
+    against_dense: PairedDifference | None = None
+    against_runner_up: PairedDifference | None = None
+    num_replicates: int = 1
+    replicate_mean: float | None = None
+    optimism: float | None = None
+
+
+def choose(study: StudyFrames) -> Choice:
+    """Return the trial that a study leads to."""
+    if study.ok.is_empty():
+        return Choice(None, False, recommend(study))
+    has_test = has_test_images(study)
+    view = selection_view(study)
+    found = recommend(view)
+    picked = found.trial if found.trial is not None else view.ranked.row(0, named=True)
+    role = TEST if has_test else None
+    trial = reported_row(study, picked["trial_id"], has_test=has_test)
+    runner_up = None
+    if found.runner_up is not None:
+        runner_up = reported_row(study, found.runner_up["trial_id"], has_test=has_test)
+    choice = Choice(
+        trial=trial,
+        is_recommended=found.trial is not None,
+        recommendation=found,
+        has_test_images=has_test,
+        against_dense=against_dense(study, trial, role),
+        against_runner_up=between(study, trial["trial_id"], runner_up["trial_id"], role) if runner_up else None,
+        num_replicates=picked["num_replicates"],
+        replicate_mean=picked["accuracy"],
+        optimism=None if has_test or len(study.ok) < 2 else simulated_optimism(study, trial),
+    )
+    if found.trial is None:
+        return choice
+    told = replace(found, trial=trial, runner_up=runner_up, sentence=_sentence(choice, found))
+    return replace(choice, recommendation=told)
+
+
+def has_test_images(study: StudyFrames) -> bool:
+    """Return whether every trial that succeeded was scored on images that decide and on images that do not."""
+    missing = study.ok.select("accuracy_validation", "accuracy_test").null_count().row(0)
+    return not study.ok.is_empty() and not any(missing)
+
+
+def selection_view(study: StudyFrames) -> StudyFrames:
+    """Return the study as its choice sees it: a row per configuration, with its mean on the images that decide.
+
+    The other columns are those of its best trial on these images; `num_replicates` counts its trials.
+    """
+    good = study.ok
+    if has_test_images(study):
+        good = good.with_columns(
+            pl.col("accuracy_validation").alias("accuracy"),
+            pl.coalesce("accuracy_validation_dense", "accuracy_dense").alias("accuracy_dense"),
+            pl.coalesce("num_validation", "num_evaluated").alias("num_evaluated"),
+        )
+    keys = list(CONFIGURATION)
+    first = best_first(good).unique(keys, keep="first", maintain_order=True)
+    means = good.group_by(keys).agg(pl.mean("accuracy").alias("mean"), pl.len().cast(pl.Int64).alias("num_replicates"))
+    rows = first.join(means, on=keys, how="left", nulls_equal=True, maintain_order="left")
+    own = [*study.results.columns, "num_replicates"]
+    return replace(study, results=rows.with_columns(pl.col("mean").alias("accuracy")).select(own))
+
+
+def reported_row(study: StudyFrames, trial_id: str, *, has_test: bool) -> dict[str, Any]:
+    """Return the row of a trial with the accuracies on the images that it is reported on."""
+    row = study.ok.row(by_predicate=pl.col("trial_id") == trial_id, named=True)
+    if not has_test:
+        return row
+    row |= {"accuracy": row["accuracy_test"], "num_evaluated": row["num_test"]}
+    row["accuracy_dense"] = (
+        row["accuracy_test_dense"] if row["accuracy_test_dense"] is not None else row["accuracy_dense"]
+    )
+    if row["accuracy_dense"] is not None:
+        row["loss_points"] = 100 * (row["accuracy_dense"] - row["accuracy"])
+    interval, found = interval_of(row), against_dense(study, row)
+    if interval is not None:
+        row |= {"accuracy_low": interval.low, "accuracy_high": interval.high}
+    if found is not None:
+        row |= {"lost": found.lost, "gained": found.gained, "mcnemar_p": found.p_value}
+    return row
+
+
+def _sentence(choice: Choice, found: Recommendation) -> str:
+    trial = choice.trial
+    assert trial is not None
+    if not choice.has_test_images:
+        flattered = (
+            ""
+            if choice.optimism is None
+            else (
+                f" These images also chose it: expect about {choice.optimism:.1f} points less on new ones (simulated)."
+            )
+        )
+        return found.sentence + flattered
+    interval = interval_of(trial)
+    words = f"Take {describe_trial(trial)}, trial {trial['trial_id']}: {percent(trial['accuracy'])} top-1"
+    words += f" (95 % interval {interval})" if interval else ""
+    words += f" on {plural(trial['num_evaluated'], 'test image')}, which decided nothing."
+    if choice.num_replicates > 1 and choice.replicate_mean is not None:
+        words += (
+            f" It stands for {choice.num_replicates} trials that differ in seed or draw alone; their mean on the "
+            f"images that decide is {percent(choice.replicate_mean)}."
+        )
+    return words

@@ -1,0 +1,61 @@
+"""The model of the chosen trial, which `output.save_models: best` keeps: the one that the report recommends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.config.study import Study, Trial
+from cleanai_ray.executors.writer import RunStore
+from cleanai_ray.storage import schemas
+
+
+def chosen_row(study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the row of the trial that a study leads to, as its report will say; None where every trial failed.
+
+    Args:
+        study: The study.
+        rows: The rows of all its trials.
+    """
+    frames = StudyFrames(
+        results=_frame(schemas.to_table(rows, schemas.RESULTS)),
+        layers=_frame(schemas.LAYERS.empty_table()),
+        coverage=_frame(schemas.coverage_schema(()).empty_table()),
+        history=_frame(schemas.HISTORY.empty_table()),
+        latency=_frame(schemas.LATENCY.empty_table()),
+        study=study.model_dump(mode="json"),
+    )
+    return frames.best
+
+
+def _frame(table: Any) -> pl.DataFrame:
+    found = pl.from_arrow(table)
+    assert isinstance(found, pl.DataFrame)
+    return found.with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def keep_chosen_model(
+    study: Study, store: RunStore, records: dict[str, dict[str, Any]], run_again: Callable[[Trial], dict[str, Any]]
+) -> None:
+    """Keep the model of the chosen trial and no other, if the study asks for the best one.
+
+    While trials run, the models are kept that none other beats in accuracy and in MACs. The chosen trial is seldom
+    another one, for it may also have been beaten by luck or be the one that a limit allows: then it is run again.
+
+    Args:
+        study: The study.
+        store: Access to the run directory.
+        records: The record of each trial by trial id; that of a trial that is run again is replaced.
+        run_again: Runs a trial and returns its record.
+    """
+    if study.output.save_models != "best":
+        return
+    chosen = chosen_row(study, [record["row"] for record in records.values()])
+    if chosen is None or store.keep_model(chosen["trial_id"]):
+        return
+    (trial,) = (trial for trial in study.trials() if trial.trial_id == chosen["trial_id"])
+    records[trial.trial_id] = run_again(trial)
+    store.keep_model(trial.trial_id)

@@ -1,0 +1,106 @@
+"""The model that is kept is that of the trial that the report recommends, and export takes the same one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.config.study import Study, parse_study
+from cleanai_ray.errors import ArtifactError
+from cleanai_ray.executors.chosen_model import chosen_row, keep_chosen_model
+from cleanai_ray.executors.writer import RunWriter, SavedTrialModel
+from cleanai_ray.stages.export_run import explain_trial
+from cleanai_ray.storage import schemas
+from cleanai_ray.storage.run_directory import RunDirectory
+
+MODEL = SavedTrialModel(plan="{}", weights=b"")
+
+
+def study_of(**recommend: float) -> Study:
+    settings: dict[str, Any] = {
+        "model": {"name": "resnet20", "input_shape": [1, 8, 8]},
+        "data": {"name": "digits"},
+        "sweep": {"methods": ["magnitude", "wanda", "taylor"], "ratios": [0.3]},
+        "output": {"save_models": "best"},
+    }
+    return parse_study({**settings, **({"recommend": recommend} if recommend else {})})
+
+
+def row(study: Study, place: int, accuracy: float, macs: int, **more: float) -> dict[str, Any]:
+    trial = study.trials()[place]
+    return {
+        "trial_id": trial.trial_id,
+        "status": schemas.OK,
+        "method": trial.method,
+        "label": trial.label,
+        "ratio": trial.ratio,
+        "mode": trial.mode,
+        "steps": trial.steps,
+        "seed": trial.seed,
+        "accuracy": accuracy,
+        "accuracy_dense": 0.93,
+        "num_evaluated": 1000,
+        "num_classes": 10,
+        "macs": macs,
+        "macs_dense": 100,
+        **more,
+    }
+
+
+def kept(folder: Path, study: Study, rows: list[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """The models that are there at the end, and the trials that were run again for theirs."""
+    writer, again = RunWriter(str(folder), study), []
+    for one in rows:
+        writer.write_trial({"row": one}, "key", MODEL if writer.wants_model(one) else None)
+    records = {one["trial_id"]: {"row": one} for one in rows}
+
+    def run_again(trial: Any) -> dict[str, Any]:
+        again.append(trial.trial_id)
+        record = records[trial.trial_id]
+        assert writer.wants_model(record["row"])
+        writer.write_trial(record, "key", MODEL)
+        return record
+
+    keep_chosen_model(study, writer, records, run_again)
+    RunDirectory(str(folder)).write_table(schemas.RESULTS_FILE, schemas.to_table(rows, schemas.RESULTS))
+    RunDirectory(str(folder)).write_text("study.yaml", study.to_yaml())
+    return RunDirectory(str(folder)).list("models"), again
+
+
+def test_the_kept_model_is_the_recommended_one_and_not_the_most_accurate(tmp_path: Path) -> None:
+    study = study_of(max_accuracy_loss=2.0)
+    rows = [row(study, 0, 0.925, 90), row(study, 1, 0.915, 30), row(study, 2, 0.80, 10)]
+    models, again = kept(tmp_path, study, rows)
+    assert models == [rows[1]["trial_id"]]
+    assert again == []
+    best = StudyFrames.load(RunDirectory(str(tmp_path))).best
+    assert best is not None
+    assert best["trial_id"] == models[0]
+    with pytest.raises(ArtifactError, match="plan"):  # it is looked for in the right folder; the plan is empty
+        explain_trial(RunDirectory(str(tmp_path)), "best")
+
+
+def test_a_chosen_trial_whose_model_went_is_run_again(tmp_path: Path) -> None:
+    study = study_of(min_speedup=2.0)
+    # The second is beaten in accuracy and MACs, but alone fast enough.
+    rows = [
+        row(study, 0, 0.925, 30, speedup_b1=1.0),
+        row(study, 1, 0.915, 90, speedup_b1=2.5),
+        row(study, 2, 0.80, 20, speedup_b1=1.5),
+    ]
+    assert kept(tmp_path, study, rows) == ([rows[1]["trial_id"]], [rows[1]["trial_id"]])
+
+
+def test_images_that_decide_choose_the_model(tmp_path: Path) -> None:
+    study = study_of(max_macs=0.95)
+    roles = [(0.92, 0.88), (0.90, 0.94), (0.91, 0.91)]
+    rows = [
+        row(study, place, 0.9, 50, accuracy_validation=first, accuracy_test=second, num_validation=500, num_test=500)
+        for place, (first, second) in enumerate(roles)
+    ]
+    models, again = kept(tmp_path, study, rows)
+    assert (models, again) == ([rows[0]["trial_id"]], [])
+    assert chosen_row(study, []) is None
