@@ -16,6 +16,7 @@ from cleanai_ray.analysis.questions import answer_questions
 from cleanai_ray.analysis.recommendation import Recommendation, recommend
 from cleanai_ray.analysis.risks import find_risks
 from cleanai_ray.analysis.risks.base import LARGE_LOSS, Risk
+from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.analysis.wording import describe_trial
 
 Verdict = Literal["acceptable", "with reservations", "not acceptable"]
@@ -34,7 +35,7 @@ class Headline:
         macs_reduction: Share of the dense model's MACs that was saved, at most 1.
         params_reduction: Share of its parameters that was saved.
         size_reduction: Share of the bytes of its weights that was saved.
-        speedup: Dense over pruned median latency at batch 1.
+        speedup: Dense over pruned median latency, in the target or at batch 1.
     """
 
     verdict: Verdict
@@ -100,7 +101,7 @@ def _headline(study: StudyFrames, risks: tuple[Risk, ...]) -> Headline:
         sentence = f"No trial is acceptable: {_all_failed(study)}."
         errors = tuple(line for risk in blocking for line in risk.details)
         return Headline(verdict, sentence, errors, None, None, None, None, None, None)
-    sentence = _describe_best(best)
+    sentence = _describe_best(best, where_timed(study.target))
     if blocking:
         sentence = f"No trial is acceptable. The most accurate, {sentence}"
     return Headline(
@@ -121,13 +122,13 @@ def _all_failed(study: StudyFrames) -> str:
     return "the only trial failed" if count == 1 else f"all {plural(count, 'trial')} failed"
 
 
-def _describe_best(best: dict[str, Any]) -> str:
+def _describe_best(best: dict[str, Any], where: str) -> str:
     interval = interval_of(best)
     words = f"{describe_trial(best)} reaches {percent(best['accuracy'])} top-1"
     words += "" if interval is None else f" (95 % interval {interval})"
     if best["accuracy_dense"] is not None:
         words += f", {_against_dense(best)}"
-    savings = _savings(best)
+    savings = _savings(best, where)
     return f"{words}, with {savings}." if savings else f"{words}."
 
 
@@ -139,14 +140,14 @@ def _against_dense(best: dict[str, Any]) -> str:
     return f"{abs(lost):.1f} points {'below' if lost > 0 else 'above'} the dense model's {dense}"
 
 
-def _savings(best: dict[str, Any]) -> str:
+def _savings(best: dict[str, Any], where: str) -> str:
     found = []
     for column, noun in (("macs", "MACs"), ("params", "parameters")):
         saved = reduction(best[column], best[f"{column}_dense"])
         if saved is not None:
             found.append(f"{abs(saved) * 100:.0f} % {'fewer' if saved >= 0 else 'more'} {noun}")
     if best["speedup"] is not None:
-        found.append(f"{times(best['speedup'])} the speed at batch 1")
+        found.append(f"{times(best['speedup'])} the speed {where}")
     return f"{', '.join(found[:-1])} and {found[-1]}" if len(found) > 1 else "".join(found)
 
 
