@@ -19,6 +19,7 @@ from cleanai_ray.analysis.questions import answer_questions
 from cleanai_ray.analysis.recommendation import Recommendation
 from cleanai_ray.analysis.risks import find_risks
 from cleanai_ray.analysis.risks.base import LARGE_LOSS, Risk
+from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.analysis.verdict import Verdict, judge
 from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.storage.image_schemas import TEST
@@ -37,7 +38,7 @@ class Headline:
         macs_reduction: Share of the dense model's MACs that was saved, at most 1.
         params_reduction: Share of its parameters that was saved.
         size_reduction: Share of the bytes of its weights that was saved.
-        speedup: Dense over pruned median latency at batch 1.
+        speedup: Dense over pruned median latency, in the target or at batch 1.
     """
 
     verdict: Verdict
@@ -104,7 +105,7 @@ def _headline(study: StudyFrames, risks: tuple[Risk, ...]) -> Headline:
         sentence = f"No trial is acceptable: {_all_failed(study)}."
         errors = tuple(line for risk in risks if risk.is_blocking for line in risk.details)
         return Headline(verdict, sentence, errors, None, None, None, None, None, None)
-    sentence = _describe_best(best)
+    sentence = _describe_best(best, where_timed(study.target))
     if choice.has_test_images:
         sentence = f"{sentence.removesuffix('.')}, on {best['num_evaluated']} test images that decided nothing."
     if verdict == "not acceptable":
@@ -128,13 +129,13 @@ def _all_failed(study: StudyFrames) -> str:
     return "the only trial failed" if count == 1 else f"all {plural(count, 'trial')} failed"
 
 
-def _describe_best(best: dict[str, Any]) -> str:
+def _describe_best(best: dict[str, Any], where: str) -> str:
     interval = interval_of(best)
     words = f"{describe_trial(best)} reaches {percent(best['accuracy'])} top-1"
     words += "" if interval is None else f" (95 % interval {interval})"
     if best["accuracy_dense"] is not None:
         words += f", {_against_dense(best)}"
-    savings = _savings(best)
+    savings = _savings(best, where)
     return f"{words}, with {savings}." if savings else f"{words}."
 
 
@@ -146,14 +147,14 @@ def _against_dense(best: dict[str, Any]) -> str:
     return f"{abs(lost):.1f} points {'below' if lost > 0 else 'above'} the dense model's {dense}"
 
 
-def _savings(best: dict[str, Any]) -> str:
+def _savings(best: dict[str, Any], where: str) -> str:
     found = []
     for column, noun in (("macs", "MACs"), ("params", "parameters")):
         saved = reduction(best[column], best[f"{column}_dense"])
         if saved is not None:
             found.append(f"{abs(saved) * 100:.0f} % {'fewer' if saved >= 0 else 'more'} {noun}")
     if best["speedup"] is not None:
-        found.append(f"{times(best['speedup'])} the speed at batch 1")
+        found.append(f"{times(best['speedup'])} the speed {where}")
     return f"{', '.join(found[:-1])} and {found[-1]}" if len(found) > 1 else "".join(found)
 
 

@@ -13,6 +13,7 @@ import yaml
 
 from cleanai_ray.analysis.near_chance import is_broken
 from cleanai_ray.analysis.numbers import amount_text
+from cleanai_ray.analysis.speed import target_of, with_speed
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.image_schemas import CORRECT, CORRECT_FILE, IMAGES, IMAGES_FILE
@@ -101,6 +102,11 @@ class StudyFrames:
         """The study's name."""
         return str(self.study.get("name") or "study")
 
+    @cached_property
+    def target(self) -> str | None:
+        """The target that trials were timed in, in words; None where the study has none, or nothing was timed."""
+        return target_of(self.results)
+
     @property
     def learns_without_labels(self) -> bool:
         """True if fine-tuning uses no labels: its accuracies are agreement with the dense model."""
@@ -123,15 +129,14 @@ class StudyFrames:
     def ok(self) -> pl.DataFrame:
         """The trials that succeeded and have an accuracy; see `trials`.
 
-        `macs_share` and `params_share` are fractions of the dense model, `speedup` is `speedup_b1` or, where that was
-        not recorded, dense over pruned median latency at batch 1, `loss_points` the accuracy lost in percentage points.
-        Where `is_broken` was not recorded, it is computed by the same rule.
+        `macs_share` and `params_share` are fractions of the dense model, `loss_points` the accuracy lost in percentage
+        points; `with_speed` says what `speedup` and its like are. Where `is_broken` was not recorded, it is computed by
+        the same rule.
         """
         good = self.trials.filter((pl.col("status") == schemas.OK) & pl.col("accuracy").is_not_null())
-        return good.with_columns(
+        return with_speed(good, self.target).with_columns(
             (pl.col("macs") / pl.col("macs_dense")).alias("macs_share"),
             (pl.col("params") / pl.col("params_dense")).alias("params_share"),
-            pl.coalesce("speedup_b1", pl.col("latency_ms_b1_p50_dense") / pl.col("latency_ms_b1_p50")).alias("speedup"),
             (100 * (pl.col("accuracy_dense") - pl.col("accuracy"))).alias("loss_points"),
             pl.Series("is_broken", [is_broken(trial) for trial in good.iter_rows(named=True)], dtype=pl.Boolean),
         )

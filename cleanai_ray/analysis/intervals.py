@@ -58,5 +58,5 @@ def interval_of(trial: Mapping[str, Any], column: str = "accuracy") -> Interval 
 
 
 def speedup_of(trial: Mapping[str, Any]) -> str:
-    """Write a trial's speed-up at batch 1 with its 95 % interval, where that was measured."""
-    return times_between(trial.get("speedup"), trial["speedup_b1_low"], trial["speedup_b1_high"])
+    """Write a trial's speed-up with its 95 % interval, where that was measured."""
+    return times_between(trial.get("speedup"), trial.get("speedup_low"), trial.get("speedup_high"))

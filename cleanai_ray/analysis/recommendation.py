@@ -1,4 +1,8 @@
-"""The trial to take: the one that meets the study's limits best, or the knee of accuracy against MACs, or none."""
+"""The trial to take: the one that meets the study's limits best, or the knee of accuracy against cost, or none.
+
+The cost is the share of the dense model's time where the study names a target, and else that of its MACs. A trial that
+is slower than the dense model is never taken.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,10 @@ import polars as pl
 
 from cleanai_ray.analysis.frames import StudyFrames, as_mapping, best_first
 from cleanai_ray.analysis.intervals import interval_of
-from cleanai_ray.analysis.numbers import NONE, milliseconds, p_text, percent, points, quantity, size, times
+from cleanai_ray.analysis.numbers import NONE, milliseconds, p_text, percent, plural, points, quantity, size, times
 from cleanai_ray.analysis.pareto import pareto_front
 from cleanai_ray.analysis.risks.base import BLOCKING_LOSS
+from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.analysis.wording import describe_trial
 
 
@@ -48,8 +53,8 @@ class _Limit:
 
 _LIMITS = {
     "max_accuracy_loss": _Limit("loss_points", 1, False, "accuracy lost", lambda value: f"{value:.2g} points"),
-    "max_latency_ms": _Limit("latency_ms_b1_p50", 1, False, "latency at batch 1", milliseconds),
-    "min_speedup": _Limit("speedup", 1, True, "speed-up at batch 1", times),
+    "max_latency_ms": _Limit("latency_ms", 1, False, "latency {where}", milliseconds),
+    "min_speedup": _Limit("speedup", 1, True, "speed-up {where}", times),
     "max_macs": _Limit("macs_share", 1, False, "share of the MACs", lambda value: percent(value, 0)),
     "max_params": _Limit("params_share", 1, False, "share of the parameters", lambda value: percent(value, 0)),
     "max_size_mb": _Limit("size_bytes", 1e6, False, "size of the weights file", lambda value: size(value)),
@@ -57,7 +62,7 @@ _LIMITS = {
 
 
 def recommend(study: StudyFrames) -> Recommendation:
-    """Return the trial to take under `recommend` of the study file; without it, the knee of accuracy against MACs."""
+    """Return the trial to take under `recommend` of the study file; without it, the knee of accuracy against cost."""
     if study.ok.is_empty():
         return Recommendation(None, "No trial can be recommended: none succeeded.")
     section = study.study.get("recommend")
@@ -70,18 +75,38 @@ def recommend(study: StudyFrames) -> Recommendation:
 
 
 def _within_limits(study: StudyFrames, limits: dict[str, float]) -> Recommendation:
-    good = study.ok.filter(*(_meets(name, value) for name, value in limits.items()))
-    words = ", ".join(_limit_text(name, value) for name, value in limits.items())
+    met = study.ok.filter(*(_meets(name, value) for name, value in limits.items()))
+    good = met.filter(~pl.col("is_slower"))
+    words = ", ".join(_limit_text(study, name, value) for name, value in limits.items())
+    if good.is_empty() and len(met):
+        return Recommendation(
+            None, f"No trial can be recommended: {_slower(study, len(met))}, though they meet the limits ({words})."
+        )
     if good.is_empty():
         missing = tuple(_nearest(study, limits, name) for name in limits)
         return Recommendation(None, f"No trial meets the limits of the study: {words}.", missing=missing)
     is_cheapest = "max_accuracy_loss" in limits
     order = best_first(good)
     if is_cheapest:
-        order = order.sort("macs", nulls_last=True, maintain_order=True)
-    what = "the one with the least MACs" if is_cheapest else "the most accurate"
-    why = f"{len(good)} of {len(study.ok)} trials meet the limits ({words}); this is {what} of them."
-    return _take(study, order, why)
+        order = order.sort("macs" if study.target is None else "time_share", nulls_last=True, maintain_order=True)
+    cheapest = "the one with the least MACs" if study.target is None else "the fastest"
+    what = cheapest if is_cheapest else "the most accurate"
+    why = f"{len(met)} of {len(study.ok)} trials meet the limits ({words}); this is {what} of them."
+    return _take(study, order, why + _left_out(study, len(met) - len(good)))
+
+
+def _cost_of(study: StudyFrames) -> tuple[str, str]:
+    """Return the column of a trial's cost relative to the dense model, and the cost in words."""
+    return ("macs_share", "MACs") if study.target is None else ("time_share", f"latency in {study.target}")
+
+
+def _slower(study: StudyFrames, count: int) -> str:
+    verb = "is" if count == 1 else "are"
+    return f"{plural(count, 'trial')} {verb} slower than the dense model {where_timed(study.target)}"
+
+
+def _left_out(study: StudyFrames, count: int) -> str:
+    return f" Left out: {_slower(study, count)}." if count else ""
 
 
 def _meets(name: str, value: float) -> pl.Expr:
@@ -92,14 +117,15 @@ def _meets(name: str, value: float) -> pl.Expr:
     return column >= value * limit.factor - slack if limit.is_least else column <= value * limit.factor + slack
 
 
-def _limit_text(name: str, value: float) -> str:
+def _limit_text(study: StudyFrames, name: str, value: float) -> str:
     limit = _LIMITS[name]
-    return f"{limit.name} at {'least' if limit.is_least else 'most'} {limit.write(value * limit.factor)}"
+    written = limit.name.format(where=where_timed(study.target))
+    return f"{written} at {'least' if limit.is_least else 'most'} {limit.write(value * limit.factor)}"
 
 
 def _nearest(study: StudyFrames, limits: dict[str, float], name: str) -> str:
     """Say how near the trials that meet all other limits come to this one."""
-    limit, text = _LIMITS[name], _limit_text(name, limits[name])
+    limit, text = _LIMITS[name], _limit_text(study, name, limits[name])
     measured = study.ok.drop_nulls(limit.column)
     if measured.is_empty():
         return f"{text}: not measured in any trial"
@@ -113,7 +139,11 @@ def _nearest(study: StudyFrames, limits: dict[str, float], name: str) -> str:
 
 
 def _knee(study: StudyFrames) -> Recommendation:
-    usable = _usable(study)
+    accurate = _usable(study)
+    usable = accurate.filter(~pl.col("is_slower"))
+    if usable.is_empty() and len(accurate):
+        why = f"{_slower(study, len(accurate))}, and no other keeps its accuracy"
+        return Recommendation(None, f"No trial can be recommended: {why}.")
     if usable.is_empty():
         best = study.ranked.row(0, named=True)
         lost = NONE if best["loss_points"] is None else f"{best['loss_points']:.1f} points below the dense model"
@@ -122,18 +152,22 @@ def _knee(study: StudyFrames) -> Recommendation:
             f"study sets no limit, a trial may lose at most {BLOCKING_LOSS:g} points and must not be near chance",
         )
         return Recommendation(None, "No trial can be recommended: all of them lost too much accuracy.", missing=missing)
-    known = usable.drop_nulls("macs_share")
+    column, cost = _cost_of(study)
+    known = usable.drop_nulls(column)
     if known.is_empty():
         return _take(study, best_first(usable), "The MACs were not recorded; this is the most accurate trial.")
-    front = pareto_front(known)
-    order = front.with_columns(_height(front, study).alias("height")).sort(["height", "macs"], descending=[True, False])
+    front = pareto_front(known, column)
+    order = front.with_columns(_height(front, study, column).alias("height"))
+    order = order.sort(["height", column], descending=[True, False])
+    last = "smallest model" if study.target is None else "fastest model"
     why = (
-        "The study sets no limits, so this is the knee of the Pareto front of accuracy against MACs: of its "
-        f"{len(front)} trials, the one farthest above the line from the smallest model to the dense one."
+        f"The study sets no limits, so this is the knee of the Pareto front of accuracy against {cost}: of its "
+        f"{len(front)} trials, the one farthest above the line from the {last} to the dense one."
     )
     if len(front) == 1:
-        why = "The study sets no limits, and no other trial is as accurate with as few MACs."
-    return _take(study, order, why)
+        as_cheap = "with as few MACs" if study.target is None else f"and as fast in {study.target}"
+        why = f"The study sets no limits, and no other trial is as accurate {as_cheap}."
+    return _take(study, order, why + _left_out(study, len(accurate) - len(usable)))
 
 
 def _usable(study: StudyFrames) -> pl.DataFrame:
@@ -141,13 +175,13 @@ def _usable(study: StudyFrames) -> pl.DataFrame:
     return study.ok.filter(within & ~pl.col("is_broken").fill_null(False))
 
 
-def _height(front: pl.DataFrame, study: StudyFrames) -> pl.Expr:
+def _height(front: pl.DataFrame, study: StudyFrames, cost: str) -> pl.Expr:
     """Return how far points lie above the chord of the front, both axes scaled to 1 (Satopaa et al. 2011, Kneedle)."""
     dense = study.dense.get("accuracy")
-    macs = [*front["macs_share"], *([1.0] if dense is not None else [])]
+    costs = [*front[cost], *([1.0] if dense is not None else [])]
     accuracies = [*front["accuracy"], *([dense] if dense is not None else [])]
-    wide, high = max(macs) - min(macs), max(accuracies) - min(accuracies)
-    across = (pl.col("macs_share") - min(macs)) / wide if wide else pl.lit(0.0)
+    wide, high = max(costs) - min(costs), max(accuracies) - min(accuracies)
+    across = (pl.col(cost) - min(costs)) / wide if wide else pl.lit(0.0)
     up = (pl.col("accuracy") - min(accuracies)) / high if high else pl.lit(0.0)
     return up - across
 
@@ -158,14 +192,14 @@ def _take(study: StudyFrames, order: pl.DataFrame, why: str) -> Recommendation:
     interval = interval_of(chosen)
     words = f"Take {describe_trial(chosen)}, trial {chosen['trial_id']}: {percent(chosen['accuracy'])} top-1"
     words += f" (95 % interval {interval})" if interval else ""
-    return Recommendation(chosen, f"{words}.", why, _cost(chosen), runner_up)
+    return Recommendation(chosen, f"{words}.", why, _cost(chosen, study.target), runner_up)
 
 
 def _row(study: StudyFrames, order: pl.DataFrame, place: int) -> dict[str, Any]:
     return study.ok.row(by_predicate=pl.col("trial_id") == order["trial_id"][place], named=True)
 
 
-def _cost(trial: dict[str, Any]) -> str:
+def _cost(trial: dict[str, Any], target: str | None) -> str:
     parts = []
     if trial["loss_points"] is not None:
         test = "" if trial["mcnemar_p"] is None else f" (McNemar's test: {p_text(trial['mcnemar_p'])})"
@@ -175,8 +209,9 @@ def _cost(trial: dict[str, Any]) -> str:
     if trial["params_share"] is not None:
         parts.append(f"{percent(trial['params_share'], 0)} of the parameters")
     if trial["speedup"] is not None:
-        low, high = trial["speedup_b1_low"], trial["speedup_b1_high"]
+        low, high = trial["speedup_low"], trial["speedup_high"]
         interval = "" if low is None or high is None else f" (95 % interval {low:.2f} to {times(high)})"
-        timed = f"{milliseconds(trial['latency_ms_b1_p50'])} at batch 1, {times(trial['speedup'])} the speed"
+        where = "at batch 1" if target is None else f"in {target}"
+        timed = f"{milliseconds(trial['latency_ms'])} {where}, {times(trial['speedup'])} the speed"
         parts.append(timed + interval)
     return f"Against dense: {'; '.join(parts)}." if parts else ""

@@ -38,7 +38,7 @@ def fastest_front(frame: pl.DataFrame) -> pl.DataFrame:
 
 @CHARTS.register("accuracy_latency")
 def accuracy_latency(study: StudyFrames) -> ChartType | None:
-    """Accuracy against the measured speed-up at batch 1, with the 95 % intervals of both."""
+    """Accuracy against the measured speed-up, in the target or at batch 1, with the 95 % intervals of both."""
     frame = _timed(study)
     if frame.is_empty():
         return None
@@ -46,7 +46,7 @@ def accuracy_latency(study: StudyFrames) -> ChartType | None:
     drawn = pl.concat([style.thinned(frame), front]).unique("trial_id", maintain_order=True)
     spread = drawn if len(drawn) <= MOST_INTERVALS else front
     dense = study.dense
-    x, y = _axes(frame, dense)
+    x, y = _axes(frame, dense, study.target)
     layers = [*_dense_layers(dense, x, y), *_interval_layers(study, spread, x, y), _front_layer(front, x, y)]
     layers.append(trial_points(study, drawn).encode(x=x, y=y, tooltip=_tooltip()))
     lines = [
@@ -57,7 +57,7 @@ def accuracy_latency(study: StudyFrames) -> ChartType | None:
         width=style.WIDTH,
         height=_HEIGHT,
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-        title=alt.TitleParams("Accuracy against measured speed", subtitle=[line for line in lines if line]),
+        title=alt.TitleParams(_title(study), subtitle=[line for line in lines if line]),
     )
 
 
@@ -68,26 +68,38 @@ def _timed(study: StudyFrames) -> pl.DataFrame:
         "mode",
         "amount",
         "speedup",
-        pl.col("speedup_b1_low").alias("slowest"),
-        pl.col("speedup_b1_high").alias("fastest"),
+        pl.col("speedup_low").alias("slowest"),
+        pl.col("speedup_high").alias("fastest"),
         "accuracy",
         pl.col("accuracy_low").alias("lowest"),
         pl.col("accuracy_high").alias("highest"),
-        pl.col("latency_ms_b1_p50").alias("latency"),
+        pl.col("latency_ms").alias("latency"),
+        pl.col("latency_ms_dense").alias("latency_dense"),
     )
     return frame.drop_nulls(["speedup", "accuracy"])
 
 
-def _axes(frame: pl.DataFrame, dense: dict[str, Any]) -> tuple[alt.X, alt.Y]:
+def _title(study: StudyFrames) -> str:
+    return "Accuracy against measured speed" if study.target is None else f"Accuracy against latency in {study.target}"
+
+
+def _axes(frame: pl.DataFrame, dense: dict[str, Any], target: str | None) -> tuple[alt.X, alt.Y]:
+    """Return the axes; in a target, every tick names the time that its speed-up makes of the dense model's."""
     reference = [] if dense.get("accuracy") is None else [dense["accuracy"]]
     domain = accuracy_bounds([*frame["accuracy"], *reference])
     least = min(0.9, 0.95 * float(frame["speedup"].min()))  # type: ignore[arg-type]
     most = max(1.1, 1.05 * float(frame["speedup"].max()))  # type: ignore[arg-type]
-    timed = f" (dense: {milliseconds(dense['latency_ms_b1_p50'])})" if dense.get("latency_ms_b1_p50") else ""
+    middle = frame["latency_dense"].median()
+    timed = f" (dense: {milliseconds(float(middle))})" if isinstance(middle, float) else ""
+    ticks: dict[str, Any] = {"format": ".3~g"}
+    if target is not None and isinstance(middle, float):
+        ticks = {"labelExpr": f"[format(datum.value, '.3~g'), format({middle!r} / datum.value, '.3~g') + ' ms']"}
+        timed = f", and the time it makes of the dense model's {milliseconds(middle)}"
+    where = "" if target is not None else " at batch 1"
     x = alt.X(
         "speedup:Q",
-        title=f"speed-up at batch 1, dense over pruned time{timed}",
-        axis=alt.Axis(format=".3~g", tickCount=10),
+        title=f"speed-up{where}, dense over pruned time{timed}",
+        axis=alt.Axis(tickCount=10 if target is None else 6, **ticks),
         scale=alt.Scale(domain=[least, most], nice=False, zero=False),
     )
     scale = alt.Scale(domain=domain, nice=False, zero=False)
@@ -110,16 +122,18 @@ def _dense_layers(dense: dict[str, Any], x: alt.X, y: alt.Y) -> list[alt.Chart]:
 
 def _interval_layers(study: StudyFrames, frame: pl.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     """Return the intervals as thin lines; `clip` keeps them inside the axes, which are set by the points alone."""
-    colours = style.scale(style.label_colours(study.labels), sorted(set(frame["label"])))
-    colour = alt.Stroke("label:N", scale=colours, legend=None)
+    # Colours as values and not by a scale, whose missing legend would be missing from the points as well.
+    colours = style.label_colours(study.labels)
+    frame = frame.with_columns(pl.col("label").replace_strict(colours, return_dtype=pl.String).alias("colour"))
+    colour = alt.Stroke("colour:N", scale=None)
     layers = []
     across, upright = frame.drop_nulls(["slowest", "fastest"]), frame.drop_nulls(["lowest", "highest"])
     if len(across):
-        lines = alt.Chart(style.values(across.select("label", "slowest", "fastest", "accuracy")))
+        lines = alt.Chart(style.values(across.select("label", "colour", "slowest", "fastest", "accuracy")))
         rule = lines.mark_rule(strokeWidth=1, opacity=0.55, clip=True)
         layers.append(rule.encode(x=_at(x, "slowest"), x2="fastest:Q", y=y, stroke=colour))
     if len(upright):
-        lines = alt.Chart(style.values(upright.select("label", "speedup", "lowest", "highest")))
+        lines = alt.Chart(style.values(upright.select("label", "colour", "speedup", "lowest", "highest")))
         rule = lines.mark_rule(strokeWidth=1, opacity=0.55, clip=True)
         layers.append(rule.encode(x=x, y=_at(y, "lowest"), y2="highest:Q", stroke=colour))
     return layers
@@ -139,7 +153,9 @@ def _front_layer(front: pl.DataFrame, x: alt.X, y: alt.Y) -> alt.Chart:
 def _tooltip() -> list[alt.Tooltip]:
     speed = alt.Tooltip("speedup:Q", title="speed-up", format=".2f")
     interval = [alt.Tooltip(f"{name}:Q", title=f"speed-up, {name}", format=".2f") for name in ("slowest", "fastest")]
-    return [*trial_tooltip(), speed, *interval, alt.Tooltip("latency:Q", title="ms, median", format=".3~g")]
+    named = (("latency", "ms, median"), ("latency_dense", "ms of dense, in turns with it"))
+    times = [alt.Tooltip(f"{name}:Q", title=title, format=".3~g") for name, title in named]
+    return [*trial_tooltip(), speed, *interval, *times]
 
 
 def _spread_note(spread: pl.DataFrame, drawn: pl.DataFrame) -> list[str]:

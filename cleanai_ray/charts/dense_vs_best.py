@@ -20,7 +20,7 @@ _ROWS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("MACs", "macs", quantity),
     ("parameters", "params", quantity),
     ("size of weights", "size_bytes", size),
-    ("latency, batch 1 (p50)", "latency_ms_b1_p50", milliseconds),
+    ("latency (p50)", "latency_ms", milliseconds),
     ("throughput (images/s)", "throughput", quantity),
 )
 
@@ -31,7 +31,9 @@ def dense_vs_best(study: StudyFrames) -> ChartType | None:
     best = study.best
     if best is None:
         return None
-    rows = [row for name, column, write in _ROWS if (row := _row(best, name, column, write)) is not None]
+    # Throughput is torch's, at another batch size than a target's.
+    columns = _ROWS if study.target is None else _ROWS[:-1]
+    rows = [row for name, column, write in columns if (row := _row(best, name, column, write)) is not None]
     if not rows:
         return None
     longest = max(1.0, *(row["share"] for row in rows))

@@ -188,7 +188,9 @@ def scale(mapping: dict[str, Any], domain: Sequence[str] | None = None) -> alt.S
 
 def mode_fill_scale(modes: Iterable[str]) -> alt.Scale:
     """Return the fill opacities of modes: local is filled, global is hollow."""
-    return scale({name: _MODE_FILL.get(name, 0.2) for name in ordered_modes(modes)})
+    fills = scale({name: _MODE_FILL.get(name, 0.2) for name in ordered_modes(modes)})
+    fills.type = "ordinal"  # By default, numbers would be spread evenly between the first and the last.
+    return fills
 
 
 def ordered_modes(modes: Iterable[str]) -> list[str]:

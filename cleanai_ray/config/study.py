@@ -164,6 +164,8 @@ class Study(Section):
         timed = next((budget for budget in self.sweep.budgets if budget.resource == "latency"), None)
         if timed is not None and self.evaluation.latency is None:
             raise ValueError(f"evaluation.latency is null, but sweep.budgets holds {timed}; needed: how to time")
+        if self.recommend is not None:
+            self.recommend.check_timed(self.evaluation)
         self.finetune.check_steps(self.sweep)
         self.finetune.check_images(min(draw.samples for draw in self.draws()))
         return self

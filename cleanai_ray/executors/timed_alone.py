@@ -45,10 +45,13 @@ def time_records(context: RunContext, records: Records, dense_digest: str) -> No
                 context.progress.say(f"{trial.trial_id} could not be timed: {error}")
                 record["row"]["warnings"] = [*record["row"]["warnings"], f"it could not be timed: {error}"]
                 continue
-            predicted = None if profile is None else profile.predict(record["removed"])
+            predicted = (None, None) if profile is None else (profile.predict(record["removed"]), profile.dense_ms)
             backend = "onnxruntime" if trial.quantization == "int8" else "eager"
             record["latency"] = [{"trial_id": trial.trial_id, **row} for row in rows]
-            record["row"] |= {**latency_columns(rows, backend), **target_columns(rows, predicted)}
+            record["row"] |= {
+                **latency_columns(rows, backend),
+                **target_columns(rows, *predicted),
+            }
 
 
 def _timed(context: RunContext, trial: Trial, removed: Mapping[str, int], dense_digest: str) -> list[dict[str, Any]]:

@@ -84,12 +84,15 @@ def latency_columns(latency: list[dict[str, Any]], backend: str = "eager") -> di
     return columns
 
 
-def target_columns(latency: list[dict[str, Any]], predicted_ms: float | None) -> dict[str, Any]:
+def target_columns(
+    latency: list[dict[str, Any]], predicted_ms: float | None, predicted_dense_ms: float | None = None
+) -> dict[str, Any]:
     """Return the columns of results.parquet about the target from a trial's rows of latency.parquet.
 
     Args:
         latency: The rows.
         predicted_ms: The pruned model's time as a latency profile predicts it; None without one.
+        predicted_dense_ms: The dense model's time in that profile.
     """
     rows = {entry["variant"]: entry for entry in latency if entry.get("target") is not None}
     if not rows:
@@ -99,6 +102,7 @@ def target_columns(latency: list[dict[str, Any]], predicted_ms: float | None) ->
         "latency_target": pruned["target"],
         "latency_exclusive": pruned["exclusive"],
         "latency_predicted_ms": predicted_ms,
+        "speedup_predicted": predicted_dense_ms / predicted_ms if predicted_dense_ms and predicted_ms else None,
         "latency_ms_target_dense": rows["dense"]["latency_ms_p50"],
         "latency_ms_target": pruned["latency_ms_p50"],
         **{f"speedup_target{end}": pruned[f"speedup{end}"] for end in ("", "_low", "_high")},

@@ -103,6 +103,11 @@ RESULTS = _schema(
     ("latency_target", _TEXT, "The target (evaluation.target) in words; null where the study names none."),
     ("latency_exclusive", _FLAG, "True if it was timed alone, after the sweep, with a whole GPU or all cores."),
     ("latency_predicted_ms", _REAL, "Milliseconds in the target as the latency profile predicts; null without one."),
+    (
+        "speedup_predicted",
+        _REAL,
+        "Dense over pruned time in the target, both as the latency profile predicts; null without one.",
+    ),
     ("latency_ms_target_dense", _REAL, "Median milliseconds of one dense forward pass in the target."),
     ("latency_ms_target", _REAL, "Median milliseconds of one pruned forward pass in the target."),
     ("speedup_target", _REAL, "latency_ms_target_dense over latency_ms_target, from rounds in which both took turns."),

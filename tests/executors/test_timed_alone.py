@@ -43,6 +43,7 @@ def test_models_are_timed_once_alone_in_the_target_and_beside_what_was_predicted
     assert row["speedup_target_low"] <= row["speedup_target"] <= row["speedup_target_high"]
     assert row["speedup_b1"] == pytest.approx(row["latency_ms_b1_p50_dense"] / row["latency_ms_b1_p50"])
     assert 0 < row["latency_predicted_ms"] <= profile["milliseconds_dense"][0]
+    assert row["speedup_predicted"] == pytest.approx(profile["milliseconds_dense"][0] / row["latency_predicted_ms"])
     rows = table(tmp_path, schemas.LATENCY_FILE)
     assert rows.select("variant", "backend", "batch_size").rows() == [
         ("dense", "torch", 2),

@@ -110,3 +110,77 @@ def test_the_section_changes_no_key_of_a_trial() -> None:
 def test_a_wrong_section_is_refused(section: dict, message: str) -> None:
     with pytest.raises(StudyError, match=message):
         parse_study({**DOCUMENT, "recommend": section})
+
+
+@pytest.mark.parametrize("limit", [{"max_latency_ms": 5}, {"min_speedup": 1.5}])
+@pytest.mark.parametrize(
+    "latency", [None, {"batch_sizes": [8]}, {"backends": ["compile"]}], ids=["not at all", "batch 8", "compiled"]
+)
+def test_a_limit_on_a_speed_that_nothing_times_is_refused(limit: dict, latency: dict | None) -> None:
+    (name,) = limit
+    with pytest.raises(StudyError, match=rf"recommend.{name} is .* needed: evaluation.target"):
+        parse_study({**DOCUMENT, "recommend": limit, "evaluation": {"latency": latency}})
+
+
+def test_a_limit_on_speed_may_be_that_in_a_target() -> None:
+    evaluation = {"latency": {"batch_sizes": [8]}, "target": {"backend": "torch", "batch_size": 8}}
+    found = parse_study({**DOCUMENT, "recommend": {"max_latency_ms": 5}, "evaluation": evaluation})
+    assert found.recommend is not None
+
+
+def in_target(tables: synthetic.Tables, trials: list[tuple[float, float]]) -> synthetic.Tables:
+    """Give trials their (milliseconds, dense milliseconds) in a target; batch 1 says something else."""
+    for row, (own, dense) in zip(tables.results, trials, strict=True):
+        row |= {"latency_target": "onnxruntime float32, batch 1, 1 thread"}
+        row |= {"latency_ms_target": own, "latency_ms_target_dense": dense, "speedup_target": dense / own}
+        row |= {"speedup_b1": 3.0, "latency_ms_b1_p50": 1.0, "latency_ms_b1_p50_dense": 3.0}
+    return tables
+
+
+def timed_in_target(
+    folder: Path, trials: list[tuple[float, float]], limits: dict | None = None, intervals: tuple = ()
+) -> StudyFrames:
+    ratios = (0.1, 0.2, 0.3, 0.4)[: len(trials)]
+    tables = in_target(synthetic.make(methods=("wanda",), ratios=ratios, modes=("local",)), trials)
+    for place, row in enumerate(tables.results):
+        # The more is removed, the fewer MACs; every trial keeps its accuracy within a point.
+        row |= {"accuracy": 0.93 - 0.002 * place, "accuracy_dense": 0.935, "macs": 90 - 20 * place, "macs_dense": 100}
+    for row, (low, high) in zip(tables.results, intervals, strict=False):
+        row |= {"speedup_target_low": low, "speedup_target_high": high}
+    tables.study["recommend"] = limits
+    return StudyFrames.load(tables.write(folder))
+
+
+def test_in_a_target_the_cheapest_is_the_fastest_and_not_the_one_with_the_fewest_macs(tmp_path: Path) -> None:
+    study = timed_in_target(tmp_path, [(9.0, 10.0), (5.0, 10.0), (6.0, 10.0)], {"max_accuracy_loss": 2.0})
+    found = recommend(study)
+    assert found.trial is not None
+    assert (found.trial["macs"], found.trial["speedup"], found.trial["latency_ms"]) == (70, 2.0, 5.0)
+    assert "latency in the target at most" not in found.why
+    assert "this is the fastest of them" in found.why
+    assert "5 ms in onnxruntime float32, batch 1, 1 thread, 2.00" in found.cost
+
+
+def test_the_limit_on_latency_is_that_in_the_target(tmp_path: Path) -> None:
+    found = recommend(timed_in_target(tmp_path, [(9.0, 10.0), (5.0, 10.0), (6.0, 10.0)], {"max_latency_ms": 6.0}))
+    assert found.trial is not None
+    assert found.trial["latency_ms"] == 5.0  # the more accurate of the two that meet it
+
+
+def test_a_trial_that_is_slower_than_dense_is_never_recommended(tmp_path: Path) -> None:
+    trials = [(12.5, 10.0), (10.1, 10.0), (11.0, 10.0)]  # 0.80, 0.99 and 0.91 times the speed
+    intervals = ((0.75, 0.85), (0.95, 1.03), (None, None))
+    study = timed_in_target(tmp_path, trials, {"max_accuracy_loss": 2.0}, intervals)
+    assert study.ok.sort("macs", descending=True)["is_slower"].to_list() == [True, False, True]
+    for limits in ({"max_accuracy_loss": 2.0}, {"max_macs": 1.0}, None):
+        found = recommend(timed_in_target(tmp_path / str(limits)[:9], trials, limits, intervals))
+        assert found.trial is not None
+        assert found.trial["macs"] == 70
+        assert "2 trials are slower than the dense model in the target" in found.why
+
+
+@pytest.mark.parametrize("limits", [{"max_accuracy_loss": 2.0}, None])
+def test_where_all_are_slower_than_dense_none_is_recommended(limits: dict | None, tmp_path: Path) -> None:
+    found = recommend(timed_in_target(tmp_path, [(12.5, 10.0), (11.0, 10.0)], limits))
+    assert found.trial is None
+    assert "2 trials are slower than the dense model in the target" in found.sentence

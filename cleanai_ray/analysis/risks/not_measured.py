@@ -18,6 +18,6 @@ class NotMeasured(Check):
 
     def find(self, study: StudyFrames) -> Iterator[Risk]:
         """Yield one risk."""
-        if study.ok.height and not study.ok["latency_ms_b1_p50"].count():
+        if study.ok.height and not study.ok["latency_ms"].count():
             sentence = "Latency was not measured: nothing is known about the speed of the pruned models."
             yield Risk("info", "not measured", sentence)

@@ -7,32 +7,35 @@ from collections.abc import Iterator
 import polars as pl
 
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.numbers import plural, times
+from cleanai_ray.analysis.intervals import speedup_of
+from cleanai_ray.analysis.numbers import milliseconds, plural
 from cleanai_ray.analysis.risks.base import Check, Risk, shorten_list
+from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.registry import RISKS
 
 
 @RISKS.register("slower_than_dense")
 class SlowerThanDense(Check):
-    """A best trial, or else other trials, slower than the dense model at batch 1."""
+    """Trials that are slower than the dense model, with their whole interval where there is one."""
 
     position = 60
     looks_for = "speed-up below 1"
 
     def find(self, study: StudyFrames) -> Iterator[Risk]:
-        """Yield one risk: of the best trial, or of the others."""
+        """Yield one risk of all slower trials; it names the best one's times if that is among them."""
         timed = study.ok.drop_nulls("speedup")
-        slower = timed.filter(pl.col("speedup") < 1)
-        best = study.best
-        if best is not None and best["speedup"] is not None and best["speedup"] < 1:
+        slower, where, best = timed.filter(pl.col("is_slower")), where_timed(study.target), study.best
+        if slower.is_empty():
+            return
+        verb = "is" if len(slower) == 1 else "are"
+        sentence = f"{len(slower)} of {plural(len(timed), 'timed trial')} {verb} slower than the dense model {where}."
+        is_best = best is not None and bool(best["is_slower"])
+        if best is not None and is_best:
             sentence = (
-                f"The best trial is slower than the dense model at batch 1: speed-up {times(best['speedup'])} "
-                f"({best['latency_ms_b1_p50']:.3g} ms against {best['latency_ms_b1_p50_dense']:.3g} ms)."
+                f"The best trial is slower than the dense model {where}: speed-up {speedup_of(best)} "
+                f"({milliseconds(best['latency_ms'])} against {milliseconds(best['latency_ms_dense'])})."
             )
-            yield Risk("high", "slower than dense", sentence, is_about_best=True)
-        elif len(slower):
-            lines = [f"{trial_id}: {times(value)}" for trial_id, value in slower.select("trial_id", "speedup").rows()]
-            sentence = (
-                f"{len(slower)} of {plural(len(timed), 'timed trial')} are slower than the dense model at batch 1."
-            )
-            yield Risk("medium", "slower than dense", sentence, shorten_list(lines))
+            others = len(slower) - 1
+            sentence += f" So {'is' if others == 1 else 'are'} {plural(others, 'other trial')}." if others else ""
+        lines = [f"{trial['trial_id']}: {speedup_of(trial)}" for trial in slower.iter_rows(named=True)]
+        yield Risk("high", "slower than dense", sentence, shorten_list(lines), is_about_best=is_best)

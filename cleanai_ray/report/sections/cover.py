@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cleanai_ray.analysis.findings import Headline
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import NONE, change, milliseconds, percent, plural, points, quantity, size, times
 from cleanai_ray.report.blocks import Block, Callout, KeyNumber, KeyNumbers, Paragraph, Tone
 from cleanai_ray.report.sections.base import ReportContent
 from cleanai_ray.report.sections.reproduction import run_facts
 
-COVER_CHART = "accuracy_macs"
+_BY_MACS, _BY_LATENCY = "accuracy_macs", "accuracy_latency"
 
 _TONES: dict[str, Tone] = {
     "acceptable": "good",
@@ -31,8 +32,18 @@ def cover_blocks(content: ReportContent) -> list[Block]:
     headline = content.findings.headline
     blocks: list[Block] = [Callout(_VERDICTS[headline.verdict], headline.sentence, _TONES[headline.verdict])]
     blocks += [_why(headline)] if headline.reasons else []
-    blocks += [KeyNumbers(numbers)] if (numbers := _key_numbers(headline)) else []
-    return [*blocks, run_facts(content.study), *content.charts(COVER_CHART)]
+    blocks += [KeyNumbers(numbers)] if (numbers := _key_numbers(headline, content.study.target)) else []
+    return [*blocks, run_facts(content.study), *content.charts(cover_chart(content.study))]
+
+
+def cover_chart(study: StudyFrames) -> str:
+    """Return the chart of the first page: accuracy against latency where a target was timed, and else against MACs."""
+    return _BY_MACS if study.target is None else _BY_LATENCY
+
+
+def other_chart(study: StudyFrames) -> str:
+    """Return the one of the two that the first page does not show."""
+    return _BY_LATENCY if study.target is None else _BY_MACS
 
 
 def _why(headline: Headline) -> Paragraph:
@@ -46,7 +57,7 @@ def _clipped(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _key_numbers(headline: Headline) -> tuple[KeyNumber, ...]:
+def _key_numbers(headline: Headline, target: str | None) -> tuple[KeyNumber, ...]:
     best = headline.trial
     if best is None:
         return ()
@@ -65,9 +76,9 @@ def _key_numbers(headline: Headline) -> tuple[KeyNumber, ...]:
             _of(best["size_bytes"], best["size_bytes_dense"], size),
         ),
         KeyNumber(
-            "speed-up, batch 1",
+            "speed-up, batch 1" if target is None else "speed-up in target",
             times(headline.speedup),
-            _of(best["latency_ms_b1_p50"], best["latency_ms_b1_p50_dense"], milliseconds),
+            _of(best["latency_ms"], best["latency_ms_dense"], milliseconds),
         ),
     ]
     return tuple(number for number in numbers if number.value != NONE)

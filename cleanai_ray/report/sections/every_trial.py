@@ -26,9 +26,10 @@ def _note(study: StudyFrames) -> str:
     note = (
         f"{plural(len(study.results), 'trial')}, {len(study.ok)} with a result, the most accurate first. Top-1 with "
         "half the width of its 95 % interval (Wilson); against dense in percentage points; MACs as a share of the "
-        "dense model; speed-up at batch 1."
+        "dense model; speed-up "
+        f"{'at batch 1' if study.target is None else f'in {study.target}'}."
     )
-    if study.ok["speedup_b1_low"].count():
+    if study.ok["speedup_low"].count():
         note += " In brackets its 95 % interval (bootstrap)."
     if study.ok["mcnemar_p"].count():
         note += f" *: McNemar's exact test tells it apart from the dense model, p < {SIGNIFICANT:g}."

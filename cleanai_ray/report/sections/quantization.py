@@ -14,7 +14,7 @@ from cleanai_ray.report.blocks import Block, Column, Paragraph, Table
 _BEFORE = ("accuracy_finetuned", "accuracy_repaired", "accuracy_pruned")
 _NOTE = (
     "Each quantised model against itself in float: top-1 on the same images, and the file against the float weights. "
-    "Speed-up over the dense float model, both run by the backend in brackets, at batch 1; medians over the trials."
+    "Speed-up over the dense float model, both run by what the brackets name; medians over the trials."
 )
 
 
@@ -28,7 +28,7 @@ class QuantizationCost:
         mean_change: Mean change of top-1 accuracy, in [-1, 1]; negative where it costs.
         worst_change: The change of the trial that lost most.
         size_share: Median of the quantised file's bytes over those of the weights in float.
-        speedup: Median speed-up over the dense model in float, batch 1; None where nothing was timed.
+        speedup: Median speed-up over the dense model in float; None where nothing was timed.
         backend: Backend that ran both; None where nothing was timed.
     """
 
@@ -57,7 +57,7 @@ def quantization_costs(study: StudyFrames) -> tuple[QuantizationCost, ...]:
             worst=pl.min("change"),
             share=pl.median("share"),
             speedup=pl.median("speedup"),
-            backend=pl.col("latency_backend").drop_nulls().first(),
+            backend=pl.coalesce(pl.lit(study.target), "latency_backend").drop_nulls().first(),
         ).row(0, named=True)
         costs.append(
             QuantizationCost(

@@ -27,6 +27,7 @@ def run_facts(study: StudyFrames) -> Table:
     rows = [
         ("model", str(model.get("name") or model.get("factory") or "")),
         ("data", str(data.get("name") or "")),
+        ("target", study.target or ""),
         ("trials", f"{plural(len(study.results), 'trial')}, {succeeded} succeeded"),
         ("run", ", ".join(filter(None, [_date(environment.get("started")), _lasted(environment)]))),
         ("versions", _versions(environment)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cleanai_ray.analysis.findings import Findings
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.numbers import NONE, percent, plural, points
+from cleanai_ray.analysis.numbers import NONE, percent, plural, points, times
 from cleanai_ray.analysis.recommendation import Recommendation
 from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.registry import CHAPTERS
@@ -76,10 +76,11 @@ def recommendation_blocks(found: Recommendation) -> list[Block]:
     other = found.runner_up
     if other is not None:
         lost = NONE if other["loss_points"] is None else points(-other["loss_points"] / 100, 2)
+        speed = "" if other["speedup"] is None else f" and {times(other['speedup'])} the speed"
         blocks.append(
             Paragraph(
                 f"Runner-up: {describe_trial(other)}, trial {other['trial_id']}: {percent(other['accuracy'])} ({lost} "
-                f"against dense) at {percent(other['macs_share'], 0)} of the MACs."
+                f"against dense) at {percent(other['macs_share'], 0)} of the MACs{speed}."
             )
         )
     return blocks

@@ -21,6 +21,7 @@ from cleanai_ray.analysis.numbers import (
     size,
     times_between,
 )
+from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.report.blocks import Column, Table
 
 
@@ -50,23 +51,24 @@ def dense_against_best(study: StudyFrames) -> Table:
         ),
         ("parameters", "params", quantity),
         ("size of the weights file", "size_bytes", size),
-        ("latency, batch 1, median", "latency_ms_b1_p50", milliseconds),
+        (f"latency {where_timed(study.target)}, median", "latency_ms", milliseconds),
         ("throughput (images/s)", "throughput", quantity),
     )
-    for name, column, write in writers:
+    # Throughput is torch's, at another batch size than a target's.
+    for name, column, write in writers if study.target is None else writers[:-1]:
         value, reference = best[column], best[f"{column}_dense"]
         rows.append((name, write(reference), write(value), change(value, reference)))
-    rows += _against_dense(best)
+    rows += _against_dense(best, where_timed(study.target))
     kept = tuple(row for row in rows if row[2] != NONE)
     columns = (Column("", 0.34), Column("dense", 0.22, True), Column("best", 0.22, True), Column("change", 0.22, True))
     return Table(columns, kept)
 
 
-def _against_dense(best: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def _against_dense(best: dict[str, Any], where: str) -> list[tuple[str, str, str, str]]:
     """Return the rows on both models together: speed round by round, answers image by image."""
     rows = []
     if best["speedup"] is not None:
-        rows.append(("speed-up, batch 1 (95 % interval)", "", speedup_of(best), ""))
+        rows.append((f"speed-up {where} (95 % interval)", "", speedup_of(best), ""))
     if best["mcnemar_p"] is not None and best["lost"] is not None and best["gained"] is not None:
         counts = f"{best['lost']}, {best['gained']}"
         rows.append(("images lost, images gained (McNemar)", "", counts, p_text(best["mcnemar_p"])))
