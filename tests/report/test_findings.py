@@ -141,7 +141,9 @@ def test_speed(speedup: float, kind: str | None, findings_of: Callable[[Tables],
     best["macs"] = best["macs_dense"] // 2
     best["latency_ms_b1_p50"] = best["latency_ms_b1_p50_dense"] / speedup
     findings = findings_of(tables)
-    assert kinds(findings) == ({kind} if kind else set())
+    is_slower = kind == "slower than dense"  # then another trial is chosen, and what is said of accuracy is of that
+    assert kinds(findings) - ({"accuracy loss"} if is_slower else set()) == ({kind} if kind else set())
+    assert (findings.headline.trial_id == best["trial_id"]) != is_slower
     assert findings.headline.verdict == ("with reservations" if kind else "no limit stated")
 
 
