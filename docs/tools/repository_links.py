@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
     "artifacts/README.md": "reference/run-directory.md",
     "cluster/README.md": "how-to/getting-a-cluster.md",
     "tests/fixtures/README.md": "benchmarks/reference-network.md",

@@ -12,6 +12,8 @@ DOCUMENTS = tuple(
     for path in (
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        ROOT / "SECURITY.md",
         ROOT / "artifacts" / "README.md",
         ROOT / "cluster" / "README.md",
         *sorted((ROOT / "docs").rglob("*.md")),
