@@ -41,6 +41,7 @@ from cleanai_ray.data.reading import DECODE_LOG
 from cleanai_ray.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.run_study import RunOptions, run_study
+from cleanai_ray.nn.allocator import keep_freed_memory
 from cleanai_ray.stages.planning import check_study
 from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -212,6 +213,7 @@ def main(words: list[str]) -> None:
     """Print the tables as Markdown, row by row."""
     options = parse_arguments(words)
     torch.set_num_threads(1)
+    keep_freed_memory()  # as every process of a study that computes on a CPU
     print(
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before; {options.num_workers} workers, "
         f"{options.rounds} rounds; median and quartiles"

@@ -96,8 +96,10 @@ class DecodedImages:
             self.inode = os.fstat(self._file).st_ino
             if os.fstat(self._file).st_size != layout.num_bytes or inode not in (None, self.inode):
                 raise OSError(f"'{layout.path}' is another file than it was")
-            self._records = np.memmap(layout.path, RECORD, "r", 0, (layout.num_samples,))
-            self._images = np.memmap(layout.path, np.uint8, "r", layout.start, (layout.num_samples, *layout.shape))
+            # As plain arrays: whatever is taken from a memmap is made another one, which costs more than most images.
+            self._records = np.asarray(np.memmap(layout.path, RECORD, "r", 0, (layout.num_samples,)))
+            shape = (layout.num_samples, *layout.shape)
+            self._images = np.asarray(np.memmap(layout.path, np.uint8, "r", layout.start, shape))
             opened.pop_all()
 
     def close(self) -> None:
@@ -167,7 +169,8 @@ class DecodedImages:
         if not self._lock(index):
             return False
         try:
-            if not self.are_known(np.array([index]), np.array([stamp], np.uint64))[0]:
+            record = self._records[index]
+            if record["state"] == EMPTY or record["stamp"] != stamp:
                 self._fill(index, stamp, decode)
             return True
         finally:
@@ -219,7 +222,8 @@ class DecodedImages:
 
     def _fill(self, index: int, stamp: int, decode: Callable[[], tuple[Tensor, int]]) -> None:
         place, decodes = index * RECORD.itemsize, int(self._records[index]["decodes"]) + 1
-        os.pwrite(self._file, bytes([EMPTY]), place + _STATE)
+        if self._records[index]["state"] != EMPTY:
+            os.pwrite(self._file, bytes([EMPTY]), place + _STATE)
         label, state = 0, READY
         try:
             pixels, label = decode()

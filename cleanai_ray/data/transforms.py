@@ -97,6 +97,7 @@ def decode_image(content: bytes | Path, where: str) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")  # which copies an image that is RGB already
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise SampleError(f"cannot be decoded: {' '.join(str(error).split())}", where) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode, functional
 
-from cleanai_ray.data.transforms import Preprocessing
+from cleanai_ray.data.transforms import Preprocessing, decode_image
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +86,14 @@ def test_a_sample_is_its_normalised_pixels(name, request):
         image, label = dataset[index]
         assert torch.equal(image, dataset.normalise(pixels[index][0]))
         assert label == pixels[index][1]
+
+
+def test_an_rgb_image_is_decoded_without_a_copy(monkeypatch):
+    def copied(self):
+        raise AssertionError
+
+    stream = io.BytesIO()
+    Image.effect_mandelbrot((24, 16), (-3, -2.5, 2, 2.5), 50).convert("RGB").save(stream, "JPEG")
+    expected = np.asarray(Image.open(io.BytesIO(stream.getvalue())).convert("RGB"))
+    monkeypatch.setattr(Image.Image, "copy", copied)
+    assert np.array_equal(np.asarray(decode_image(stream.getvalue(), "here")), expected)
