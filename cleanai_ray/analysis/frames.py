@@ -39,6 +39,7 @@ class StudyFrames:
         study_text: The study file as it was written.
         sensitivity: A row per dependency group and removal (`schemas.SENSITIVITY`); empty where it was not measured.
         classes: A row per trial and class (`schemas.CLASSES`); empty where it was not recorded.
+        blocks: A row per residual block (`schemas.BLOCKS`); empty where the study removes none.
     """
 
     results: pl.DataFrame
@@ -54,6 +55,7 @@ class StudyFrames:
         default_factory=lambda: pl.DataFrame(pl.from_arrow(schemas.SENSITIVITY.empty_table()))
     )
     classes: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(pl.from_arrow(schemas.CLASSES.empty_table())))
+    blocks: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(pl.from_arrow(schemas.BLOCKS.empty_table())))
 
     @classmethod
     def load(cls, run: RunDirectory) -> StudyFrames:
@@ -85,6 +87,7 @@ class StudyFrames:
             study_text=text,
             sensitivity=_read(run, schemas.SENSITIVITY_FILE, schemas.SENSITIVITY),
             classes=_read(run, schemas.CLASSES_FILE, schemas.CLASSES),
+            blocks=_read(run, schemas.BLOCKS_FILE, schemas.BLOCKS),
         )
 
     @property

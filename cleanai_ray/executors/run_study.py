@@ -57,6 +57,7 @@ _TABLES = (
     schemas.LATENCY_FILE,
     schemas.SENSITIVITY_FILE,
     schemas.PROFILE_FILE,
+    schemas.BLOCKS_FILE,
 )
 
 

@@ -11,7 +11,7 @@ from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.blocks import find_blocks
 from cleanai_ray.graph.tracing import single_input
 from cleanai_ray.nn.complexity import measure_complexity
-from cleanai_ray.pruning.block_removal import describe_blocks, overlap, without_blocks
+from cleanai_ray.pruning.block_removal import chosen_blocks, describe_blocks, overlap, without_blocks
 from cleanai_ray.pruning.plan import BlockPlan
 from cleanai_ray.repair.auto import split_images
 from cleanai_ray.repair.images import Batch, read_images
@@ -94,15 +94,52 @@ def cheapest_blocks(errors: Sequence[BlockError], macs: float) -> list[str]:
         PruningError: When all blocks together save less.
     """
     taken: list[BlockError] = []
-    for block in sorted(errors, key=_price):
+    for block in _cheapest_first(errors):
         if sum(other.macs for other in taken) >= macs:
             break
-        if not any(_nested(block, other) for other in taken):
-            taken.append(block)
+        taken.append(block)
     saved = sum(block.macs for block in taken)
     if saved < macs:
         raise PruningError(f"macs is {macs:g}; allowed: at most {saved:.4g}, which is what all blocks save together")
     return [block.name for block in taken]
+
+
+def choose_blocks(
+    errors: Sequence[BlockError],
+    *,
+    names: Sequence[str] | None = None,
+    macs: float | None = None,
+    count: int | None = None,
+) -> list[str]:
+    """Return the names of blocks to remove, by exactly one of three rules.
+
+    Args:
+        errors: The blocks, of `measure_blocks`.
+        names: Just these.
+        macs: The cheapest that save at least this share of the dense model's multiply-accumulates.
+        count: As many as this, the cheapest first.
+
+    Raises:
+        PruningError: When a name is not that of a block, one block is within another, or there are too few.
+    """
+    if names is not None:
+        return [block.name for block in chosen_blocks([error.plan.block for error in errors], names)]
+    if macs is not None:
+        return cheapest_blocks(errors, macs)
+    assert count is not None
+    taken = _cheapest_first(errors)
+    if count > len(taken):
+        raise PruningError(f"count is {count}; allowed: at most {len(taken)} blocks, which can go together")
+    return [block.name for block in taken[:count]]
+
+
+def _cheapest_first(errors: Sequence[BlockError]) -> list[BlockError]:
+    """Return blocks that can be removed together, the lowest price first; of two nested ones, the cheaper."""
+    taken: list[BlockError] = []
+    for block in sorted(errors, key=_price):
+        if not any(_nested(block, other) for other in taken):
+            taken.append(block)
+    return taken
 
 
 def _price(block: BlockError) -> tuple[float, float]:
