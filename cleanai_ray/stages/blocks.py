@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from cleanai_ray.config.study import Study
 from cleanai_ray.pruning.block_removal import without_blocks
 from cleanai_ray.pruning.plan import BlockPlan
+from cleanai_ray.repair import RepairOptions
 from cleanai_ray.sensitivity import BlockError, choose_blocks, measure_blocks
 from cleanai_ray.stages.workspace import Workspace
 
@@ -57,6 +59,7 @@ class PricedBlocks:
                 "macs": error.plan.macs,
                 "macs_share": error.macs,
                 "divergence": error.error,
+                "divergence_repaired": error.error_repaired,
                 "price": error.price,
                 "is_removed": error.name in self.removed,
             }
@@ -88,9 +91,16 @@ def price_study_blocks(workspace: Workspace, model: nn.Module) -> PricedBlocks:
     limit = workspace.study.data.calibration.second_moment_samples
     positions = np.arange(min(limit, len(workspace.roles.calibration)))
     batches = workspace.batches("calibration", positions=positions)
-    errors = measure_blocks(model, workspace.example_input(), batches)
+    errors = measure_blocks(model, workspace.example_input(), batches, repair=_pricing_repair(workspace.study))
     chosen = choose_blocks(errors, names=section.names, macs=section.macs, count=section.count)
     return PricedBlocks(errors=errors, removed=tuple(chosen))
+
+
+def _pricing_repair(study: Study) -> bool | RepairOptions:
+    """Return the repair after which blocks are priced: a cheap one of what the study repairs, or none."""
+    if study.repair.compensation != "none":
+        return True
+    return study.repair.batch_norm != "none" and RepairOptions(compensation="none", batch_norm="relative")
 
 
 def blocks_of(weights: bytes | BareWeights) -> tuple[BlockPlan, ...]:

@@ -68,7 +68,11 @@ def blocks_key(study: Study, dense_digest: str) -> str:
 def _blocks(study: Study) -> list[Any]:
     """Return the blocks that the study removes before it measures; nothing where it removes none."""
     section = study.pruning.remove_blocks
-    return [] if section is None else [{"blocks": section.model_dump(mode="json")}]
+    if section is None:
+        return []
+    # The cheapest after repair are other blocks than the cheapest before.
+    repaired = [study.repair.compensation != "none", study.repair.batch_norm != "none"]
+    return [{"blocks": section.model_dump(mode="json"), "priced_after": repaired}]
 
 
 def profile_key(study: Study) -> str:

@@ -253,7 +253,8 @@ BLOCKS = _schema(
     ("macs", _COUNT, "Their multiply-accumulates, batch 1."),
     ("macs_share", _REAL, "Their multiply-accumulates over the dense model's."),
     ("divergence", _REAL, "Mean KL(dense || without the block alone) on calibration images, in nats, before repair."),
-    ("price", _REAL, "divergence over macs_share: nats for all the dense model's MACs, at this block's rate."),
+    ("divergence_repaired", _REAL, "The same after a cheap repair of what is left; null where the study repairs none."),
+    ("price", _REAL, "divergence_repaired (or divergence) over macs_share: nats for all MACs, at this block's rate."),
     ("is_removed", _FLAG, "True if the study's trials remove it."),
 )
 

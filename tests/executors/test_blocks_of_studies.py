@@ -56,7 +56,7 @@ def cheapest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
 def test_the_cheapest_blocks_are_those_of_the_lowest_price(cheapest: tuple[Study, Path]) -> None:
     blocks = table(cheapest[1], schemas.BLOCKS_FILE)
     assert set(BLOCKS) <= set(blocks["block"])
-    assert blocks["price"].to_list() == pytest.approx((blocks["divergence"] / blocks["macs_share"]).to_list())
+    assert blocks["price"].to_list() == pytest.approx((blocks["divergence_repaired"] / blocks["macs_share"]).to_list())
     assert set(blocks.filter("is_removed")["block"]) == set(blocks.sort("price")["block"][:2])
 
 
