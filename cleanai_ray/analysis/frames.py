@@ -45,6 +45,7 @@ class StudyFrames:
         classes: A row per trial and class (`schemas.CLASSES`); empty where it was not recorded.
         images: A row per scored image (`image_schemas.IMAGES`); empty where single images were not kept.
         correct: A row per trial: the images that it gets right (`image_schemas.CORRECT`); likewise.
+        blocks: A row per residual block (`schemas.BLOCKS`); empty where the study removes none.
     """
 
     results: pl.DataFrame
@@ -62,6 +63,7 @@ class StudyFrames:
     classes: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(pl.from_arrow(schemas.CLASSES.empty_table())))
     images: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(pl.from_arrow(IMAGES.empty_table())))
     correct: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(pl.from_arrow(CORRECT.empty_table())))
+    blocks: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(pl.from_arrow(schemas.BLOCKS.empty_table())))
 
     @classmethod
     def load(cls, run: RunDirectory) -> StudyFrames:
@@ -95,6 +97,7 @@ class StudyFrames:
             classes=_read(run, schemas.CLASSES_FILE, schemas.CLASSES),
             images=_read(run, IMAGES_FILE, IMAGES),
             correct=_read(run, CORRECT_FILE, CORRECT),
+            blocks=_read(run, schemas.BLOCKS_FILE, schemas.BLOCKS),
         )
 
     @property

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from cleanai_ray.config.blocks import BlocksSection
 from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.images import CacheSection, TransformSection
 from cleanai_ray.config.section import Section
@@ -183,6 +184,15 @@ class PruningSection(Section):
         description="Compare each cut, on an example input, with the model whose removed channels are silent; a group "
         "of layers that could only be cut wrongly keeps its width.",
     )
+    remove_blocks: BlocksSection | None = Field(
+        None,
+        description="Residual blocks to replace by their shortcuts before layers are narrowed: {names: [...]}, "
+        "{macs: SHARE} or {count: N}; null: none.",
+    )
+
+    def described(self) -> dict[str, Any]:
+        """Return the bounds as JSON-like values, without `remove_blocks` where that is null."""
+        return self.model_dump(mode="json", exclude=None if self.remove_blocks else {"remove_blocks"})
 
     def resolved(self, quantization: str = "none") -> PruningSection:
         """Return the bounds for a model that will be quantised in this way, with a number in place of `auto`."""

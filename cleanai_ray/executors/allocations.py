@@ -14,6 +14,7 @@ from cleanai_ray.pruning.allocation import Allocation, AllocationProblem, Counts
 from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.sensitivity import CandidateScorer
+from cleanai_ray.stages.blocks import BareWeights, measured_model
 from cleanai_ray.stages.dense_measures import DenseMeasures, study_candidates
 from cleanai_ray.stages.fingerprints import moments_key
 from cleanai_ray.stages.workspace import open_workspace
@@ -32,7 +33,7 @@ def searching_trials(study: Study) -> list[Trial]:
         timed = trial.budget is None or trial.budget.resource == "latency"
         if timed or not create_method(trial.method, dict(trial.options)).search:
             continue
-        bounds = study.pruning.resolved(trial.quantization).model_dump(mode="json")
+        bounds = study.pruning.resolved(trial.quantization).described()
         shared = trial.model_dump(mode="json", include={"method", "options", "budget"})
         found.setdefault(digest([shared, bounds]), trial)
     return list(found.values())
@@ -67,7 +68,8 @@ def find_allocations(
         found[problem.key] = Allocation(**json.loads(content))
         return found[problem.key]
 
-    model = context.workspace.dense_model(dense.content.get())
+    weights = dense.content.get()
+    model = context.workspace.dense_model(weights.content if isinstance(weights, BareWeights) else weights)
     for trial in trials:
         with contextlib.suppress(PruningError):  # of a budget that cannot be met; the trial will say so
             Pruner(
@@ -77,6 +79,7 @@ def find_allocations(
                 bounds=study.pruning,
                 ignored_layers=context.workspace.ignored_layers(),
                 measured=Measurements(curves=measures.curves, allocate=allocate),
+                blocks=measures.blocks.plans,
             ).take_step(1)
     _scorers.clear()  # Where candidates were scored in this process, their model would stay on the device.
     return found
@@ -87,7 +90,7 @@ def _score(
     item: tuple[Counts, Images],
     study_json: str,
     inputs: str,
-    weights: bytes,
+    weights: bytes | BareWeights,
     measures: DenseMeasures,
 ) -> float:
     """Return the score of one candidate; the process keeps what it takes to score others."""
@@ -95,5 +98,5 @@ def _score(
     if key not in _scorers:
         workspace = open_workspace(study_json, device)
         _scorers.clear()
-        _scorers[key] = study_candidates(workspace, workspace.dense_model(weights), measures)
+        _scorers[key] = study_candidates(workspace, measured_model(workspace, weights), measures)
     return _scorers[key].score(*item)

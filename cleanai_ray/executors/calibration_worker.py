@@ -9,6 +9,8 @@ from torch import nn
 
 from cleanai_ray.executors.noted_work import run_noted
 from cleanai_ray.executors.writer import RunStore
+from cleanai_ray.pruning.plan import BlockPlan
+from cleanai_ray.stages.blocks import BareWeights, blocks_of, measured_model
 from cleanai_ray.stages.calibration import count_shard
 from cleanai_ray.stages.shard_measures import STATISTICS, ShardMeasurer, ShardMeasures
 from cleanai_ray.stages.workspace import Workspace, open_workspace
@@ -44,10 +46,11 @@ class CalibrationWorker:
         self._device = device
         self._workspace: Workspace | None = None
         self._model: nn.Module | None = None
+        self._blocks: tuple[BlockPlan, ...] = ()
         self._measurers: dict[tuple[str, ...], ShardMeasurer] = {}
 
     def compute(
-        self, call: str, shard: int, name: str, inputs: str, weights: bytes, *arguments: Any
+        self, call: str, shard: int, name: str, inputs: str, weights: bytes | BareWeights, *arguments: Any
     ) -> tuple[int, bytes]:
         """Return the number of images read for a shard, and its result, serialised.
 
@@ -58,7 +61,7 @@ class CalibrationWorker:
             shard: Number of the shard.
             name: The file in the run directory that keeps the result.
             inputs: Digest of everything that the result depends on.
-            weights: Content of the dense weights' file.
+            weights: Content of the dense weights' file; with the blocks that the study removes, if it removes any.
             arguments: Further arguments of the call.
         """
         kept = self._store.read(name, inputs)
@@ -66,7 +69,7 @@ class CalibrationWorker:
             return 0, kept
         workspace = self._workspace = self._workspace or open_workspace(self._study_json, self._device)
         if self._model is None:
-            self._model = workspace.dense_model(weights)
+            self._model, self._blocks = measured_model(workspace, weights), blocks_of(weights)
         work = partial(getattr(self, f"_{call}"), workspace, self._model, shard, *arguments)
         samples, value = run_noted(self._store, workspace, _TITLES[call], work)
         content = value.to_bytes()
@@ -82,7 +85,7 @@ class CalibrationWorker:
     def _calibrate(self, workspace: Workspace, model: nn.Module, shard: int, *kinds: str) -> tuple[int, ShardMeasures]:
         kinds = kinds or (STATISTICS,)
         if kinds not in self._measurers:
-            self._measurers[kinds] = ShardMeasurer(workspace, model, *kinds)
+            self._measurers[kinds] = ShardMeasurer(workspace, model, *kinds, blocks=self._blocks)
         measurer = self._measurers[kinds]
         return measurer.num_samples(shard), measurer.shard(shard)
 

@@ -10,6 +10,7 @@ from cleanai_ray.config.study import Study
 from cleanai_ray.executors.base import Executor
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.shared import Shared
+from cleanai_ray.stages.blocks import BareWeights
 from cleanai_ray.stages.dense_measures import measures_folder
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.storage.run_directory import RunDirectory
@@ -20,11 +21,12 @@ class DenseWeights:
     """The dense weights of a study.
 
     Attributes:
-        content: Content of the safetensors file, shared with the workers.
+        content: Content of the safetensors file, shared with the workers; with the blocks that a study removes before
+            it measures, if it removes any.
         digest: Digest of the content.
     """
 
-    content: Shared[bytes]
+    content: Shared[bytes] | Shared[BareWeights]
     digest: str
 
 

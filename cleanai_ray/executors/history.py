@@ -33,6 +33,7 @@ _TABLES = (
     schemas.LATENCY_FILE,
     schemas.SENSITIVITY_FILE,
     schemas.PROFILE_FILE,
+    schemas.BLOCKS_FILE,
     image_schemas.IMAGES_FILE,
     image_schemas.CORRECT_FILE,
 )

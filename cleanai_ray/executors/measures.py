@@ -15,6 +15,7 @@ from cleanai_ray.executors.shared import Shared
 from cleanai_ray.executors.writer import RunStore
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.repair.moments import ConsumerMoments
+from cleanai_ray.stages.blocks import BareWeights, PricedBlocks, blocks_of, measured_model, price_study_blocks
 from cleanai_ray.stages.calibration import CalibrationNeeds
 from cleanai_ray.stages.dense_measures import (
     DenseMeasures,
@@ -23,7 +24,7 @@ from cleanai_ray.stages.dense_measures import (
     needs_moments,
     needs_statistics,
 )
-from cleanai_ray.stages.fingerprints import calibration_key, moments_key
+from cleanai_ray.stages.fingerprints import blocks_key, calibration_key, moments_key
 from cleanai_ray.stages.shard_measures import MOMENTS, STATISTICS, ShardMeasures, shards_of
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.statistics import ActivationHistograms, ActivationStatistics
@@ -48,13 +49,22 @@ def measure_dense(context: RunContext, dense: DenseWeights) -> DenseMeasures:
         CleanAIError: When a measurement fails; the message names the sample or the layer.
     """
     study, progress = context.study, context.progress
+    blocks = PricedBlocks()
+    if study.pruning.remove_blocks is not None:
+        with progress.stage("residual blocks"):
+            blocks = _price_blocks(context, dense)
+        progress.say(f"residual blocks that become their shortcuts: {', '.join(blocks.removed)}")
+        content = dense.content.get()
+        assert isinstance(content, bytes)
+        bare = BareWeights(content=content, blocks=blocks.plans)
+        dense = replace(dense, content=context.executor.share(bare))
     statistics, moments = measure_shards(context, dense)
     curves = None
     if needs_curves(study):
         assert moments is not None
         with progress.stage("sensitivity"):
             curves = _curves(context, dense, moments)
-    found = DenseMeasures(statistics=statistics, moments=moments, curves=curves)
+    found = DenseMeasures(statistics=statistics, moments=moments, curves=curves, blocks=blocks)
     searching = searching_trials(study)
     if searching:
         with progress.stage("allocations"):
@@ -127,6 +137,21 @@ def _with_histograms(
     return statistics.with_histograms(ActivationHistograms.from_bytes(counts))
 
 
+def _price_blocks(context: RunContext, dense: DenseWeights) -> PricedBlocks:
+    def compute() -> bytes:
+        arguments = context.study.model_dump_json(), context.executor.store, dense.content
+        return context.executor.call(f"blocks-{context.study.name}", _measure_blocks, *arguments)
+
+    key = blocks_key(context.study, dense.digest)
+    return PricedBlocks.from_bytes(context.cached(f"{context.folder}/blocks.json", key, compute))
+
+
+def _measure_blocks(device: str, study_json: str, store: RunStore, weights: bytes) -> bytes:
+    workspace = open_workspace(study_json, device)
+    model = workspace.dense_model(weights)
+    return run_noted(store, workspace, "prices of blocks", lambda: price_study_blocks(workspace, model)).to_bytes()
+
+
 def _curves(context: RunContext, dense: DenseWeights, moments: ConsumerMoments) -> SensitivityCurves:
     def compute() -> bytes:
         arguments = context.study.model_dump_json(), context.executor.store, dense.content, moments
@@ -137,8 +162,10 @@ def _curves(context: RunContext, dense: DenseWeights, moments: ConsumerMoments) 
     return SensitivityCurves.from_json(context.run.read_text(name))
 
 
-def _measure_curves(device: str, study_json: str, store: RunStore, weights: bytes, moments: ConsumerMoments) -> bytes:
+def _measure_curves(
+    device: str, study_json: str, store: RunStore, weights: bytes | BareWeights, moments: ConsumerMoments
+) -> bytes:
     workspace = open_workspace(study_json, device)
-    model = workspace.dense_model(weights)
-    curves = run_noted(store, workspace, "sensitivity", lambda: measure_study_curves(workspace, model, moments))
+    model, blocks = measured_model(workspace, weights), blocks_of(weights)
+    curves = run_noted(store, workspace, "sensitivity", lambda: measure_study_curves(workspace, model, moments, blocks))
     return curves.to_json().encode()

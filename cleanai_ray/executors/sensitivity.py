@@ -16,12 +16,11 @@ from cleanai_ray.executors.dense import obtain_dense
 from cleanai_ray.executors.measures import measure_dense
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.run_study import RunOptions
-from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.registry import EXECUTORS
 from cleanai_ray.sensitivity.table import curve_rows, layer_ratios
-from cleanai_ray.stages.dense_measures import measures_folder
+from cleanai_ray.stages.dense_measures import DenseMeasures, measures_folder
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.locking import locked
@@ -80,7 +79,7 @@ def analyse(
     table = schemas.to_table(curve_rows(curves), schemas.SENSITIVITY)
     run.write_table(schemas.SENSITIVITY_FILE, table)
     frame = pl.DataFrame(pl.from_arrow(table))
-    suggestions, refused = _share_out(study, context.workspace, workspace.dense_model(dense.weights), curves)
+    suggestions, refused = _share_out(study, context.workspace, workspace.dense_model(dense.weights), measures)
     run.write_text(RATIOS_FILE, yaml.safe_dump(suggestions, sort_keys=False))
     _draw_chart(frame, run, progress)
     return Sensitivity(table=frame, suggestions=suggestions, refused=refused)
@@ -100,7 +99,7 @@ def _draw_chart(frame: pl.DataFrame, run: RunDirectory, progress: ProgressReport
 
 
 def _share_out(
-    study: Study, workspace: Workspace, model: nn.Module, curves: SensitivityCurves
+    study: Study, workspace: Workspace, model: nn.Module, measures: DenseMeasures
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Return, for every ratio and budget of a study, the layer ratios that meet it, or the reason why none do."""
     suggestions: dict[str, dict[str, Any]] = {}
@@ -115,7 +114,8 @@ def _share_out(
             trial,
             bounds=study.pruning.model_copy(update={"layer_ratios": {}}),
             ignored_layers=workspace.ignored_layers(),
-            measured=Measurements(curves=curves),
+            measured=Measurements(curves=measures.curves),
+            blocks=measures.blocks.plans,
         )
         try:
             suggestions[name] = dict(layer_ratios(pruner.run().plan))

@@ -40,25 +40,25 @@ def time_records(context: RunContext, records: Records, dense_digest: str) -> No
             if record["row"]["status"] != schemas.OK:
                 continue
             try:
-                rows = _timed(context, trial, record["removed"], dense_digest)
+                rows = _timed(context, trial, record, dense_digest)
             except CleanAIError as error:
                 context.progress.say(f"{trial.trial_id} could not be timed: {error}")
                 record["row"]["warnings"] = [*record["row"]["warnings"], f"it could not be timed: {error}"]
                 continue
-            predicted = (None, None) if profile is None else (profile.predict(record["removed"]), profile.dense_ms)
+            predicted: tuple[float | None, float | None] = (None, None)
+            if profile is not None and not record.get("blocks"):  # without blocks, there are other groups
+                predicted = profile.predict(record["removed"]), profile.dense_ms
             backend = "onnxruntime" if trial.quantization == "int8" else "eager"
             record["latency"] = [{"trial_id": trial.trial_id, **row} for row in rows]
-            record["row"] |= {
-                **latency_columns(rows, backend),
-                **target_columns(rows, *predicted),
-            }
+            record["row"] |= {**latency_columns(rows, backend), **target_columns(rows, *predicted)}
 
 
-def _timed(context: RunContext, trial: Trial, removed: Mapping[str, int], dense_digest: str) -> list[dict[str, Any]]:
+def _timed(context: RunContext, trial: Trial, record: Mapping[str, Any], dense_digest: str) -> list[dict[str, Any]]:
     """Return the rows of a trial from the run directory; if they are not there, time its model first."""
 
     def compute() -> bytes:
-        arguments = (context.study.model_dump_json(), dict(removed), trial.quantization)
+        removed, blocks = dict(record["removed"]), record.get("blocks")
+        arguments = (context.study.model_dump_json(), removed, trial.quantization, *([blocks] if blocks else []))
         return json.dumps(context.executor.call(f"latency {trial.trial_id}", time_alone, *arguments)).encode()
 
     key = alone_key(context.study, trial, dense_digest)

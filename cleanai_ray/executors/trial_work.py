@@ -32,7 +32,7 @@ from cleanai_ray.storage import schemas
 from cleanai_ray.training.context import TrainingContext
 
 _LOG = logging.getLogger(__name__)
-_RECORDED = ("row", "layers", "classes", "history", "latency", "hits", "removed")
+_RECORDED = ("row", "layers", "classes", "history", "latency", "hits", "removed", "blocks")
 """The parts of an outcome that make up a trial's record: its rows of the tables."""
 
 _dense_models: dict[str, nn.Module] = {}

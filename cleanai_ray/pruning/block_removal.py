@@ -55,16 +55,31 @@ def plan_blocks(
     """
     if batches is None:
         raise PruningError("remove_blocks needs the mean of each branch over calibration images; pass batches")
-    found = {block.name: block for block in find_blocks(model, example_inputs)}
+    chosen = chosen_blocks(find_blocks(model, example_inputs), names)
+    return describe_blocks(model, example_inputs, batches, chosen)
+
+
+def chosen_blocks(blocks: Sequence[Block], names: Sequence[str], key: str = "remove_blocks") -> list[Block]:
+    """Return those of a model's blocks that are named, in execution order.
+
+    Args:
+        blocks: The blocks, of `find_blocks`.
+        names: Names of some of them.
+        key: The argument or key that gave the names, for messages.
+
+    Raises:
+        PruningError: When a name is not that of a removable block, or a block is within another.
+    """
+    found = {block.name: block for block in blocks}
     for name in names:
         if name not in found:
-            raise PruningError(_unknown(name, list(found)))
+            raise PruningError(_unknown(key, name, list(found)))
     chosen = [block for block in found.values() if block.name in names]
     for block in chosen:
         outer = next((other for other in chosen if other is not block and overlap(other, block)), None)
         if outer is not None:
-            raise PruningError(f"remove_blocks names '{block.name}' and '{outer.name}', one of which holds the other")
-    return describe_blocks(model, example_inputs, batches, chosen)
+            raise PruningError(f"{key} names '{block.name}' and '{outer.name}', one of which holds the other")
+    return chosen
 
 
 def describe_blocks(
@@ -76,15 +91,12 @@ def describe_blocks(
     return tuple(_plan(block, means[block.name], cost) for block in blocks)
 
 
-def _unknown(name: str, allowed: Sequence[str]) -> str:
+def _unknown(key: str, name: str, allowed: Sequence[str]) -> str:
     if not allowed:
-        return f"remove_blocks names '{name}', but the model has no residual branch that can be removed"
+        return f"{key} names '{name}', but the model has no residual branch that can be removed"
     near = difflib.get_close_matches(name, allowed, n=1)
     guess = f"; did you mean '{near[0]}'?" if near else ""
-    return (
-        f"remove_blocks names '{name}', which is no residual branch that can be removed{guess} Allowed: "
-        f"{', '.join(allowed)}"
-    )
+    return f"{key} names '{name}', which is no residual branch that can be removed{guess} Allowed: {', '.join(allowed)}"
 
 
 def overlap(one: Block, other: Block) -> bool:

@@ -79,6 +79,11 @@ class BlockPlan:
         """Name of the block."""
         return self.block.name
 
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> BlockPlan:
+        """Return the plan that `dataclasses.asdict` made a dict of, which may have been JSON in between."""
+        return BlockPlan(**{**_with_tuples(fields), "block": Block(**_with_tuples(fields["block"]))})
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruningPlan:
@@ -152,16 +157,12 @@ class PruningPlan:
             request=document["request"],
             achieved=document["achieved"],
             warnings=tuple(document["warnings"]),
-            blocks=tuple(_read_block(block) for block in document.get("blocks", ())),
+            blocks=tuple(BlockPlan.from_dict(block) for block in document.get("blocks", ())),
         )
 
 
 def _read_group(fields: Mapping[str, Any]) -> GroupPlan:
     return GroupPlan(**_with_tuples(fields))
-
-
-def _read_block(fields: Mapping[str, Any]) -> BlockPlan:
-    return BlockPlan(**{**_with_tuples(fields), "block": Block(**_with_tuples(fields["block"]))})
 
 
 def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

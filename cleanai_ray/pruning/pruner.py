@@ -251,7 +251,7 @@ class Pruner:
             request={
                 **self._trial.model_dump(mode="json", exclude={"quantization"}),
                 **({"by_price": True} if self._by_price else {}),
-                "bounds": {**self._bounds.model_dump(mode="json"), "ignored_layers": list(self._ignored_layers)},
+                "bounds": {**self._bounds.described(), "ignored_layers": list(self._ignored_layers)},
             },
             warnings=(*self._warnings, *([missed] if missed else [])),
             blocks=self._blocks,

@@ -11,13 +11,22 @@ from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.blocks import find_blocks
 from cleanai_ray.graph.tracing import single_input
 from cleanai_ray.nn.complexity import measure_complexity
-from cleanai_ray.pruning.block_removal import describe_blocks, overlap, without_blocks
+from cleanai_ray.pruning.block_removal import chosen_blocks, describe_blocks, overlap, without_blocks
+from cleanai_ray.pruning.blocks_only import remove_only
 from cleanai_ray.pruning.plan import BlockPlan
+from cleanai_ray.repair import RepairOptions
+from cleanai_ray.repair import repair as repair_model
 from cleanai_ray.repair.auto import split_images
 from cleanai_ray.repair.images import Batch, read_images
 from cleanai_ray.repair.outputs import divergence, log_probabilities
 from cleanai_ray.sensitivity.profile import probe_images
 from cleanai_ray.tasks.base import Task, find_task
+
+CHEAP_REPAIR = RepairOptions(compensation="sequential", batch_norm="relative")
+"""The repair after which a block is priced by default."""
+
+REPAIR_IMAGES = 256
+"""The most images that such a repair reads."""
 
 _TINY = 1e-12
 
@@ -30,11 +39,13 @@ class BlockError:
         plan: The block, the mean of its branch and its multiply-accumulates.
         error: Mean KL(dense || model without the block) over the probe images, in nats, before any repair.
         macs: Multiply-accumulates of its layers, as a fraction of the dense model's.
+        error_repaired: The same after a repair of the layers that are left; None where none was tried.
     """
 
     plan: BlockPlan
     error: float
     macs: float
+    error_repaired: float | None = None
 
     @property
     def name(self) -> str:
@@ -43,8 +54,12 @@ class BlockError:
 
     @property
     def price(self) -> float:
-        """Error in nats for all the multiply-accumulates of the dense model, at the rate at which this block saves."""
-        return self.error / max(self.macs, _TINY)
+        """Error in nats for all the multiply-accumulates of the dense model, at the rate at which this block saves.
+
+        The error is that after repair where one was tried.
+        """
+        error = self.error if self.error_repaired is None else self.error_repaired
+        return error / max(self.macs, _TINY)
 
 
 def measure_blocks(
@@ -52,6 +67,7 @@ def measure_blocks(
     example_inputs: Tensor | tuple[Tensor, ...],
     batches: Iterable[Batch],
     *,
+    repair: bool | RepairOptions = False,
     task: str | Task = "classification",
 ) -> tuple[BlockError, ...]:
     """Return what removing each residual block of a model costs by itself, in execution order. No labels are used.
@@ -59,16 +75,22 @@ def measure_blocks(
     A fifth of the images (at most `MAX_PROBE_IMAGES`) measures the error; the rest give the branches' means. Each block
     takes one pass over the probe images. Errors of several blocks do not add up where one makes up for another.
 
+    What a block costs before repair says little about what it costs after: a mean that moves is put right by the
+    batch-norms that follow, and a linear branch by the layers that read it. With `repair`, each block is priced after a
+    repair of its own on at most `REPAIR_IMAGES` of the images that do not measure, which takes a few passes over them.
+
     Args:
         model: The dense model; it is left as it is.
         example_inputs: One input batch, or a tuple that holds just it, on the model's device.
         batches: Calibration inputs [N, ...] or (inputs, targets).
+        repair: True to price blocks after a sequential refit and recalibration of batch-norms, or other options.
         task: What the model is for: a name of `cleanai_ray.registry.TASKS`, or a task.
 
     Raises:
         CalibrationError: When there are no images, or a batch cannot be run.
     """
-    network = find_task(task).network(model)
+    task = find_task(task)
+    network = task.network(model)
     working, held = split_images(read_images(batches))
     plans = describe_blocks(network, example_inputs, working or held, find_blocks(network, example_inputs))
     images = probe_images(held or working)
@@ -78,9 +100,27 @@ def measure_blocks(
 
     def measure(plan: BlockPlan) -> BlockError:
         error = divergence(reference, log_probabilities(without_blocks(network, [plan]), images))
-        return BlockError(plan=plan, error=error, macs=plan.macs / whole)
+        return BlockError(plan=plan, error=error, macs=plan.macs / whole, error_repaired=after_repair(plan))
 
+    def after_repair(plan: BlockPlan) -> float | None:
+        if repair is False:
+            return None
+        result = remove_only(network, example_inputs, [plan]).of_task(task)
+        outcome = repair_model(model, result, fitted, CHEAP_REPAIR if repair is True else repair, task=task)
+        return divergence(reference, log_probabilities(task.network(outcome.model), images))
+
+    fitted = _first(working or held, REPAIR_IMAGES)
     return tuple(measure(plan) for plan in plans)
+
+
+def _first(batches: Sequence[Tensor], number: int) -> list[Tensor]:
+    """Return the first images of batches, at most a number of them."""
+    found: list[Tensor] = []
+    for batch in batches:
+        left = number - sum(map(len, found))
+        if left > 0:
+            found.append(batch[:left])
+    return found
 
 
 def cheapest_blocks(errors: Sequence[BlockError], macs: float) -> list[str]:
@@ -94,15 +134,52 @@ def cheapest_blocks(errors: Sequence[BlockError], macs: float) -> list[str]:
         PruningError: When all blocks together save less.
     """
     taken: list[BlockError] = []
-    for block in sorted(errors, key=_price):
+    for block in _cheapest_first(errors):
         if sum(other.macs for other in taken) >= macs:
             break
-        if not any(_nested(block, other) for other in taken):
-            taken.append(block)
+        taken.append(block)
     saved = sum(block.macs for block in taken)
     if saved < macs:
         raise PruningError(f"macs is {macs:g}; allowed: at most {saved:.4g}, which is what all blocks save together")
     return [block.name for block in taken]
+
+
+def choose_blocks(
+    errors: Sequence[BlockError],
+    *,
+    names: Sequence[str] | None = None,
+    macs: float | None = None,
+    count: int | None = None,
+) -> list[str]:
+    """Return the names of blocks to remove, by exactly one of three rules.
+
+    Args:
+        errors: The blocks, of `measure_blocks`.
+        names: Just these.
+        macs: The cheapest that save at least this share of the dense model's multiply-accumulates.
+        count: As many as this, the cheapest first.
+
+    Raises:
+        PruningError: When a name is not that of a block, one block is within another, or there are too few.
+    """
+    if names is not None:
+        return [block.name for block in chosen_blocks([error.plan.block for error in errors], names)]
+    if macs is not None:
+        return cheapest_blocks(errors, macs)
+    assert count is not None
+    taken = _cheapest_first(errors)
+    if count > len(taken):
+        raise PruningError(f"count is {count}; allowed: at most {len(taken)} blocks, which can go together")
+    return [block.name for block in taken[:count]]
+
+
+def _cheapest_first(errors: Sequence[BlockError]) -> list[BlockError]:
+    """Return blocks that can be removed together, the lowest price first; of two nested ones, the cheaper."""
+    taken: list[BlockError] = []
+    for block in sorted(errors, key=_price):
+        if not any(_nested(block, other) for other in taken):
+            taken.append(block)
+    return taken
 
 
 def _price(block: BlockError) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.study import Study
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.pruning.allocation import Allocation
+from cleanai_ray.pruning.plan import BlockPlan
 from cleanai_ray.repair.moments import ConsumerMoments
 from cleanai_ray.sensitivity import (
     CandidateScorer,
@@ -20,6 +21,7 @@ from cleanai_ray.sensitivity import (
     search_images,
 )
 from cleanai_ray.sensitivity.candidates import MAX_SEARCH_IMAGES
+from cleanai_ray.stages.blocks import PricedBlocks
 from cleanai_ray.stages.shard_measures import split_positions, study_graph
 from cleanai_ray.stages.workspace import Workspace, methods_need
 from cleanai_ray.statistics import ActivationStatistics
@@ -34,12 +36,14 @@ class DenseMeasures:
         moments: Second moments of the inputs of the layers that read prunable layers.
         curves: Sensitivity curves of the dependency groups.
         allocations: Results of the searches for allocations, by the key of their problem.
+        blocks: The residual blocks, if the study removes any; all else is then of the model without them.
     """
 
     statistics: ActivationStatistics | None = None
     moments: ConsumerMoments | None = None
     curves: SensitivityCurves | None = None
     allocations: Mapping[str, Allocation] = field(default_factory=dict)
+    blocks: PricedBlocks = field(default_factory=PricedBlocks)
 
 
 def measures_folder(study: Study, draw: CalibrationDraw) -> str:
@@ -54,7 +58,8 @@ def needs_statistics(study: Study) -> bool:
 
 def needs_moments(study: Study) -> bool:
     """Return whether any trial of a study reads second moments."""
-    return needs_curves(study) or study.repair.compensation in ("closed_form", "auto")
+    repaired = study.pruning.remove_blocks is None and study.repair.compensation in ("closed_form", "auto")
+    return needs_curves(study) or repaired
 
 
 def needs_curves(study: Study) -> bool:
@@ -62,10 +67,15 @@ def needs_curves(study: Study) -> bool:
     return methods_need(study, "needs_curves")
 
 
-def measure_study_curves(workspace: Workspace, model: nn.Module, moments: ConsumerMoments) -> SensitivityCurves:
-    """Return the sensitivity curves of a study's dense model; outputs are compared on the images held back."""
+def measure_study_curves(
+    workspace: Workspace, model: nn.Module, moments: ConsumerMoments, blocks: Sequence[BlockPlan] = ()
+) -> SensitivityCurves:
+    """Return the sensitivity curves of a study's model, which may be without some blocks.
+
+    Outputs are compared on the images held back.
+    """
     _, held = split_positions(workspace)
-    return measure_curves(study_graph(workspace, model), moments, probe_images(_images(workspace, held)))
+    return measure_curves(study_graph(workspace, model, blocks), moments, probe_images(_images(workspace, held)))
 
 
 def study_candidates(workspace: Workspace, model: nn.Module, measures: DenseMeasures) -> CandidateScorer:
@@ -75,7 +85,9 @@ def study_candidates(workspace: Workspace, model: nn.Module, measures: DenseMeas
     working, held = split_positions(workspace)
     images = search_images(_images(workspace, working[:MAX_SEARCH_IMAGES]))
     judges = probe_images(_images(workspace, held))
-    return CandidateScorer(study_graph(workspace, model), measures.curves, measures.moments, images, judges)
+    return CandidateScorer(
+        study_graph(workspace, model, measures.blocks.plans), measures.curves, measures.moments, images, judges
+    )
 
 
 def _images(workspace: Workspace, positions: np.ndarray) -> list[Tensor]:

@@ -16,6 +16,7 @@ _CHUNK_BYTES = 2**22
 _STATISTICS = "statistics/2"
 """The version of the statistics: since the second, those of attention are of its separate layers."""
 _PROFILE = "profile/1"
+_PRICES = "block-prices/1"
 _MOMENTS = "moments/3"  # Moments of an earlier format are measured anew.
 
 
@@ -60,14 +61,30 @@ def calibration_key(study: Study, dense_digest: str) -> str:
 
     needs = asdict(CalibrationNeeds.of(study))
     read = [_model_shape(study), _data(study), study.evaluation.split]
-    return digest([_STATISTICS, dense_digest, *read, needs, *_numerics(study), *_precision(study)])
+    return digest([_STATISTICS, dense_digest, *read, needs, *_numerics(study), *_precision(study), *_blocks(study)])
 
 
 def moments_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that second moments and curves of a study of one draw depend on."""
     read = [_model_shape(study), _data(study), study.evaluation.split]
     computed = [study.pruning.ignored_layers, *_numerics(study), *_precision(study)]
-    return digest([_MOMENTS, dense_digest, *read, *computed])
+    return digest([_MOMENTS, dense_digest, *read, *computed, *_blocks(study)])
+
+
+def blocks_key(study: Study, dense_digest: str) -> str:
+    """Return the digest of everything that the prices of blocks of a study of one draw depend on, and their choice."""
+    read = [_model_shape(study), _data(study), study.evaluation.split]
+    return digest([_PRICES, dense_digest, *read, *_numerics(study), *_blocks(study)])
+
+
+def _blocks(study: Study) -> list[Any]:
+    """Return the blocks that the study removes before it measures; nothing where it removes none."""
+    section = study.pruning.remove_blocks
+    if section is None:
+        return []
+    # The cheapest after repair are other blocks than the cheapest before.
+    repaired = [study.repair.compensation != "none", study.repair.batch_norm != "none"]
+    return [{"blocks": section.model_dump(mode="json"), "priced_after": repaired}]
 
 
 def profile_key(study: Study) -> str:
@@ -98,7 +115,7 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     }
     if study.evaluation.target is not None and (trial.budget is None or trial.budget.resource != "latency"):
         parts["evaluation"]["target"] = True  # which one it is decides the widths of latency budgets alone
-    parts["pruning"] = study.pruning.resolved(trial.quantization).model_dump()
+    parts["pruning"] = study.pruning.resolved(trial.quantization).described()
     own, between_steps = study.of_draw(study.draw_of(trial)), study.finetune.between_steps
     if trial.steps == 1 or not between_steps:
         del parts["finetune"]["between_steps"]

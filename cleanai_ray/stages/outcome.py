@@ -14,6 +14,7 @@ from cleanai_ray.deploy import Quantized
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.stages.base import TrialSetting
+from cleanai_ray.stages.blocks import blocks_as_json
 from cleanai_ray.stages.columns import describe_repair, describe_trial, repair_warnings, score_columns
 from cleanai_ray.stages.dense import DenseModel
 from cleanai_ray.stages.dense_measures import DenseMeasures
@@ -39,6 +40,7 @@ class TrialOutcome:
         latency: Its rows of latency.parquet.
         hits: Its row of correct.parquet, the bytes in hexadecimal digits.
         removed: The number of channels that each narrowed group lost.
+        blocks: The plans of the residual blocks that were removed, as JSON-like values.
         model: The pruned model after the last stage, in float; None for a failed trial.
         plan: The plan of the removal; None for a failed trial.
         quantized: The quantised model, if the trial asks for one.
@@ -51,6 +53,7 @@ class TrialOutcome:
     latency: tuple[dict[str, Any], ...] = ()
     hits: tuple[dict[str, Any], ...] = ()
     removed: dict[str, int] = field(default_factory=dict)
+    blocks: list[dict[str, Any]] = field(default_factory=list)
     model: nn.Module | None = None
     plan: PruningPlan | None = None
     quantized: Quantized | None = None
@@ -119,6 +122,7 @@ def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, stat
         "repair": describe_repair(repaired.chosen) if repaired else None,
         **state.costs,
         "channel_ratio_achieved": pruned.plan.channel_ratio,
+        "removed_blocks": [block.name for block in pruned.plan.blocks] or None,
         "num_classes": study.model.num_classes,
         "epochs_run": len(state.history),
         "best_epoch": state.best_epoch,
@@ -138,6 +142,7 @@ def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, stat
         latency=tuple({**name, **entry} for entry in state.latency),
         hits=hits,
         removed={name: len(channels) for name, channels in pruned.plan.removed.items()},
+        blocks=blocks_as_json(pruned.plan.blocks),
         model=state.model,
         plan=pruned.plan,
         quantized=state.quantized,

@@ -13,9 +13,11 @@ from cleanai_ray.deploy import require_quantization
 from cleanai_ray.errors import ArtifactError, DataError
 from cleanai_ray.evaluation.backends import require_installed
 from cleanai_ray.evaluation.target_latency import require_target_packages
+from cleanai_ray.graph.blocks import find_blocks
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model
+from cleanai_ray.pruning.block_removal import chosen_blocks
 from cleanai_ray.pruning.measurements import require_budget
 from cleanai_ray.stages.dense_measures import measures_folder
 from cleanai_ray.stages.fingerprints import calibration_key, dense_key, trial_key
@@ -59,7 +61,11 @@ def check_study(study: Study) -> Workspace:
     if section.weights == "pretrained":
         section = section.model_copy(update={"weights": None})
     ignored = [*study.pruning.ignored_layers, *workspace.ignored_layers()]
-    ChannelGraph(build_model(section), workspace.example_input(), ignored)
+    model = build_model(section)
+    ChannelGraph(model, workspace.example_input(), ignored)
+    if study.pruning.remove_blocks is not None:
+        names = study.pruning.remove_blocks.names or ()
+        chosen_blocks(find_blocks(model, workspace.example_input()), names, "pruning.remove_blocks.names")
     return workspace
 
 
@@ -136,11 +142,12 @@ def _summary(
     withheld = "withheld from" if roles.calibration_withheld else "shared with"
     dense = "cached" if dense_digest else "to be trained" if study.model.train else "to be loaded and scored"
     unlabelled = f"fine-tuning: on calibration samples, without labels; one in {HELD_BACK} is for validation"
-    other = warn_of_another_study(study, run)
+    other, blocks = warn_of_another_study(study, run), study.pruning.remove_blocks
     return (
         first,
         *([other] if other else []),
         f"dense model: {dense}; calibration: {_calibration(study, run, dense_digest)}",
+        *([f"residual blocks to remove: {blocks}"] if blocks else []),
         f"samples: {calibrated} calibration ({withheld} training), {len(roles.training)} training, "
         f"{len(roles.validation)} validation, {len(roles.evaluation)} evaluation",
         *([unlabelled] if study.finetune.data == "calibration" else []),

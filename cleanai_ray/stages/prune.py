@@ -51,7 +51,7 @@ class Prune(Stage):
         timing, target = (study.evaluation.latency, study.evaluation.target) if is_timed else (None, None)
         return [
             cell.identity,
-            study.pruning.resolved(trial.quantization).model_dump(mode="json"),
+            study.pruning.resolved(trial.quantization).described(),
             timing and timing.model_dump(mode="json"),
             *([target.model_dump(mode="json")] if target else []),
             study.finetune.between_steps > 0,
@@ -92,7 +92,8 @@ class Prune(Stage):
             result=result,
             reference=self.setting.dense_model if is_first else state.model,
             earlier=None if state.pruned is None else state.pruned.result,
-            moments=self.setting.measures.moments if is_first else None,
+            # Moments of the model without blocks do not say what the dense one computes.
+            moments=self.setting.measures.moments if is_first and not result.plan.blocks else None,
         )
         return replace(state, model=result.model, pruner=pruner, pruned=pruned, removed_some=True, is_kept=False)
 
@@ -112,6 +113,7 @@ class Prune(Stage):
                 observe=workspace.study.data.calibration.observe,
                 allocate=self._allocate,
             ),
+            blocks=measures.blocks.plans,
         )
 
     def _remeasure(self, smaller: nn.Module) -> ActivationStatistics:

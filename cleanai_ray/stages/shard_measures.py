@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.nn.open_attention import open_attention
+from cleanai_ray.pruning.block_removal import left_of
+from cleanai_ray.pruning.plan import BlockPlan
 from cleanai_ray.repair.images import is_held_back
 from cleanai_ray.repair.moments import ConsumerMoments, MomentRecorder, collect_moments
 from cleanai_ray.sensitivity import reading_features
@@ -126,14 +128,15 @@ class ShardMeasurer:
         workspace: The opened study.
         model: The dense model on the workspace's device; it is not changed.
         kinds: `STATISTICS`, `MOMENTS` or both.
+        blocks: The blocks that the model is without.
     """
 
-    def __init__(self, workspace: Workspace, model: nn.Module, *kinds: str) -> None:
+    def __init__(self, workspace: Workspace, model: nn.Module, *kinds: str, blocks: Sequence[BlockPlan] = ()) -> None:
         self._workspace = workspace
         self._model = open_attention(model)
         self._kinds = kinds
         self._needs = CalibrationNeeds.of(workspace.study)
-        self._features = reading_features(study_graph(workspace, self._model)) if MOMENTS in kinds else {}
+        self._features = reading_features(study_graph(workspace, self._model, blocks)) if MOMENTS in kinds else {}
         self._shards = shards_of(workspace, *kinds)
 
     def num_samples(self, number: int) -> int:
@@ -197,7 +200,7 @@ def _readable(workspace: Workspace, positions: np.ndarray) -> np.ndarray:
     return np.array([workspace.source.describe(split, int(index)) not in found for index in indices], dtype=bool)
 
 
-def study_graph(workspace: Workspace, model: nn.Module) -> ChannelGraph:
-    """Return the dependency graph of a study's model."""
+def study_graph(workspace: Workspace, model: nn.Module, blocks: Sequence[BlockPlan] = ()) -> ChannelGraph:
+    """Return the dependency graph of a study's model, which may be without some blocks."""
     ignored = [*workspace.study.pruning.ignored_layers, *workspace.ignored_layers()]
-    return ChannelGraph(model, workspace.example_input(), ignored)
+    return ChannelGraph(model, workspace.example_input(), left_of(ignored, blocks))

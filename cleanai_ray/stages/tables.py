@@ -22,7 +22,7 @@ def write_tables(
     dense_history: Iterable[Mapping[str, Any]],
     measures: DenseMeasures,
 ) -> None:
-    """Write every table of a run; only sensitivity.parquet is left out if there is nothing to write.
+    """Write every table of a run; sensitivity.parquet and blocks.parquet only if there is something to write.
 
     Args:
         run: The run directory.
@@ -43,6 +43,10 @@ def write_tables(
     run.write_table(schemas.COVERAGE_FILE, schemas.to_table(coverage_rows(measures.statistics), schema))
     if measures.curves is not None:
         run.write_table(schemas.SENSITIVITY_FILE, schemas.to_table(curve_rows(measures.curves), schemas.SENSITIVITY))
+    if measures.blocks.errors:
+        run.write_table(schemas.BLOCKS_FILE, schemas.to_table(measures.blocks.rows(), schemas.BLOCKS))
+    else:
+        run.delete(schemas.BLOCKS_FILE)  # of an earlier run with other settings
     run.write_table(schemas.RESULTS_FILE, schemas.to_table([record["row"] for record in records], schemas.RESULTS))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,12 +15,18 @@ from cleanai_ray.deploy.quantized import quantize
 from cleanai_ray.evaluation.latency import measure_latency
 from cleanai_ray.evaluation.target_latency import target_rows, time_in_target
 from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.pruning.block_removal import left_of, without_blocks
+from cleanai_ray.pruning.plan import BlockPlan
 from cleanai_ray.stages.latency_profile import architecture, ignored_of
 from cleanai_ray.stages.workspace import open_workspace
 
 
 def time_alone(
-    device: str, study_json: str, removed: Mapping[str, int], quantization: Quantization
+    device: str,
+    study_json: str,
+    removed: Mapping[str, int],
+    quantization: Quantization,
+    blocks: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Time a pruned model beside the dense one in this process, which should have the machine or GPU to itself.
 
@@ -32,6 +38,7 @@ def time_alone(
         study_json: The study, as `Study.model_dump_json` writes it.
         removed: Channels that each narrowed group lost.
         quantization: The trial's quantisation.
+        blocks: The plans of the blocks that it removed, as JSON-like values.
 
     Returns:
         Rows of latency.parquet except trial_id: of the target, if it can run the quantised model, and of the back ends
@@ -46,7 +53,9 @@ def time_alone(
     assert section is not None
     assert target is not None
     dense = architecture(workspace.study)
-    pruned: nn.Module = _narrowed(dense, example.cpu(), removed, ignored_of(workspace))
+    plans = [BlockPlan.from_dict(fields) for fields in blocks]
+    ignored = left_of(ignored_of(workspace), plans)
+    pruned: nn.Module = _narrowed(without_blocks(dense, plans), example.cpu(), removed, ignored)
     where, rows = torch.device(device), []
     if _runs(target, quantization):
         final = _quantized(pruned, example.cpu(), quantization) if quantization == "int8" else pruned
@@ -60,7 +69,7 @@ def time_alone(
     return [{**row, "exclusive": True} for row in rows]
 
 
-def _narrowed(dense: nn.Module, example: torch.Tensor, removed: Mapping[str, int], ignored: list[str]) -> nn.Module:
+def _narrowed(dense: nn.Module, example: torch.Tensor, removed: Mapping[str, int], ignored: Sequence[str]) -> nn.Module:
     graph = ChannelGraph(dense, example, ignored)
     groups = {group.name: group for group in graph.groups}
     gone = {}

@@ -15,6 +15,7 @@ SENSITIVITY_FILE = "sensitivity.parquet"
 LATENCY_FILE = "latency.parquet"
 PROFILE_FILE = "profile.parquet"
 CLASSES_FILE = "classes.parquet"
+BLOCKS_FILE = "blocks.parquet"
 COMPARISON_FILE = "comparison.parquet"
 
 DENSE = "dense"
@@ -120,6 +121,7 @@ RESULTS = _schema(
         "Repair after the last pruning step: compensation, batch-norm recalibration, ridge; null: no repair.",
     ),
     ("channel_ratio_achieved", _REAL, "Share of prunable channels that was removed."),
+    ("removed_blocks", pa.list_(_TEXT), "Residual blocks that became their shortcuts; null if none did."),
     (
         "seconds_total",
         _REAL,
@@ -254,6 +256,17 @@ PROFILE = _schema(
     ("device_name", _TEXT, "Model name of the device, or of the processor."),
 )
 
+BLOCKS = _schema(
+    ("block", _TEXT, "Residual block."),
+    ("block_index", _COUNT, "Position in execution order, from 0."),
+    ("layers", pa.list_(_TEXT), "Layers with weights that go with it."),
+    ("macs", _COUNT, "Their multiply-accumulates, batch 1."),
+    ("macs_share", _REAL, "Their multiply-accumulates over the dense model's."),
+    ("divergence", _REAL, "Mean KL(dense || without the block alone) on calibration images, in nats, before repair."),
+    ("divergence_repaired", _REAL, "The same after a cheap repair of what is left; null where the study repairs none."),
+    ("price", _REAL, "divergence_repaired (or divergence) over macs_share: nats for all MACs, at this block's rate."),
+    ("is_removed", _FLAG, "True if the study's trials remove it."),
+)
 
 COMPARISON = _schema(
     ("key", _TEXT, "Short name of the question, the same in every comparison."),

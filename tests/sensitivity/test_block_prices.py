@@ -95,3 +95,62 @@ def test_more_than_all_blocks_save_is_refused() -> None:
 
 def test_a_network_without_blocks_has_no_prices() -> None:
     assert measure_blocks(build("plain"), example(), batches()) == ()
+
+
+class Linear(nn.Module):
+    """A branch that doubles what it reads: removed, it is put right by the layers that read the sum."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+        with torch.no_grad():
+            self.conv.weight.copy_(2 * torch.eye(channels)[:, :, None, None])
+            self.conv.bias.fill_(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(x)
+
+
+class Curved(nn.Module):
+    """A smaller branch that no layer after it can make up for."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 0.5 * torch.relu(self.conv(x))
+
+
+class TwoBranches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3)
+        self.linear = Linear(6)
+        self.middle = nn.Conv2d(6, 6, 1)
+        self.curved = Curved(6)
+        self.last = nn.Conv2d(6, 8, 3)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.curved(torch.relu(self.middle(self.linear(torch.relu(self.first(x))))))
+        return self.head(torch.relu(self.last(x)).mean(dim=(2, 3)))
+
+
+def test_a_linear_branch_is_cheap_once_the_layer_behind_it_is_refitted() -> None:
+    torch.manual_seed(0)
+    model = TwoBranches().eval()
+    with torch.no_grad():
+        model.head.weight.mul_(20)
+    images = [torch.randn(20, 3, 8, 8) for _ in range(5)]
+    before = {block.name: block for block in measure_blocks(model, images[0][:1], images)}
+    after = {block.name: block for block in measure_blocks(model, images[0][:1], images, repair=True)}
+    assert list(before) == list(after) == ["linear", "curved"]
+    assert before["linear"].price > before["curved"].price
+    assert cheapest_blocks(list(before.values()), 1e-6) == ["curved"]
+    # With the middle layer's weights tripled and its bias shifted, the model is exact, but for the ridge.
+    assert after["linear"].error_repaired is not None
+    assert after["linear"].error_repaired < 1e-3 * after["linear"].error
+    assert cheapest_blocks(list(after.values()), 1e-6) == ["linear"]
+    assert [after[name].error for name in after] == [before[name].error for name in before]
+    assert all(block.error_repaired is None for block in before.values())

@@ -8,6 +8,7 @@ from cleanai_ray.executors.calibration_worker import CalibrationWorker
 from cleanai_ray.executors.ray.cluster import assigned_device
 from cleanai_ray.executors.ray.fresh_process import device_faults_named
 from cleanai_ray.executors.writer import RunStore
+from cleanai_ray.stages.blocks import BareWeights
 
 
 class CalibrationActor(CalibrationWorker):
@@ -23,7 +24,7 @@ class CalibrationActor(CalibrationWorker):
         super().__init__(study_json, store, assigned_device(cpus))
 
     def compute(
-        self, call: str, shard: int, name: str, inputs: str, weights: bytes, *arguments: Any
+        self, call: str, shard: int, name: str, inputs: str, weights: bytes | BareWeights, *arguments: Any
     ) -> tuple[int, bytes]:
         """See `CalibrationWorker.compute`; a fault of the GPU is a DeviceError, after which the actor is replaced."""
         with device_faults_named():
