@@ -45,10 +45,7 @@ class TrainingPass:
         try:
             _ran(model, self.inputs)
         except Exception as error:
-            return (
-                f"layers that only training runs read it ('{self.layers[0]}'), which cannot be followed; without them "
-                f"it could be narrowed: {explain(error, model)}"
-            )
+            return f"a layer that only training runs reads it, which cannot be narrowed: {explain(error, model)}"
         return None
 
 

@@ -50,7 +50,8 @@ def test_what_only_training_reads_keeps_its_width(head: str) -> None:
     assert (result.model.stem.out_channels, result.model.second.out_channels) == (8, 12)
     assert result.model.first.out_channels == 12
     (warning,) = result.plan.warnings
-    assert warning.startswith("layer 'first' keeps its width: layers that only training runs read it ('aux.")
+    assert warning.startswith("layer 'first' keeps its width: a layer that only training runs reads it, which")
+    assert "in layer 'aux." in warning
     before = result.model.stem.weight.clone()
     fine_tune(result.model, [(x, y)] * 2, [(x, y)], epochs=1, learning_rate=0.01)
     assert not result.model.training
