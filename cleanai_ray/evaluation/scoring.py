@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.errors import EvaluationError
 from cleanai_ray.nn.hooks import require_no_hooks
 from cleanai_ray.nn.modes import evaluation_mode, to_device
+from cleanai_ray.statistics.batch_forms import pair_of
 from cleanai_ray.tasks.base import Score, Task, find_task
 
 
@@ -25,7 +27,8 @@ def score(
 
     Args:
         model: A model of the task. It is moved to the device.
-        batches: Pairs of inputs and targets, as the task defines them; the last batch may be smaller.
+        batches: Pairs of inputs and targets, as the task defines them, or dicts with both; the last batch may be
+            smaller.
         task: What the model is for: a name of `cleanai_ray.registry.TASKS`, or a task.
         device: Where to compute.
         all_reduce: Sums a tensor over processes that each score a part of the samples.
@@ -40,7 +43,8 @@ def score(
     model.to(device)
     scorer = task.new_scorer()
     with evaluation_mode(model), torch.no_grad():
-        for inputs, targets in batches:
+        for batch in batches:
+            inputs, targets = pair_of(batch, EvaluationError)
             targets = to_device(targets, device)
             scorer.add(task.predict(model, to_device(inputs, device), targets), targets)
         return scorer.result(all_reduce)

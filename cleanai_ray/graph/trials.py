@@ -14,6 +14,7 @@ from cleanai_ray.graph.group import ChannelGroup
 from cleanai_ray.graph.measuring import measured
 from cleanai_ray.graph.silencing import OUTPUT, can_be_silenced, difference, probe_inputs, read, silenced
 from cleanai_ray.graph.tracing import explain
+from cleanai_ray.graph.training_pass import TrainingPass
 
 _MOST_TRIALS = 300
 _HALF = (torch.float16, torch.bfloat16)
@@ -41,6 +42,7 @@ class Trials:
             self._inputs = self._inputs.float() if _is_real(self._inputs) else self._inputs
         _randomise(self._model)
         self._number = 0
+        self._training = TrainingPass.of(self._model, self._inputs)
 
     def sort_out(self, groups: Iterable[ChannelGroup]) -> tuple[list[ChannelGroup], dict[str, str]]:
         """Return the groups that can be cut, and why the others cannot, by name.
@@ -101,6 +103,9 @@ class Trials:
             place = difference(expected, read(smaller, self._inputs, cuts, self._parameters))
         except Exception as error:
             return f"the model does not run without some of its channels: {explain(error, smaller)}"
+        in_training = None if self._training is None or place is not None else self._training.fault(smaller)
+        if in_training is not None:
+            return in_training
         where = place if place in (None, OUTPUT) else f"what layer '{place}' reads"
         return None if where is None else f"{where} would change by more than the channels that are removed"
 

@@ -28,11 +28,13 @@ class Consumer:
         name: Module name.
         num_calls: Times it runs in one forward pass of the model.
         norm: The batch-norm that directly follows the layer and alone reads its output, or None.
+        reads_samples: False if it reads as much of one sample as of two, as a layer of a position bias does.
     """
 
     name: str
     num_calls: int
     norm: str | None
+    reads_samples: bool = True
 
 
 def is_consumer(module: nn.Module) -> bool:
@@ -88,6 +90,8 @@ def features_per_channel(module: nn.Module, kept: np.ndarray | None) -> int | No
 def as_positions(module: nn.Module, value: Tensor, num_samples: int, features: int = 1) -> Tensor:
     """Return what a consumer reads as [samples, positions, channels] (a view where possible).
 
+    What does not come from the samples, as a table of positions does, is the same for each of them.
+
     Args:
         module: The consumer.
         value: Its input: [N, C, H, W], or tokens [..., C].
@@ -95,12 +99,16 @@ def as_positions(module: nn.Module, value: Tensor, num_samples: int, features: i
         features: Features per channel of a flattened input.
     """
     if isinstance(module, nn.Conv2d):
+        value = value.expand(num_samples, -1, -1, -1) if len(value) == 1 else value
         if module.kernel_size == (1, 1) and module.padding in ((0, 0), "valid", "same"):
             value = value[:, :, :: module.stride[0], :: module.stride[1]]
         return value.flatten(2).transpose(1, 2)
     if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
         value = value.transpose(0, 1)
-    value = value.reshape(num_samples, -1, value.shape[-1])
+    if value.shape[:-1].numel() % num_samples:
+        value = value.reshape(1, -1, value.shape[-1]).expand(num_samples, -1, -1)
+    else:
+        value = value.reshape(num_samples, -1, value.shape[-1])
     if features > 1:
         value = value.unflatten(2, (-1, features)).transpose(2, 3).flatten(1, 2)
     return value

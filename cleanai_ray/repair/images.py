@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cleanai_ray.config.sections import HELD_BACK
 from cleanai_ray.errors import CalibrationError, CleanAIError
 from cleanai_ray.nn.half import HalfBatches
+from cleanai_ray.statistics.batch_forms import in_form
 
 Batch = Tensor | tuple[Tensor, Any]
 Batches = Iterable[Batch] | Callable[[], Iterable[Batch]]
@@ -33,18 +34,23 @@ def read_images(batches: Batches) -> list[Tensor]:
         CalibrationError: When there are none.
     """
     opened = batches() if callable(batches) else batches
-    images = [batch if isinstance(batch, Tensor) else batch[0] for batch in opened]
+    images = [_images(batch) for batch in opened]
     images = [batch for batch in images if len(batch)]
     if not images:
         raise CalibrationError("repair reads calibration images, and the batches given hold none")
     return images
 
 
+def _images(batch: Any) -> Tensor:
+    found = in_form(batch)
+    return found if isinstance(found, Tensor) else found[0]
+
+
 def walk(batches: Iterable[Batch], model: nn.Module, first: int = 0) -> Iterator[tuple[range, Tensor]]:
     """Yield the sample numbers and the images of each batch, on the model's device."""
     device = device_of(model)
     for batch in batches.on(device) if isinstance(batches, HalfBatches) else batches:
-        images = batch if isinstance(batch, Tensor) else batch[0]
+        images = _images(batch)
         yield range(first, first + len(images)), images.to(device)
         first += len(images)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from cleanai_ray.config.sections import HELD_BACK
 from cleanai_ray.nn.patches import matrix, reads_patches
 from cleanai_ray.repair.auto import Variants, auto_repair, describe_variant
 from cleanai_ray.repair.compensation import narrowed_consumers
-from cleanai_ray.repair.images import Batches, read_images
+from cleanai_ray.repair.images import Batches, device_of, read_images
 from cleanai_ray.repair.moments import ConsumerMoments
 from cleanai_ray.repair.options import RepairOptions
 from cleanai_ray.repair.pair import ModelPair
+from cleanai_ray.repair.trace import trace_consumers
 from cleanai_ray.repair.unfolded import MAX_FEATURES
 from cleanai_ray.tasks.base import Task, find_task
 
@@ -31,7 +33,7 @@ class RepairOutcome:
         model: The repaired model.
         chosen: Compensation, batch_norm, ridge, distill_steps (that were made) and kl (None if nothing was compared).
         tried: The same for every variant that was compared, in order.
-        skipped: Layers that lost input channels but that no compensation covers.
+        skipped: Layers that lost input channels but that the chosen compensation does not cover.
         notes: Sentences about what repair had to do otherwise than usual.
     """
 
@@ -83,21 +85,27 @@ def repair(
         ((compensation, ridge),) = options.variants
         model = variants.recalibrate(variants.compensate(compensation, ridge), options.batch_norm)
         chosen, tried = describe_variant(compensation, options.batch_norm, ridge), ()
-    skipped = _skipped(models, chosen["compensation"])
+    skipped = _skipped(models, chosen["compensation"], images[0][:1])
     notes = _notes(models, chosen["compensation"])
+    number = sum(len(batch) for batch in images)
+    if options.holds_back and number < HELD_BACK:
+        few = "1 calibration image is" if number == 1 else f"{number} calibration images are"
+        notes += (f"{few} too few to hold any back: variants are judged on what they repair with",)
     return RepairOutcome(model=task.restored(model), chosen=chosen, tried=tried, skipped=skipped, notes=notes)
 
 
-def _skipped(models: ModelPair, compensation: str) -> tuple[str, ...]:
+def _skipped(models: ModelPair, compensation: str, image: Tensor) -> tuple[str, ...]:
     """Return the layers that lost input channels, and that a compensation left as they are."""
     if compensation == "none":
         return ()
     modules = {name: models.dense.get_submodule(name) for name in models.kept_inputs}
     lost = [name for name, module in modules.items() if isinstance(module, _LINEAR)]
+    found = trace_consumers(models.pruned, image.to(device_of(models.pruned)), reads_patches)
+    fixed = {consumer.name for consumer in found if not consumer.reads_samples and compensation != "closed_form"}
     if compensation in ("unfolded", "blockwise"):
-        return tuple(name for name in lost if not reads_patches(modules[name]))
+        return tuple(name for name in lost if name in fixed or not reads_patches(modules[name]))
     covered = narrowed_consumers(models.dense, models.kept_inputs)
-    return tuple(name for name in lost if name not in covered and not _depthwise(modules[name]))
+    return tuple(name for name in lost if name in fixed or (name not in covered and not _depthwise(modules[name])))
 
 
 def _notes(models: ModelPair, compensation: str) -> tuple[str, ...]:

@@ -135,7 +135,7 @@ def _plan(models: ModelPair, first: Tensor, ridge: float, positions_per_sample: 
     for consumer in trace_consumers(models.pruned, first):
         module = models.dense.get_submodule(consumer.name)
         size = features_per_channel(module, models.kept_inputs.get(consumer.name)) if is_consumer(module) else None
-        if size is not None and consumer.num_calls == 1:
+        if size is not None and consumer.num_calls == 1 and consumer.reads_samples:
             consumers[consumer.name], features[consumer.name] = consumer, size
     return _Refit(
         models=models,

@@ -81,17 +81,21 @@ def _count_uses(output: Any) -> dict[Any, int]:
 def trace_consumers(
     model: nn.Module, images: Tensor, layers: Callable[[nn.Module], bool] = is_consumer
 ) -> list[Consumer]:
-    """Run a model once, and return the consumers that ran, in the order of their first calls.
+    """Run a model twice, and return the consumers that ran, in the order of their first calls.
 
     Args:
         model: The model; it is left as it was.
         images: A few images, [N, ...]. Tokens work too: they have no gradients, but the parameters' are followed.
         layers: Returns whether a module counts.
     """
-    calls: dict[str, int] = {}
+    calls: dict[str, list[int]] = {}
+    twice: dict[str, list[int]] = {}
 
     def count(name: str, module: nn.Module, value: Tensor) -> None:
-        calls[name] = calls.get(name, 0) + 1
+        calls.setdefault(name, []).append(value.numel())
+
+    def count_again(name: str, module: nn.Module, value: Tensor) -> None:
+        twice.setdefault(name, []).append(value.numel())
 
     names = [name for name, module in model.named_modules() if layers(module)]
     inputs = images.detach().clone().requires_grad_(images.is_floating_point())
@@ -102,7 +106,14 @@ def trace_consumers(
         observing(model, names, count),
     ):
         norms = tracer.norms(model(inputs))
+    with evaluation_mode(model), torch.no_grad(), observing(model, names, count_again):
+        model(torch.cat([images, images]))
     return [
-        Consumer(name=name, num_calls=number, norm=norms.get(name) if number == 1 else None)
-        for name, number in calls.items()
+        Consumer(
+            name=name,
+            num_calls=len(sizes),
+            norm=norms.get(name) if len(sizes) == 1 else None,
+            reads_samples=twice.get(name) != sizes,
+        )
+        for name, sizes in calls.items()
     ]

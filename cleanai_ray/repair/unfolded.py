@@ -103,7 +103,7 @@ class Refit:
         first = first if len(first) > 1 else torch.cat([first, first])
         tied = _tied(models.pruned)
         found = trace_consumers(models.pruned, first, reads_patches)
-        consumers = [consumer for consumer in found if consumer.name not in tied]
+        consumers = [consumer for consumer in found if consumer.name not in tied and consumer.reads_samples]
         units = {unit.consumer.name: unit for unit in trace_units(models.pruned, first, consumers)}
         rows = Rows(models=models, units=units, sampler=PositionSampler(positions_per_sample))
         return Refit(models=models, rows=rows, ridge=ridge)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cleanai_ray.errors import EvaluationError
+from cleanai_ray.tasks.labels import classes_of, labels_of
 
 _TOP_K = 5
 
@@ -76,12 +77,13 @@ class AccuracySums:
         self._sums = torch.zeros(2, dtype=torch.float64, device=device)
         self._classes = torch.zeros(2, num_classes, dtype=torch.int64, device=device)
 
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits [N, classes] and labels [N]."""
+    def add(self, logits: Tensor, targets: Tensor) -> None:
+        """Add a batch: logits [N, classes] and labels, as `labels_of` takes them."""
+        labels = classes_of(targets, self.num_classes)
         hit = logits.argmax(1) == labels
         nearest = logits.topk(min(_TOP_K, self.num_classes), dim=1).indices
         hit_top5 = (nearest == labels[:, None]).any(1) | hit
-        self._sums[0] += functional.cross_entropy(logits.float(), labels, reduction="sum")
+        self._sums[0] += functional.cross_entropy(logits.float(), labels_of(targets, self.num_classes), reduction="sum")
         self._sums[1] += hit_top5.sum()
         self._classes[0].scatter_add_(0, labels, hit.long())
         self._classes[1].scatter_add_(0, labels, torch.ones_like(labels))

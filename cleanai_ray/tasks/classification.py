@@ -11,6 +11,7 @@ from cleanai_ray.errors import EvaluationError
 from cleanai_ray.registry import TASKS
 from cleanai_ray.tasks.accuracy import Accuracy, AccuracySums, logits_of
 from cleanai_ray.tasks.base import Reduce, Scorer, Task
+from cleanai_ray.tasks.labels import classes_of, labels_of
 
 
 class AccuracyScorer(Scorer):
@@ -20,7 +21,7 @@ class AccuracyScorer(Scorer):
         self._sums: AccuracySums | None = None
 
     def add(self, predicted: Tensor, targets: Tensor) -> None:
-        """Add a batch: logits [N, classes] and labels [N]."""
+        """Add a batch: logits [N, classes] and labels, as `labels_of` takes them."""
         if self._sums is None:
             self._sums = AccuracySums(predicted.shape[1], predicted.device)
         self._sums.add(predicted, targets)
@@ -34,7 +35,7 @@ class AccuracyScorer(Scorer):
 
 @TASKS.register("classification")
 class Classification(Task):
-    """Image classification: labels [N], outputs [N, classes]; cross-entropy and accuracy."""
+    """Image classification: labels [N] or [N, classes], outputs [N, classes]; cross-entropy and accuracy."""
 
     name = "classification"
     metric_name = "accuracy"
@@ -46,15 +47,18 @@ class Classification(Task):
 
     def loss(self, outputs: Any, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Return the cross-entropy."""
-        return functional.cross_entropy(self.logits(outputs).float(), targets, label_smoothing=label_smoothing)
+        logits = self.logits(outputs).float()
+        return functional.cross_entropy(logits, labels_of(targets, logits.shape[1]), label_smoothing=label_smoothing)
 
     def network_loss(self, network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return the cross-entropy of the network's output."""
-        return functional.cross_entropy(network(inputs), targets)
+        logits = self.logits(network(inputs))
+        return functional.cross_entropy(logits, labels_of(targets, logits.shape[1]))
 
     def hits(self, outputs: Any, targets: Tensor) -> Tensor:
         """Return how many labels are right."""
-        return (self.logits(outputs).detach().argmax(1) == targets).sum()
+        logits = self.logits(outputs).detach()
+        return (logits.argmax(1) == classes_of(targets, logits.shape[1])).sum()
 
     def predict(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         """Return logits [N, classes]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.messages import describe
 from cleanai_ray.evaluation.scoring import score
+from cleanai_ray.statistics.batch_forms import in_form
 from cleanai_ray.tasks.base import Task, find_task
 from cleanai_ray.training.context import LocalContext, TrainingContext, TrainingError
 from cleanai_ray.training.data import Batches, TrainingData
@@ -24,8 +25,8 @@ evaluate = score
 
 def fine_tune(
     model: nn.Module,
-    batches: Sequence[tuple[Tensor, Any] | Tensor],
-    validation: Sequence[tuple[Tensor, Any] | Tensor],
+    batches: Collection[Any],
+    validation: Collection[Any],
     *,
     task: str | Task = "classification",
     teacher: nn.Module | None = None,
@@ -37,8 +38,9 @@ def fine_tune(
 
     Args:
         model: The model, on the device of `context`.
-        batches: Pairs (inputs, targets); every epoch reads all of them in an order of its own. Without labels, inputs
-            alone: with a teacher and `distillation={"weight": 1.0}`.
+        batches: Pairs (inputs, targets) or dicts with both, in a list, which every epoch reads in an order of its own,
+            or in a DataLoader, which orders them itself. Without labels, inputs alone: with a teacher and
+            `distillation={"weight": 1.0}`.
         validation: Pairs (inputs, targets) that decide which epoch is the best; inputs alone with a teacher,
             whose answers then count as right.
         task: What the model is for, as in `prune`.
@@ -58,11 +60,13 @@ def fine_tune(
         raise TrainingError(describe(error, FineTuneSection)) from None
     if teacher is not None and not isinstance(teacher, nn.Module):
         raise TrainingError(f"teacher is a {type(teacher).__name__}; allowed: the dense model, a torch module")
-    _require_batches("batches", batches)
-    _require_batches("validation", validation)
+    number = _number_of("batches", batches)
+    _number_of("validation", validation)
 
     def epoch_batches(epoch: int) -> Batches:
-        order = np.random.default_rng([seed, epoch]).permutation(len(batches))
+        if not hasattr(batches, "__getitem__"):
+            return map(_with_targets, batches)
+        order = np.random.default_rng([seed, epoch]).permutation(number)
         return (_with_targets(batches[position]) for position in order)
 
     return train(
@@ -70,7 +74,7 @@ def fine_tune(
         section=section,
         data=TrainingData(
             train_batches=epoch_batches,
-            steps_per_epoch=len(batches),
+            steps_per_epoch=number,
             validation_batches=lambda: map(_with_targets, validation),
         ),
         context=context or LocalContext(),
@@ -79,18 +83,22 @@ def fine_tune(
     )
 
 
-def _with_targets(batch: tuple[Tensor, Any] | Tensor) -> tuple[Tensor, Any]:
-    if isinstance(batch, Tensor):
-        return batch, None
-    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], Tensor):
-        return batch[0], batch[1]
-    raise TrainingError(
-        f"a batch is a {type(batch).__name__}; allowed: a pair (inputs, targets), or a tensor of inputs"
-    )
+def _with_targets(batch: Any) -> tuple[Tensor, Any]:
+    found = in_form(batch, TrainingError)
+    return (found, None) if isinstance(found, Tensor) else found
 
 
-def _require_batches(name: str, batches: Any) -> None:
-    if isinstance(batches, Tensor) or not hasattr(batches, "__len__"):
-        raise TrainingError(f"{name} is a {type(batches).__name__}; allowed: a sequence of batches, as a list is")
-    if not len(batches):
+def _number_of(name: str, batches: Any) -> int:
+    """Return the number of batches; a loader of an iterable data set has none."""
+    try:
+        number = 0 if isinstance(batches, Tensor) else len(batches)
+    except TypeError:
+        number = -1
+    if isinstance(batches, Tensor) or number < 0:
+        raise TrainingError(
+            f"{name} is a {type(batches).__name__}; allowed: a sequence of batches, as a list is, or a loader that "
+            "knows its length"
+        )
+    if not number:
         raise TrainingError(f"{name} is empty; needed: at least one batch")
+    return number
