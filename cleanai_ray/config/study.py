@@ -20,6 +20,7 @@ from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.messages import describe, name_among, show
 from cleanai_ray.config.numerics import NumericsSection
 from cleanai_ray.config.overrides import apply_override, yaml_problem
+from cleanai_ray.config.questions import QuestionsSection
 from cleanai_ray.config.recommend import RecommendSection
 from cleanai_ray.config.sections import (
     HELD_BACK,
@@ -116,6 +117,7 @@ class Study(Section):
     recommend: RecommendSection | None = Field(
         None, description="Limits of the recommended trial; null: the knee of accuracy against MACs."
     )
+    questions: QuestionsSection = Field(default_factory=lambda: QuestionsSection())
     plugins: tuple[str, ...] = Field((), description="Modules to import that register methods, models or data sets.")
 
     @field_validator("sweep", mode="after")

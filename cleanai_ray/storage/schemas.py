@@ -256,12 +256,12 @@ COMPARISON = _schema(
     ("verdict", _TEXT, "yes, no or cannot tell."),
     ("sentence", _TEXT, "The answer in words, or why there is none."),
     ("effect", _REAL, "Mean difference, correlation or overlap, in `unit`; null if nothing can be compared."),
-    ("low", _REAL, "Lower end of its 95 % interval, by the bootstrap."),
+    ("low", _REAL, "Lower end of its 95 % interval, corrected as the p-value is."),
     ("high", _REAL, "Upper end, likewise."),
     ("unit", _TEXT, "points (of top-1 accuracy), rank correlation, correlation or overlap."),
     ("num_pairs", _COUNT, "Pairs of trials that the answer rests on."),
     ("num_dropped", _COUNT, "Pairs that were left out because a trial failed."),
-    ("p_value", _REAL, "P-value after Holm's correction over all questions."),
+    ("p_value", _REAL, "P-value, corrected for all exploratory questions (Bonferroni); the primary one stands alone."),
     ("studies", pa.list_(_TEXT), "The studies that were pooled."),
 )
 
