@@ -54,8 +54,7 @@ class RunRecord:
     def note_weights(self, study: Study, dense: DenseModel) -> None:
         """Add the digests of the dense weights, of the calibration, and of the scored images.
 
-        That of the images is of their numbers, their labels and the dense model's logits, rounded: other images have
-        others.
+        That of the images is of their numbers, their labels and the dense model's answers, which other images change.
 
         Args:
             study: The study, of one draw of the calibration samples.
