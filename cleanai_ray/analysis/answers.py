@@ -18,16 +18,17 @@ class Answer:
     Attributes:
         key: Short name of the question, the same in every report: a, b1, b2, ...
         question: The question.
-        verdict: Yes or no where the effect is beyond doubt after Holm's correction over all questions.
+        verdict: Yes or no where the whole interval is on one side of zero, at no ratio or budget on the other.
         sentence: The answer in words, with its numbers.
         effect: The difference, correlation or overlap that was found, in `unit`; None where nothing can be compared,
             and then `low`, `high` and `p_value` are None too.
-        low: Lower end of its 95 % interval, not corrected.
+        low: Lower end of its 95 % interval: of the primary question alone, of all others together (Bonferroni).
         high: Upper end.
         num_pairs: Pairs of trials that it rests on.
-        p_value: The p-value after Holm's correction over all questions that were answered with a test.
+        p_value: The p-value, corrected likewise: it is below 0.05 exactly where the interval excludes zero.
         num_dropped: Pairs left out because one of their trials failed.
         unit: `points` of accuracy, `rank correlation`, `correlation` or `overlap`.
+        is_primary: True if the study file declared it before the study ran; every other question is exploratory.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Answer:
     p_value: float | None = None
     num_dropped: int = 0
     unit: str = "points"
+    is_primary: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Draft:
     """An answer before the correction: what decides it, and the words for each verdict.
 
     Attributes:
-        comparison: The numbers; its p-value is not corrected yet.
+        comparison: The numbers, not corrected yet.
         subject: The subject of the sentence: `wanda against magnitude`.
         remark: A sentence for the end.
         missing: Why nothing can be said; the other attributes then do not count.
@@ -62,13 +64,12 @@ class Draft:
     settled: AnswerVerdict | None = None
 
 
-def put_in_words(asked: Answer, draft: Draft, p_value: float | None) -> Answer:
+def put_in_words(asked: Answer, draft: Draft) -> Answer:
     """Return the answer that a draft gives.
 
     Args:
         asked: The question, not answered yet: its key, its text and its unit.
-        draft: The comparison that decides it.
-        p_value: The p-value after Holm's correction over all questions.
+        draft: The comparison that decides it, corrected for all that are shown together.
     """
     found = draft.comparison
     dropped = _dropped(found)
@@ -81,34 +82,59 @@ def put_in_words(asked: Answer, draft: Draft, p_value: float | None) -> Answer:
     verdict: AnswerVerdict = "cannot tell"
     if draft.settled is not None:
         verdict = draft.settled
-    elif found.is_above_zero(p_value):
+    elif found.is_above_zero and not found.changes_sign:
         verdict = "yes"
-    elif found.is_below_zero(p_value):
+    elif found.is_below_zero and not found.changes_sign:
         verdict = "no"
-    sentence = f"{draft.subject}: {_numbers(draft, asked.unit, p_value)}{dropped}."
+    told = _detectable(found, asked.unit) if verdict == "cannot tell" else ""
+    parts = [f"{draft.subject}: {_numbers(draft, asked.unit)}{dropped}.", told, _by_amount(found, asked.unit)]
     return replace(
         asked,
         verdict=verdict,
-        sentence=f"{sentence} {draft.remark}".rstrip(),
+        sentence=" ".join(part for part in [*parts, draft.remark] if part),
         effect=found.effect,
         low=found.low,
         high=found.high,
         num_pairs=found.num_pairs,
-        p_value=p_value,
+        p_value=found.p_value,
         num_dropped=found.num_dropped,
     )
 
 
-def _numbers(draft: Draft, unit: str, p_value: float | None) -> str:
+def _detectable(found: Comparison, unit: str) -> str:
+    """Say what difference would have been found, where none was."""
+    if found.detectable is None or not found.is_tested:
+        return ""
+    points = " points" if unit == "points" else ""
+    return f"A difference from {found.detectable:.2f}{points} on would be found four times in five."
+
+
+def _by_amount(found: Comparison, unit: str) -> str:
+    """Say the effect at each ratio or budget, with intervals that hold at once where there are any."""
+    known = [(amount, one) for amount, one in found.by_amount if one.effect is not None]
+    if len(known) < 2 or unit != "points":
+        return ""
+    words = [f"{amount} {signed(one.effect or 0.0)}{_interval(one)}" for amount, one in known]
+    depends = " It depends on what is asked for, so there is no one answer." if found.changes_sign else ""
+    return f"At each: {'; '.join(words)}.{depends}"
+
+
+def _interval(found: Comparison) -> str:
+    return "" if found.low is None or found.high is None else f" ({signed(found.low)} to {signed(found.high)})"
+
+
+def _numbers(draft: Draft, unit: str) -> str:
     found = draft.comparison
     assert found.effect is not None
     pairs = plural(found.num_pairs, "pair")
+    left = [f"{found.num_near_chance} left out as near chance"] if found.num_near_chance else []
+    left += [f"{plural(found.num_copies, 'cell')} left out as a copy"] if found.num_copies else []
     if found.low is None or found.high is None:
         few = f"{pairs} in {plural(found.num_units, 'cell')}; a test needs at least {FEWEST_UNITS} cells"
-        return f"{with_unit(found.effect, unit)} ({few})"
-    test = "" if p_value is None else f", {p_text(p_value)}"
+        return f"{with_unit(found.effect, unit)} ({', '.join([few, *left])})"
+    test = [] if found.p_value is None else [p_text(found.p_value)]
     interval = f"95 % interval {signed(found.low)} to {signed(found.high)}"
-    return f"{with_unit(found.effect, unit)} ({interval}, {pairs}{test})"
+    return f"{with_unit(found.effect, unit)} ({', '.join([interval, pairs, *left, *test])})"
 
 
 def _dropped(found: Comparison) -> str:

@@ -13,6 +13,9 @@ from cleanai_ray.analysis.intervals import CONFIDENCE
 
 FEWEST_METHODS, FEWEST_CELLS = 3, 4
 
+MANY_METHODS, MANY_CELLS = 5, 10
+"""With more methods than the first, Friedman's test needs more cells than the second (Demsar 2006, section 3.2.2)."""
+
 _CELL = ["amount", "mode", "steps"]
 
 
@@ -36,14 +39,19 @@ class AverageRanks:
 
 
 def average_ranks(study: StudyFrames) -> AverageRanks | None:
-    """Return the mean ranks of a study's methods; None with fewer than `FEWEST_METHODS` or `FEWEST_CELLS`."""
+    """Return the mean ranks of a study's methods; None with too few methods or cells.
+
+    Cells of one ratio or budget in which every method has the accuracy that it has in another are counted once.
+    """
     trials = study.ok.filter(pl.col("quantization") == study.base_quantization)
     labels = sorted(set(trials["label"]))
     if len(labels) < FEWEST_METHODS:
         return None
     cells = trials.group_by([*_CELL, "label"]).agg(pl.mean("accuracy"))
-    wide = cells.pivot(on="label", index=_CELL, values="accuracy").select(labels).drop_nulls()
-    return rank_cells(wide.to_numpy(), labels) if len(wide) >= FEWEST_CELLS else None
+    wide = cells.pivot(on="label", index=_CELL, values="accuracy").drop_nulls(labels)
+    wide = wide.unique(["amount", *labels], keep="first", maintain_order=True).select(labels)
+    fewest = FEWEST_CELLS if len(labels) <= MANY_METHODS else MANY_CELLS + 1
+    return rank_cells(wide.to_numpy(), labels) if len(wide) >= fewest else None
 
 
 def rank_cells(accuracies: np.ndarray, labels: list[str]) -> AverageRanks:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.near_chance import BROKEN_SHARE
 from cleanai_ray.storage.schemas import OK
 
 CELL = ("study", "amount", "mode", "steps")
@@ -25,7 +26,8 @@ def gather(studies: Mapping[str, StudyFrames]) -> pl.DataFrame:
     Columns: `CELL`, `seed` (the replicate: trials of one share their seed and the draw of the calibration samples),
     `trial_seed`, `samples` and `draw` (number of calibration samples and seed of their draw; null if unknown), label,
     method, coverage_metric, trial_id, reads_data, a column per name of `STAGES` (null where the trial failed or had no
-    such stage), `dense` (100 where it is not known) and `grain`, the points that one image is worth.
+    such stage), `replicate` (equal for trials of one seed and draw, whatever its size), `chance` (accuracy in points up
+    to which a model is near chance) and `grain`, the points that one image is worth.
     """
     return pl.concat([_trials(name, study) for name, study in studies.items()])
 
@@ -56,10 +58,19 @@ def _trials(name: str, study: StudyFrames) -> pl.DataFrame:
         "coverage_metric",
         "trial_id",
         "reads_data",
+        # Fewer images of a draw are part of the more, so that both are one draw.
+        pl.struct("trial_seed", "calibration_seed").rank("dense").cast(pl.Int64).alias("replicate"),
         *points,
-        (100 * pl.col("accuracy_dense")).fill_null(100.0).alias("dense"),
+        _chance().alias("chance"),
         pl.when(pl.col("num_evaluated") > 0).then(100 / pl.col("num_evaluated")).alias("grain"),
     )
+
+
+def _chance() -> pl.Expr:
+    """Return the accuracy up to which a model is near chance, in points; null where it is not known."""
+    chance = 1 / pl.col("num_classes")
+    lead = (pl.col("accuracy_dense") - chance).clip(lower_bound=0)
+    return 100 * (chance + BROKEN_SHARE * lead)
 
 
 def _stated(study: StudyFrames, name: str) -> int | None:

@@ -1,21 +1,13 @@
-"""Paired comparisons of methods over the cells that both have: effects with intervals, tests, and Holm's correction.
+"""Paired comparisons of methods over the cells that both have: effects with intervals and tests that agree.
 
-Everything here depends on what counts as one observation. Trials of one study share the dense model, the evaluated
-images and the calibration samples; trials of one seed share random numbers; a method that draws no random numbers has
-the same accuracy for every seed. Pairs of trials are therefore not independent. The unit is the *cell* (study, ratio or
-budget, mode, steps); seeds are replicates that are averaged within a cell, as Demsar (JMLR 7, 2006) averages runs
-within a data set. An answer then says what to expect at another ratio or mode of this model and data. Cells of one
-ratio are taken as exchangeable, and what they share does not widen the interval: answers hold for this model and these
-images only.
+The effect is the mean over cells (study, ratio or budget, mode, steps); draws and seeds are averaged within a cell. Its
+error is that of `estimates`: what another draw and other images would change. Interval and p-value come from the same t
+distribution, so that the interval excludes zero exactly where p < 0.05, also after a correction: of `family`
+comparisons that are shown together, each is held to a level of 5 % / family (Bonferroni), and all intervals hold at
+once.
 
-A seed may also favour one method in every cell. Where a Friedman test over three or more seeds hints at that
-(p < 0.25), the difference must also exceed the spread between seeds, and the bootstrap draws cells and seeds crosswise
-(the pigeonhole bootstrap of Owen, Annals of Applied Statistics 1, 2007). With fewer than three cells the seeds are the
-unit, if at least three of them differ; with fewer of both there is no test.
-
-A lead may be the same number of points everywhere, or grow with what pruning costs: methods that differ by tenths of a
-point at three quarters of the MACs can be points apart at half. Both readings are tested, the second on differences
-divided by the accuracy that the two methods lose in the cell; the clearer one counts, at twice its p-value.
+Left out are pairs in which both models are near chance, and cells that are copies of another one: the same accuracies,
+trial by trial, as where a method removes the same channels in both modes by construction.
 """
 
 from __future__ import annotations
@@ -26,25 +18,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 from scipy import stats
 
-from cleanai_ray.analysis.intervals import CONFIDENCE
-
-Matrix = NDArray[np.float64]
+from cleanai_ray.analysis.estimates import FEWEST_UNITS, ImageMeans, Matrix, Unit, estimate
+from cleanai_ray.analysis.image_differences import ImageHits, image_means
+from cleanai_ray.analysis.paired import POWER
 
 ALPHA = 0.05
-FEWEST_UNITS = 3
-"""The fewest cells (or seeds) that a test needs."""
 
-RANKS_FROM = 12
-"""Units from which Wilcoxon's signed-rank test replaces the t-test: fewer units have too few patterns of signs."""
-
-LEAST_LOSS = 0.5
-"""The least loss, in points, that differences are divided by where a lead may grow with the loss."""
-
-_SHARED_SEED = 0.25
-_RESAMPLES = 999
+__all__ = ["ALPHA", "FEWEST_UNITS", "Comparison", "Matrix", "compare", "compare_cells", "holm", "to_matrix"]
 
 
 @dataclass(frozen=True)
@@ -53,37 +35,99 @@ class Comparison:
 
     Attributes:
         effect: Mean difference, in the unit of the values; None where there is no pair.
-        low: Lower end of the 95 % interval: the bootstrap's standard error times the quantile of Student's t, since
-            percentiles of few units are too narrow (Hesterberg, The American Statistician 69, 2015). None below three
-            units.
-        high: Upper end.
-        p_value: Two-sided p-value of the t-test or of Wilcoxon's test; None below three units.
+        error: Its standard error; None where too little varies to tell.
+        freedom: Degrees of freedom of the error.
+        unit: What varies, besides the images.
+        has_images: True if the error is that of other images as well.
         num_pairs: Pairs of trials that both succeeded.
         num_dropped: Pairs that were left out because one of their trials failed.
-        num_units: Cells, or seeds where there are fewer than three cells.
-        num_positive: Units whose difference is above zero.
+        num_units: Cells.
+        num_positive: Cells whose difference is above zero.
+        num_near_chance: Pairs that were left out because both models are near chance.
+        num_copies: Cells that were left out as copies.
+        family: Comparisons that are shown together.
+        is_tested: False if zero is not a value to test against; there is then no p-value.
+        by_amount: The comparison at each ratio or budget, where there are several.
     """
 
     effect: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p_value: float | None = None
+    error: float | None = None
+    freedom: float = 1.0
+    unit: Unit = "cells"
+    has_images: bool = False
     num_pairs: int = 0
     num_dropped: int = 0
     num_units: int = 0
     num_positive: int = 0
+    num_near_chance: int = 0
+    num_copies: int = 0
+    family: int = 1
+    is_tested: bool = True
+    by_amount: tuple[tuple[str, Comparison], ...] = ()
 
-    def is_above_zero(self, p_value: float | None) -> bool:
-        """Return whether the effect is positive beyond doubt, given its corrected p-value."""
-        return p_value is not None and p_value < ALPHA and self.low is not None and self.low > 0
+    def among(self, count: int) -> Comparison:
+        """Return the comparison as one of `count` that are shown together, so that all intervals hold at once."""
+        parts = tuple((amount, one.among(count)) for amount, one in self.by_amount)
+        return replace(self, family=self.family * max(count, 1), by_amount=parts)
 
-    def is_below_zero(self, p_value: float | None) -> bool:
-        """Return whether the effect is negative beyond doubt, given its corrected p-value."""
-        return p_value is not None and p_value < ALPHA and self.high is not None and self.high < 0
+    @property
+    def reach(self) -> float | None:
+        """Half the width of the interval."""
+        if self.error is None:
+            return None
+        return float(stats.t.ppf(1 - ALPHA / (2 * self.family), self.freedom)) * self.error
+
+    @property
+    def low(self) -> float | None:
+        """Lower end of the interval of the family; None where there is none."""
+        return None if self.effect is None or self.reach is None else self.effect - self.reach
+
+    @property
+    def high(self) -> float | None:
+        """Upper end, likewise."""
+        return None if self.effect is None or self.reach is None else self.effect + self.reach
+
+    @property
+    def p_value(self) -> float | None:
+        """The two-sided p-value of a mean of zero, times the size of the family."""
+        if self.effect is None or self.error is None or not self.is_tested:
+            return None
+        if self.error == 0:
+            return float(self.effect == 0)
+        return min(1.0, self.family * float(2 * stats.t.sf(abs(self.effect) / self.error, self.freedom)))
+
+    @property
+    def detectable(self) -> float | None:
+        """The least true difference that would be found with a power of 80 %; None where there is no interval."""
+        if self.reach is None or self.error is None:
+            return None
+        return self.reach + float(stats.t.ppf(POWER, self.freedom)) * self.error
+
+    @property
+    def is_above_zero(self) -> bool:
+        """True if the whole interval is above zero."""
+        return self.low is not None and self.low > 0
+
+    @property
+    def is_below_zero(self) -> bool:
+        """True if the whole interval is below zero."""
+        return self.high is not None and self.high < 0
+
+    @property
+    def changes_sign(self) -> bool:
+        """True if the effect is beyond doubt in both directions, at different ratios or budgets."""
+        parts = [one for _, one in self.by_amount]
+        return any(one.is_above_zero for one in parts) and any(one.is_below_zero for one in parts)
 
 
 def compare(
-    first: pl.DataFrame, second: pl.DataFrame, units: Sequence[str], value: str, *, grain: float = 0.0
+    first: pl.DataFrame,
+    second: pl.DataFrame,
+    units: Sequence[str],
+    value: str,
+    *,
+    grain: float = 0.0,
+    images: ImageHits | None = None,
 ) -> Comparison:
     """Return the difference of two sets of trials, the first minus the second, over the cells and seeds of both.
 
@@ -91,32 +135,66 @@ def compare(
     one of them failed, the pair is left out: its mean would be over other trials than in the other cells.
 
     Args:
-        first: Trials with `units`, `seed`, `dense` and `value` (null where it failed).
+        first: Trials with `units`, `seed`, `replicate`, `trial_id`, `chance` and `value` (null where it failed), as
+            `cells.gather` returns them.
         second: The same.
         units: Columns that make a cell.
         value: The compared column.
         grain: Smallest step of a value; units are taken to vary by that much at the least.
+        images: The images that each trial gets right, where `value` is the accuracy on them.
     """
     keys = [*units, "seed"]
     both = _means(first, keys, value).join(_means(second, keys, value), on=keys, nulls_equal=True, suffix="_second")
-    good = both.drop_nulls([value, f"{value}_second"]).with_columns(
-        (pl.col(value) - pl.col(f"{value}_second")).alias("difference"),
-        (pl.col("dense") - (pl.col(value) + pl.col(f"{value}_second")) / 2).alias("lost"),
+    other = f"{value}_second"
+    good = both.drop_nulls([value, other])
+    is_known = ((pl.col(value) > pl.col("chance")) | (pl.col(other) > pl.col("chance"))).fill_null(True)
+    clear = good.filter(is_known).with_columns((pl.col(value) - pl.col(other)).alias("difference"))
+    left = _without_copies(clear, units, value)
+    found = replace(
+        _compare(left, units, grain, images),
+        num_pairs=len(clear),
+        num_dropped=len(both) - len(good),
+        num_near_chance=len(good) - len(clear),
+        num_copies=_count_cells(clear, units) - _count_cells(left, units),
     )
-    found = compare_cells(
-        to_matrix(good, units, "difference"), grain=grain, lost=_mean_rows(to_matrix(good, units, "lost"))
+    amounts = left["amount"].unique(maintain_order=True).sort() if "amount" in units else pl.Series([])
+    if len(amounts) < 2:
+        return found
+    parts = tuple(
+        (str(amount), _compare(left.filter(pl.col("amount") == amount), units, grain, images).among(len(amounts)))
+        for amount in amounts
     )
-    return replace(found, num_pairs=len(good), num_dropped=len(both) - len(good))
+    return replace(found, by_amount=parts)
 
 
-def _mean_rows(matrix: Matrix) -> Matrix:
-    known = np.isfinite(matrix)
-    return np.where(known, matrix, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+def _compare(pairs: pl.DataFrame, units: Sequence[str], grain: float, images: ImageHits | None) -> Comparison:
+    by_draw = pairs.group_by([*units, "replicate"]).agg(pl.mean("difference"))
+    matrix = to_matrix(by_draw.rename({"replicate": "seed"}), units, "difference")
+    return compare_cells(matrix, grain=grain, images=None if images is None else image_means(pairs, units, images))
+
+
+def _count_cells(pairs: pl.DataFrame, units: Sequence[str]) -> int:
+    return pairs.select(pl.struct(list(units)).n_unique()).item() if len(pairs) else 0
+
+
+def _without_copies(pairs: pl.DataFrame, units: Sequence[str], value: str) -> pl.DataFrame:
+    """Return pairs without the cells in which both sides have, seed by seed, the accuracies of an earlier cell.
+
+    Cells of several ratios or budgets, or of several studies, are no copies of each other.
+    """
+    if pairs.is_empty():
+        return pairs
+    kept = [name for name in ("study", "amount") if name in units]
+    ordered = pairs.sort([*units, "seed"], nulls_last=True)
+    told = pl.struct("seed", value, f"{value}_second")
+    cells = ordered.group_by(list(units), maintain_order=True).agg(told.alias("told"))
+    first = cells.unique([*kept, "told"], keep="first", maintain_order=True).select(list(units))
+    return ordered.join(first, on=list(units), how="semi", nulls_equal=True)
 
 
 def _means(frame: pl.DataFrame, keys: list[str], value: str) -> pl.DataFrame:
     mean = pl.when(pl.col(value).is_null().any()).then(None).otherwise(pl.col(value).mean())
-    return frame.group_by(keys).agg(mean.alias(value), pl.mean("dense"))
+    return frame.group_by(keys).agg(mean.alias(value), pl.max("chance"), pl.first("replicate"), "trial_id")
 
 
 def to_matrix(frame: pl.DataFrame, units: Sequence[str], value: str) -> Matrix:
@@ -131,91 +209,28 @@ def to_matrix(frame: pl.DataFrame, units: Sequence[str], value: str) -> Matrix:
     return matrix
 
 
-def compare_cells(differences: Matrix, *, grain: float = 0.0, lost: Matrix | None = None) -> Comparison:
-    """Return the mean of paired differences with its interval and p-value; see the module for the units.
+def compare_cells(differences: Matrix, *, grain: float = 0.0, images: ImageMeans | None = None) -> Comparison:
+    """Return the mean of paired differences with its error; see `estimates`.
 
     Args:
-        differences: Cells x seeds; NaN where there is no pair.
+        differences: Cells x draws; NaN where there is no pair.
         grain: Smallest step of a difference.
-        lost: Points that pruning costs in each cell; given where a lead may grow with them.
+        images: The differences image by image, if they are known.
     """
     present = np.isfinite(differences).any(axis=1)
-    num_pairs = int(np.isfinite(differences).sum())
-    if not num_pairs:
+    if not present.any():
         return Comparison()
-    differences = differences[present]
-    cells = np.nanmean(differences, axis=1)
-    effect = float(cells.mean())
-    counts = Comparison(effect, num_pairs=num_pairs, num_units=len(cells), num_positive=int((cells > 0).sum()))
-    judged = _judge(differences, grain)
-    if judged is None:
+    cells = np.nanmean(differences[present], axis=1)
+    counts = Comparison(
+        float(cells.mean()),
+        num_pairs=int(np.isfinite(differences).sum()),
+        num_units=len(cells),
+        num_positive=int((cells > 0).sum()),
+    )
+    found = estimate(differences[present], grain=grain, images=images)
+    if found is None:
         return counts
-    p_value, width = judged
-    if lost is not None and len(cells) >= FEWEST_UNITS:
-        share = np.maximum(lost[present], LEAST_LOSS)
-        share /= share.mean()
-        in_proportion = _judge(differences / share[:, None], grain)
-        assert in_proportion is not None
-        p_value, width = min(judged, in_proportion)
-        p_value = min(1.0, 2 * p_value)
-    return replace(counts, low=effect - width, high=effect + width, p_value=p_value)
-
-
-def _judge(differences: Matrix, grain: float) -> tuple[float, float] | None:
-    """Return the p-value of a mean of zero and half the width of its interval; None where there are too few units."""
-    cells = np.nanmean(differences, axis=1)
-    complete = differences[np.isfinite(differences).all(axis=1)]
-    seeds = complete.mean(axis=0) if len(complete) else np.empty(0)
-    if len(cells) >= FEWEST_UNITS:
-        p_value, error, weakest = _p_value(cells, grain), _bootstrap_error(cells, grain), len(cells)
-        if _seeds_matter(complete):
-            p_value = max(p_value, _p_value(seeds, grain))
-            error = max(error, _crossed_error(complete))
-            weakest = min(len(cells), len(seeds))
-    elif len(seeds) >= FEWEST_UNITS and np.ptp(complete, axis=1).max() > 1e-9:
-        p_value, error, weakest = _p_value(seeds, grain), _bootstrap_error(seeds, grain), len(seeds)
-    else:
-        return None
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, weakest - 1) * np.sqrt(weakest / (weakest - 1))
-    return p_value, float(quantile * error)
-
-
-def _p_value(units: Matrix, grain: float) -> float:
-    if not np.any(units):
-        return 1.0
-    if len(units) >= RANKS_FROM:
-        return float(stats.wilcoxon(units).pvalue)
-    error = max(units.std(ddof=1), grain) / np.sqrt(len(units))
-    return float(2 * stats.t.sf(abs(units.mean()) / error, len(units) - 1)) if error > 0 else 0.0
-
-
-def _bootstrap_error(units: Matrix, grain: float) -> float:
-    """Return the bootstrap's standard error of a mean; units are taken to vary by at least `grain`."""
-    floor = grain / np.sqrt(len(units))
-    if np.ptp(units) == 0:
-        return float(floor)
-    # Seeded: a report made twice from the same tables says the same.
-    drawn = stats.bootstrap((units,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=0)
-    return float(max(drawn.standard_error, floor))
-
-
-def _crossed_error(differences: Matrix) -> float:
-    """Return the standard error of the mean when cells and seeds are drawn, each with replacement and crosswise."""
-    indices = [np.arange(size) for size in differences.shape]
-
-    def mean(cells: NDArray[np.int64], seeds: NDArray[np.int64], axis: int = -1) -> Matrix:
-        chosen = differences[cells[..., :, None], seeds[..., None, :]]
-        return np.asarray(chosen.mean(axis=(-2, -1)))
-
-    drawn = stats.bootstrap(indices, mean, n_resamples=_RESAMPLES, method="percentile", vectorized=True, rng=0)
-    return float(drawn.standard_error)
-
-
-def _seeds_matter(complete: Matrix) -> bool:
-    """Return whether differences hint at seeds that favour one side in every cell."""
-    if len(complete) < 2 or complete.shape[1] < FEWEST_UNITS or not np.ptp(complete, axis=1).any():
-        return False
-    return bool(stats.friedmanchisquare(*complete.T).pvalue < _SHARED_SEED)
+    return replace(counts, error=found.error, freedom=found.freedom, unit=found.unit, has_images=found.has_images)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

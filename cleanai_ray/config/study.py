@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import itertools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,13 @@ import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from cleanai_ray.config.calibration_draw import CalibrationDraw
+from cleanai_ray.config.digests import digest
 from cleanai_ray.config.evaluation import EvaluationSection
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.messages import describe, name_among, show
 from cleanai_ray.config.numerics import NumericsSection
 from cleanai_ray.config.overrides import apply_override, yaml_problem
+from cleanai_ray.config.questions import QuestionsSection
 from cleanai_ray.config.recommend import RecommendSection
 from cleanai_ray.config.sections import (
     HELD_BACK,
@@ -41,12 +41,6 @@ from cleanai_ray.registry import DATASETS, METHODS, METRICS, load_plugins
 
 LEAST_SHARE = 16
 """Images of a batch that each worker gets at least where the number of workers is `auto`: batch norm needs some."""
-
-
-def digest(value: Any) -> str:
-    """Return 16 hexadecimal digits that depend only on a JSON-like value."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Trial(Section):
@@ -117,6 +111,7 @@ class Study(Section):
     recommend: RecommendSection | None = Field(
         None, description="Limits of the recommended trial; null: the knee of accuracy against MACs."
     )
+    questions: QuestionsSection = Field(default_factory=lambda: QuestionsSection())
     plugins: tuple[str, ...] = Field((), description="Modules to import that register methods, models or data sets.")
 
     @model_validator(mode="before")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,14 @@ class KeptLogits:
         if self.labels is None:
             return None
         return np.asarray(self.values.argmax(axis=1) == self.labels)
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits of the samples, their labels and the model's answers."""
+        hasher = hashlib.sha256(self.numbers.tobytes())
+        hasher.update(b"" if self.labels is None else self.labels.tobytes())
+        hasher.update(self.values.argmax(axis=1).astype(np.int64).tobytes() if len(self.values) else b"")
+        return hasher.hexdigest()[:16]
 
     def places_of(self, numbers: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of samples, int64 [N], and a mask [N] of those that are there; other rows mean nothing.

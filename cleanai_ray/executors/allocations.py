@@ -6,7 +6,8 @@ import contextlib
 import json
 from collections.abc import Sequence
 
-from cleanai_ray.config.study import Study, Trial, digest
+from cleanai_ray.config.digests import digest
+from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.errors import PruningError
 from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.importance.base import create_method

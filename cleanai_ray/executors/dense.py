@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from cleanai_ray.config.study import digest
+from cleanai_ray.config.digests import digest
 from cleanai_ray.evaluation.kept_logits import KeptLogits
 from cleanai_ray.executors.checkpoints import CheckpointFile, checkpoint_name
 from cleanai_ray.executors.context import DenseWeights, RunContext

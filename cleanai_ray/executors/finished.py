@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cleanai_ray import __version__
-from cleanai_ray.config.study import Study, digest
+from cleanai_ray.config.digests import digest
+from cleanai_ray.config.study import Study
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.executors.chosen_model import chosen_row
 from cleanai_ray.executors.timed_alone import timing_name

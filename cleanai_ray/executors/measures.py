@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from cleanai_ray.config.calibration_draw import CalibrationDraw
-from cleanai_ray.config.study import digest
+from cleanai_ray.config.digests import digest
 from cleanai_ray.executors.allocations import find_allocations, searching_trials
 from cleanai_ray.executors.base import ShardPool, ShardWork
 from cleanai_ray.executors.context import DenseWeights, RunContext

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from cleanai_ray.config.study import Study, digest
+from cleanai_ray.config.digests import digest
+from cleanai_ray.config.study import Study
 from cleanai_ray.stages.fingerprints import data_key
 from cleanai_ray.storage.run_directory import RunDirectory
 

@@ -9,12 +9,14 @@ import datetime
 import time
 from typing import Any
 
-from cleanai_ray.config.study import Study, digest
+from cleanai_ray.config.digests import digest
+from cleanai_ray.config.study import Study
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.executors.context import RunContext
 from cleanai_ray.executors.notes import describe_notes
 from cleanai_ray.executors.placement import Allotment
 from cleanai_ray.executors.writer import unreadable_samples
+from cleanai_ray.stages.dense import DenseModel
 from cleanai_ray.stages.environment import describe_environment, describe_samples
 from cleanai_ray.stages.fingerprints import calibration_key
 from cleanai_ray.storage.run_directory import RunDirectory
@@ -65,14 +67,17 @@ class RunRecord:
         before = last.pop(_EARLIER, []) if isinstance(last, dict) else None
         return [*before, last] if isinstance(before, list) else []
 
-    def note_weights(self, study: Study, dense_digest: str) -> None:
-        """Add the digests of the dense weights and of the calibration.
+    def note_weights(self, study: Study, dense: DenseModel) -> None:
+        """Add the digests of the dense weights, of the calibration, and of the scored images.
+
+        That of the images is of their numbers, their labels and the dense model's answers, which other images change.
 
         Args:
             study: The study, of one draw of the calibration samples.
-            dense_digest: Digest of the dense weights.
+            dense: The dense model.
         """
-        found = {"weights": dense_digest, "calibration": calibration_key(study, dense_digest)}
+        found = {"weights": dense.digest, "calibration": calibration_key(study, dense.digest)}
+        found["images"] = dense.logits.digest
         self._note(digests={**self._content["digests"], **found})
 
     def note_resources(self, allotment: Allotment) -> None:

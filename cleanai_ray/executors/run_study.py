@@ -124,7 +124,7 @@ def _run_stages(context: RunContext, record: RunRecord, history: History) -> lis
     with progress.stage("dense model"):
         dense = obtain_dense(context)
     progress.dense(dense.accuracy)
-    record.note_weights(context.workspace.study, dense.digest)
+    record.note_weights(context.workspace.study, dense)
     weights = DenseWeights(content=executor.share(dense.weights), digest=dense.digest)
     history.keep_trials(study, dense.digest)
     measures = measure_draws(context, weights)

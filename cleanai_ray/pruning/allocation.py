@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cleanai_ray.config.study import digest
+from cleanai_ray.config.digests import digest
 
 NUM_OFFSPRING = 8
 NUM_SURVIVORS = 2

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from cleanai_ray.config.study import digest
+from cleanai_ray.config.digests import digest
 from cleanai_ray.errors import ArtifactError, PruningError
 from cleanai_ray.graph.block import Block
 from cleanai_ray.pruning.explain import explain_plan

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.config.digests import digest
 from cleanai_ray.config.sections import PruningSection
-from cleanai_ray.config.study import Trial, digest
+from cleanai_ray.config.study import Trial
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
 from cleanai_ray.importance.base import ScoringContext, create_method, give_gradients, price_groups, score_groups

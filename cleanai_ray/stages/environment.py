@@ -6,13 +6,14 @@ import importlib.metadata
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cleanai_ray import __version__
-from cleanai_ray.config.study import digest
+from cleanai_ray.config.digests import digest
 from cleanai_ray.evaluation.machine import cpu_name, device_name
 from cleanai_ray.stages.numerics import describe_numerics
 from cleanai_ray.stages.workspace import Workspace
@@ -29,6 +30,7 @@ def describe_environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "version": __version__,
+        "commit": commit_of(Path(__file__).parent),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages,
@@ -39,6 +41,16 @@ def describe_environment() -> dict[str, Any]:
             "gpus": gpus,
         },
     }
+
+
+def commit_of(folder: Path) -> str | None:
+    """Return the commit that a folder is checked out at, `+` after it where files differ; None outside a checkout."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
 
 
 def _version_of(package: str) -> str | None:

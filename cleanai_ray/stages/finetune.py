@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from cleanai_ray.config.study import Study, Trial, digest
+from cleanai_ray.config.digests import digest
+from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.data import Share
 from cleanai_ray.data.augment import random_mixture, sample_seeds
 from cleanai_ray.registry import STAGES

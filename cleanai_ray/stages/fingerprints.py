@@ -8,7 +8,8 @@ from typing import Any
 
 from pyarrow.fs import FileType
 
-from cleanai_ray.config.study import Study, Trial, digest
+from cleanai_ray.config.digests import digest
+from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.errors import ModelError
 from cleanai_ray.storage.run_directory import resolve_filesystem
 

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from cleanai_ray.config.study import Study, Trial, digest
+from cleanai_ray.config.digests import digest
+from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.errors import StudyError
 from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.nn.notices import collected_notices

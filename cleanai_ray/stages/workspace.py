@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.config.calibration_draw import CalibrationDraw
-from cleanai_ray.config.study import Study, digest, parse_study
+from cleanai_ray.config.digests import digest
+from cleanai_ray.config.study import Study, parse_study
 from cleanai_ray.data import (
     BatchOptions,
     ImageDataset,

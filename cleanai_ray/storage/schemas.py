@@ -234,12 +234,7 @@ LATENCY = _schema(
 )
 
 PROFILE = _schema(
-    (
-        "kind",
-        _TEXT,
-        "group: one group narrowed alone; uniform: all groups by the same share; check: all groups by shares drawn at "
-        "random, to judge the prediction, which reads nothing of them.",
-    ),
+    ("kind", _TEXT, "group: one group narrowed alone; uniform: all by the same share; check: all by random shares."),
     ("model", _COUNT, "Number of the model that was timed; it has a row per group that it narrows."),
     ("group", _TEXT, "Group: the layer whose output channels number it."),
     ("group_index", _COUNT, "Position of the group in the network."),
@@ -274,20 +269,19 @@ COMPARISON = _schema(
     ("verdict", _TEXT, "yes, no or cannot tell."),
     ("sentence", _TEXT, "The answer in words, or why there is none."),
     ("effect", _REAL, "Mean difference, correlation or overlap, in `unit`; null if nothing can be compared."),
-    ("low", _REAL, "Lower end of its 95 % interval, by the bootstrap."),
+    ("low", _REAL, "Lower end of its 95 % interval, corrected as the p-value is."),
     ("high", _REAL, "Upper end, likewise."),
     ("unit", _TEXT, "points (of top-1 accuracy), rank correlation, correlation or overlap."),
     ("num_pairs", _COUNT, "Pairs of trials that the answer rests on."),
     ("num_dropped", _COUNT, "Pairs that were left out because a trial failed."),
-    ("p_value", _REAL, "P-value after Holm's correction over all questions."),
+    ("p_value", _REAL, "P-value, corrected for all exploratory questions (Bonferroni); the primary one stands alone."),
     ("studies", pa.list_(_TEXT), "The studies that were pooled."),
 )
 
 
 def coverage_schema(metrics: Sequence[str]) -> pa.Schema:
     """Return the schema of coverage.parquet: a row per layer x channel, a column per coverage metric."""
-    columns = [(name, _REAL, f"Coverage by the metric {name}.") for name in metrics]
-    return _schema(*_COVERAGE_BASE, *columns)
+    return _schema(*_COVERAGE_BASE, *((name, _REAL, f"Coverage by the metric {name}.") for name in metrics))
 
 
 def to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

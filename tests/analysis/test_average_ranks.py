@@ -45,7 +45,7 @@ def test_the_example_of_the_paper() -> None:
 def ordered(label: str, ratio: float, mode: str, steps: int, seed: int) -> float | None:
     if label == "taylor" and (ratio, mode) == (0.5, "global"):
         return None
-    return {"wanda": 91.0, "taylor": 90.0, "random": 80.0}[label] - 10 * ratio
+    return {"wanda": 91.0, "taylor": 90.0, "random": 80.0}[label] - 10 * ratio - (mode == "global")
 
 
 LABELS = ("wanda", "taylor", "random")
@@ -70,3 +70,19 @@ def test_the_diagram_shows_every_method_with_its_rank() -> None:
     assert "Mean rank of the methods" in svg
     assert "Over 8 cells" in svg
     assert all(label in svg for label in LABELS)
+
+
+def test_cells_that_are_copies_count_once_and_many_methods_need_many_cells() -> None:
+    def flat(label: str, ratio: float, mode: str, *_: int) -> float:
+        return 90 - 10 * ratio - int(label.removeprefix("m"))
+
+    copied = study_of(flat, labels=LABELS_OF[:3], ratios=(0.2, 0.3, 0.4, 0.5))
+    found = average_ranks(copied)
+    assert found is not None
+    assert found.num_cells == 4  # of 8, for both modes are the same
+    ratios = tuple(number / 20 for number in range(1, 12))
+    assert average_ranks(study_of(flat, labels=LABELS_OF, ratios=ratios[:10])) is None
+    assert average_ranks(study_of(flat, labels=LABELS_OF, ratios=ratios)) is not None
+
+
+LABELS_OF = tuple(f"m{number}" for number in range(6))

@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cleanai_ray.config.study import Study, Trial, digest, load_study, parse_study
+from cleanai_ray.config.digests import digest
+from cleanai_ray.config.study import Study, Trial, load_study, parse_study
 from cleanai_ray.config.sweep import Budget
 from cleanai_ray.errors import StudyError
 from cleanai_ray.registry import METHODS, METRICS

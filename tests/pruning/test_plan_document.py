@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_nets import NETS, batches, build, example, tiny_vit
 
 from cleanai_ray import api
-from cleanai_ray.config.study import digest
+from cleanai_ray.config.digests import digest
 from cleanai_ray.errors import ArtifactError, PruningError
 from cleanai_ray.graph.block import Block
 from cleanai_ray.pruning.plan import BlockPlan, GroupPlan, PruningPlan

@@ -10,8 +10,10 @@ import pytest
 from report.tables import empty_tables, frame, study_of
 
 from cleanai_ray.analysis.answers import Answer
+from cleanai_ray.analysis.cells import gather
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.questions import answer_questions
+from cleanai_ray.analysis.questions.base import Evidence
 from cleanai_ray.analysis.risks import find_risks
 from cleanai_ray.storage import schemas
 
@@ -34,7 +36,10 @@ def swept(
     parts, removed = [], []
     for count, draw in itertools.product(samples, draws):
         one = study_of(
-            lambda label, ratio, *_, count=count, draw=draw: accuracy(label, ratio, count, draw),
+            # A mode costs all trials the same, so that its cells are no copies of the other's.
+            lambda label, ratio, mode, *_, count=count, draw=draw: (
+                None if (value := accuracy(label, ratio, count, draw)) is None else value - 0.25 * (mode == "global")
+            ),
             labels=labels,
             ratios=RATIOS,
             modes=GRID,
@@ -72,14 +77,20 @@ LABELS = ("coverage/apoz", "coverage/entropy", "wanda", "magnitude", "random")
 
 
 def test_draws_that_all_say_the_same_change_no_effect() -> None:
-    one = answers_of(swept(lambda label, ratio, *_: lead(label, ratio), labels=LABELS, samples=(64,), draws=(0,)))
-    many = answers_of(swept(lambda label, ratio, *_: lead(label, ratio), labels=LABELS, samples=(64, 256)))
+    studies = [
+        swept(lambda label, ratio, *_: lead(label, ratio), labels=LABELS, samples=samples, draws=draws)
+        for samples, draws in (((64,), (0,)), ((64, 256), (0, 1, 2)))
+    ]
+    one, many = (answers_of(study) for study in studies)
     for key in ("a", "b1", "c", "e", "f1"):
         assert one[key].effect is not None
         assert many[key].effect == pytest.approx(one[key].effect)
         assert many[key].num_pairs == 6 * one[key].num_pairs
+    for first, second in (("coverage", "magnitude"), ("wanda", "coverage"), ("magnitude", "random")):
+        few, more = (Evidence({"s": study}, gather({"s": study})).compare(first, second) for study in studies)
         # Draws are replicates: six times the trials of the same cells are no more cells.
-        assert (many[key].low, many[key].high) == pytest.approx((one[key].low, one[key].high))
+        assert few.low is not None
+        assert (more.low, more.high) == pytest.approx((few.low, few.high))
 
 
 def test_pairs_share_their_draw() -> None:

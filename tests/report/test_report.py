@@ -25,7 +25,6 @@ CHARTS = (
     "accuracy_macs",
     "channel_overlap",
     "coverage_heatmap",
-    "critical_difference",
     "dense_vs_best",
     "layer_channels",
     "recovery",
@@ -87,10 +86,11 @@ def test_findings_and_recommendation_stand_in_both(
         assert found.recommendation.why in text
         for answer in found.answers:
             assert answer.question in text
-            if answer.effect is not None:
-                assert answer.sentence in text
-    decided = {answer.key for answer in found.answers if answer.verdict != "cannot tell"}
-    assert "f2" in decided  # random is far behind in every cell
+    told = [answer.sentence for answer in found.answers if answer.effect is not None]
+    assert all(sentence in page for sentence in told)
+    broken = [sentence for sentence in told if sentence not in pdf]
+    assert len(broken) <= 1  # by the end of a page, whose number then stands within it
+    assert all(sentence[:30] in pdf and sentence[-30:] in pdf for sentence in broken)
 
 
 def test_pdf_says_how_to_reproduce(quickstart: tuple[synthetic.Tables, RunDirectory, list[str]]) -> None:

@@ -28,6 +28,8 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / "artifacts" / "research_fashion_mnist"
 READ_NO_DATA = {"bn_scale", "fpgm", "lamp", "magnitude", "random"}
+CHANCE = 10 + 0.1 * (93.6 - 10)
+"""Points up to which a model is near chance: guessing, and a tenth of what the dense model has learned."""
 KEYS = ("a", "b1", "b2", "c", "d", "e", "f1", "f2", "g", "h1", "h2", "i")
 
 Row = dict[str, Any]
@@ -71,8 +73,12 @@ def mean_difference(
     unit: Callable[[Row], Any] = cell,
     column: str = "accuracy",
     within: Callable[[Row], Any] = replicate,
+    least: float = 0.0,
 ) -> float:
-    """Mean over units of the mean over replicates of differences, in points; several trials of one are averaged."""
+    """Mean over units of the mean over replicates of differences, in points; several trials of one are averaged.
+
+    Pairs in which neither side is above `least` points are left out.
+    """
     sides: list[dict[Any, list[float]]] = []
     for side in (first, second):
         grouped: dict[Any, list[float]] = defaultdict(list)
@@ -81,7 +87,9 @@ def mean_difference(
         sides.append(grouped)
     by_unit: dict[Any, list[float]] = defaultdict(list)
     for key in sides[0].keys() & sides[1].keys():
-        by_unit[key[0]].append(statistics.fmean(sides[0][key]) - statistics.fmean(sides[1][key]))
+        first_mean, second_mean = (statistics.fmean(side[key]) for side in sides)
+        if max(first_mean, second_mean) > least:
+            by_unit[key[0]].append(first_mean - second_mean)
     return statistics.fmean(statistics.fmean(values) for values in by_unit.values())
 
 
@@ -157,8 +165,11 @@ def test_global_is_compared_with_local_within_a_method(rows: list[Row], answers:
     def unit(row: Row) -> tuple[Any, ...]:
         return row["method"], row["requested_budget"], row["steps"]
 
+    # Reconstruction compares no scores over the network, so that both of its modes are the same.
+    assert mean_difference(of(wide, "reconstruction"), of(near, "reconstruction"), unit) == 0
+    wide, near = ([row for row in side if row["method"] != "reconstruction"] for side in (wide, near))
     assert answers["e"].effect == pytest.approx(mean_difference(wide, near, unit))
-    for method in {row["method"] for row in rows}:
+    for method in {row["method"] for row in rows} - {"reconstruction"}:
         own = mean_difference(of(wide, method), of(near, method), unit)
         assert f"{method} {signed(own)}" in answers["e"].sentence
 
@@ -168,7 +179,7 @@ def test_every_method_is_compared_with_random(
     rows: list[Row], answers: dict[str, Answer], key: str, column: str
 ) -> None:
     leads = {
-        method: mean_difference(of(rows, method), of(rows, "random"), column=column)
+        method: mean_difference(of(rows, method), of(rows, "random"), column=column, least=CHANCE)
         for method in {row["method"] for row in rows} - {"random"}
     }
     (clearest,) = found_in(answers[key], r"^(\w+)[ \w()]*, the clearest of")
@@ -188,7 +199,13 @@ def test_the_order_before_and_after_repair_is_a_rank_correlation(rows: list[Row]
 
 
 def test_more_samples_are_compared_within_a_draw(rows: list[Row], answers: dict[str, Answer]) -> None:
-    readers = [row for row in rows if row["method"] not in READ_NO_DATA]
+    # The global trials of reconstruction are copies of its local ones.
+    copies = {"method": "reconstruction", "mode": "global"}
+    readers = [
+        row
+        for row in rows
+        if row["method"] not in READ_NO_DATA and any(row[name] != value for name, value in copies.items())
+    ]
     many, few = ([row for row in readers if row["calibration_samples"] == count] for count in (1024, 128))
     found = mean_difference(
         many, few, lambda row: (row["method"], *cell(row)), within=lambda row: row["calibration_seed"]

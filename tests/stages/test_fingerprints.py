@@ -6,9 +6,10 @@ import copy
 
 import pytest
 
+from cleanai_ray.config.digests import digest
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.images import TransformSection
-from cleanai_ray.config.study import digest, parse_study
+from cleanai_ray.config.study import parse_study
 from cleanai_ray.models import TorchvisionFamily
 from cleanai_ray.stages.fingerprints import calibration_key, data_key, dense_key, moments_key, trial_key
 

@@ -12,7 +12,8 @@ import yaml
 from safetensors.torch import load as load_state
 
 from cleanai_ray.cli import main
-from cleanai_ray.config.study import Study, Trial, digest, parse_study
+from cleanai_ray.config.digests import digest
+from cleanai_ray.config.study import Study, Trial, parse_study
 from cleanai_ray.executors.writer import RunWriter, SavedTrialModel
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.pruning.saved_model import save_model

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 
 from cleanai_ray.analysis.answers import Draft
 from cleanai_ray.analysis.cells import CELL
-from cleanai_ray.analysis.comparisons import Comparison, compare_cells
+from cleanai_ray.analysis.comparisons import compare_cells
 from cleanai_ray.analysis.numbers import plural, signed
 from cleanai_ray.analysis.questions.base import Evidence, Question
 from cleanai_ray.analysis.removed_channels import correlation, removed_channels
@@ -33,9 +35,7 @@ class Agreement(Question):
         if not rows:
             return Draft(missing="No two trials of coverage and of magnitude or Taylor removed channels in one cell.")
         found = compare_cells(np.array([[value] for _, value in rows]))
-        counted = Comparison(
-            found.effect, found.low, found.high, found.p_value, num_pairs, num_dropped, len(rows), found.num_positive
-        )
+        counted = replace(found, num_pairs=num_pairs, num_dropped=num_dropped)
         lowest, highest = (pick(rows, key=lambda row: row[1]) for pick in (min, max))
         remark = (
             f"By group of layers from {signed(lowest[1])} ({lowest[0]}) to {signed(highest[1])} ({highest[0]}). The "

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import polars as pl
 
 from cleanai_ray.analysis.answers import Draft
 from cleanai_ray.analysis.cells import CELL, grain_of
-from cleanai_ray.analysis.comparisons import Comparison, compare, holm
-from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.comparisons import Comparison, compare
+from cleanai_ray.analysis.frames import StudyFrames, as_mapping
+from cleanai_ray.analysis.image_differences import ImageHits
 from cleanai_ray.analysis.method_ranks import CONTROL
 from cleanai_ray.analysis.numbers import plural, signed
+
+FEWEST_METRICS = 3
+"""Coverage metrics from which their mean must not rest on one of them."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,23 @@ class Evidence:
         """The largest step of an accuracy, in points; 0 where it is not known."""
         return grain_of(self.trials)
 
+    @cached_property
+    def images(self) -> ImageHits | None:
+        """The images that each trial gets right; None where they are not known, or of several studies."""
+        return ImageHits.of(self.studies)
+
+    @cached_property
+    def metric(self) -> str | None:
+        """The coverage metric that the study files declare; None where they declare none, or several."""
+        sections = [as_mapping(study.study.get("questions")) for study in self.studies.values()]
+        declared = {section.get("coverage_metric") for section in sections}
+        return declared.pop() if len(declared) == 1 else None
+
     def of(self, method: str) -> pl.DataFrame:
-        """Return the trials of a method."""
-        return self.trials.filter(pl.col("method") == method)
+        """Return the trials of a method; with the declared coverage metric, where it uses one that was declared."""
+        own = self.trials.filter(pl.col("method") == method)
+        declared = own.filter(pl.col("coverage_metric") == self.metric) if self.metric else own
+        return declared if len(declared) else own
 
     def absent(self, *methods: str) -> str:
         """Return a sentence that names those of these methods that have no trial; empty where all have some."""
@@ -50,7 +68,14 @@ class Evidence:
 
     def compare(self, first: str, second: str, stage: str = "final") -> Comparison:
         """Compare the accuracies of two methods after a stage, cell by cell."""
-        return compare(self.of(first), self.of(second), CELL, stage, grain=self.grain)
+        return self.compare_trials(self.of(first), self.of(second), CELL, stage)
+
+    def compare_trials(
+        self, first: pl.DataFrame, second: pl.DataFrame, units: Sequence[str] = CELL, stage: str = "final"
+    ) -> Comparison:
+        """Compare the accuracies of two sets of trials after a stage, cell by cell."""
+        images = self.images if stage == "final" else None
+        return compare(first, second, units, stage, grain=self.grain, images=images)
 
 
 class Question(ABC):
@@ -68,7 +93,7 @@ class Question(ABC):
 
     @abstractmethod
     def draft(self, evidence: Evidence) -> Draft:
-        """Return the comparison that decides the question; p-values of all questions are corrected together later."""
+        """Return the comparison that decides the question; all that are shown together are corrected later."""
 
 
 class Versus(Question):
@@ -87,8 +112,25 @@ class Versus(Question):
         missing = evidence.absent(self.first, self.second)
         found = evidence.compare(self.first, self.second)
         subject = f"{evidence.name(self.first)} against {evidence.name(self.second)}"
-        remark = "" if missing else self._with_best_metric(evidence)
-        return Draft(found, subject, remark, missing)
+        if missing:
+            return Draft(found, subject, missing=missing)
+        decisive = self._decisive_metric(evidence, found)
+        remark = self._with_best_metric(evidence)
+        if decisive is not None:
+            remark = f"Without {decisive} the interval holds zero, so the answer rests on one metric. {remark}".rstrip()
+        return Draft(found, subject, remark, settled=None if decisive is None else "cannot tell")
+
+    def _decisive_metric(self, evidence: Evidence, found: Comparison) -> str | None:
+        """Return a metric without which there would be no answer; None where there is none, or no answer anyway."""
+        own = evidence.of(self.first)
+        metrics = sorted(set(own["coverage_metric"].drop_nulls()))
+        if len(metrics) < FEWEST_METRICS or not (found.is_above_zero or found.is_below_zero):
+            return None
+        for name in metrics:
+            rest = evidence.compare_trials(own.filter(pl.col("coverage_metric") != name), evidence.of(self.second))
+            if not (rest.is_above_zero if found.is_above_zero else rest.is_below_zero):
+                return name
+        return None
 
     def _with_best_metric(self, evidence: Evidence) -> str:
         """Say how the best of several metrics does; it was chosen by the same accuracies, so there is no test."""
@@ -97,7 +139,7 @@ class Versus(Question):
         if len(order) < 2:
             return ""
         best = own.filter(pl.col("coverage_metric") == order[0])
-        found = compare(best, evidence.of(self.second), CELL, "final", grain=evidence.grain)
+        found = evidence.compare_trials(best, evidence.of(self.second))
         return "" if found.effect is None else f"Its best metric on average, {order[0]}: {signed(found.effect)} points."
 
 
@@ -122,16 +164,15 @@ class BeatsRandom(Question):
             missing = f"No trial has an accuracy {self.words}."
         if missing:
             return Draft(missing=missing)
-        found = [evidence.compare(name, CONTROL, self.stage) for name in others]
-        corrected = holm([one.p_value for one in found])
-        better = [index for index, one in enumerate(found) if one.is_above_zero(corrected[index])]
-        leading = max(range(len(others)), key=lambda index: support(replace(found[index], p_value=corrected[index])))
+        found = [evidence.compare(name, CONTROL, self.stage).among(len(others)) for name in others]
+        better = [index for index, one in enumerate(found) if one.is_above_zero]
+        leading = max(range(len(others)), key=lambda index: support(found[index]))
         names = ", ".join(f"{others[index]} {signed(found[index].effect or 0.0)}" for index in better)
         count = f"{len(better)} of {plural(len(others), 'method')} beyond doubt, in points" if better else ""
         remark = f"Better than random: {count}: {names}." if better else "No method is better than random beyond doubt."
-        chosen = replace(found[leading], p_value=corrected[leading])
+        chosen = found[leading]
         subject = f"{evidence.name(others[leading])}, the clearest of {plural(len(others), 'method')}, against random"
-        all_worse = all(one.is_below_zero(value) for one, value in zip(found, corrected, strict=True))
+        all_worse = all(one.is_below_zero for one in found)
         # That one method loses does not tell if another one wins.
         undecided = chosen.effect is not None and chosen.effect < 0 and not all_worse
         return Draft(chosen, subject, remark, settled="cannot tell" if undecided else None)

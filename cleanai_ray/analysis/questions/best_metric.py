@@ -5,8 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from cleanai_ray.analysis.answers import Draft
-from cleanai_ray.analysis.cells import CELL
-from cleanai_ray.analysis.comparisons import Comparison, compare
+from cleanai_ray.analysis.comparisons import Comparison
 from cleanai_ray.analysis.questions.base import Evidence, Question, metrics_by_mean
 from cleanai_ray.registry import QUESTIONS
 
@@ -20,7 +19,7 @@ class BestMetric(Question):
 
     def draft(self, evidence: Evidence) -> Draft:
         """Compare the best metric on average with every rival."""
-        coverage = evidence.of("coverage")
+        coverage = evidence.trials.filter(pl.col("method") == "coverage")
         metrics = sorted(set(coverage["coverage_metric"].drop_nulls()))
         if len(metrics) < 2:
             return Draft(missing="The study has fewer than two coverage metrics to compare.")
@@ -30,7 +29,7 @@ class BestMetric(Question):
             return Draft(missing="Every trial of coverage failed.")
         best = order[0]
         rivals = [name for name in metrics if name != best]
-        found = [compare(own[best], own[name], CELL, "final", grain=evidence.grain) for name in rivals]
+        found = [evidence.compare_trials(own[best], own[name]) for name in rivals]
         # It serves best only if it beats every rival, so the least clear comparison decides.
         weakest = max(range(len(rivals)), key=lambda index: _doubt(found[index]))
         clearer = f"Against its other {len(rivals) - 1} rivals the lead is clearer."

@@ -5,8 +5,6 @@ from __future__ import annotations
 import polars as pl
 
 from cleanai_ray.analysis.answers import Draft
-from cleanai_ray.analysis.cells import CELL
-from cleanai_ray.analysis.comparisons import compare
 from cleanai_ray.analysis.questions.base import Evidence, Question
 from cleanai_ray.registry import QUESTIONS
 
@@ -27,5 +25,5 @@ class MeasuringBetweenSteps(Question):
         adaptive, coverage = (several.filter(pl.col("method") == name) for name in ("adaptive", "coverage"))
         shared = set(adaptive["coverage_metric"].drop_nulls()) & set(coverage["coverage_metric"].drop_nulls())
         is_shared = pl.col("coverage_metric").is_in(sorted(shared))
-        found = compare(adaptive.filter(is_shared), coverage.filter(is_shared), CELL, "final", grain=evidence.grain)
+        found = evidence.compare_trials(adaptive.filter(is_shared), coverage.filter(is_shared))
         return Draft(found, "adaptive against coverage in several steps", missing=missing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from cleanai_ray.analysis.answers import Draft
-from cleanai_ray.analysis.comparisons import Comparison, compare
+from cleanai_ray.analysis.comparisons import Comparison
 from cleanai_ray.analysis.draws import ONE_DRAW, REPLICATE_UNITS, known_draws
 from cleanai_ray.analysis.numbers import signed
 from cleanai_ray.analysis.questions.base import Evidence, Question
@@ -31,7 +31,7 @@ class MoreSamples(Question):
             return Draft(missing=ONE_DRAW)
         *fewer, most = counts[chosen]
         readers = known.filter((pl.col("kin") == chosen) & pl.col("reads_data"))
-        found = {count: _gain(readers, most, count, evidence.grain) for count in fewer}
+        found = {count: _gain(readers, most, count, evidence).among(len(fewer)) for count in fewer}
         subject = f"{most} calibration samples against {fewer[0]}, methods that read them"
         return Draft(found[fewer[0]], subject, _remark(most, found))
 
@@ -50,7 +50,7 @@ def _remark(most: int, found: dict[int, Comparison]) -> str:
     return " ".join(remarks)
 
 
-def _gain(readers: pl.DataFrame, many: int, few: int, grain: float) -> Comparison:
+def _gain(readers: pl.DataFrame, many: int, few: int, evidence: Evidence) -> Comparison:
     """Return what more samples gain; within one draw where both numbers have it, as the fewer are part of the more."""
     own, other = (readers.filter(pl.col("samples") == count) for count in (many, few))
     is_shared = bool(set(own["draw"]) & set(other["draw"]))
@@ -58,7 +58,7 @@ def _gain(readers: pl.DataFrame, many: int, few: int, grain: float) -> Compariso
     both = pl.concat([own, other]).with_columns(replicate.rank("dense").cast(pl.Int64).alias("seed"))
     # Metrics of one cell share nearly everything: they are averaged into one observation of it.
     units = ("method", *REPLICATE_UNITS)
-    return compare(both.head(len(own)), both.tail(len(other)), units, "final", grain=grain)
+    return evidence.compare_trials(both.head(len(own)), both.tail(len(other)), units)
 
 
 def _with_interval(found: Comparison) -> str:

@@ -11,7 +11,7 @@ from scipy import stats
 
 from cleanai_ray.analysis.answers import AnswerVerdict, Draft
 from cleanai_ray.analysis.cells import CELL
-from cleanai_ray.analysis.comparisons import ALPHA, Comparison, Matrix, compare, compare_cells, to_matrix
+from cleanai_ray.analysis.comparisons import Comparison, Matrix, compare_cells, to_matrix
 from cleanai_ray.analysis.questions.base import Evidence, Question
 from cleanai_ray.registry import QUESTIONS
 
@@ -39,12 +39,12 @@ class RankingChange(Question):
         found = _correlation(both)
         if found.effect is None:
             return Draft(missing="No cell has three methods to rank both before and after repair.")
-        swaps, p_value = _swaps(evidence)
+        swaps = _swaps(evidence)
         remark = f"Places change: {', '.join(swaps)}." if swaps else "No two methods change places beyond doubt."
         is_same = not swaps and found.low is not None and found.low > SAME_RANKING
         verdict: AnswerVerdict = "yes" if swaps else "no" if is_same else "cannot tell"
         subject = "Order of the methods before repair against after it, one correlation for each cell and seed"
-        return Draft(replace(found, p_value=p_value), subject, remark, settled=verdict)
+        return Draft(replace(found, is_tested=False), subject, remark, settled=verdict)
 
 
 def _correlation(both: pl.DataFrame) -> Comparison:
@@ -62,22 +62,17 @@ def _correlation(both: pl.DataFrame) -> Comparison:
     return compare_cells(matrix)
 
 
-def _swaps(evidence: Evidence) -> tuple[list[str], float | None]:
-    """Return the pairs of methods that change places beyond doubt, in words, and the smallest of their p-values."""
+def _swaps(evidence: Evidence) -> list[str]:
+    """Return the pairs of methods that change places beyond doubt, in words."""
     methods = sorted(set(evidence.trials["method"]))
-    grain, pairs = evidence.grain, list(itertools.combinations(methods, 2))
-    own = {name: evidence.of(name) for name in methods}
-    found, p_values = [], []
+    pairs = list(itertools.combinations(methods, 2))
+    found = []
     for first, second in pairs:
-        before = compare(own[first], own[second], CELL, "pruned", grain=grain)
-        if before.effect is None or before.p_value is None or before.p_value * len(pairs) >= ALPHA:
-            continue
-        after = compare(own[first], own[second], CELL, "repaired", grain=grain)
-        if after.effect is None or after.p_value is None:
-            continue
-        p_value = min(1.0, max(before.p_value, after.p_value) * len(pairs))
-        if before.effect * after.effect < 0 and p_value < ALPHA:
-            ahead, behind = (first, second) if before.effect > 0 else (second, first)
-            found.append(f"{ahead} is ahead of {behind} before, and behind it after")
-            p_values.append(p_value)
-    return found, min(p_values, default=None)
+        before, after = (evidence.compare(first, second, stage).among(len(pairs)) for stage in ("pruned", "repaired"))
+        for ahead, behind, is_first in ((first, second, True), (second, first, False)):
+            led, lost = (
+                (before.is_above_zero, after.is_below_zero) if is_first else (before.is_below_zero, after.is_above_zero)
+            )
+            if led and lost:
+                found.append(f"{ahead} is ahead of {behind} before, and behind it after")
+    return found

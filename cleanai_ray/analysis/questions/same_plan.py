@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 
 from cleanai_ray.analysis.answers import AnswerVerdict, Draft
-from cleanai_ray.analysis.comparisons import Comparison, compare_cells, to_matrix
+from cleanai_ray.analysis.comparisons import compare_cells, to_matrix
 from cleanai_ray.analysis.draws import ONE_DRAW, REPLICATE_UNITS, known_draws
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.method_ranks import CONTROL
@@ -50,7 +51,7 @@ class SamePlan(Question):
         what = "two draws" if is_draw else "two numbers of calibration samples"
         subject = f"Channels kept with {what}, intersection over union, methods that read the samples"
         # The p-value of an overlap against zero answers nothing.
-        bare = Comparison(found.effect, found.low, found.high, None, len(read), 0, found.num_units)
+        bare = replace(found, num_pairs=len(read), is_tested=False)
         remark = f"1 is the same plan; above {SAME_PLAN:g} plans count as the same.{_by_method(plans, read)}"
         return Draft(bare, subject, remark, settled=verdict)
 

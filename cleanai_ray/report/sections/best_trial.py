@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import polars as pl
+
 from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.registry import CHAPTERS
 from cleanai_ray.report.blocks import Block, Chapter, Heading, Paragraph
@@ -11,7 +13,7 @@ from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
 
 @CHAPTERS.register("best_trial")
 class BestTrial(ChapterWriter):
-    """The most accurate trial in detail."""
+    """The chosen trial in detail."""
 
     position = 50
     charts = ("dense_vs_best", "class_change", "layer_channels")
@@ -23,7 +25,10 @@ class BestTrial(ChapterWriter):
             return None
         overview, of_classes, of_layers = (content.charts(name) for name in self.charts)
         blocks: list[Block] = [Paragraph(f"{describe_trial(best)}; trial {best['trial_id']}."), *overview]
-        blocks += [Heading("Accuracy after every stage"), tables.stages(best)]
+        scored = study.ok.row(by_predicate=pl.col("trial_id") == best["trial_id"], named=True)
+        blocks += [Heading("Accuracy after every stage"), tables.stages(scored)]
+        if study.choice.has_test_images:
+            blocks.append(Paragraph("On all scored images, also those that chose the trial.", is_small=True))
         timed = tables.latency(study, best["trial_id"])
         blocks += [Heading("Speed"), timed] if timed is not None else []
         blocks += of_classes

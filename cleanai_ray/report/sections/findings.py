@@ -11,10 +11,12 @@ from cleanai_ray.report.blocks import Block, Chapter, Column, Figure, Heading, P
 from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
 
 _METHOD = (
-    "Every row compares trials in pairs, over the cells (ratio or budget, mode, steps) that both have. Seeds are "
-    "averaged within a cell, which is the unit of the interval and of the test. Yes or no means that the 95 % interval "
-    "excludes zero and that p < 0.05 after Holm's correction over all questions. Effects are in percentage points of "
-    "top-1 unless another unit is named. They hold for this model and these images."
+    "Every row compares trials in pairs, over the cells (ratio or budget, mode, steps) that both have. Intervals are "
+    "of other draws of calibration images and seeds, and of other test images where single images were kept; with "
+    "fewer than three draws, of other cells in place of draws. The primary question is the one that the study file "
+    "declares (questions.primary). All others are exploratory, and their 95 % intervals hold at once (Bonferroni): "
+    "p < 0.05 exactly where the interval excludes zero. Effects are in percentage points of top-1 unless another unit "
+    "is named. They hold for this model."
 )
 
 
@@ -60,7 +62,7 @@ def findings_table(answers: Sequence[Answer]) -> Table:
         Column("effect", 0.21, True),
         Column("95 % interval", 0.16, True),
         Column("pairs", 0.08, True),
-        Column("p (Holm)", 0.1, True),
+        Column("p", 0.1, True),
     )
     rows = tuple(finding_row(answer) for answer in answers)
     decided = tuple(place for place, answer in enumerate(answers) if answer.verdict != "cannot tell")
@@ -72,4 +74,5 @@ def finding_row(answer: Answer) -> tuple[str, ...]:
     effect = NONE if answer.effect is None else with_unit(answer.effect, answer.unit).removesuffix(" points")
     interval = NONE if answer.low is None or answer.high is None else f"{signed(answer.low)} to {signed(answer.high)}"
     p_value = NONE if answer.p_value is None else p_text(answer.p_value).removeprefix("p ").removeprefix("= ")
-    return answer.question, answer.verdict, effect, interval, str(answer.num_pairs), p_value
+    question = f"{answer.question} (primary)" if answer.is_primary else answer.question
+    return question, answer.verdict, effect, interval, str(answer.num_pairs), p_value

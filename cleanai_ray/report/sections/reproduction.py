@@ -10,6 +10,7 @@ import yaml
 
 from cleanai_ray.analysis.frames import StudyFrames, as_mapping
 from cleanai_ray.analysis.numbers import plural
+from cleanai_ray.analysis.risks.calibration_in_training import weights_are_given
 from cleanai_ray.registry import CHAPTERS
 from cleanai_ray.report.blocks import Block, Chapter, Code, Column, Heading, Paragraph, Table
 from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
@@ -83,7 +84,8 @@ def _facts(study: StudyFrames) -> list[tuple[str, str]]:
         ("seeds", _join(_seed("trials", sweep.get("seeds")), _seed("calibration draw", calibration.get("seed")))),
         ("samples", ", ".join(f"{name} {count}" for name, count in samples.items() if type(count) is int)),
         ("preprocessing", _preprocessing(as_mapping(environment.get("preprocessing")))),
-        ("calibration images", _withheld(samples.get("calibration_withheld_from_training"))),
+        ("calibration images", _withheld(study, samples.get("calibration_withheld_from_training"))),
+        ("source", str(environment.get("commit") or "")),
         ("digests", ", ".join(f"{name} {value}" for name, value in digests.items() if value)),
     ]
 
@@ -101,9 +103,13 @@ def _preprocessing(steps: Mapping[str, Any]) -> str:
     )
 
 
-def _withheld(flag: Any) -> str:
+def _withheld(study: StudyFrames, flag: Any) -> str:
+    """Say what is known of calibration images in training: a study knows of its own training and fine-tuning alone."""
     if not isinstance(flag, bool):
         return ""
+    if weights_are_given(study):
+        own = "kept out of fine-tuning" if flag else "also used for fine-tuning"
+        return f"{own}; the dense weights were given, and may have been trained on them"
     return "kept out of training" if flag else "also used for training"
 
 

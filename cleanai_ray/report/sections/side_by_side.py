@@ -20,7 +20,7 @@ from cleanai_ray.report.sections.findings import finding_row, findings_chapter
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.schemas import COMPARISON, COMPARISON_FILE, RESULTS_FILE, to_table
 
-FINDING_COLUMNS = ("question", "answer", "effect", "95 % interval", "pairs", "p (Holm)")
+FINDING_COLUMNS = ("question", "answer", "effect", "95 % interval", "pairs", "p")
 
 _SECTIONS = ("model", "data", "sweep", "pruning", "repair", "finetune", "evaluation", "recommend")
 

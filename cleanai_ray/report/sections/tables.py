@@ -133,7 +133,11 @@ def ranking(findings: Findings) -> Table:
 
 
 def stages(best: dict[str, Any]) -> Table:
-    """Return the accuracy of a trial after each of its stages."""
+    """Return the accuracy of a trial after each of its stages, on all images that were scored.
+
+    Args:
+        best: The trial's row as `StudyFrames.ok` has it.
+    """
     steps = (
         ("dense", "accuracy_dense", None),
         ("after pruning", "accuracy_pruned", "seconds_prune"),
