@@ -17,6 +17,7 @@ from cleanai_ray.graph.cutting import Cuts, cut, cuts_of
 from cleanai_ray.graph.finding import find_groups
 from cleanai_ray.graph.group import ChannelGroup, Member, without
 from cleanai_ray.graph.heads import head_axes, width_of
+from cleanai_ray.graph.readiness import parametrized_layers, require_parameters
 from cleanai_ray.graph.silencing import OUTPUT, Reading, can_be_silenced, difference, probe_inputs, read, silenced
 from cleanai_ray.graph.tracing import explain, modules_named, single_input, trace
 from cleanai_ray.graph.trials import Trials
@@ -50,6 +51,7 @@ class ChannelGraph:
     def __init__(
         self, model: nn.Module, example_inputs: Any, ignored_layers: Sequence[str] = (), *, check: bool = True
     ) -> None:
+        require_parameters(model)
         self.model = copy.deepcopy(open_attention(model))
         self.example_inputs = single_input(example_inputs)
         self._ignored_layers, self._check = tuple(ignored_layers), check
@@ -73,6 +75,7 @@ class ChannelGraph:
         if self._check:
             found, failed = Trials(self.model, self.example_inputs, self._dimensions).sort_out(found)
             reasons |= failed
+        reasons |= parametrized_layers(self.model)
         return found, [f"layer '{name}' keeps its width: {reason}" for name, reason in reasons.items()]
 
     def _groups_in_attention(self) -> Iterator[ChannelGroup]:

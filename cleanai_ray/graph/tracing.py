@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.attention import Attention, find_attention
 from cleanai_ray.nn.attention import OpenAttention
+from cleanai_ray.nn.calls import tensors_in
 
 _MAX_DIMS = 4
 """Dimensions of a feature map. Reshaped to more, a tensor has its channels or its positions in blocks."""
@@ -172,7 +173,7 @@ def trace(model: nn.Module, example_inputs: Tensor) -> tp.DependencyGraph:
     """
     try:
         with torch.enable_grad(), _quiet():
-            graph = _Graph().build_dependency(model, example_inputs=example_inputs)
+            graph = _Graph().build_dependency(model, example_inputs=example_inputs, output_transform=tensors_in)
             for node in graph.module2node.values():
                 _measure_flattening(graph, node)
             return graph

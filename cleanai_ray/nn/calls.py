@@ -115,6 +115,17 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [tensor for item in items for tensor in tensors_in(item)]
 
 
+def main_output(value: Any) -> Any:
+    """Return the tensor of a model's output that counts: `logits` of a dict, else the first; without any, the output.
+
+    Args:
+        value: A tensor, or a tuple, list or dict that may hold None and further tuples, lists and dicts.
+    """
+    if isinstance(value, dict) and isinstance(value.get("logits"), Tensor):
+        return value["logits"]
+    return next(iter(tensors_in(value)), value)
+
+
 @torch.no_grad()
 def log_calls(model: nn.Module, images: Tensor) -> list[Call]:
     """Return the calls of one forward pass without gradients."""

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+_DIMS_OF_MAPS = 4
+"""Dimensions of what has a channels-last layout: feature maps, and weights of convolutions of two dimensions."""
+
 
 @contextmanager
 def preserved_modes(model: nn.Module) -> Iterator[None]:
@@ -58,12 +61,23 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 def restore_flags(model: nn.Module, dense: nn.Module) -> None:
-    """Give a pruned model the training flags and `requires_grad` of the dense one, and no gradients."""
-    requires_grad = {name: value.requires_grad for name, value in dense.named_parameters()}
+    """Give a pruned model the training flags, `requires_grad` and layout of the dense one, and no gradients.
+
+    A parameter that several layers shared in the dense model, and that each has for itself now, is as it was there.
+    """
+    known = dict(dense.named_parameters(remove_duplicate=False))
     for name, parameter in model.named_parameters():
         parameter.grad = None
         # A bias that repair added is like its layer's weight.
-        parameter.requires_grad_(requires_grad[name if name in requires_grad else f"{name.removesuffix('bias')}weight"])
+        own = known[name if name in known else f"{name.removesuffix('bias')}weight"]
+        parameter.requires_grad_(own.requires_grad)
+        if _is_channels_last(own) and parameter.dim() == own.dim() == _DIMS_OF_MAPS:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     training = {name: module.training for name, module in dense.named_modules()}
     for name, module in model.named_modules():
         module.training = training[name]
+
+
+def _is_channels_last(value: Tensor) -> bool:
+    layout = torch.channels_last
+    return value.dim() == _DIMS_OF_MAPS and value.is_contiguous(memory_format=layout) and not value.is_contiguous()

@@ -83,7 +83,8 @@ class Pruner:
         self._dense_groups = {group.name: group for group in self._graph.groups}
         self._warnings += self._graph.notes
         if not self._dense_groups:
-            raise PruningError("the model has no prunable group of layers: all of them reach the output or are ignored")
+            why = "; ".join([*self._graph.notes[:3]]) or "all of them reach the output or are ignored"
+            raise PruningError(f"the model has no prunable group of layers: {why}")
         if self._measured.statistics is not None:
             give_gradients(self._graph, self._method, self._measured.statistics)
         dense = self._dense if self._blocks else self._graph.model

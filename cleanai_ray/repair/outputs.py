@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.nn.calls import main_output
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.repair.images import run, walk
 
 
 def first_output(output: Any) -> Tensor:
-    """Return a model's output, or the first of several."""
-    several = tuple(output.values()) if isinstance(output, Mapping) else output
-    first = several if isinstance(several, Tensor) else several[0]
+    """Return a model's output, or the one of several that counts (see `main_output`)."""
+    first = main_output(output)
     assert isinstance(first, Tensor)
     return first
 

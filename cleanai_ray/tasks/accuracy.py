@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cleanai_ray.errors import EvaluationError
+from cleanai_ray.nn.calls import main_output
 from cleanai_ray.tasks.labels import classes_of, labels_of
 
 _TOP_K = 5
@@ -101,12 +102,12 @@ class AccuracySums:
 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Return a classifier's output [N, classes] for images [N, ...].
+    """Return a classifier's output [N, classes] for images [N, ...]; of several, the one that counts.
 
     Raises:
         EvaluationError: When the output is something else.
     """
-    logits = model(images)
+    logits = main_output(model(images))
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise EvaluationError(f"the model's output is {found}, allowed is [{len(images)}, classes]")

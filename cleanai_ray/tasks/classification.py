@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cleanai_ray.errors import EvaluationError
+from cleanai_ray.nn.calls import main_output
 from cleanai_ray.registry import TASKS
 from cleanai_ray.tasks.accuracy import Accuracy, AccuracySums, logits_of
 from cleanai_ray.tasks.base import Reduce, Scorer, Task
@@ -41,8 +42,8 @@ class Classification(Task):
     metric_name = "accuracy"
 
     def logits(self, outputs: Any) -> Tensor:
-        """Return the output; of Inception and GoogLeNet, which add auxiliary outputs in training, the first."""
-        logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
+        """Return the output; of several, as Inception and GoogLeNet have in training, the one that counts."""
+        logits: Tensor = main_output(outputs)
         return logits
 
     def loss(self, outputs: Any, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -20,6 +20,9 @@ from cleanai_ray.training.context import LocalContext, TrainingError
 
 ALONE = {"distillation": {"temperature": 2.0, "weight": 1.0}}
 
+FORMS = "allowed: a tensor of inputs, a pair (inputs, targets), or a dict"
+ALLOWED = "allowed: a sequence of batches, as a list is, or a loader that knows its length"
+
 
 @pytest.fixture(scope="module")
 def teacher(digits: Any) -> nn.Module:
@@ -102,10 +105,11 @@ def test_what_is_missing_is_told(digits: Any, make_net: MakeNet, teacher: nn.Mod
     [
         ({"batches": []}, "batches is empty; needed: at least one batch"),
         ({"validation": []}, "validation is empty; needed: at least one batch"),
-        ({"batches": torch.zeros(4, 1, 8, 8)}, "batches is a Tensor; allowed: a sequence of batches, as a list is"),
-        ({"batches": iter([])}, "batches is a list_iterator; allowed: a sequence of batches, as a list is"),
-        ({"batches": [[1]]}, "a batch is a list; allowed: a pair (inputs, targets), or a tensor of inputs"),
-        ({"validation": [None]}, "a batch is a NoneType; allowed: a pair (inputs, targets), or a tensor of inputs"),
+        ({"batches": torch.zeros(4, 1, 8, 8)}, f"batches is a Tensor; {ALLOWED}"),
+        ({"batches": iter([])}, f"batches is a list_iterator; {ALLOWED}"),
+        ({"batches": [[1]]}, "the inputs of a batch are a int; allowed: one tensor"),
+        ({"batches": [[1, 2, 3]]}, f"a batch is a list of 3; {FORMS}"),
+        ({"validation": [None]}, f"a batch is a NoneType; {FORMS}"),
         ({"teacher": "dense"}, "teacher is a str; allowed: the dense model, a torch module"),
     ],
 )
