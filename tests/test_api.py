@@ -322,6 +322,7 @@ def test_the_public_names() -> None:
         "cheapest_blocks",
         "evaluate",
         "fine_tune",
+        "latency_profile",
         "load",
         "measure_blocks",
         "measure_sensitivity",

@@ -179,6 +179,11 @@ class Study(Section):
         return self
 
     @property
+    def multiple(self) -> int | None:
+        """The multiple of widths that the target likes, for `round_to: auto`; None: not known, the usual one."""
+        return None if self.evaluation.target is None else self.evaluation.target.multiple
+
+    @property
     def workers_per_trial(self) -> int:
         """Workers that a trial takes at least: as many as its fine-tuning, or one."""
         wanted = self.finetune.num_workers

@@ -12,7 +12,9 @@ from cleanai_ray.executors.checkpoints import record_name
 from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.executors.counts import SweepState
 from cleanai_ray.executors.dense import needed_memory, obtain_dense
+from cleanai_ray.executors.latency_profile import obtain_profile
 from cleanai_ray.executors.measures import measure_draws
+from cleanai_ray.executors.multiple import obtain_multiple
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.run_record import RunRecord
 from cleanai_ray.executors.status_writer import status_written
@@ -139,8 +141,10 @@ def _make_report(run: RunDirectory) -> None:
 
 def _run_stages(context: RunContext, record: RunRecord) -> list[dict[str, Any]]:
     """Run every stage of a study, write its tables, and return the rows of its trials."""
-    study, run, executor, progress = context.study, context.run, context.executor, context.progress
-    executor.check(study)
+    run, executor, progress = context.run, context.executor, context.progress
+    executor.check(context.study)
+    context = context.of_study(obtain_multiple(context.study, run, executor, progress))
+    study = context.study
     record.begin(context)
     progress.say(executor.resources.description)
     for notice in executor.notices(study):
@@ -151,12 +155,14 @@ def _run_stages(context: RunContext, record: RunRecord) -> list[dict[str, Any]]:
     record.note_weights(context.workspace.study, dense.digest)
     weights = DenseWeights(content=executor.share(dense.weights), digest=dense.digest)
     measures = measure_draws(context, weights)
+    meets_time = any(budget.resource == "latency" for budget in study.sweep.budgets)
     inputs = SweepInputs(
         study=study,
         dense_digest=dense.digest,
         dense=executor.share(dense),
         measures=measures,
         store=executor.store,
+        profile=obtain_profile(study, run, executor, progress) if meets_time else None,
     )
     records, num_complete = run_sweep(context, inputs, weights, record)
     time_records(context, records, dense.digest)
