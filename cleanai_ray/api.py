@@ -87,7 +87,7 @@ def prune(
     layer_ratios: Mapping[str, float] | None = None,
     ignored_layers: Sequence[str] = (),
     max_ratio: float = 0.9,
-    round_to: int | str | None = None,
+    round_to: int | str | None = "auto",
     min_channels: int = 1,
     method_options: Mapping[str, Any] | None = None,
     repair: bool | str | Mapping[str, Any] = False,

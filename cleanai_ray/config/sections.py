@@ -173,7 +173,7 @@ class PruningSection(Section):
     ignored_layers: tuple[str, ...] = Field((), description="Module names that keep their width, with all below them.")
     max_ratio: Ratio = Field(0.9, description="No group of layers loses more than this share of its channels.")
     round_to: Multiple | None = Field(
-        None,
+        "auto",
         description="Widths of pruned layers are multiples of this; auto: what evaluation.target likes, measured once, "
         "else 8, or 16 for int8; half or a quarter of that where a layer would have fewer than 4 steps; null: any.",
     )

@@ -233,6 +233,7 @@ class Pruner:
             min_channels=bounds.min_channels,
             granularity=self._granularity,
             by_time=self._by_time,
+            must_remove=step == self._trial.steps and not any(self._gone().values()),
         )
 
     def _limit(self, dense: Complexity, share: float) -> float | None:

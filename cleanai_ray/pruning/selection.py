@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -15,38 +15,11 @@ from cleanai_ray.pruning.allocation import AllocationProblem
 from cleanai_ray.pruning.granularity import Granularity
 from cleanai_ray.pruning.layer_ratios import match_layer_ratios
 from cleanai_ray.pruning.price_selection import removal_sequence
+from cleanai_ray.pruning.selection_request import SelectionRequest
 from cleanai_ray.pruning.time_selection import harms_of_scores, spend_time
 
 _SLACK = 1e-9
 Cost = Callable[[Mapping[str, int]], float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectionRequest:
-    """The amount to remove, relative to the dense model.
-
-    Attributes:
-        mode: `local` (each group by itself), `global` (all groups ranked together) or `isomorphic` (groups of the same
-            structure ranked together; Fang et al. 2024, arXiv:2407.04616).
-        ratio: Share of channels to remove; ignored if `limit` is given.
-        limit: Cost that the model may have, in the unit of the cost function.
-        unit: Unit of the cost in messages, for instance " MB".
-        layer_ratios: Channel ratio by module-name prefix; such groups are ranked by themselves.
-        max_ratio: No group loses more than this share of its dense channels.
-        min_channels: No group keeps fewer.
-        granularity: Widths of pruned groups are multiples of its steps, if the group is wide enough; None: any.
-        by_time: True if the limit is one of predicted time, which falls in stairs: see `time_selection`.
-    """
-
-    mode: str = "local"
-    ratio: float | None = None
-    limit: float | None = None
-    unit: str = ""
-    layer_ratios: Mapping[str, float] = field(default_factory=dict)
-    max_ratio: float = 0.9
-    min_channels: int = 1
-    granularity: Granularity | None = None
-    by_time: bool = False
 
 
 class Selector:
@@ -95,7 +68,8 @@ class Selector:
         """Return the number of units that each group loses; the arguments and errors are those of `select`."""
         scopes = self._scopes()
         if self._request.limit is None:
-            return self._rounded_to_some(self._counts_for_ratio(scopes))
+            counts = self._counts_for_ratio(scopes)
+            return self._rounded_to_some(counts) if self._request.must_remove else self._rounded(counts)
         assert cost is not None
         return self._rounded(self._counts_for_limit(scopes, cost))
 
@@ -220,7 +194,26 @@ class Selector:
                 high = middle
             else:
                 low = middle + 1
-        return fixed | self._take(order, low)
+        counts = fixed | self._take(order, low)
+        return self._filled(self._rounded(counts), order, cost) if self._is_automatic else counts
+
+    @property
+    def _is_automatic(self) -> bool:
+        return self._granularity is not None and self._granularity.least_steps > 0
+
+    def _filled(self, counts: Mapping[str, int], order: Sequence[str], cost: Cost) -> dict[str, int]:
+        """Widen groups by a step each where that stays within the limit, those that were narrowed last first.
+
+        Groups that narrow at the same pace are all rounded down at once, which may leave much of a limit unused.
+        """
+        limit, levels, filled = self._request.limit, self._levels(), dict(counts)
+        assert limit is not None
+        for name in dict.fromkeys(reversed(order)):
+            place = levels[name].index(filled.get(name, 0))
+            wider = {**filled, name: levels[name][max(place - 1, 0)]}
+            if self._cost_of_units(cost, wider) <= limit * (1 + _SLACK):
+                filled = wider
+        return filled
 
     def _counts_for_time(self, limit: float, cost: Cost, fixed: Mapping[str, int]) -> dict[str, int]:
         """Return the removals with the least harm that meet a limit of time, whatever the mode."""

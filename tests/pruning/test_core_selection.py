@@ -71,7 +71,9 @@ def test_magnitude_local_is_torch_prunings_own_pruner(ratio: float) -> None:
     """The same widths and the same channels: every remaining weight is equal."""
     images = example(1, size=16, channels=1)
     theirs = torch_prunings(resnet20(), images, ratio).state_dict()
-    ours = api.prune(resnet20(), images, method="magnitude", mode="local", ratio=ratio).model.state_dict()
+    ours = api.prune(
+        resnet20(), images, method="magnitude", mode="local", ratio=ratio, round_to=None
+    ).model.state_dict()
     assert ours["layer3.2.conv2.weight"].shape[0] == int(64 * (1 - ratio))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
@@ -82,7 +84,9 @@ def test_magnitude_local_is_torch_prunings_own_pruner(ratio: float) -> None:
 def test_magnitude_global_is_torch_prunings_own_pruner(ratio: float) -> None:
     images = example(1, size=16, channels=1)
     theirs = torch_prunings(resnet20(), images, ratio, global_pruning=True).state_dict()
-    result = api.prune(resnet20(), images, method="magnitude", mode="global", ratio=ratio, max_ratio=0.95)
+    result = api.prune(
+        resnet20(), images, method="magnitude", mode="global", ratio=ratio, max_ratio=0.95, round_to=None
+    )
     ours = result.model.state_dict()
     total = sum(item.num_channels for item in result.plan.groups)
     assert sum(len(item.removed) for item in result.plan.groups) == total - int(total * (1 - ratio))
@@ -213,7 +217,7 @@ def test_nothing_to_remove_is_an_error() -> None:
     with pytest.raises(
         PruningError, match=r"nothing would be removed: ratio 0\.3 with round_to None and min_channels 8"
     ):
-        api.prune(build("plain"), example(), method="magnitude", ratio=0.3, min_channels=8)
+        api.prune(build("plain"), example(), method="magnitude", ratio=0.3, min_channels=8, round_to=None)
     with pytest.raises(PruningError, match="no prunable group"):
         api.prune(build("plain"), example(), method="magnitude", ratio=0.3, ignored_layers=["conv1", "conv2"])
 
