@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.config.messages import checked
-from cleanai_ray.config.sections import CalibrationSection, PruningSection, RepairSection
+from cleanai_ray.config.sections import CalibrationSection, PruningSection
 from cleanai_ray.config.study import Trial
 from cleanai_ray.coverage.base import needs_sections
-from cleanai_ray.errors import PruningError
-from cleanai_ray.evaluation.latency import compare_latency
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.profile.clock import Clock, CompareModels
+from cleanai_ray.profile.fitted import LatencyProfile
+from cleanai_ray.profile.predicted import clock_of, latency_profile, liked_multiple, profile_model
 from cleanai_ray.pruning.allocation import Allocation, AllocationProblem, search_allocation
 from cleanai_ray.pruning.block_removal import left_of, plan_blocks, without_blocks
 from cleanai_ray.pruning.blocks_only import remove_only
+from cleanai_ray.pruning.granularity import granularity_for_time
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.measurements import Measurements, Remeasure
 from cleanai_ray.pruning.plan import BlockPlan
+from cleanai_ray.pruning.predicted_latency import PredictedLatency
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.pruning.saved_model import apply_plan, load, save
-from cleanai_ray.repair import COMPENSATIONS, RepairOptions
+from cleanai_ray.repair import RepairOptions
 from cleanai_ray.repair import repair as repair_model
+from cleanai_ray.repair.arguments import repair_options
 from cleanai_ray.sensitivity import cheapest_blocks, measure_blocks, measure_sensitivity, score_candidates
 from cleanai_ray.statistics import ActivationStatistics, CalibrationOptions
 from cleanai_ray.statistics import calibrate as collect_statistics
@@ -36,8 +39,6 @@ from cleanai_ray.statistics.calibration import Batch
 from cleanai_ray.statistics.gradients import Loss, ModelLoss, loss_of_output
 from cleanai_ray.tasks.base import Task, find_task
 from cleanai_ray.training.library import evaluate, fine_tune
-
-CompareModels = Callable[[nn.Module, nn.Module], float]
 
 
 def calibrate(
@@ -87,12 +88,14 @@ def prune(
     layer_ratios: Mapping[str, float] | None = None,
     ignored_layers: Sequence[str] = (),
     max_ratio: float = 0.9,
-    round_to: int | str | None = None,
+    round_to: int | str | None = "auto",
     min_channels: int = 1,
     method_options: Mapping[str, Any] | None = None,
     repair: bool | str | Mapping[str, Any] = False,
     loss: Loss | None = None,
     latency: Mapping[str, Any] | CompareModels | None = None,
+    target: Mapping[str, Any] | None = None,
+    profile: LatencyProfile | None = None,
     task: str | Task = "classification",
     check: bool = True,
     remove_blocks: Sequence[str] = (),
@@ -115,12 +118,15 @@ def prune(
         layer_ratios: Channel ratio by module-name prefix.
         ignored_layers: Module names that keep their output width, with all below them.
         max_ratio: No group of layers loses more than this share.
-        round_to: Widths of pruned layers are multiples of this; "auto": of 8.
+        round_to: Widths of pruned layers are multiples of this; "auto": of what `target` likes (measured once in a
+            process), else of 8, and of a half or a quarter where a layer would have fewer than 4 steps; None: any.
         min_channels: No group keeps fewer channels.
         method_options: Options of the method: {"variant": "producer"} of wanda, {"search": 200} of reconstruction.
         repair: True for "auto", a name of `repair.COMPENSATIONS`, or keys of a study's `repair` section; False: none.
         loss: Mean loss of (output, targets) for gradient-based methods; the task's by default.
         latency: Keys of `evaluation.latency` for a latency budget, or a function (dense, pruned) -> ratio of latencies.
+        target: Keys of `evaluation.target`: what a latency budget is met in; torch itself by default.
+        profile: The latency profile to spend time by, of `latency_profile`; by default it is measured first.
         task: What the model is for: `classification`, `segmentation`, `detection`, `language_modelling`, or a `Task`.
         check: Whether each cut is compared, on the example input, with the model whose removed channels are silent.
         remove_blocks: Residual blocks to replace by their shortcut first, of `measure_blocks`; without `ratio` and
@@ -129,7 +135,7 @@ def prune(
     Raises:
         CleanAIError: When a name is unknown, an argument not allowed, or the model cannot be pruned as asked.
     """
-    options, task = _repair_options(repair, batches, seed), find_task(task)
+    options, task = repair_options(repair, batches, seed), find_task(task)
     batches = None if batches is None else Batches(batches)
     batches = batches.again() if batches and remove_blocks else batches
     blocks = plan_blocks(task.network(model), example_inputs, batches, remove_blocks) if remove_blocks else ()
@@ -148,8 +154,12 @@ def prune(
     )
     batches = _readable_again(batches, trial, options)
     job = _Job(model=model, example_inputs=example_inputs, trial=trial, bounds=bounds, task=task, blocks=blocks)
-    measured = job.measure(Measurements(statistics=stats, curves=curves), batches, loss)
-    return _repaired(model, job.prune(measured, latency), batches, options, task)
+    multiple = liked_multiple(round_to, target, example_inputs)
+    measured = job.measure(Measurements(statistics=stats, curves=curves, multiple=multiple), batches, loss)
+    if trial.budget is not None and trial.budget.latency is not None:
+        clock = clock_of(latency, target, example_inputs)
+        return _repaired(model, job.prune_in_time(measured, clock, profile), batches, options, task)
+    return _repaired(model, job.prune(job.trial, measured), batches, options, task)
 
 
 def _trial(
@@ -197,20 +207,34 @@ class _Job:
             scorer = score_candidates(network, self.example_inputs, batches, curves, ignored_layers=ignored)
             return search_allocation(problem, scorer)
 
-        return Measurements(statistics=statistics, curves=curves, remeasure=calibrate, allocate=allocate)
+        return replace(given, statistics=statistics, curves=curves, remeasure=calibrate, allocate=allocate)
 
-    def prune(self, measured: Measurements, latency: Mapping[str, Any] | CompareModels | None) -> PruneResult:
-        """Prune, and for a latency budget as often as it takes to meet it."""
-        network, task = self.task.network(self.model), self.task
+    def prune(self, trial: Trial, measured: Measurements) -> PruneResult:
+        """Prune as a trial says."""
+        network, inputs = self.task.network(self.model), self.example_inputs
+        pruner = Pruner(network, inputs, trial, bounds=self.bounds, measured=measured, blocks=self.blocks)
+        return pruner.run().of_task(self.task)
 
-        def prune_as(trial: Trial) -> PruneResult:
-            inputs, bounds, blocks = self.example_inputs, self.bounds, self.blocks
-            return Pruner(network, inputs, trial, bounds=bounds, measured=measured, blocks=blocks).run().of_task(task)
-
-        def compare(small: nn.Module) -> dict[str, Any]:
-            return _compare(self.model, small, self.example_inputs, latency)
-
-        return prune_to_budget(prune_as, self.trial, self.bounds, compare)
+    def prune_in_time(self, measured: Measurements, clock: Clock, profile: LatencyProfile | None) -> PruneResult:
+        """Meet a latency budget by what a profile predicts, which is measured first if there is none."""
+        bare = without_blocks(self.task.network(self.model), self.blocks)
+        if profile is None:
+            granularity = granularity_for_time(self.bounds, self.trial.quantization, measured.multiple)
+            ignored = left_of(self.bounds.ignored_layers, self.blocks)
+            profile = profile_model(
+                bare,
+                self.example_inputs,
+                clock,
+                granularity=granularity,
+                ignored_layers=ignored,
+                restored=self.task.restored,
+            )
+        blocks_save = clock.compare(self.model, self.task.restored(bare))["ratio"] if self.blocks else 1.0
+        latency = PredictedLatency(predict=profile.predict, dense_ms=profile.dense_ms / blocks_save)
+        timed = replace(measured, latency=latency)
+        return prune_to_budget(
+            lambda trial: self.prune(trial, timed), self.trial, lambda small: clock.compare(self.model, small)
+        )
 
 
 def _readable_again(batches: Batches | None, trial: Trial, repair: RepairOptions | None) -> Batches | None:
@@ -227,39 +251,6 @@ def _repaired(
         return result
     outcome = repair_model(model, result, batches, options, task=task)
     return replace(result, model=outcome.model)
-
-
-def _compare(
-    dense: nn.Module,
-    pruned: nn.Module,
-    example_inputs: Tensor | tuple[Tensor, ...],
-    latency: Mapping[str, Any] | CompareModels | None,
-) -> dict[str, Any]:
-    """Return the ratio of the pruned model's latency to the dense model's, and how it was measured."""
-    if callable(latency):
-        return {"ratio": float(latency(dense, pruned))}
-    images = example_inputs if isinstance(example_inputs, Tensor) else example_inputs[0]
-    return compare_latency(dense, pruned, images, checked(LatencySection, **(latency or {})), device=images.device)
-
-
-def _repair_options(
-    repair: bool | str | Mapping[str, Any], batches: Iterable[Batch] | None, seed: int
-) -> RepairOptions | None:
-    """Return the repair that `prune` was asked for, or None."""
-    if repair is False:
-        return None
-    if not isinstance(repair, Mapping) and repair not in (True, "auto", *COMPENSATIONS[1:]):
-        allowed = ", ".join(f"'{name}'" for name in ("auto", *COMPENSATIONS[1:]))
-        raise PruningError(f"repair is {repair!r}; allowed: True, False, {allowed}, or keys of the section repair")
-    given = dict(repair) if isinstance(repair, Mapping) else {"compensation": "auto" if repair is True else repair}
-    if "compensation" in given and given["compensation"] != "auto":
-        given = {"batch_norm": "relative", **given}
-    if "samples" in given:
-        raise PruningError("repair has the key 'samples'; allowed: the other keys, since every batch given is read")
-    section = checked(RepairSection, **given)
-    if batches is None:
-        raise PruningError(f"repair is {repair!r} and reads calibration images, but batches is None; pass batches")
-    return RepairOptions(**section.model_dump(exclude={"samples"}), seed=seed)
 
 
 def _measurement(trial: Trial, batches: Iterable[Batch], loss: Loss | None, task: Task) -> Remeasure:
@@ -282,6 +273,7 @@ __all__ = [
     "cheapest_blocks",
     "evaluate",
     "fine_tune",
+    "latency_profile",
     "load",
     "measure_blocks",
     "measure_sensitivity",

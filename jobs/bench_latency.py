@@ -1,111 +1,166 @@
-r"""A benchmark of the speed-up from fewer MACs, with and without widths in multiples of 8.
+r"""A benchmark of latency budgets: requested, predicted and reached, beside models of the same MACs.
 
-Dense and pruned models take turns in one process; weights are random, since the time does not depend on them.
+For every network, target and budget: a profile is measured, the budget is met by what it predicts, and the result takes
+turns with the dense model and with two of the same MACs, whose groups all narrow alike by the magnitude of weights
+(which is torch-pruning's magnitude pruner, as a test proves): with any widths, and with multiples of 8. One thread of a
+CPU is timed without what other processes take. Networks have random weights, on which time does not depend; KL is that
+of the outputs on noise, and says little without training.
 
 python jobs/bench_latency.py
-python jobs/bench_latency.py --models resnet50 --budget 0.3 --batch-sizes 1 64 --backends eager compile --threads 4
+python jobs/bench_latency.py --networks resnet50 --budgets 0.7 0.5 --backends torch onnxruntime --batch-sizes 1 32
+python jobs/bench_latency.py --networks resnet50 --backends cuda_graph --dtype float16 --layout channels_last \
+    --batch-sizes 64 --device cuda:0
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 import cleanai_ray as cleanai
 from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.config.sections import ModelSection
-from cleanai_ray.evaluation.latency import measure_latency
+from cleanai_ray.config.target import TargetSection
+from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.machine import device_name
+from cleanai_ray.evaluation.target_latency import time_in_target
 from cleanai_ray.models import build_model, example_input, ignored_layers
 from cleanai_ray.nn.complexity import measure_complexity
 
+HEADER = ("network", "target", "budget", "model", "MACs", "predicted", "reached", "speed-up (95 %)", "ms", "KL")
+NUM_IMAGES = 8
+
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
-    """Return the options; the defaults take a few minutes on one core."""
+    """Return the options; the defaults take some ten minutes on one core."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["resnet18", "mobilenet_v2"])
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "mobilenet_v2"])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.6], help="shares of the dense latency")
+    parser.add_argument("--backends", nargs="+", default=["onnxruntime"], help="of evaluation.target")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--layout", default="contiguous")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--method", default="magnitude", help="one that reads no images")
+    parser.add_argument("--repeats", type=int, default=1, help="times that each budget is met, with a profile each")
     parser.add_argument("--input-shape", type=int, nargs=3, default=(3, 224, 224))
-    parser.add_argument("--budget", type=float, default=0.5, help="largest share of the dense MACs")
-    parser.add_argument(
-        "--round-to", type=int, default=8, help="in a second pruned model, widths are multiples of this"
-    )
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--backends", nargs="+", default=["eager", "onnxruntime"])
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     return parser.parse_args(words)
 
 
-def rows(options: argparse.Namespace, name: str) -> Iterator[list[str]]:
-    """Yield the rows of one network."""
-    section = ModelSection(name=name, num_classes=1000, input_shape=tuple(options.input_shape))
-    dense, example = build_model(section).eval(), example_input(section)
-    macs = {"dense": measure_complexity(dense, example).macs}
+class Bench:
+    """The models of one network in one target.
 
-    def pruned(budget: float, round_to: int | None) -> nn.Module:
-        ignored = ignored_layers(section)
-        wanted = {"macs": budget}
-        result = cleanai.prune(
-            dense, example, method="magnitude", budget=wanted, round_to=round_to, ignored_layers=ignored
-        )
-        return result.model
+    Args:
+        options: The options.
+        name: The network.
+        target: The target.
+    """
 
-    # Rounded widths fall below the budget, so the other model gets the MACs of the rounded one: both cost the same.
-    rounded = pruned(options.budget, options.round_to)
-    share = measure_complexity(rounded, example).macs / macs["dense"]
-    models = {"dense": dense, "any": pruned(share, None), f"multiples of {options.round_to}": rounded}
-    macs |= {label: measure_complexity(model, example).macs for label, model in models.items()}
-    timing = LatencySection(
-        batch_sizes=tuple(options.batch_sizes),
-        warmup=options.warmup,
-        runs=options.runs,
-        threads=options.threads,
-        backends=tuple(options.backends),
-    )
-    measured = measure_latency(models, example, timing, device=options.device)
-    milliseconds = {(row["backend"], row["batch_size"], row["variant"]): row["latency_ms_p50"] for row in measured}
-    for row in measured:
-        if row["variant"] != "dense":
-            place = (row["backend"], row["batch_size"])
+    def __init__(self, options: argparse.Namespace, name: str, target: TargetSection) -> None:
+        section = ModelSection(name=name, num_classes=1000, input_shape=tuple(options.input_shape))
+        self.options, self.name, self.target = options, name, target
+        self.dense = build_model(section, seed=0).eval().to(options.device)
+        self.example = example_input(section).to(options.device)
+        self.often = {"runs": options.runs, "warmup": options.warmup}
+        self.given: dict[str, Any] = {
+            "target": target.model_dump(),
+            "latency": self.often,
+            "ignored_layers": ignored_layers(section),
+        }
+
+    def rows(self) -> Iterator[list[str]]:
+        """Yield the rows of all budgets, or one that says why there are none."""
+        for _ in range(self.options.repeats):
+            profile = cleanai.latency_profile(self.dense, self.example, round_to="auto", **self.given)
+            for budget in self.options.budgets:
+                try:
+                    found = cleanai.prune(
+                        self.dense,
+                        self.example,
+                        method=self.options.method,
+                        budget={"latency": budget},
+                        round_to="auto",
+                        profile=profile,
+                        **self.given,
+                    )
+                except CleanAIError as error:
+                    yield [self.name, self.target.label, f"{budget:g}", str(error), *[""] * 6]
+                    continue
+                predicted = found.plan.achieved["latency"]["predicted_ratio"]
+                yield from self._beside(budget, found.model, float(predicted))
+
+    def _beside(self, budget: float, ours: nn.Module, predicted: float) -> Iterator[list[str]]:
+        """Yield the rows of a model and of those with as many MACs, timed in turns."""
+        models = {"dense": self.dense, "ours": ours}
+        share = self._macs(ours)
+        for label, round_to in (("magnitude, any widths", None), ("magnitude, multiples of 8", 8)):
+            models[label] = cleanai.prune(
+                self.dense,
+                self.example,
+                method="magnitude",
+                budget={"macs": share},
+                round_to=round_to,
+                ignored_layers=self.given["ignored_layers"],
+            ).model
+        section = LatencySection.model_validate(self.often)
+        times = time_in_target(models, self.example, self.target, section, device=self.options.device, quick=True)
+        timings = times.timings
+        for label, timing in timings.items():
+            if timing.speedup is None:
+                continue
             yield [
-                name,
-                row["backend"],
-                str(row["batch_size"]),
-                row["variant"],
-                f"{macs[row['variant']] / macs['dense']:.3f}",
-                f"{macs['dense'] / macs[row['variant']]:.2f}",
-                f"**{row['speedup']:.2f}** ({row['speedup_low']:.2f} to {row['speedup_high']:.2f})",
-                f"{milliseconds[(*place, 'dense')]:.1f}",
-                f"{row['latency_ms_p50']:.1f}",
+                self.name,
+                self.target.label,
+                f"{budget:g}",
+                label,
+                f"{self._macs(models[label]):.3f}",
+                f"{predicted:.3f}" if label == "ours" else "",
+                f"{1 / timing.speedup:.3f}",
+                f"**{timing.speedup:.2f}** ({timing.speedup_low:.2f} to {timing.speedup_high:.2f})",
+                f"{timing.p50:.2f} of {timings['dense'].p50:.2f}",
+                f"{divergence(self.dense, models[label], self.example):.3g}",
             ]
+
+    def _macs(self, model: nn.Module) -> float:
+        return measure_complexity(model, self.example).macs / measure_complexity(self.dense, self.example).macs
+
+
+@torch.inference_mode()
+def divergence(dense: nn.Module, pruned: nn.Module, example: Tensor) -> float:
+    """Return the mean KL(dense || pruned) of the outputs on noise, in nats."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn((NUM_IMAGES, *example.shape[1:]), generator=generator).to(example.device)
+    logs = [functional.log_softmax(model.eval()(images).double(), dim=1) for model in (dense, pruned)]
+    return float(functional.kl_div(logs[1], logs[0], log_target=True, reduction="batchmean"))
 
 
 def main(words: list[str]) -> None:
-    """Print the table as Markdown, network by network."""
+    """Print the table as Markdown, row by row."""
     options = parse_arguments(words)
-    threads = f"{options.threads} thread{'' if options.threads == 1 else 's'}"
-    print(f"{device_name(torch.device(options.device))}, {threads}, {options.runs} rounds")
-    header = [
-        "network",
-        "back end",
-        "batch",
-        "widths",
-        "MACs",
-        "MACs say",
-        "speed-up (95 %)",
-        "dense, ms",
-        "pruned, ms",
-    ]
-    print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
-    for name in options.models:
-        for row in rows(options, name):
-            print(f"| {' | '.join(row)} |", flush=True)
+    print(f"{device_name(torch.device(options.device))}, {options.runs} rounds, load {os.getloadavg()[0]:.1f}")
+    print(f"\n| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
+    for backend in options.backends:
+        for batch_size in options.batch_sizes:
+            target = TargetSection(
+                backend=backend,
+                dtype=options.dtype,
+                layout=options.layout,
+                batch_size=batch_size,
+                threads=options.threads,
+            )
+            for name in options.networks:
+                for row in Bench(options, name, target).rows():
+                    print(f"| {' | '.join(row)} |", flush=True)
 
 
 if __name__ == "__main__":

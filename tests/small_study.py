@@ -31,6 +31,7 @@ SMALL: dict[str, Any] = {
     "model": {"name": "resnet20", "num_classes": 10, "input_shape": [1, 8, 8], "train": {"epochs": 2}},
     "data": {"name": "digits", "calibration": {"samples": 200, "shard_size": 64}},
     "sweep": {"methods": ["coverage", "taylor", "random"], "ratios": [0.3], "modes": ["local"], "steps": [2]},
+    "pruning": {"round_to": None},  # so that any ratio is met as it is asked for
     "finetune": {"epochs": 1},
     "evaluation": {"samples": 100, "latency": {"batch_sizes": [1, 4], "warmup": 1, "runs": 5}},
     # Another process of tests runs beside this one: a second actor would wait for a core more than it computes.

@@ -297,7 +297,8 @@ def test_a_loss_of_ones_own_changes_the_gradients_that_taylor_reads() -> None:
         model.fc.weight[0] = 0.0
         model.fc.weight[0, [1, 4, 6]] = 50.0
         model.bn2.bias.fill_(2.0)
-    plan = cleanai.prune(model, example(), data, method="taylor", ratio=0.6, loss=only_the_first_output).plan
+    options = {"ratio": 0.6, "loss": only_the_first_output, "round_to": None}
+    plan = cleanai.prune(model, example(), data, method="taylor", **options).plan
     assert set(plan.removed["conv2"]) == {0, 2, 3, 5, 7}
 
 
@@ -322,6 +323,7 @@ def test_the_public_names() -> None:
         "cheapest_blocks",
         "evaluate",
         "fine_tune",
+        "latency_profile",
         "load",
         "measure_blocks",
         "measure_sensitivity",

@@ -27,9 +27,14 @@ class LatencySection(Section):
     )
     budget_batch_size: PositiveInt = Field(
         1,
-        description="Batch size at which a latency budget is measured, by eager; with evaluation.target, "
+        description="Batch size at which a latency budget is met, in torch; with evaluation.target, "
         "the target's counts instead.",
     )
+
+    @property
+    def default_target(self) -> TargetSection:
+        """The target of latency budgets where none is named: torch itself, operation by operation."""
+        return TargetSection(backend="torch", batch_size=self.budget_batch_size, threads=self.threads)
 
     @model_validator(mode="after")
     def _check(self) -> LatencySection:
@@ -67,6 +72,11 @@ class EvaluationSection(Section):
         description="What will run the finished model; it is timed there as often as `latency` says; null: nowhere "
         "but in the back ends of `latency`.",
     )
+
+    @property
+    def timed_target(self) -> TargetSection:
+        """The target that latency budgets are met in."""
+        return self.target or (self.latency or LatencySection()).default_target
 
     @model_validator(mode="after")
     def _check_target(self) -> EvaluationSection:

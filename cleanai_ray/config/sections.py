@@ -23,6 +23,11 @@ Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Seed = Annotated[int, Field(ge=0)]
 Mode = Literal["local", "global", "isomorphic"]
 Multiple = Literal["auto"] | PositiveInt
+USUAL_MULTIPLE = 8
+"""Widths that suit the vector units of CPUs, where no target was measured."""
+LEAST_STEPS = 4
+"""Steps of an automatic multiple that every group has at least, as far as it has the channels."""
+_INT8_MULTIPLE = 16
 
 HELD_BACK = 5
 """Repair and fine-tuning hold back one calibration image in this many, to judge by."""
@@ -174,9 +179,9 @@ class PruningSection(Section):
     ignored_layers: tuple[str, ...] = Field((), description="Module names that keep their width, with all below them.")
     max_ratio: Ratio = Field(0.9, description="No group of layers loses more than this share of its channels.")
     round_to: Multiple | None = Field(
-        None,
-        description="Widths of pruned layers are multiples of this; auto: 8, or 16 for int8, which suits vector and "
-        "matrix units.",
+        "auto",
+        description="Widths of pruned layers are multiples of this; auto: what evaluation.target likes, measured once, "
+        "else 8, or 16 for int8; half or a quarter of that where a layer would have fewer than 4 steps; null: any.",
     )
     min_channels: PositiveInt = Field(1, description="No group of layers keeps fewer channels than this.")
     check: bool = Field(
@@ -194,11 +199,17 @@ class PruningSection(Section):
         """Return the bounds as JSON-like values, without `remove_blocks` where that is null."""
         return self.model_dump(mode="json", exclude=None if self.remove_blocks else {"remove_blocks"})
 
-    def resolved(self, quantization: str = "none") -> PruningSection:
-        """Return the bounds for a model that will be quantised in this way, with a number in place of `auto`."""
+    def resolved(self, quantization: str = "none", multiple: int | None = None) -> PruningSection:
+        """Return the bounds with a number in place of `auto`.
+
+        Args:
+            quantization: How the model will be quantised; int8 takes multiples of at least 16.
+            multiple: The multiple that the target likes; None: 8.
+        """
         if self.round_to != "auto":
             return self
-        return self.model_copy(update={"round_to": 16 if quantization == "int8" else 8})
+        least = _INT8_MULTIPLE if quantization == "int8" else 1
+        return self.model_copy(update={"round_to": max(multiple or USUAL_MULTIPLE, least)})
 
 
 class RepairSection(Section):
@@ -281,11 +292,3 @@ class OutputSection(Section):
         description="Run directory: a folder or a pyarrow filesystem URL; by default artifacts/NAME.",
     )
     save_models: Literal["none", "best", "all"] = Field("best", description="Which pruned models are kept.")
-
-
-def in_own_directory(study: Any) -> Any:
-    """Return a study document whose run directory is `artifacts/NAME`, if it names none."""
-    output = study.get("output", {}) if isinstance(study, dict) else None
-    if not isinstance(output, dict) or "dir" in output or not isinstance(study.get("name"), str):
-        return study
-    return {**study, "output": {**output, "dir": f"artifacts/{study['name']}"}}

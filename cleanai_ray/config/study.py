@@ -19,6 +19,7 @@ from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.messages import describe, name_among, show
 from cleanai_ray.config.numerics import NumericsSection
 from cleanai_ray.config.overrides import apply_override, yaml_problem
+from cleanai_ray.config.own_directory import in_own_directory
 from cleanai_ray.config.questions import QuestionsSection
 from cleanai_ray.config.recommend import RecommendSection
 from cleanai_ray.config.sections import (
@@ -33,14 +34,12 @@ from cleanai_ray.config.sections import (
     ResourcesSection,
     Section,
     Seed,
-    in_own_directory,
 )
 from cleanai_ray.config.sweep import Budget, Quantization, SweepSection
 from cleanai_ray.errors import StudyError
 from cleanai_ray.registry import DATASETS, METHODS, METRICS, load_plugins
 
-LEAST_SHARE = 16
-"""Images of a batch that each worker gets at least where the number of workers is `auto`: batch norm needs some."""
+_LEAST_SHARE = 16  # Images of a batch that a worker gets where the number is `auto`: batch norm needs some.
 
 
 class Trial(Section):
@@ -182,6 +181,11 @@ class Study(Section):
         return self
 
     @property
+    def multiple(self) -> int | None:
+        """The multiple of widths that the target likes, for `round_to: auto`; None: not known, the usual one."""
+        return None if self.evaluation.target is None else self.evaluation.target.multiple
+
+    @property
     def workers_per_trial(self) -> int:
         """Workers that a trial takes at least: as many as its fine-tuning, or one."""
         wanted = self.finetune.num_workers
@@ -192,7 +196,7 @@ class Study(Section):
         """Workers that a trial takes at most; above `workers_per_trial` only if their number is `auto`."""
         if self.finetune.num_workers != "auto" or not self.fine_tunes:
             return self.workers_per_trial
-        most = (self.finetune.batch_size or self.data.batch_size) // LEAST_SHARE
+        most = (self.finetune.batch_size or self.data.batch_size) // _LEAST_SHARE
         if self.finetune.data == "calibration":
             most = min(most, min(draw.samples for draw in self.draws()) // HELD_BACK)
         return max(1, most)

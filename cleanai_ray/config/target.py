@@ -38,6 +38,10 @@ class TargetSection(Section):
     batch_size: PositiveInt = Field(1, description="Images per forward pass.")
     threads: PositiveInt = Field(1, description="CPU threads within an operation; without effect on GPUs.")
 
+    multiple: PositiveInt | None = Field(
+        None, description="Widths that it likes are multiples of this, for pruning.round_to: auto; null: measured."
+    )
+
     @model_validator(mode="after")
     def _check(self) -> TargetSection:
         allowed = _DTYPES[self.backend]
@@ -56,6 +60,10 @@ class TargetSection(Section):
     @property
     def label(self) -> str:
         """The target in a few words, as tables name it: `onnxruntime float32, batch 1, 1 thread`."""
-        layout = " channels_last" if self.layout == "channels_last" else ""
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
-        return f"{self.backend} {self.dtype}{layout}, batch {self.batch_size}, {threads}"
+        return f"{self.engine}, batch {self.batch_size}, {threads}"
+
+    @property
+    def engine(self) -> str:
+        """What computes, without how much at once: `torch float16 channels_last`."""
+        return f"{self.backend} {self.dtype}{' channels_last' if self.layout == 'channels_last' else ''}"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -89,37 +88,6 @@ def measure_latency(
                     row = {**_row(name, timing, batch_size, section, device), "backend": backend}
                     rows.append({**row, "peak_memory_bytes": peaks[name]})
     return rows
-
-
-def compare_latency(
-    dense: nn.Module,
-    pruned: nn.Module,
-    example_input: Tensor,
-    section: LatencySection,
-    *,
-    device: torch.device | str = "cpu",
-) -> dict[str, Any]:
-    """Time two models under the same conditions, as `measure_latency` does, at `section.budget_batch_size`.
-
-    Returns:
-        `ratio`: the median over the rounds of the pruned model's time divided by the dense model's in the same round,
-        so it does not change when the whole machine gets slower or faster meanwhile. Also the medians of both
-        in milliseconds, and the conditions.
-
-    Raises:
-        EvaluationError: When there is no example, or a hook is left on a model.
-    """
-    device, batch_size = torch.device(device), section.budget_batch_size
-    models = {"dense": dense, "pruned": pruned}
-    with _conditions(models, example_input, section, device), torch.inference_mode():
-        times = _time_batch(models, _batch_of(example_input, batch_size, device), section, device)
-    rows = {name: _row(name, timing, batch_size, section, device) for name, timing in summarise(times).items()}
-    return {
-        "ratio": float(np.median(np.array(times["pruned"]) / np.array(times["dense"]))),
-        "latency_ms_p50": rows["pruned"]["latency_ms_p50"],
-        "latency_ms_p50_dense": rows["dense"]["latency_ms_p50"],
-        **{name: rows["dense"][name] for name in ("batch_size", "num_runs", "num_warmup", "num_threads", "device")},
-    }
 
 
 @contextmanager

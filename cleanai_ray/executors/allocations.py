@@ -17,7 +17,7 @@ from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.sensitivity import CandidateScorer
 from cleanai_ray.stages.blocks import BareWeights, measured_model
 from cleanai_ray.stages.dense_measures import DenseMeasures, study_candidates
-from cleanai_ray.stages.fingerprints import moments_key
+from cleanai_ray.stages.fingerprints import bounds_key, moments_key
 from cleanai_ray.stages.workspace import open_workspace
 
 _scorers: dict[str, CandidateScorer] = {}
@@ -34,7 +34,7 @@ def searching_trials(study: Study) -> list[Trial]:
         timed = trial.budget is None or trial.budget.resource == "latency"
         if timed or not create_method(trial.method, dict(trial.options)).search:
             continue
-        bounds = study.pruning.resolved(trial.quantization).described()
+        bounds = bounds_key(study, trial.quantization)
         shared = trial.model_dump(mode="json", include={"method", "options", "budget"})
         found.setdefault(digest([shared, bounds]), trial)
     return list(found.values())
@@ -79,7 +79,7 @@ def find_allocations(
                 trial,
                 bounds=study.pruning,
                 ignored_layers=context.workspace.ignored_layers(),
-                measured=Measurements(curves=measures.curves, allocate=allocate),
+                measured=Measurements(curves=measures.curves, allocate=allocate, multiple=study.multiple),
                 blocks=measures.blocks.plans,
             ).take_step(1)
     _scorers.clear()  # Where candidates were scored in this process, their model would stay on the device.

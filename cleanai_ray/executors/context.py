@@ -60,6 +60,13 @@ class RunContext:
             folder=measures_folder(self.study, draw),
         )
 
+    def of_study(self, study: Study) -> RunContext:
+        """Return the context of the same study with what was found out about its machines."""
+        if study == self.study:
+            return self
+        workspace = open_workspace(study.model_dump_json(), str(self.workspace.device))
+        return replace(self, study=study, workspace=workspace)
+
     def cached(self, name: str, key: str, compute: Callable[[], bytes], needs: tuple[str, ...] = ()) -> bytes:
         """Return the content of a file of the run directory; if it is not complete, compute, write and mark it first.
 

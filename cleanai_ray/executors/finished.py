@@ -12,6 +12,7 @@ from cleanai_ray.executors.chosen_model import chosen_row
 from cleanai_ray.executors.timed_alone import timing_name
 from cleanai_ray.executors.writer import completed_records, model_folder
 from cleanai_ray.stages.fingerprints import alone_key, trial_key
+from cleanai_ray.stages.multiple import known_multiple
 from cleanai_ray.stages.planning import cached_dense
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
@@ -31,11 +32,13 @@ def report_key(study: Study, dense_digest: str) -> str:
 def mark_report(study: Study, run: RunDirectory, dense_digest: str) -> None:
     """Note that the report is made of the results as they stand."""
     if run.exists(_REPORT):
+        study = known_multiple(study, run)
         run.mark(_REPORT, report_key(study, dense_digest))
 
 
 def finished_rows(study: Study, run: RunDirectory) -> list[dict[str, Any]] | None:
     """Return the rows of results.parquet if every trial of a study succeeded and its report is made; else None."""
+    study = known_multiple(study, run)
     dense = cached_dense(study, run)
     if dense is None or not run.is_complete(_REPORT, report_key(study, dense)) or not _ended(run):
         return None

@@ -8,10 +8,12 @@ import polars as pl
 
 from cleanai_ray.config.study import Study
 from cleanai_ray.executors.base import Executor
+from cleanai_ray.executors.multiple import obtain_multiple
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.registry import EXECUTORS
 from cleanai_ray.stages.fingerprints import profile_key
 from cleanai_ray.stages.latency_profile import profile_study, require_target
+from cleanai_ray.stages.multiple import is_measured, known_multiple
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.locking import locked
@@ -49,8 +51,10 @@ def analyse(
     require_target(study)
     open_executor = EXECUTORS.get(options.executor)
     with locked(run):
-        if not _is_measured(study, run):
+        study = known_multiple(study, run)
+        if is_measured(study) or not _is_measured(study, run):
             with open_executor(study, run, options.address) as executor:
+                study = obtain_multiple(study, run, executor, progress)
                 obtain_profile(study, run, executor, progress)
         table = _read(run)
         _draw_chart(table, run, progress)

@@ -16,7 +16,9 @@ from cleanai_ray.executors.counts import SweepState
 from cleanai_ray.executors.dense import needed_memory, obtain_dense
 from cleanai_ray.executors.finished import finished_rows, mark_report
 from cleanai_ray.executors.history import History
+from cleanai_ray.executors.latency_profile import obtain_profile
 from cleanai_ray.executors.measures import measure_draws
+from cleanai_ray.executors.multiple import obtain_multiple
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.run_record import RunRecord
 from cleanai_ray.executors.status_writer import status_written
@@ -24,6 +26,7 @@ from cleanai_ray.executors.timed_alone import time_records
 from cleanai_ray.executors.trial_work import SweepInputs, groups_to_run
 from cleanai_ray.executors.writer import completed_records
 from cleanai_ray.registry import EXECUTORS
+from cleanai_ray.stages.dense import DenseModel
 from cleanai_ray.stages.evidence import assign_image_roles, image_rows
 from cleanai_ray.stages.planning import cached_dense
 from cleanai_ray.stages.tables import write_image_tables, write_tables
@@ -115,25 +118,21 @@ def _make_report(run: RunDirectory) -> None:
 
 def _run_stages(context: RunContext, record: RunRecord, history: History) -> list[dict[str, Any]]:
     """Run every stage of a study, write its tables, and return the rows of its trials."""
-    study, run, executor, progress = context.study, context.run, context.executor, context.progress
-    executor.check(study)
-    record.begin(context)
-    progress.say(executor.resources.description)
-    for notice in executor.notices(study):
-        progress.say(notice)
-    with progress.stage("dense model"):
-        dense = obtain_dense(context)
-    progress.dense(dense.accuracy)
-    record.note_weights(context.workspace.study, dense)
+    run, executor, progress = context.run, context.executor, context.progress
+    executor.check(context.study)
+    context = context.of_study(obtain_multiple(context.study, run, executor, progress))
+    study, dense = context.study, _begin(context, record)
     weights = DenseWeights(content=executor.share(dense.weights), digest=dense.digest)
     history.keep_trials(study, dense.digest)
     measures = measure_draws(context, weights)
+    meets_time = any(budget.resource == "latency" for budget in study.sweep.budgets)
     inputs = SweepInputs(
         study=study,
         dense_digest=dense.digest,
         dense=executor.share(dense),
         measures=measures,
         store=executor.store,
+        profile=obtain_profile(study, run, executor, progress) if meets_time else None,
     )
     records, num_complete = run_sweep(context, inputs, weights, record)
     assign_image_roles(records.values(), dense.logits, study.evaluation.validation_share)
@@ -154,6 +153,20 @@ def _run_stages(context: RunContext, record: RunRecord, history: History) -> lis
     write_image_tables(run, list(records.values()), image_rows(dense.logits, split, share))
     write_tables(run, list(records.values()), dense.history, measures[study.draws()[0]].get())
     return [found["row"] for found in records.values()]
+
+
+def _begin(context: RunContext, record: RunRecord) -> DenseModel:
+    """Say where the study runs, begin its record, and return its dense model."""
+    progress, executor = context.progress, context.executor
+    record.begin(context)
+    progress.say(executor.resources.description)
+    for notice in executor.notices(context.study):
+        progress.say(notice)
+    with progress.stage("dense model"):
+        dense = obtain_dense(context)
+    progress.dense(dense.accuracy)
+    record.note_weights(context.workspace.study, dense)
+    return dense
 
 
 def run_sweep(

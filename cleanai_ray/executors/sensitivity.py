@@ -108,16 +108,16 @@ def _share_out(
         is_ratio = isinstance(amount, float)
         name = f"ratio {amount:g}" if is_ratio else str(amount)
         trial = Trial(method="reconstruction", mode="global", **{"ratio" if is_ratio else "budget": amount})
-        pruner = Pruner(
-            model,
-            workspace.example_input(),
-            trial,
-            bounds=study.pruning.model_copy(update={"layer_ratios": {}}),
-            ignored_layers=workspace.ignored_layers(),
-            measured=Measurements(curves=measures.curves),
-            blocks=measures.blocks.plans,
-        )
         try:
+            pruner = Pruner(
+                model,
+                workspace.example_input(),
+                trial,
+                bounds=study.pruning.model_copy(update={"layer_ratios": {}}),
+                ignored_layers=workspace.ignored_layers(),
+                measured=Measurements(curves=measures.curves, multiple=study.multiple),
+                blocks=measures.blocks.plans,
+            )
             suggestions[name] = dict(layer_ratios(pruner.run().plan))
         except PruningError as error:
             refused[name] = str(error)

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import polars as pl
 from torch import nn
 
 from cleanai_ray.config.calibration_draw import CalibrationDraw
@@ -70,6 +71,7 @@ class SweepInputs:
         dense: The dense model.
         measures: Its measurements, by draw of the calibration samples.
         store: Access to the run directory for workers.
+        profile: The study's profile.parquet; None if no trial meets a latency budget.
     """
 
     study: Study
@@ -77,6 +79,7 @@ class SweepInputs:
     dense: Shared[DenseModel]
     measures: Mapping[CalibrationDraw, Shared[DenseMeasures]]
     store: RunStore
+    profile: pl.DataFrame | None = None
 
     def key(self, trial: Trial) -> str:
         """Return the digest of everything that a trial depends on."""
@@ -230,6 +233,7 @@ def _open_setting(
         dense_logits=dense.logits,
         measures=inputs.measures[draw].get(),
         context=make_context(workspace),
+        profile=inputs.profile,
     )
 
 

@@ -110,6 +110,7 @@ class LatencyProfile:
                 alone[name][width] = model.ratio
         self.stairs = {name: fit_stairs(times, channels[name], steps[name]) for name, times in alone.items()}
         self._layer_times = self._fit_layers([model for model in timed if model.kind != "check"])
+        self._known_shares: dict[tuple[str, int], tuple[float, float]] = {}
         self._effective = {name: self._savings_of(name) for name in channels}
         self._correction = self._fit_correction([model for model in timed if model.kind == "uniform"])
 
@@ -153,13 +154,18 @@ class LatencyProfile:
 
     def _saving(self, widths: Mapping[str, int]) -> float:
         """Return the saving of several groups together, before the correction."""
-        shares = np.linspace(0.0, 1.0, _NUM_SHARES)
-        gone, beyond = {}, 0.0
-        for name, width in widths.items():
+        found = {name: self._share(name, width) for name, width in widths.items()}
+        beyond = sum(more for _, more in found.values())
+        return self._model_saving({name: gone for name, (gone, _) in found.items()}) + beyond
+
+    def _share(self, name: str, width: int) -> tuple[float, float]:
+        """Return the effective share that a group has lost, and what it saves beyond all that its layers take."""
+        key = name, width
+        if key not in self._known_shares:  # A search asks for the same widths again and again.
             wanted, reach = 1.0 - self.stairs[name].at(width), self._effective[name]
-            gone[name] = float(np.interp(wanted, reach, shares)) if wanted > 0 else 0.0
-            beyond += max(0.0, wanted - float(reach[-1]))  # more than all its layers are thought to take
-        return self._model_saving(gone) + beyond
+            gone = float(np.interp(wanted, reach, np.linspace(0.0, 1.0, _NUM_SHARES))) if wanted > 0 else 0.0
+            self._known_shares[key] = gone, max(0.0, wanted - float(reach[-1]))
+        return self._known_shares[key]
 
     def _fit_correction(self, timed: Sequence[TimedModel]) -> tuple[np.ndarray, np.ndarray]:
         """Return predicted savings and the ones that were measured in their place, both ascending from 0."""

@@ -17,17 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.config.target import TargetSection
 from cleanai_ray.evaluation.rounds import DENSE, Timing
-from cleanai_ray.evaluation.target_latency import time_in_target
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.graph.group import ChannelGroup
 from cleanai_ray.profile.fitted import TimedModel
 from cleanai_ray.profile.widths import NUM_CHECKS, UNIFORM_SHARES, drawn, grid, uniform
+from cleanai_ray.pruning.granularity import AUTOMATIC, Granularity
 
 TimeModels = Callable[[Mapping[str, nn.Module]], Mapping[str, Timing]]
 """Times models by name in turns, one of them `dense`, in milliseconds."""
@@ -38,11 +37,11 @@ class ProfileRequest:
     """The amount of measuring.
 
     Attributes:
-        multiple: Widths are multiples of this.
+        granularity: The granularity of widths.
         points: Most widths of each group.
     """
 
-    multiple: int = 8
+    granularity: Granularity = AUTOMATIC
     points: int = 6
 
 
@@ -81,7 +80,7 @@ def measure_profile(
         )
 
     for index, group in enumerate(groups):
-        widths = grid(group, request.multiple, request.points)
+        widths = grid(group, request.granularity, request.points)
         if widths:
             own = graph if index == 0 else ChannelGraph(model, example_input, ignored_layers)
             models = {str(width): _narrowed(own, {group.name: width}) for width in reversed(widths)}
@@ -94,24 +93,6 @@ def measure_profile(
         if models:
             time_all(kind, models, chosen)
     return float(np.median(dense_times)) if dense_times else time_models({DENSE: dense})[DENSE].fast, found
-
-
-def timing_in(
-    target: TargetSection, section: LatencySection, example_input: Tensor, device: torch.device | str
-) -> TimeModels:
-    """Return a function that times models in a target.
-
-    Args:
-        target: The target.
-        section: How often.
-        example_input: Images [N, ...], repeated or cut to the target's batch size.
-        device: The study's device.
-    """
-
-    def time_models(models: Mapping[str, nn.Module]) -> Mapping[str, Timing]:
-        return time_in_target(models, example_input, target, section, device=device, quick=True).timings
-
-    return time_models
 
 
 def _narrowed(graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
@@ -130,13 +111,13 @@ def _surplus(group: ChannelGroup, width: int) -> np.ndarray:
 
 def _uniform(groups: Sequence[ChannelGroup], request: ProfileRequest) -> dict[str, dict[str, int]]:
     dense = {group.name: group.num_channels for group in groups}
-    chosen = {f"{share:g}": uniform(groups, request.multiple, share) for share in UNIFORM_SHARES}
+    chosen = {f"{share:g}": uniform(groups, request.granularity, share) for share in UNIFORM_SHARES}
     return {name: widths for name, widths in chosen.items() if widths != dense}
 
 
 def _drawn(groups: Sequence[ChannelGroup], request: ProfileRequest) -> dict[str, dict[str, int]]:
     dense = {group.name: group.num_channels for group in groups}
-    chosen = {f"check {seed}": drawn(groups, request.multiple, seed) for seed in range(NUM_CHECKS)}
+    chosen = {f"check {seed}": drawn(groups, request.granularity, seed) for seed in range(NUM_CHECKS)}
     return {name: widths for name, widths in chosen.items() if widths != dense}
 
 

@@ -12,25 +12,28 @@ from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.profile.fitted import LatencyProfile, TimedModel
 from cleanai_ray.profile.widths import step_of
 from cleanai_ray.pruning.cost import CostModel
+from cleanai_ray.pruning.granularity import Granularity
 
 
-def fit_profile(graph: ChannelGraph, multiple: int, dense_ms: float, timed: Sequence[TimedModel]) -> LatencyProfile:
+def fit_profile(
+    graph: ChannelGraph, granularity: Granularity, dense_ms: float, timed: Sequence[TimedModel]
+) -> LatencyProfile:
     """Fit the profile of a dense model.
 
     Args:
         graph: The dense model's graph.
-        multiple: Widths were timed at multiples of this.
+        granularity: The granularity of the widths that were timed.
         dense_ms: The dense model's milliseconds.
         timed: The models that were timed.
     """
     channels = {group.name: group.num_channels for group in graph.groups}
-    steps = {group.name: step_of(group, multiple) for group in graph.groups}
+    steps = {group.name: step_of(group, granularity) for group in graph.groups}
     return LatencyProfile(CostModel(graph), channels, steps, dense_ms, timed)
 
 
 def profile_rows(
     graph: ChannelGraph,
-    multiple: int,
+    granularity: Granularity,
     dense_ms: float,
     timed: Sequence[TimedModel],
     conditions: Mapping[str, Any],
@@ -39,12 +42,12 @@ def profile_rows(
 
     Args:
         graph: The dense model's graph.
-        multiple: Widths were timed at multiples of this.
+        granularity: The granularity of the widths that were timed.
         dense_ms: The dense model's milliseconds.
         timed: The models that were timed.
         conditions: Columns that are the same in all rows.
     """
-    profile = fit_profile(graph, multiple, dense_ms, timed)
+    profile = fit_profile(graph, granularity, dense_ms, timed)
     places = {group.name: index for index, group in enumerate(graph.groups)}
     rows = []
     for number, model in enumerate(timed):
@@ -59,7 +62,7 @@ def profile_rows(
                     "group": name,
                     "group_index": places[name],
                     "num_channels": group.num_channels,
-                    "multiple": step_of(group, multiple),
+                    "multiple": step_of(group, granularity),
                     "width": width,
                     "milliseconds": dense_ms * model.ratio,
                     "milliseconds_dense": dense_ms,
@@ -73,7 +76,11 @@ def profile_rows(
 
 
 def read_profile(
-    table: pl.DataFrame, model: nn.Module, example_input: Tensor, multiple: int, ignored_layers: Sequence[str] = ()
+    table: pl.DataFrame,
+    model: nn.Module,
+    example_input: Tensor,
+    granularity: Granularity,
+    ignored_layers: Sequence[str] = (),
 ) -> LatencyProfile:
     """Return the profile of a dense model from profile.parquet.
 
@@ -81,7 +88,7 @@ def read_profile(
         table: The table.
         model: The dense model, with any weights; it is not changed.
         example_input: Images [N, ...], to trace it with.
-        multiple: Widths were timed at multiples of this.
+        granularity: The granularity of the widths that were timed.
         ignored_layers: Module names that keep their width.
 
     Raises:
@@ -92,4 +99,4 @@ def read_profile(
         widths = dict(zip(rows["group"], rows["width"], strict=True))
         timed.append(TimedModel(kind=rows["kind"][0], widths=widths, ratio=rows["ratio"][0]))
     graph = ChannelGraph(model, example_input, ignored_layers)
-    return fit_profile(graph, multiple, float(table["milliseconds_dense"][0]), timed)
+    return fit_profile(graph, granularity, float(table["milliseconds_dense"][0]), timed)

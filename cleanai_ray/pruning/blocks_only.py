@@ -15,8 +15,8 @@ from cleanai_ray.pruning.block_removal import without_blocks
 from cleanai_ray.pruning.cost import both_costs
 from cleanai_ray.pruning.layer_rows import layer_rows
 from cleanai_ray.pruning.plan import BlockPlan, PruningPlan
+from cleanai_ray.pruning.plan_parts import group_plan, identify
 from cleanai_ray.pruning.prune_result import PruneResult
-from cleanai_ray.pruning.pruner import group_plan, identify
 
 
 def remove_only(model: nn.Module, example_inputs: Any, blocks: Sequence[BlockPlan]) -> PruneResult:

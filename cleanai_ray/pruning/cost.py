@@ -114,18 +114,14 @@ def budget_limit(budget: Budget, dense: Complexity, share: float = 1.0) -> float
     """Return the cost that a budget allows, in the unit of `costs`.
 
     Args:
-        budget: The most that the pruned model may cost.
+        budget: The most that the pruned model may cost, in anything but latency.
         dense: Cost of the dense model.
         share: Share of the steps taken so far; the width that is kept shrinks geometrically over the steps.
 
     Raises:
-        PruningError: When the dense model is within a budget in megabytes already, or the budget limits latency.
+        PruningError: When the dense model is within a budget in megabytes already.
     """
-    present = costs(dense).get(budget.resource)
-    if present is None:
-        raise PruningError(
-            f"budget {budget}: {budget.resource} takes a search over measurements, and cannot be met by one plan"
-        )
+    present = costs(dense)[budget.resource]
     if not budget.is_absolute:
         return present * budget.limit**share
     if budget.limit >= present:

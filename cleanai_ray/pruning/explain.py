@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cleanai_ray.pruning.granularity import Granularity
+
 if TYPE_CHECKING:
     from cleanai_ray.pruning.plan import GroupPlan, PruningPlan
 
@@ -83,11 +85,18 @@ def _bounds(bounds: Mapping[str, Any]) -> str:
     words = [
         f"max_ratio {bounds['max_ratio']:g}" if "max_ratio" in bounds else "",
         f"min_channels {bounds['min_channels']}" if "min_channels" in bounds else "",
-        f"round_to {bounds['round_to']}" if bounds.get("round_to") else "",
+        _rounding(bounds),
         f"layer_ratios {{{ratios}}}" if ratios else "",
         f"ignored_layers {', '.join(bounds['ignored_layers'])}" if bounds.get("ignored_layers") else "",
     ]
     return ", ".join(word for word in words if word) or "not recorded"
+
+
+def _rounding(bounds: Mapping[str, Any]) -> str:
+    if not bounds.get("round_to"):
+        return ""
+    scaled = " (less where a group is narrow)" if bounds.get("least_steps") else ""
+    return f"round_to {bounds['round_to']}{scaled}"
 
 
 def _groups(plan: PruningPlan) -> str:
@@ -155,7 +164,8 @@ def _why(group: GroupPlan, request: Mapping[str, Any]) -> str:
 
 def _step(group: GroupPlan, bounds: Mapping[str, Any]) -> int:
     """Return the channels by which a group's width can change."""
-    return math.lcm(bounds.get("round_to") or 1, group.num_blocks)
+    granularity = Granularity(multiple=bounds.get("round_to") or 1, least_steps=bounds.get("least_steps", 0))
+    return granularity.step(group.num_channels, group.num_blocks)
 
 
 def _least_width(group: GroupPlan, bounds: Mapping[str, Any]) -> tuple[int, str]:

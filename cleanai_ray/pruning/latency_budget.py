@@ -1,177 +1,130 @@
-"""A latency budget: a search over models that are really pruned, and timed beside the dense one."""
+"""A latency budget: predicted milliseconds are spent, the result is timed, and the prediction is corrected once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from cleanai_ray.config.sections import PruningSection
 from cleanai_ray.config.study import Trial
 from cleanai_ray.config.sweep import Budget
 from cleanai_ray.errors import PruningError
-from cleanai_ray.pruning.cost import BUDGET_TOLERANCE
 from cleanai_ray.pruning.prune_result import PruneResult
 
-_NUM_CANDIDATES = 7
-_NEAR_ENOUGH = BUDGET_TOLERANCE / 4
+LATENCY_TOLERANCE = 0.05
+"""A model whose time is further than this share from a limit misses it."""
+
+_NEAR_ENOUGH = 0.02
+_LEAST_LIMIT = 0.01
 
 Prune = Callable[[Trial], PruneResult]
-"""Prunes the dense model as a trial says."""
+"""Prunes the dense model as a trial says, by predicted time."""
 
 Compare = Callable[[nn.Module], Mapping[str, Any]]
 """Times a pruned model beside the dense one, and returns the `ratio` of their latencies and how it was measured."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Candidate:
-    """A model that the search tried.
+class _Timed:
+    """A model that was timed.
 
     Attributes:
         result: The pruned model and its plan.
+        asked: The predicted time that it was pruned to, as a fraction of the dense model's.
         latency: The measurement.
-        asked: Share of the dense MACs that it was pruned to; None for the smallest model that the bounds allow.
     """
 
     result: PruneResult
+    asked: float
     latency: Mapping[str, Any]
-    asked: float | None
 
     @property
     def ratio(self) -> float:
-        """Its latency, as a fraction of the dense model's."""
+        """Its time, as a fraction of the dense model's."""
         return float(self.latency["ratio"])
 
     @property
-    def share(self) -> float:
-        """Its MACs, as a fraction of the dense model's."""
-        achieved = self.result.plan.achieved
-        return float(achieved["macs"] / achieved["macs_dense"])
+    def predicted(self) -> float:
+        """Its predicted time, likewise."""
+        return float(self.result.plan.achieved["latency"]["predicted_ratio"])
 
 
-def prune_to_budget(prune: Prune, trial: Trial, bounds: PruningSection, compare: Compare) -> PruneResult:
-    """Prune as a trial says. If it limits latency, return the largest model that was measured within the limit.
+def prune_to_budget(prune: Prune, trial: Trial, compare: Compare) -> PruneResult:
+    """Prune as a trial says. If it limits latency, time the model and correct the prediction once.
 
-    Latency has no formula: it depends on the device, and falls in steps. So the share of MACs is bisected, at most
-    seven times, between the smallest model that the bounds allow and the dense one. Each candidate is pruned from the
-    dense model with the trial's own settings and timed beside it. A candidate that seems to be within the limit is
-    timed again, and the slower time counts, so that no lucky measurement decides. The search ends early once a
-    candidate is within half a percentage point of the limit. If the trial's method searches for an allocation, it does
-    so once, for the share of MACs that was found; the result is kept if it is within the limit.
+    1. `prune` removes what does least harm per predicted millisecond, until the predicted time is within the limit.
+    2. The model is timed beside the dense one. If that is within 2 % of the limit, it is the result.
+    3. Otherwise the dense model is pruned once more, to the predicted saving that would be the asked one if measured
+       savings were to predicted ones as they were for the first model. It is timed, too, and the better model is the
+       result: the slower one if both are within the limit, else the faster one.
 
     Args:
         prune: Prunes the dense model as a trial says.
         trial: The method, the budget and the other settings.
-        bounds: The bounds that `prune` keeps to.
-        compare: Times a pruned model beside the dense one, for instance by `evaluation.latency.compare_latency`.
+        compare: Times a pruned model beside the dense one, for instance by `compare_in_target`.
 
     Returns:
-        The chosen model. Its plan has the trial as its request, and the measurement in `achieved["latency"]`.
+        The chosen model. Its plan has the trial as its request, and in `achieved["latency"]` the prediction and the
+        measurement. If it misses the limit by more than 5 %, a warning says by how much.
 
     Raises:
-        PruningError: When even the smallest model that the bounds allow is too slow, or when `prune` raises it.
+        PruningError: When even the smallest model that the bounds allow is predicted to be too slow, or when `prune`
+            raises it.
     """
-    if trial.budget is None or trial.budget.resource != "latency":
+    if trial.budget is None or trial.budget.latency is None:
         return prune(trial)
-    return _Search(prune, trial, bounds, compare).run()
+    limit = trial.budget.latency
+    tried = [_timed(prune, trial, limit, compare)]
+    corrected = _corrected(tried[0], limit)
+    if corrected is not None:
+        with suppress(PruningError):  # The bounds may not allow as much.
+            tried.append(_timed(prune, trial, corrected, compare))
+    return _finished(trial, limit, min(tried, key=lambda found: _distance(found.ratio, limit)), len(tried))
 
 
-class _Search:
-    """The search for the largest model within a latency limit. It holds at most two models at a time."""
+def _timed(prune: Prune, trial: Trial, asked: float, compare: Compare) -> _Timed:
+    result = prune(trial.model_copy(update={"budget": Budget(latency=asked)}))
+    return _Timed(result=result, asked=asked, latency=compare(result.model))
 
-    def __init__(self, prune: Prune, trial: Trial, bounds: PruningSection, compare: Compare) -> None:
-        assert trial.budget is not None
-        self._prune = prune
-        self._trial = trial
-        self._searches = bool(trial.options.get("search"))
-        self._bounds = bounds
-        self._compare = compare
-        self._limit = trial.budget.limit
-        self._num_timed = 0
-        self._too_slow: float | None = None
 
-    def run(self) -> PruneResult:
-        """Return the largest model within the limit."""
-        best = self._smallest()
-        low, high = best.share, 1.0
-        for _ in range(_NUM_CANDIDATES):
-            if best.ratio >= self._limit - _NEAR_ENOUGH:
-                break
-            asked = (low + high) / 2
-            result = self._pruned(budget=Budget(macs=asked))
-            if result.plan.removed == best.result.plan.removed:
-                low = asked
-                continue
-            candidate = self._timed(result, asked)
-            if candidate.ratio <= self._limit:
-                best, low = candidate, asked
-            else:
-                # Every budget between the model's own share and the one asked for gives this same model.
-                high, self._too_slow = min(asked, candidate.share), candidate.ratio
-        return self._finished(self._searched(best) if self._searches and best.asked is not None else best)
+def _corrected(first: _Timed, limit: float) -> float | None:
+    """Return the predicted time to ask for instead; None if the first model is near enough."""
+    if abs(first.ratio - limit) <= _NEAR_ENOUGH * limit:
+        return None
+    predicted, measured = 1.0 - first.predicted, 1.0 - first.ratio
+    # Where hardly anything was saved, savings say nothing about each other; so the times themselves are compared.
+    if measured > _NEAR_ENOUGH and predicted > _NEAR_ENOUGH:
+        asked = 1.0 - predicted * (1.0 - limit) / measured
+    else:
+        asked = first.predicted * limit / first.ratio
+    return min(max(asked, _LEAST_LIMIT), 1.0)
 
-    def _pruned(self, **changes: Any) -> PruneResult:
-        """Prune without a search for the allocation, which takes too long for a model that may be dropped."""
-        options = {**self._trial.options, "search": 0} if self._searches else self._trial.options
-        return self._prune(self._trial.model_copy(update={**changes, "options": options}))
 
-    def _searched(self, best: _Candidate) -> _Candidate:
-        """Return the model of the searched allocation with the same MACs, or `best` if that is too slow."""
-        trial = self._trial.model_copy(update={"budget": Budget(macs=best.asked)})
-        candidate = self._timed(self._prune(trial), best.asked)
-        return candidate if candidate.ratio <= self._limit else best
+def _distance(ratio: float, limit: float) -> tuple[bool, float]:
+    """Return what orders models: those within the limit first, then those near it."""
+    return ratio > limit * (1.0 + _NEAR_ENOUGH), abs(ratio - limit)
 
-    def _smallest(self) -> _Candidate:
-        """Return the smallest model that the bounds allow, where all modes remove the same number of channels."""
-        candidate = self._timed(self._pruned(budget=None, ratio=self._bounds.max_ratio, mode="local"), None)
-        if candidate.ratio > self._limit:
-            raise PruningError(
-                f"the budget {self._trial.budget} cannot be met: the smallest model that max_ratio "
-                f"{self._bounds.max_ratio}, min_channels {self._bounds.min_channels}, ignored_layers and layer_ratios "
-                f"allow takes {candidate.ratio:.3f} of the dense latency{_conditions(candidate.latency)}"
-            )
-        return candidate
 
-    def _timed(self, result: PruneResult, asked: float | None) -> _Candidate:
-        self._num_timed += 1
-        latency = self._compare(result.model)
-        if float(latency["ratio"]) <= self._limit:
-            latency = max(latency, self._compare(result.model), key=lambda measured: float(measured["ratio"]))
-        return _Candidate(result=result, latency=latency, asked=asked)
+def _finished(trial: Trial, limit: float, chosen: _Timed, num_timed: int) -> PruneResult:
+    plan = chosen.result.plan
+    latency = {**plan.achieved["latency"], **chosen.latency, "asked_ratio": chosen.asked, "num_models_timed": num_timed}
+    request = {**plan.request, **trial.model_dump(mode="json", exclude={"quantization"})}
+    missed = [] if abs(chosen.ratio - limit) <= LATENCY_TOLERANCE * limit else [_missed(chosen, limit)]
+    achieved = {**plan.achieved, "latency": latency}
+    told = replace(plan, request=request, achieved=achieved, warnings=(*plan.warnings, *missed))
+    return replace(chosen.result, plan=told)
 
-    def _finished(self, best: _Candidate) -> PruneResult:
-        """Return the chosen model. Its plan describes the latency search, not the MACs budget that the search used."""
-        plan = best.result.plan
-        inner = "the budget macs="
-        return replace(
-            best.result,
-            plan=replace(
-                plan,
-                request={**plan.request, **self._trial.model_dump(mode="json", exclude={"quantization"})},
-                achieved={
-                    **plan.achieved,
-                    "latency": {**best.latency, "macs_asked": best.asked, "num_models_timed": self._num_timed},
-                },
-                warnings=(*(text for text in plan.warnings if not text.startswith(inner)), *self._warnings(best)),
-            ),
-        )
 
-    def _warnings(self, best: _Candidate) -> list[str]:
-        narrowest = (
-            f"the budget {self._trial.budget} leaves every layer as narrow as max_ratio {self._bounds.max_ratio}, "
-            f"min_channels {self._bounds.min_channels} and layer_ratios allow"
-        )
-        found = [narrowest] if best.asked is None else []
-        if best.ratio >= self._limit - BUDGET_TOLERANCE:
-            return found
-        larger = "" if self._too_slow is None else f"; the next larger one tried takes {self._too_slow:.3f}"
-        return [
-            *found,
-            f"the budget {self._trial.budget} was missed: the pruned model takes {best.ratio:.3f} of the dense "
-            f"latency{_conditions(best.latency)}{larger}",
-        ]
+def _missed(chosen: _Timed, limit: float) -> str:
+    off = chosen.ratio / limit - 1.0
+    return (
+        f"the budget latency={limit:g} was missed by {abs(off):.1%}: the pruned model takes {chosen.ratio:.3f} of the "
+        f"dense latency{_conditions(chosen.latency)}, {'more' if off > 0 else 'less'} than allowed; predicted were "
+        f"{chosen.predicted:.3f}"
+    )
 
 
 def _conditions(latency: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from cleanai_ray.errors import PruningError
 from cleanai_ray.importance.base import ImportanceMethod
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.pruning.allocation import Allocate
+from cleanai_ray.pruning.predicted_latency import PredictedLatency
 from cleanai_ray.statistics import ActivationStatistics
 
 Remeasure = Callable[[nn.Module], ActivationStatistics]
@@ -27,6 +28,8 @@ class Measurements:
         remeasure: Calibrates a smaller model, for methods that measure again between steps.
         observe: Where activations are observed: `activation` or `output`.
         allocate: Searches for the allocation of a budget, for methods that ask for it.
+        latency: Predicts the time of smaller models, for budgets of latency.
+        multiple: The multiple of widths that the target likes, for `round_to: auto`; None: 8.
     """
 
     statistics: ActivationStatistics | None = None
@@ -34,6 +37,8 @@ class Measurements:
     remeasure: Remeasure | None = None
     observe: str = "activation"
     allocate: Allocate | None = None
+    latency: PredictedLatency | None = None
+    multiple: int | None = None
 
     def require(self, method: ImportanceMethod, trial: Trial) -> None:
         """Check that everything is there that a trial's method reads.
@@ -42,6 +47,10 @@ class Measurements:
             PruningError: When something is missing; the message says what to pass.
         """
         name, statistics = trial.method, self.statistics
+        if trial.budget is not None and trial.budget.resource == "latency" and self.latency is None:
+            raise PruningError(
+                f"budget {trial.budget}: latency takes a profile of the model in its target, and there is none"
+            )
         if method.needs_statistics and statistics is None:
             raise PruningError(f"method '{name}' reads calibration data, and none was given; pass batches or stats")
         for kind in ("gradients", "squared_gradients"):

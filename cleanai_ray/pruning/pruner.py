@@ -7,15 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cleanai_ray.config.digests import digest
 from cleanai_ray.config.sections import PruningSection
 from cleanai_ray.config.study import Trial
 from cleanai_ray.errors import PruningError
-from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
+from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.importance.base import ScoringContext, create_method, give_gradients, price_groups, score_groups
 from cleanai_ray.nn.complexity import Complexity, measure_complexity
 from cleanai_ray.nn.consumers import add_biases
@@ -24,9 +22,11 @@ from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.pruning.allocation import Allocation
 from cleanai_ray.pruning.block_removal import left_of, without_blocks
 from cleanai_ray.pruning.cost import CostModel, both_costs, budget_limit, missed_budget
+from cleanai_ray.pruning.granularity import granularity_for_time, granularity_of
 from cleanai_ray.pruning.layer_rows import layer_rows
 from cleanai_ray.pruning.measurements import Measurements
-from cleanai_ray.pruning.plan import BlockPlan, GroupPlan, PruningPlan
+from cleanai_ray.pruning.plan import BlockPlan, PruningPlan
+from cleanai_ray.pruning.plan_parts import group_plan, identify
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.selection import SelectionRequest, Selector
 from cleanai_ray.statistics import ActivationStatistics
@@ -67,9 +67,12 @@ class Pruner:
         self._blocks = tuple(blocks)
         self.bare = without_blocks(self._dense, self._blocks)
         self._trial = trial
-        self._bounds = (bounds or PruningSection()).resolved(trial.quantization)
-        self._method = create_method(trial.method, dict(trial.options))
         self._measured = measured or Measurements()
+        self._by_time = trial.budget is not None and trial.budget.resource == "latency"
+        granularity = granularity_for_time if self._by_time else granularity_of
+        self._granularity = granularity(bounds or PruningSection(), trial.quantization, self._measured.multiple)
+        self._bounds = (bounds or PruningSection()).resolved(trial.quantization, self._measured.multiple)
+        self._method = create_method(trial.method, dict(trial.options))
         curves = self._measured.curves
         self._warnings = list(curves.notes) if curves is not None and self._method.needs_curves else []
         self._by_price = False
@@ -111,9 +114,7 @@ class Pruner:
             PruningError: When nothing was removed.
         """
         graph, trial = self._graph, self._trial
-        if not self._blocks and all(
-            len(kept) == self._dense_groups[name].num_channels for name, kept in graph.kept_channels.items()
-        ):
+        if not self._blocks and not any(self._gone().values()):
             raise PruningError(
                 f"nothing would be removed: {_amount(trial)} with round_to {self._bounds.round_to} and min_channels "
                 f"{self._bounds.min_channels} leaves every layer at its width"
@@ -168,7 +169,7 @@ class Pruner:
         )
         scores = score_groups(self._method, context)
         prices = price_groups(self._method, context)
-        self._by_price = prices is not None and self._trial.budget is not None
+        self._by_price = self._by_time or (prices is not None and self._trial.budget is not None)
         widths = {name: group.num_channels for name, group in self._dense_groups.items()}
         selector = Selector(graph.groups, scores, widths, self._request(step, dense), prices)
         removed = selector.channels(self._counts(selector))
@@ -176,7 +177,7 @@ class Pruner:
             why = ": the blocks that were removed meet the budget" if self._blocks and self._trial.budget else ""
             self._warnings.append(f"step {step} of {self._trial.steps} removed nothing{why}")
             return False
-        if step == self._trial.steps and (self._trial.mode != "local" or prices is not None):
+        if step == self._trial.steps and (self._trial.mode != "local" or prices is not None or self._by_time):
             for name in selector.capped_groups(removed):
                 left = graph.kept_channels[name].size - len(removed[name])
                 self._warnings.append(
@@ -228,32 +229,49 @@ class Pruner:
         return SelectionRequest(
             mode=self._trial.mode,
             ratio=None if ratio is None else 1 - (1 - ratio) ** share,
-            limit=None if budget is None else budget_limit(budget, dense, share),
-            unit=" MB" if budget is not None and budget.is_absolute else "",
+            limit=self._limit(dense, share),
+            unit=" ms" if self._by_time else " MB" if budget is not None and budget.is_absolute else "",
             layer_ratios={name: 1 - (1 - value) ** share for name, value in bounds.layer_ratios.items()},
             max_ratio=bounds.max_ratio,
             min_channels=bounds.min_channels,
-            round_to=None if bounds.round_to is None else int(bounds.round_to),
+            granularity=self._granularity,
+            by_time=self._by_time,
+            must_remove=step == self._trial.steps and not any(self._gone().values()),
+        )
+
+    def _limit(self, dense: Complexity, share: float) -> float | None:
+        budget, latency = self._trial.budget, self._measured.latency
+        if budget is None:
+            return None
+        return (
+            latency.dense_ms * budget.limit**share if self._by_time and latency else budget_limit(budget, dense, share)
         )
 
     def _cost(self) -> Callable[[Mapping[str, int]], float] | None:
         if self._trial.budget is None:
             return None
+        if self._by_time and self._measured.latency is not None:
+            return self._measured.latency.after(self._gone())
         model, resource = CostModel(self._graph), self._trial.budget.resource
         return lambda removed: model.estimate(removed)[resource]
 
+    def _gone(self) -> dict[str, int]:
+        """Return the channels that each group of the dense model has lost."""
+        kept = self._graph.kept_channels
+        return {name: group.num_channels - len(kept[name]) for name, group in self._dense_groups.items()}
+
     def _plan(self, dense: Complexity, pruned: Complexity) -> PruningPlan:
         kept, budget = self._graph.kept_channels, self._trial.budget
-        narrowed = any(len(kept[name]) < group.num_channels for name, group in self._dense_groups.items())
+        narrowed = any(self._gone().values())
         met = self._blocks and not narrowed  # Without any of the blocks, the model might be larger.
-        missed = None if budget is None or met else missed_budget(budget, dense, pruned)
+        missed = None if budget is None or met or self._by_time else missed_budget(budget, dense, pruned)
         plan = PruningPlan(
             model=identify(self._dense, self._graph.example_inputs),
             groups=tuple(group_plan(group, kept[name]) for name, group in self._dense_groups.items()),
             request={
                 **self._trial.model_dump(mode="json", exclude={"quantization"}),
                 **({"by_price": True} if self._by_price else {}),
-                "bounds": {**self._bounds.described(), "ignored_layers": list(self._ignored_layers)},
+                "bounds": self._told_bounds(),
             },
             warnings=(*self._warnings, *([missed] if missed else [])),
             blocks=self._blocks,
@@ -262,30 +280,19 @@ class Pruner:
         if self._allocation is not None:
             found = self._allocation
             achieved["search"] = {"kl_start": found.start_score, "kl": found.score, "candidates": found.num_candidates}
+        if self._by_time and self._measured.latency is not None:
+            latency = self._measured.latency
+            achieved["latency"] = {"predicted_ratio": latency.predict(self._gone()) / latency.dense_ms}
         return replace(plan, achieved=achieved)
 
-
-def group_plan(group: ChannelGroup, kept: np.ndarray) -> GroupPlan:
-    """Return the plan of a group of the dense model from the channels that it kept."""
-    return GroupPlan(
-        name=group.name,
-        num_channels=group.num_channels,
-        num_blocks=group.num_blocks,
-        removed=tuple(int(channel) for channel in np.setdiff1d(np.arange(group.num_channels), kept)),
-        outputs=tuple(dict.fromkeys(member.layer for member in group.members if member.side != "in")),
-        inputs=tuple(dict.fromkeys(member.layer for member in group.members if member.side == "in")),
-    )
-
-
-def identify(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
-    """Return the identity of an architecture: class, digest of its tensors' shapes, shapes of the example inputs."""
-    shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
-    inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
-    return {
-        "class": type(model).__qualname__,
-        "shapes": digest(shapes),
-        "example_inputs": [list(value.shape) for value in inputs],
-    }
+    def _told_bounds(self) -> dict[str, Any]:
+        """Return the bounds as a plan tells them, with the granularity that widths were cut to."""
+        told, granularity = self._bounds.described(), self._granularity
+        told["ignored_layers"] = list(self._ignored_layers)
+        if granularity is not None:
+            told |= {"round_to": granularity.multiple}
+            told |= {"least_steps": granularity.least_steps} if granularity.least_steps else {}
+        return told
 
 
 def _amount(trial: Trial) -> str:

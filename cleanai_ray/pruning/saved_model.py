@@ -19,7 +19,8 @@ from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.pruning.block_removal import without_blocks
 from cleanai_ray.pruning.plan import PruningPlan
-from cleanai_ray.pruning.pruner import PruneResult, identify
+from cleanai_ray.pruning.plan_parts import identify
+from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.storage.run_directory import PLAN_FILE, WEIGHTS_FILE, RunDirectory
 from cleanai_ray.tasks.base import find_task
 

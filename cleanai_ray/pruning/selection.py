@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -12,36 +12,14 @@ from torch import Tensor
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGroup
 from cleanai_ray.pruning.allocation import AllocationProblem
+from cleanai_ray.pruning.granularity import Granularity
+from cleanai_ray.pruning.layer_ratios import match_layer_ratios
 from cleanai_ray.pruning.price_selection import removal_sequence
+from cleanai_ray.pruning.selection_request import SelectionRequest
+from cleanai_ray.pruning.time_selection import harms_of_scores, spend_time
 
 _SLACK = 1e-9
 Cost = Callable[[Mapping[str, int]], float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelectionRequest:
-    """The amount to remove, relative to the dense model.
-
-    Attributes:
-        mode: `local` (each group by itself), `global` (all groups ranked together) or `isomorphic` (groups of the same
-            structure ranked together; Fang et al. 2024, arXiv:2407.04616).
-        ratio: Share of channels to remove; ignored if `limit` is given.
-        limit: Cost that the model may have, in the unit of the cost function.
-        unit: Unit of the cost in messages, for instance " MB".
-        layer_ratios: Channel ratio by module-name prefix; such groups are ranked by themselves.
-        max_ratio: No group loses more than this share of its dense channels.
-        min_channels: No group keeps fewer.
-        round_to: Widths of pruned groups are multiples of this, if the group is wide enough.
-    """
-
-    mode: str = "local"
-    ratio: float | None = None
-    limit: float | None = None
-    unit: str = ""
-    layer_ratios: Mapping[str, float] = field(default_factory=dict)
-    max_ratio: float = 0.9
-    min_channels: int = 1
-    round_to: int | None = None
 
 
 class Selector:
@@ -69,10 +47,11 @@ class Selector:
         self._groups = {group.name: group for group in groups}
         self._dense = dense_channels
         self._request = request
+        self._granularity = request.granularity
         self._scores = {name: _unit_scores(group, scores[name]) for name, group in self._groups.items()}
         self._orders = {name: np.argsort(values, kind="stable") for name, values in self._scores.items()}
         self._caps = {name: self._cap(group) for name, group in self._groups.items()}
-        self._fixed = _match_layer_ratios(groups, request.layer_ratios)
+        self._fixed = match_layer_ratios(groups, request.layer_ratios)
 
     def select(self, cost: Cost | None = None) -> dict[str, np.ndarray]:
         """Return the channels to remove, by group name, in present numbering.
@@ -89,7 +68,8 @@ class Selector:
         """Return the number of units that each group loses; the arguments and errors are those of `select`."""
         scopes = self._scopes()
         if self._request.limit is None:
-            return self._rounded(self._counts_for_ratio(scopes))
+            counts = self._counts_for_ratio(scopes)
+            return self._rounded_to_some(counts) if self._request.must_remove else self._rounded(counts)
         assert cost is not None
         return self._rounded(self._counts_for_limit(scopes, cost))
 
@@ -110,11 +90,7 @@ class Selector:
             num_candidates: Number of candidates to try.
         """
         assert self._request.limit is not None
-        levels = {
-            name: sorted({self._rounded({name: count})[name] for count in range(self._caps[name] + 1)})
-            for name in self._groups
-            if name not in self._fixed
-        }
+        levels = self._levels()
         return AllocationProblem(
             start=start,
             levels={name: found for name, found in levels.items() if len(found) > 1},
@@ -122,6 +98,14 @@ class Selector:
             limit=self._request.limit,
             num_candidates=num_candidates,
         )
+
+    def _levels(self) -> dict[str, list[int]]:
+        """Return the numbers of units that each group without a ratio of its own may lose, ascending."""
+        return {
+            name: sorted({self._rounded({name: count})[name] for count in range(self._caps[name] + 1)})
+            for name in self._groups
+            if name not in self._fixed
+        }
 
     def capped_groups(self, removed: Mapping[str, np.ndarray]) -> list[str]:
         """Return the names of groups that were cut as far as the bounds allow."""
@@ -195,25 +179,60 @@ class Selector:
         limit = self._request.limit
         assert limit is not None
         fixed = self._fixed_counts()
+        if self._request.by_time:
+            return self._counts_for_time(limit, cost, self._rounded(fixed))
         order = self._paced(scopes) if self._prices is None else self._by_price(self._prices, cost, fixed)
 
         def cost_of(number: int) -> float:
             return self._cost_of_units(cost, self._rounded(fixed | self._take(order, number)))
 
         low, high = 0, len(order)
-        if cost_of(high) > limit * (1 + _SLACK):
-            raise PruningError(
-                f"the budget cannot be met: removing everything that max_ratio {self._request.max_ratio}, min_channels "
-                f"{self._request.min_channels}, ignored_layers and layer_ratios allow leaves "
-                f"{cost_of(high):.4g}{self._request.unit}, and {limit:.4g}{self._request.unit} are allowed"
-            )
+        self._require_met(cost_of(high), limit)
         while low < high:
             middle = (low + high) // 2
             if cost_of(middle) <= limit * (1 + _SLACK):
                 high = middle
             else:
                 low = middle + 1
-        return fixed | self._take(order, low)
+        counts = fixed | self._take(order, low)
+        return self._filled(self._rounded(counts), order, cost) if self._is_automatic else counts
+
+    @property
+    def _is_automatic(self) -> bool:
+        return self._granularity is not None and self._granularity.least_steps > 0
+
+    def _filled(self, counts: Mapping[str, int], order: Sequence[str], cost: Cost) -> dict[str, int]:
+        """Widen groups by a step each where that stays within the limit, those that were narrowed last first.
+
+        Groups that narrow at the same pace are all rounded down at once, which may leave much of a limit unused.
+        """
+        limit, levels, filled = self._request.limit, self._levels(), dict(counts)
+        assert limit is not None
+        for name in dict.fromkeys(reversed(order)):
+            place = levels[name].index(filled.get(name, 0))
+            wider = {**filled, name: levels[name][max(place - 1, 0)]}
+            if self._cost_of_units(cost, wider) <= limit * (1 + _SLACK):
+                filled = wider
+        return filled
+
+    def _counts_for_time(self, limit: float, cost: Cost, fixed: Mapping[str, int]) -> dict[str, int]:
+        """Return the removals with the least harm that meet a limit of time, whatever the mode."""
+        levels = self._levels()
+        if self._prices is None:
+            harms = harms_of_scores({name: self._scores[name][self._orders[name]] for name in levels})
+        else:
+            harms = {name: np.concatenate([[0.0], np.cumsum(self._prices[name])]) for name in levels}
+        counts = spend_time(levels, harms, lambda gone: self._cost_of_units(cost, gone), limit, fixed)
+        self._require_met(self._cost_of_units(cost, counts), limit)
+        return counts
+
+    def _require_met(self, least: float, limit: float) -> None:
+        if least > limit * (1 + _SLACK):
+            raise PruningError(
+                f"the budget cannot be met: removing everything that max_ratio {self._request.max_ratio}, min_channels "
+                f"{self._request.min_channels}, ignored_layers and layer_ratios allow leaves "
+                f"{least:.4g}{self._request.unit}, and {limit:.4g}{self._request.unit} are allowed"
+            )
 
     def _cost_of_units(self, cost: Cost, counts: Mapping[str, int]) -> float:
         return cost({name: count * self._groups[name].num_blocks for name, count in counts.items()})
@@ -238,14 +257,24 @@ class Selector:
         return removal_sequence(free, self._caps, saving, fixed)
 
     def _rounded(self, counts: Mapping[str, int]) -> dict[str, int]:
-        if self._request.round_to is None:
+        granularity = self._granularity
+        if granularity is None:
             return dict(counts)
-        return {name: self._round(self._groups[name], count) for name, count in counts.items()}
+        return {name: self._round(self._groups[name], count, granularity) for name, count in counts.items()}
 
-    def _round(self, group: ChannelGroup, count: int) -> int:
-        """Move the kept width to the nearest multiple of round_to that is not wider than the group."""
-        assert self._request.round_to is not None
-        step = math.lcm(self._request.round_to, group.num_blocks) // group.num_blocks
+    def _rounded_to_some(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Return the rounded counts; if that leaves every width, an automatic multiple is halved until it does not."""
+        rounded, granularity = self._rounded(counts), self._granularity
+        while granularity is not None and granularity.least_steps and granularity.multiple > 1 and any(counts.values()):
+            if any(rounded.values()):
+                break
+            granularity = replace(granularity, multiple=granularity.multiple // 2)
+            rounded = {name: self._round(self._groups[name], count, granularity) for name, count in counts.items()}
+        return rounded
+
+    def _round(self, group: ChannelGroup, count: int, granularity: Granularity) -> int:
+        """Move the kept width to the nearest multiple of the step that is not wider than the group."""
+        step = granularity.step(self._dense[group.name], group.num_blocks) // group.num_blocks
         kept = group.num_units - count
         if count == 0 or step > group.num_units:
             return 0
@@ -258,26 +287,3 @@ def _unit_scores(group: ChannelGroup, scores: Tensor) -> np.ndarray:
     """Average the scores over the channels of each unit, [num_units]."""
     shape = (group.num_units, group.num_blocks) if group.whole_heads else (group.num_blocks, group.num_units)
     return scores.double().numpy().reshape(shape).mean(axis=1 if group.whole_heads else 0)
-
-
-def _match_layer_ratios(groups: Sequence[ChannelGroup], ratios: Mapping[str, float]) -> dict[str, float]:
-    """Return the ratio of every group whose output layers match a prefix: the longest prefix, then the least ratio."""
-    matched: dict[str, float] = {}
-    used: set[str] = set()
-    for group in groups:
-        found = []
-        for member in group.members:
-            prefixes = [prefix for prefix in ratios if f"{member.layer}.".startswith(f"{prefix}.")]
-            if member.side != "in" and prefixes:
-                longest = max(prefixes, key=len)
-                found.append(ratios[longest])
-                used.add(longest)
-        if found:
-            matched[group.name] = min(found)
-    unused = sorted(set(ratios) - used)
-    if unused:
-        raise PruningError(
-            f"layer_ratios names '{unused[0]}', and no prunable layer's name starts with it; prunable layers: "
-            f"{', '.join(group.name for group in groups[:12])}"
-        )
-    return matched

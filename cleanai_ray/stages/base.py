@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import polars as pl
 from torch import nn
 
 from cleanai_ray.config.study import Study, Trial
@@ -27,6 +28,7 @@ class TrialSetting:
         measures: Measurements of the dense model that all trials share.
         context: The processes that fine-tune and score, and the places where they report and keep checkpoints. The
             work they share is that of `fine_tune_part` and `score_model`; any other training takes a `LocalContext`.
+        profile: The study's profile.parquet, for latency budgets; None: a trial that needs it measures it itself.
     """
 
     workspace: Workspace
@@ -34,6 +36,7 @@ class TrialSetting:
     dense_logits: KeptLogits
     measures: DenseMeasures
     context: TrainingContext
+    profile: pl.DataFrame | None = None
 
 
 class Stage(ABC):

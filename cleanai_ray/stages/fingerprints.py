@@ -9,6 +9,7 @@ from typing import Any
 from pyarrow.fs import FileType
 
 from cleanai_ray.config.digests import digest
+from cleanai_ray.config.sections import LEAST_STEPS
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.errors import ModelError
 from cleanai_ray.storage.run_directory import resolve_filesystem
@@ -16,7 +17,7 @@ from cleanai_ray.storage.run_directory import resolve_filesystem
 _CHUNK_BYTES = 2**22
 _STATISTICS = "statistics/2"
 """The version of the statistics: since the second, those of attention are of its separate layers."""
-_PROFILE = "profile/1"
+_PROFILE = "profile/2"
 _PRICES = "block-prices/1"
 _MOMENTS = "moments/3"  # Moments of an earlier format are measured anew.
 
@@ -95,8 +96,8 @@ def profile_key(study: Study) -> str:
     """
     latency = study.evaluation.latency
     timed = None if latency is None else [latency.warmup, latency.runs]
-    target = study.evaluation.target and study.evaluation.target.model_dump()
-    bounds = [study.pruning.ignored_layers, study.pruning.resolved().round_to]
+    target = study.evaluation.timed_target.model_dump()
+    bounds = [study.pruning.ignored_layers, study.pruning.round_to]
     return digest([_PROFILE, _model_shape(study), target, timed, bounds])
 
 
@@ -116,7 +117,9 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     }
     if study.evaluation.target is not None and (trial.budget is None or trial.budget.resource != "latency"):
         parts["evaluation"]["target"] = True  # which one it is decides the widths of latency budgets alone
-    parts["pruning"] = study.pruning.resolved(trial.quantization).described()
+    if trial.budget is not None and trial.budget.resource == "latency":
+        parts["profile"] = profile_key(study)
+    parts["pruning"] = bounds_key(study, trial.quantization)
     own, between_steps = study.of_draw(study.draw_of(trial)), study.finetune.between_steps
     if trial.steps == 1 or not between_steps:
         del parts["finetune"]["between_steps"]
@@ -129,6 +132,12 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
         parts["stages"] = plugins
     computed = [*_numerics(study), *_precision(study)]
     return digest([trial.identity, dense_digest, _model_shape(study), _data(own), parts, *computed])
+
+
+def bounds_key(study: Study, quantization: str) -> dict[str, Any]:
+    """Return the bounds of trials that end in a quantisation, with the multiple that widths are rounded to."""
+    bounds = study.pruning.resolved(quantization, study.multiple).described()
+    return bounds | ({"least_steps": LEAST_STEPS} if study.pruning.round_to == "auto" else {})
 
 
 def _finetune(study: Study) -> dict[str, Any]:

@@ -8,18 +8,21 @@ import polars as pl
 import torch
 from torch import nn
 
+from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.config.study import Study
 from cleanai_ray.errors import StudyError
 from cleanai_ray.evaluation.machine import device_name
 from cleanai_ray.evaluation.target_latency import open_target
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.models import build_model
+from cleanai_ray.profile.clock import TargetClock
 from cleanai_ray.profile.fitted import LatencyProfile
-from cleanai_ray.profile.measure import ProfileRequest, measure_profile, profile_conditions, timing_in
+from cleanai_ray.profile.measure import ProfileRequest, measure_profile, profile_conditions
 from cleanai_ray.profile.table import profile_rows, read_profile
+from cleanai_ray.pruning.granularity import Granularity, granularity_for_time
+from cleanai_ray.pruning.predicted_latency import PredictedLatency
 from cleanai_ray.stages.workspace import Workspace, open_workspace
-
-_USUAL_MULTIPLE = 8
+from cleanai_ray.storage import schemas
 
 
 def require_target(study: Study) -> None:
@@ -35,10 +38,16 @@ def require_target(study: Study) -> None:
         )
 
 
-def multiple_of(study: Study) -> int:
-    """Return the granularity of a study's profile: that of its widths, or 8 where they are not rounded."""
-    quantized = "int8" if study.evaluation.target and study.evaluation.target.dtype == "int8" else "none"
-    return int(study.pruning.resolved(quantized).round_to or _USUAL_MULTIPLE)
+def profile_granularity(study: Study) -> Granularity:
+    """Return the granularity of a study's profile: that of its widths, or the automatic one if they are any."""
+    quantized = "int8" if study.evaluation.timed_target.dtype == "int8" else "none"
+    return granularity_for_time(study.pruning, quantized, study.multiple)
+
+
+def study_clock(workspace: Workspace) -> TargetClock:
+    """Return the clock that an opened study meets latency budgets by: in its target, or in torch if it names none."""
+    evaluation, example = workspace.study.evaluation, workspace.example_input().cpu()
+    return TargetClock(evaluation.timed_target, evaluation.latency or LatencySection(), example, workspace.device)
 
 
 def profile_study(device: str, study_json: str) -> list[dict[str, Any]]:
@@ -53,31 +62,44 @@ def profile_study(device: str, study_json: str) -> list[dict[str, Any]]:
     Raises:
         EvaluationError: When the target cannot run here.
     """
-    workspace = open_workspace(study_json, device)
+    return measure_study_profile(open_workspace(study_json, device))
+
+
+def measure_study_profile(workspace: Workspace) -> list[dict[str, Any]]:
+    """Measure the latency profile of an opened study in this process, and return the rows of profile.parquet."""
     study = workspace.study
-    require_target(study)
-    target, section = study.evaluation.target, study.evaluation.latency
-    assert target is not None
-    assert section is not None
-    model, example, multiple = architecture(study), workspace.example_input().cpu(), multiple_of(study)
-    used = open_target(target, device).device
+    target, section = study.evaluation.timed_target, study.evaluation.latency or LatencySection()
+    model, example, granularity = architecture(study), workspace.example_input().cpu(), profile_granularity(study)
+    used = open_target(target, workspace.device).device
     dense_ms, timed = measure_profile(
         model,
         example,
-        ProfileRequest(multiple=multiple),
-        timing_in(target, section, example, device),
+        ProfileRequest(granularity=granularity),
+        study_clock(workspace).time_models,
         ignored_layers=ignored_of(workspace),
     )
     graph = ChannelGraph(model, example, ignored_of(workspace))
     conditions = profile_conditions(target, section, device_name(torch.device(used)))
-    return profile_rows(graph, multiple, dense_ms, timed, conditions)
+    return profile_rows(graph, granularity, dense_ms, timed, conditions)
 
 
 def profile_of(workspace: Workspace, table: pl.DataFrame) -> LatencyProfile:
     """Return the profile of an opened study from its profile.parquet."""
     study = workspace.study
     example = workspace.example_input().cpu()
-    return read_profile(table, architecture(study), example, multiple_of(study), ignored_of(workspace))
+    return read_profile(table, architecture(study), example, profile_granularity(study), ignored_of(workspace))
+
+
+def predicted_latency(workspace: Workspace, table: pl.DataFrame | None) -> PredictedLatency:
+    """Return what a study's latency budgets are met by.
+
+    Args:
+        workspace: The opened study.
+        table: Its profile.parquet; None: it is measured now.
+    """
+    found = schemas.to_table(measure_study_profile(workspace), schemas.PROFILE) if table is None else table
+    profile = profile_of(workspace, pl.DataFrame(found))
+    return PredictedLatency(predict=profile.predict, dense_ms=profile.dense_ms)
 
 
 def architecture(study: Study) -> nn.Module:

@@ -21,6 +21,7 @@ from cleanai_ray.pruning.block_removal import chosen_blocks
 from cleanai_ray.pruning.measurements import require_budget
 from cleanai_ray.stages.dense_measures import measures_folder
 from cleanai_ray.stages.fingerprints import calibration_key, dense_key, trial_key
+from cleanai_ray.stages.multiple import known_multiple
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -102,6 +103,7 @@ def describe_plan(study: Study, workspace: Workspace | None, run: RunDirectory) 
         workspace: The study, opened here; None if this machine lacks its data or weights.
         run: The run directory.
     """
+    study = known_multiple(study, run)
     dense_digest = None if workspace is None else cached_dense(study, run)
     resources = f"{study.resources.cpus_per_trial:g} CPU"
     if study.resources.gpus:

@@ -8,21 +8,21 @@ from typing import Any
 
 from torch import nn
 
-from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.config.study import Study, Trial
-from cleanai_ray.evaluation.latency import compare_latency
-from cleanai_ray.evaluation.target_latency import compare_in_target
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.pruning.allocation import Allocation, AllocationProblem, search_allocation
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.measurements import Measurements
+from cleanai_ray.pruning.predicted_latency import PredictedLatency
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.registry import STAGES
 from cleanai_ray.stages.base import Stage
 from cleanai_ray.stages.calibration import calibrate_locally
 from cleanai_ray.stages.dense_measures import study_candidates
+from cleanai_ray.stages.fingerprints import bounds_key
+from cleanai_ray.stages.latency_profile import predicted_latency, study_clock
 from cleanai_ray.stages.state import Pruned, TrialState
 from cleanai_ray.statistics import ActivationStatistics
 
@@ -51,7 +51,7 @@ class Prune(Stage):
         timing, target = (study.evaluation.latency, study.evaluation.target) if is_timed else (None, None)
         return [
             cell.identity,
-            study.pruning.resolved(trial.quantization).described(),
+            bounds_key(study, trial.quantization),
             timing and timing.model_dump(mode="json"),
             *([target.model_dump(mode="json")] if target else []),
             study.finetune.between_steps > 0,
@@ -73,16 +73,14 @@ class Prune(Stage):
         return self._state_after(state, result, None if self.is_last_step else pruner)
 
     def _all_steps_at_once(self, state: TrialState) -> TrialState:
-        study, dense_model = self.setting.workspace.study, self.setting.dense_model
-        timing, target = study.evaluation.latency or LatencySection(), study.evaluation.target
-
-        def compare(small: nn.Module) -> dict[str, Any]:
-            example, device = self.setting.workspace.example_input(), self.setting.workspace.device
-            if target is not None:
-                return compare_in_target(dense_model, small, example, target, timing, device=device)
-            return compare_latency(dense_model, small, example, timing, device=device)
-
-        result = prune_to_budget(lambda part: self._pruner(part).run(), self.trial, study.pruning, compare)
+        workspace, latency = self.setting.workspace, None
+        if self.trial.budget is not None and self.trial.budget.latency is not None:
+            latency = predicted_latency(workspace, self.setting.profile)
+        result = prune_to_budget(
+            lambda part: self._pruner(part, latency).run(),
+            self.trial,
+            lambda small: study_clock(workspace).compare(self.setting.dense_model, small),
+        )
         return self._state_after(state, result, None)
 
     def _state_after(self, state: TrialState, result: PruneResult, pruner: Pruner | None) -> TrialState:
@@ -97,7 +95,7 @@ class Prune(Stage):
         )
         return replace(state, model=result.model, pruner=pruner, pruned=pruned, removed_some=True, is_kept=False)
 
-    def _pruner(self, part: Trial) -> Pruner:
+    def _pruner(self, part: Trial, latency: PredictedLatency | None = None) -> Pruner:
         workspace, measures = self.setting.workspace, self.setting.measures
         method = create_method(self.trial.method, dict(self.trial.options))
         return Pruner(
@@ -112,6 +110,8 @@ class Prune(Stage):
                 remeasure=self._remeasure,
                 observe=workspace.study.data.calibration.observe,
                 allocate=self._allocate,
+                latency=latency,
+                multiple=workspace.study.multiple,
             ),
             blocks=measures.blocks.plans,
         )

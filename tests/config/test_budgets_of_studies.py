@@ -54,18 +54,19 @@ def test_a_trial_of_a_budget_in_megabytes_leaves_such_a_file(tmp_path: Path) -> 
 
 
 def test_a_trial_of_a_budget_of_latency_says_what_was_measured_at_which_batch_size() -> None:
-    """What the clock says is not looked at; a limit of 1.0 leaves it room."""
+    """What the clock says is not looked at; a limit near 1.0 leaves it room."""
     try:
-        outcome = outcome_of({"latency": 1.0})
+        outcome = outcome_of({"latency": 0.98})
     except PruningError as error:  # A machine so busy that the smallest model seems slower than the dense one.
-        assert "of the dense latency (" in str(error)  # noqa: PT017
+        assert "budget" in str(error)  # noqa: PT017
         return
     assert outcome.plan is not None
     measured = outcome.plan.achieved["latency"]
     assert (measured["batch_size"], measured["num_runs"], measured["num_threads"]) == (2, 5, 1)
-    assert measured["ratio"] <= 1.0
-    assert outcome.row["requested_budget"] == "latency=1"
-    assert outcome.plan.request["budget"]["latency"] == 1.0
+    assert measured["predicted_ratio"] <= 0.98
+    assert measured["device"] == "cpu, torch float32"
+    assert outcome.row["requested_budget"] == "latency=0.98"
+    assert outcome.plan.request["budget"]["latency"] == 0.98
 
 
 @pytest.mark.parametrize(("budget", "text"), [({"size_mb": 0.5}, "size_mb=0.5"), ({"latency": 0.6}, "latency=0.6")])

@@ -82,7 +82,7 @@ def made(request: pytest.FixtureRequest) -> tuple[str, Any]:
 
 def test_local_ratio_runs_trains_saves_and_is_compensated(made: tuple[str, Any], tmp_path: Path) -> None:
     name, (model, example, images, options) = made
-    result = cleanai.prune(model, example, method="magnitude", ratio=0.3, **options)
+    result = cleanai.prune(model, example, method="magnitude", ratio=0.3, round_to=None, **options)
     shares = share_of_channels(result)
     blocks = {group.name: group.num_blocks for group in result.plan.groups}
     for group in result.plan.groups:  # Of 10 channels 7 are kept, of 16 int(11.2) = 11: less than one unit more goes.
@@ -114,7 +114,7 @@ def test_local_ratio_runs_trains_saves_and_is_compensated(made: tuple[str, Any],
 
 def test_global_ratio_removes_that_share_of_all_channels(made: tuple[str, Any]) -> None:
     _, (model, example, images, options) = made
-    result = cleanai.prune(model, example, method="magnitude", mode="global", ratio=0.3, **options)
+    result = cleanai.prune(model, example, method="magnitude", mode="global", ratio=0.3, round_to=None, **options)
     total = sum(group.num_channels for group in result.plan.groups)
     gone = sum(len(group.removed) for group in result.plan.groups)
     goal = total - int(total * 0.7 + 1e-9)

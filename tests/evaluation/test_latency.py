@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation import latency
-from cleanai_ray.evaluation.latency import compare_latency, measure_latency
+from cleanai_ray.evaluation.latency import measure_latency
 from cleanai_ray.evaluation.machine import cpu_name
 from cleanai_ray.storage import schemas
 
@@ -99,30 +99,6 @@ def test_threads_and_modes_are_restored_after_an_error() -> None:
     assert (torch.get_num_threads(), model.training) == (before, True)
 
 
-def test_a_comparison_takes_turns_at_the_batch_size_of_budgets() -> None:
-    calls: list[Any] = []
-    dense, pruned = Noting("dense", calls).train(), Noting("pruned", calls)
-    section = LatencySection.model_validate({"warmup": 1, "runs": 5, "threads": 2, "budget_batch_size": 3})
-    measured = compare_latency(dense, pruned, torch.randn(2, 1, 8, 8), section)
-    assert [name for name, *_ in calls] == ["dense", "pruned", "pruned", "dense"] * 3  # 1 + 5 rounds
-    assert {tuple(call[1:]) for call in calls} == {(3, False, True, 2)}
-    assert dense.training
-    assert measured["ratio"] > 0
-    assert measured["latency_ms_p50"] > 0
-    assert measured["latency_ms_p50_dense"] > 0
-    conditions = ("batch_size", "num_runs", "num_warmup", "num_threads", "device")
-    assert [measured[name] for name in conditions] == [3, 5, 1, 2, "cpu"]
-
-
-def test_the_ratio_is_the_median_of_each_round_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine gets slower over the rounds: 1, 2, 3, 4, 5; pruned takes half as long in all rounds but two."""
-    shares = [0.5, 0.9, 0.5, 0.1, 0.5]
-    times = {"dense": [1, 2, 3, 4, 5], "pruned": [share * (1 + i) for i, share in enumerate(shares)]}
-    monkeypatch.setattr(latency, "_rounds", lambda *_, **__: times)
-    model = nn.Linear(2, 2)
-    assert compare_latency(model, model, torch.randn(1, 2), LatencySection())["ratio"] == 0.5
-
-
 def test_the_speed_up_is_the_median_of_each_round_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every round is slower than the one before; in each, pruned takes half as long, but for one that is disturbed."""
     times = {"dense": [2, 4, 6, 8, 10, 12, 14], "pruned": [1, 2, 3, 80, 5, 6, 7]}
@@ -136,12 +112,3 @@ def test_the_speed_up_is_the_median_of_each_round_s(monkeypatch: pytest.MonkeyPa
     assert pruned["speedup_low"] == 2.0
     alone = measure_latency({"pruned": model}, torch.randn(1, 2), section)
     assert alone[0]["speedup"] is None
-
-
-def test_a_comparison_refuses_a_hook_and_no_example() -> None:
-    hooked = nn.Sequential(nn.Linear(2, 2))
-    hooked[0].register_forward_hook(lambda *_: None)
-    with pytest.raises(EvaluationError, match="hook"):
-        compare_latency(nn.Linear(2, 2), hooked, torch.randn(1, 2), LatencySection())
-    with pytest.raises(EvaluationError, match="2 models with 0 examples"):
-        compare_latency(nn.Linear(2, 2), nn.Linear(2, 2), torch.randn(0, 2), LatencySection())

@@ -114,7 +114,7 @@ def test_rows_are_those_of_the_latency_table_and_agree_with_each_other() -> None
 def test_a_comparison_has_the_ratio_of_the_times_beside_it() -> None:
     found = compare_in_target(small_net(8), small_net(2), torch.randn(1, 1, 8, 8), target("torch"), SECTION)
     assert found["ratio"] == pytest.approx(found["latency_ms_p50"] / found["latency_ms_p50_dense"])
-    assert found["device"] == "cpu, torch float32, batch 1, 1 thread"
+    assert found["device"] == "cpu, torch float32"
 
 
 def test_hooks_and_nothing_to_time_are_refused() -> None:

@@ -16,7 +16,10 @@ from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.profile.fitted import LatencyProfile, Stairs, TimedModel, fit_stairs
 from cleanai_ray.profile.widths import UNIFORM_SHARES, drawn, grid, step_of, uniform
 from cleanai_ray.pruning.cost import CostModel
+from cleanai_ray.pruning.granularity import Granularity
 from tests.small_nets import Depthwise, Residual
+
+EIGHTS, TWOS = Granularity(multiple=8), Granularity(multiple=2)
 
 
 def chain() -> nn.Module:
@@ -43,12 +46,12 @@ def profile_of(model: nn.Module, time: Callable[[Mapping[str, int]], float], poi
     timed = [
         TimedModel(kind="group", widths={group.name: width}, ratio=time({**dense, group.name: width}) / base)
         for group in graph.groups
-        for width in grid(group, 8, points)
+        for width in grid(group, EIGHTS, points)
     ]
     for share in UNIFORM_SHARES:
-        widths = uniform(graph.groups, 8, share)
+        widths = uniform(graph.groups, EIGHTS, share)
         timed.append(TimedModel(kind="uniform", widths=widths, ratio=time(widths) / base))
-    steps = {group.name: step_of(group, 8) for group in graph.groups}
+    steps = {group.name: step_of(group, EIGHTS) for group in graph.groups}
     return LatencyProfile(CostModel(graph), dense, steps, base, timed)
 
 
@@ -117,18 +120,18 @@ def test_stairs_are_kept_between_multiples_and_interpolated_between_timed_ones()
 def test_the_grid_has_multiples_of_the_step_alone_and_both_ends() -> None:
     graph = ChannelGraph(chain(), torch.randn(1, 3, 8, 8))
     first, second = (next(group for group in graph.groups if group.name == name) for name in "02")
-    assert grid(first, 8, 99) == (8, 16, 24, 32, 40, 48, 56)
-    assert grid(first, 8, 3) == (8, 32, 56)
-    assert grid(second, 16, 5) == (16,)
-    assert step_of(second, 32) == 1  # as wide as one step: single channels
-    assert grid(second, 32, 2) == (1, 31)
+    assert grid(first, EIGHTS, 99) == (8, 16, 24, 32, 40, 48, 56)
+    assert grid(first, EIGHTS, 3) == (8, 32, 56)
+    assert grid(second, Granularity(multiple=16), 5) == (16,)
+    assert grid(second, Granularity(multiple=32), 2) == ()  # as wide as one step: it keeps its width
+    assert grid(second, Granularity(multiple=32, least_steps=4), 9) == (8, 16, 24)
 
 
 @pytest.mark.parametrize("model", [Residual(), Depthwise()], ids=["residual", "depthwise"])
 def test_widths_of_whole_models_can_be_cut(model: nn.Module) -> None:
     graph = ChannelGraph(model, torch.randn(1, 2, 8, 8))
-    for widths in (uniform(graph.groups, 2, 0.5), drawn(graph.groups, 2, 0)):
+    for widths in (uniform(graph.groups, TWOS, 0.5), drawn(graph.groups, TWOS, 0)):
         assert list(widths) == [group.name for group in graph.groups]
         for group in graph.groups:
             assert 1 <= widths[group.name] <= group.num_channels
-            assert widths[group.name] in (group.num_channels, *range(0, group.num_channels, step_of(group, 2)))
+            assert widths[group.name] in (group.num_channels, *range(0, group.num_channels, step_of(group, TWOS)))

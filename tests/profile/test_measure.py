@@ -14,14 +14,17 @@ from cleanai_ray.config.target import TargetSection
 from cleanai_ray.evaluation.rounds import Timing
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.nn.complexity import measure_complexity
+from cleanai_ray.profile.clock import TargetClock
 from cleanai_ray.profile.fitted import LatencyProfile
-from cleanai_ray.profile.measure import ProfileRequest, measure_profile, timing_in
+from cleanai_ray.profile.measure import ProfileRequest, measure_profile
 from cleanai_ray.profile.table import fit_profile, profile_rows, read_profile
+from cleanai_ray.pruning.granularity import Granularity
 from cleanai_ray.storage import schemas
 from tests.small_nets import Depthwise, Residual
 
 EXAMPLE = torch.randn(1, 2, 8, 8)
-REQUEST = ProfileRequest(multiple=2, points=8)
+TWOS = Granularity(multiple=2)
+REQUEST = ProfileRequest(granularity=TWOS, points=8)
 
 
 class Clock:
@@ -45,7 +48,7 @@ class Clock:
 def test_a_machine_that_takes_its_time_for_macs_alone_is_predicted_from_its_profile(model: nn.Module) -> None:
     clock = Clock()
     dense_ms, timed = measure_profile(model, EXAMPLE, REQUEST, clock)
-    profile = fit_profile(ChannelGraph(model, EXAMPLE), 2, dense_ms, timed)
+    profile = fit_profile(ChannelGraph(model, EXAMPLE), TWOS, dense_ms, timed)
     assert {found.kind for found in timed} == {"group", "uniform", "check"}
     for found in timed:
         assert profile.predict_widths(found.widths) / dense_ms == pytest.approx(found.ratio, rel=0.05)
@@ -75,11 +78,11 @@ def test_a_table_gives_back_the_profile_that_it_was_made_of() -> None:
     dense_ms, timed = measure_profile(model, EXAMPLE, REQUEST, Clock())
     graph = ChannelGraph(model, EXAMPLE)
     conditions = {"target": "t", "num_runs": 5, "device_name": "d"}
-    rows = profile_rows(graph, 2, dense_ms, timed, conditions)
+    rows = profile_rows(graph, TWOS, dense_ms, timed, conditions)
     table = pl.DataFrame(pl.from_arrow(schemas.to_table(rows, schemas.PROFILE)))
     assert set(rows[0]) == set(schemas.PROFILE.names)
-    read = read_profile(table, Residual(), EXAMPLE, 2)
-    first = fit_profile(graph, 2, dense_ms, timed)
+    read = read_profile(table, Residual(), EXAMPLE, TWOS)
+    first = fit_profile(graph, TWOS, dense_ms, timed)
     assert isinstance(read, LatencyProfile)
     for found in timed:
         assert read.predict_widths(found.widths) == pytest.approx(first.predict_widths(found.widths))
@@ -92,8 +95,8 @@ def test_a_table_gives_back_the_profile_that_it_was_made_of() -> None:
 def test_a_profile_is_measured_in_a_real_target() -> None:
     section = LatencySection.model_validate({"warmup": 1, "runs": 5})
     target = TargetSection(backend="torch", batch_size=2)
-    dense_ms, timed = measure_profile(
-        Residual(), EXAMPLE, ProfileRequest(multiple=4, points=2), timing_in(target, section, EXAMPLE, "cpu")
-    )
+    clock = TargetClock(target, section, EXAMPLE)
+    request = ProfileRequest(granularity=Granularity(multiple=4), points=2)
+    dense_ms, timed = measure_profile(Residual(), EXAMPLE, request, clock.time_models)
     assert dense_ms > 0
     assert all(found.ratio > 0 for found in timed)

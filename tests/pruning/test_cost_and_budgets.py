@@ -140,10 +140,15 @@ def test_the_estimate_of_a_transformer_is_near() -> None:
 
 @pytest.mark.parametrize("mode", ["local", "global"])
 @pytest.mark.parametrize("budget", [{"macs": 0.5}, {"params": 0.4}, {"macs": 0.83}], ids=str)
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "mobilenet_v2"])
-def test_budgets_are_met_from_below_within_two_percent(name: str, budget: dict[str, float], mode: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "round_to"),
+    [("resnet20", None), ("resnet20", "auto"), ("resnet18", "auto"), ("mobilenet_v2", None), ("mobilenet_v2", "auto")],
+)
+def test_budgets_are_met_from_below_within_two_percent(
+    name: str, round_to: str | None, budget: dict[str, float], mode: str
+) -> None:
     model, images = network(name)
-    result = api.prune(model, images, method="magnitude", mode=mode, budget=budget)
+    result = api.prune(model, images, method="magnitude", mode=mode, budget=budget, round_to=round_to)
     dense, pruned = measure_complexity(model, images), measure_complexity(result.model, images)
     ((resource, limit),) = budget.items()
     share = getattr(pruned, resource) / getattr(dense, resource)
@@ -156,7 +161,7 @@ def test_budgets_are_met_from_below_within_two_percent(name: str, budget: dict[s
 
 def test_a_budget_in_several_steps_is_met_too() -> None:
     model, images = network("resnet20")
-    result = api.prune(model, images, method="magnitude", mode="global", budget={"macs": 0.4}, steps=3)
+    result = api.prune(model, images, method="magnitude", mode="global", budget={"macs": 0.4}, steps=3, round_to=None)
     share = measure_complexity(result.model, images).macs / measure_complexity(model, images).macs
     assert 0.38 <= share <= 0.4
 
@@ -174,7 +179,7 @@ def test_a_coarse_model_that_misses_its_budget_says_by_how_much() -> None:
     dense = measure_complexity(model, example(1))
     misses = 0
     for percent in range(30, 90, 5):
-        plan = api.prune(model, example(1), method="magnitude", budget={"macs": percent / 100}).plan
+        plan = api.prune(model, example(1), method="magnitude", budget={"macs": percent / 100}, round_to=None).plan
         share = plan.achieved["macs"] / dense.macs
         assert share <= percent / 100
         expected = f"the budget macs={percent / 100:g} was missed: the pruned model has {share:.3f} of the dense macs"
@@ -187,9 +192,9 @@ def test_a_coarse_model_that_misses_its_budget_says_by_how_much() -> None:
 def test_a_budget_beyond_the_bounds_is_refused_with_the_numbers() -> None:
     model, images = network("resnet20")
     dense = measure_complexity(model, images)
-    least = api.prune(model, images, method="magnitude", ratio=0.5, max_ratio=0.5).plan.achieved["macs"]
+    least = api.prune(model, images, method="magnitude", ratio=0.5, max_ratio=0.5, round_to=None).plan.achieved["macs"]
     with pytest.raises(PruningError) as caught:
-        api.prune(model, images, method="magnitude", budget={"macs": 0.1}, max_ratio=0.5)
+        api.prune(model, images, method="magnitude", budget={"macs": 0.1}, max_ratio=0.5, round_to=None)
     message = str(caught.value)
     assert "the budget cannot be met" in message
     assert "max_ratio 0.5" in message
@@ -198,7 +203,9 @@ def test_a_budget_beyond_the_bounds_is_refused_with_the_numbers() -> None:
 
 def test_budgets_work_with_calibrated_methods() -> None:
     model = build("residual")
-    result = api.prune(model, example(1), batches(), method="wanda", mode="global", budget={"params": 0.6})
+    result = api.prune(
+        model, example(1), batches(), method="wanda", mode="global", budget={"params": 0.6}, round_to=None
+    )
     pruned, dense = measure_complexity(result.model, example(1)), measure_complexity(model, example(1))
     assert pruned.params <= 0.6 * dense.params
 
@@ -206,7 +213,9 @@ def test_budgets_work_with_calibrated_methods() -> None:
 @pytest.mark.parametrize(("mode", "steps"), [("local", 1), ("global", 1), ("isomorphic", 3)])
 def test_a_budget_of_megabytes_is_met_by_the_file(mode: str, steps: int, tmp_path: Path) -> None:
     model, images = network("resnet20")  # 272,186 parameters of 4 bytes, and more in buffers and the header
-    result = api.prune(model, images, method="magnitude", mode=mode, budget={"size_mb": 0.6}, steps=steps)
+    result = api.prune(
+        model, images, method="magnitude", mode=mode, budget={"size_mb": 0.6}, steps=steps, round_to=None
+    )
     api.save(result, tmp_path)
     size = (tmp_path / "weights.safetensors").stat().st_size
     assert 0.98 * 600_000 <= size <= 600_000
@@ -219,9 +228,9 @@ def test_megabytes_that_are_missed_or_cannot_be_met_are_said() -> None:
     model, images = network("resnet20")
     dense = len(safetensors_bytes(model)) / 1e6
     with pytest.raises(PruningError, match=rf"budget size_mb=2: the dense model's file has {dense:.4g} MB already"):
-        api.prune(model, images, method="magnitude", budget={"size_mb": 2})
+        api.prune(model, images, method="magnitude", budget={"size_mb": 2}, round_to=None)
     with pytest.raises(PruningError, match=r"the budget cannot be met: .* leaves 0\.\d+ MB, and 0\.01 MB are allowed"):
-        api.prune(model, images, method="magnitude", budget={"size_mb": 0.01})
+        api.prune(model, images, method="magnitude", budget={"size_mb": 0.01}, round_to=None)
     coarse = api.prune(model, images, method="magnitude", budget={"size_mb": 0.8}, round_to=16).plan
     size = coarse.achieved["size_bytes"] / 1e6
     assert size < 0.98 * 0.8  # Widths of 16, 32 and 64 channels change by a quarter at the least.

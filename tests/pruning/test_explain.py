@@ -169,7 +169,7 @@ def test_a_plan_from_a_file_explains_itself_in_aligned_columns(net: str) -> None
         images = example(1, size=8, channels=1)
     else:
         model, images = build(net), example(1)
-    result = api.prune(model, images, method="magnitude", mode="global", ratio=0.4)
+    result = api.prune(model, images, method="magnitude", mode="global", ratio=0.4, round_to=None)
     text = PruningPlan.from_json(result.plan.to_json()).explain()
     assert text == result.plan.explain()
     assert max(len(line) for line in text.splitlines()) <= 120
@@ -203,7 +203,7 @@ def test_ignored_layers_of_every_origin_are_named() -> None:
 
 def test_a_budget_that_prices_meet_says_so() -> None:
     """Reconstruction compares groups by the price of a channel per saving, whatever the mode."""
-    options: dict[str, Any] = {"method": "reconstruction", "mode": "local"}
+    options: dict[str, Any] = {"method": "reconstruction", "mode": "local", "round_to": None}
     by_budget = api.prune(build("residual"), example(), batches(), budget={"macs": 0.8}, **options).plan.explain()
     by_ratio = api.prune(build("residual"), example(), batches(), ratio=0.3, **options).plan.explain()
     assert any(cells[-1] == "cheapest for what they save" for cells in rows(by_budget).values())

@@ -19,6 +19,8 @@ from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.registry import MODELS
 from cleanai_ray.statistics import ActivationStatistics
 
+ANY_WIDTH = PruningSection(round_to=None)
+
 
 def widths(model: nn.Module) -> dict[str, int]:
     return {name: module.weight.shape[0] for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
@@ -29,7 +31,10 @@ def widths(model: nn.Module) -> dict[str, int]:
 def test_three_steps_end_at_the_widths_of_one(net: str, ratio: float) -> None:
     model, data = build(net), batches()
     for method in ("coverage", "adaptive", "magnitude", "taylor"):
-        one, three = (api.prune(model, example(), data, method=method, ratio=ratio, steps=steps) for steps in (1, 3))
+        one, three = (
+            api.prune(model, example(), data, method=method, ratio=ratio, steps=steps, round_to=None)
+            for steps in (1, 3)
+        )
         assert widths(one.model) == widths(three.model), method
 
 
@@ -38,7 +43,10 @@ def test_steps_and_bounds_together_end_at_the_widths_of_one() -> None:
     model = MODELS.get("resnet20")().build(num_classes=10, input_shape=(1, 16, 16)).eval()
     images = example(1, size=16, channels=1)
     options = {"layer_ratios": {"layer2": 0.25}, "round_to": 4, "max_ratio": 0.8, "min_channels": 8}
-    one, three = (api.prune(model, images, method="magnitude", ratio=0.6, steps=steps, **options) for steps in (1, 3))
+    one, three = (
+        api.prune(model, images, method="magnitude", ratio=0.6, steps=steps, **{"round_to": None, **options})
+        for steps in (1, 3)
+    )
     assert widths(one.model) == widths(three.model)
 
 
@@ -59,7 +67,9 @@ def test_what_is_kept_shrinks_geometrically() -> None:
     model = build("plain")
     trial = Trial(method="adaptive", coverage_metric="apoz", ratio=0.75, steps=2)
     statistics = calibrate(model, batches())
-    result = Pruner(model, example(), trial, measured=Measurements(statistics=statistics, remeasure=recorder)).run()
+    result = Pruner(
+        model, example(), trial, measured=Measurements(statistics=statistics, remeasure=recorder), bounds=ANY_WIDTH
+    ).run()
     assert recorder.seen == [{"conv1": 3, "conv2": 4}]
     assert widths(result.model) == {"conv1": 1, "conv2": 2}
 
@@ -76,7 +86,7 @@ def test_three_steps_by_hand() -> None:
         model,
         example(),
         trial,
-        bounds=PruningSection(max_ratio=0.9),
+        bounds=PruningSection(max_ratio=0.9, round_to=None),
         measured=Measurements(statistics=calibrate(model, batches()), remeasure=recorder),
     ).run()
     assert [seen["0"] for seen in recorder.seen] == [30, 18]
@@ -88,7 +98,7 @@ def test_three_steps_by_hand() -> None:
 def test_a_plan_of_several_steps_is_in_dense_numbers(net: str, method: str) -> None:
     """Applied to the dense model at once it gives the model that the steps gave."""
     model = build(net)
-    result = api.prune(model, example(), batches(), method=method, ratio=0.6, steps=3)
+    result = api.prune(model, example(), batches(), method=method, ratio=0.6, steps=3, round_to=None)
     again = api.apply_plan(model, result.plan)
     expected = result.model.state_dict()
     assert {name: value.shape for name, value in again.state_dict().items()} == {
@@ -104,8 +114,8 @@ def test_taking_over_the_present_weights_between_steps_changes_nothing(method: s
     trial = Trial(method=method, coverage_metric="apoz" if method == "coverage" else None, ratio=0.6, steps=3)
     statistics = calibrate(model, batches(), gradients=True)
     measured = Measurements(statistics=statistics)
-    expected = Pruner(model, example(), trial, measured=measured).run()
-    pruner = Pruner(model, example(), trial, measured=measured)
+    expected = Pruner(model, example(), trial, measured=measured, bounds=ANY_WIDTH).run()
+    pruner = Pruner(model, example(), trial, measured=measured, bounds=ANY_WIDTH)
     for step in (1, 2, 3):
         assert pruner.take_step(step)
         present = pruner.present()
@@ -122,7 +132,7 @@ def test_weights_that_are_taken_over_decide_the_next_step() -> None:
     model = build("plain")
     trial = Trial(method="magnitude", ratio=0.75, steps=2)
     for weakest in range(3):
-        pruner = Pruner(model, example(), trial)
+        pruner = Pruner(model, example(), trial, bounds=ANY_WIDTH)
         pruner.take_step(1)
         first = pruner.present()
         with torch.no_grad():
@@ -169,7 +179,7 @@ def test_a_branch_goes_on_as_a_pruner_that_ran_alone(net: str, method: str) -> N
         return pruner.finish()
 
     def started() -> Pruner:
-        pruner = Pruner(model, example(), trial, measured=measured)
+        pruner = Pruner(model, example(), trial, measured=measured, bounds=ANY_WIDTH)
         pruner.take_step(1)
         return pruner
 
@@ -187,7 +197,7 @@ def test_a_branch_goes_on_as_a_pruner_that_ran_alone(net: str, method: str) -> N
 
 def test_a_branch_of_a_branch_keeps_the_weights_that_were_taken_over() -> None:
     model = build("residual")
-    trunk = Pruner(model, example(), Trial(method="magnitude", ratio=0.7, steps=3))
+    trunk = Pruner(model, example(), Trial(method="magnitude", ratio=0.7, steps=3), bounds=ANY_WIDTH)
     trunk.take_step(1)
     trunk.adopt(retrained(trunk.present().model, 3))
     first = trunk.branch()
@@ -203,7 +213,7 @@ def test_a_branch_of_a_branch_keeps_the_weights_that_were_taken_over() -> None:
 
 def test_a_branch_has_warnings_of_its_own() -> None:
     """Of 6 and 8 channels one each goes in the first of eight steps to ratio 0.1, and none in the next ones."""
-    trunk = Pruner(build("plain"), example(), Trial(method="magnitude", ratio=0.1, steps=8))
+    trunk = Pruner(build("plain"), example(), Trial(method="magnitude", ratio=0.1, steps=8), bounds=ANY_WIDTH)
     trunk.take_step(1)
     branch = trunk.branch()
     assert not branch.take_step(2)
@@ -212,7 +222,7 @@ def test_a_branch_has_warnings_of_its_own() -> None:
 
 def test_a_step_that_removes_nothing_is_warned_of() -> None:
     """int(6 x 0.9^(1/8)) and int(8 x ...) take one channel in the first step, and some later ones take none."""
-    plan = api.prune(build("plain"), example(), method="magnitude", ratio=0.1, steps=8).plan
+    plan = api.prune(build("plain"), example(), method="magnitude", ratio=0.1, steps=8, round_to=None).plan
     assert [len(item.removed) for item in plan.groups] == [1, 1]
     assert plan.warnings == tuple(f"step {step} of 8 removed nothing" for step in range(2, 9))
 
@@ -221,7 +231,9 @@ def test_statistics_follow_the_channels_from_step_to_step() -> None:
     """With coverage, whose scores stay, two steps remove in the end what one step removes."""
     model, data = build("flattened"), batches()
     one, two = (
-        api.prune(model, example(), data, method="coverage", coverage_metric="apoz", ratio=0.5, steps=steps).plan
+        api.prune(
+            model, example(), data, method="coverage", coverage_metric="apoz", ratio=0.5, steps=steps, round_to=None
+        ).plan
         for steps in (1, 2)
     )
     assert one.removed == two.removed
@@ -235,7 +247,7 @@ def test_layer_ratios_follow_the_same_schedule() -> None:
         model,
         example(),
         Trial(method="adaptive", coverage_metric="apoz", ratio=0.75, steps=2),
-        bounds=PruningSection(layer_ratios={"conv1": 0.36}),
+        bounds=PruningSection(layer_ratios={"conv1": 0.36}, round_to=None),
         measured=Measurements(statistics=calibrate(model, batches()), remeasure=recorder),
     ).run()
     assert recorder.seen == [{"conv1": 4, "conv2": 4}]

@@ -70,7 +70,7 @@ def test_the_probe_measures_what_surgery_and_closed_form_do(net: str) -> None:
         count, measured = curve.probes[-1]
         others = tuple(other.name for other in graph.groups if other.name != group.name)
         trial = Trial(method="reconstruction", ratio=(count - 0.5) / group.num_channels)
-        bounds, given = PruningSection(max_ratio=0.95), Measurements(curves=curves)
+        bounds, given = PruningSection(max_ratio=0.95, round_to=None), Measurements(curves=curves)
         result = Pruner(model, example(), trial, bounds=bounds, ignored_layers=others, measured=given).run()
         assert result.plan.removed[group.name] == tuple(sorted(curve.order[:count]))
         repaired = repair(
@@ -129,7 +129,9 @@ def test_in_local_mode_several_steps_remove_what_one_does() -> None:
 def test_global_mode_removes_what_harms_least_over_all_groups() -> None:
     model, data = build("residual"), images()
     curves = cleanai.measure_sensitivity(model, example(), data)
-    plan = cleanai.prune(model, example(), method="reconstruction", mode="global", ratio=0.3, curves=curves).plan
+    plan = cleanai.prune(
+        model, example(), method="reconstruction", mode="global", ratio=0.3, curves=curves, round_to=None
+    ).plan
     removed = {name: len(channels) for name, channels in plan.removed.items()}
     steps = [
         (price, name)

@@ -7,6 +7,7 @@ import torch
 from packed_attention import packed_vit
 from torch import Tensor
 
+from cleanai_ray.config.sections import PruningSection
 from cleanai_ray.config.study import Trial
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.pruning.measurements import Measurements
@@ -67,7 +68,8 @@ def test_the_probe_measures_what_surgery_and_repair_do() -> None:
     count, measured = curve.probes[-1]
     others = tuple(group.name for group in graph.groups if group.name != GROUP)
     trial = Trial(method="reconstruction", ratio=(count - 0.5) / curve.num_channels)
-    pruner = Pruner(model, data[0][:2], trial, ignored_layers=others, measured=Measurements(curves=curves))
+    bounds, given = PruningSection(round_to=None), Measurements(curves=curves)
+    pruner = Pruner(model, data[0][:2], trial, bounds=bounds, ignored_layers=others, measured=given)
     result = pruner.run()
     assert result.plan.removed == {GROUP: tuple(sorted(curve.order[:count]))}
     options = RepairOptions(compensation="closed_form", batch_norm="none")

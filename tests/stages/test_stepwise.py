@@ -34,6 +34,7 @@ STUDY: dict[str, Any] = {
     "model": {"factory": f"{__name__}:tiny_net", "num_classes": 10, "input_shape": [1, 8, 8], "train": {"epochs": 3}},
     "data": {"name": "digits", "calibration": {"samples": 128, "shard_size": 64}},
     "sweep": {"methods": ["magnitude"], "ratios": [0.64], "steps": [2]},
+    "pruning": {"round_to": None},
     "repair": NO_REPAIR,
     "finetune": {"between_steps": 1, "learning_rate": 0.1, "early_stopping": None, "save_every_n_epochs": 1},
     "evaluation": {"samples": 200, "latency": None},
@@ -132,7 +133,15 @@ def test_the_second_step_scores_and_cuts_the_model_that_was_fine_tuned(method: s
         reads = method == "adaptive"
         statistics = calibrate_locally(opened.workspace, model, opened.trial) if reads else None
         name = "coverage" if reads else method
-        return api.prune(model, opened.workspace.example_input(), method=name, stats=statistics, repair=False, **amount)
+        return api.prune(
+            model,
+            opened.workspace.example_input(),
+            method=name,
+            stats=statistics,
+            repair=False,
+            **amount,
+            round_to=None,
+        )
 
     first = pruned(opened.model, ratio=FIRST_RATIO)
     model = first.model
@@ -177,7 +186,14 @@ def test_without_epochs_between_the_steps_the_plan_is_that_of_pruning_alone(meth
     opened = Opened(sweep={"methods": [method]}, finetune={"between_steps": 0})
     outcome, example = opened.run(), opened.workspace.example_input()
     alone = api.prune(
-        opened.model, example, method=method, ratio=0.64, steps=2, stats=opened.measures().statistics, repair=False
+        opened.model,
+        example,
+        method=method,
+        ratio=0.64,
+        steps=2,
+        stats=opened.measures().statistics,
+        repair=False,
+        round_to=None,
     )
     assert outcome.plan is not None
     assert outcome.model is not None

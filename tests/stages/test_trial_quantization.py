@@ -30,6 +30,7 @@ STUDY: dict[str, Any] = {
     "model": {"name": "resnet20", "num_classes": 10, "input_shape": [1, 8, 8], "train": {"epochs": 2}},
     "data": {"name": "digits", "calibration": {"samples": 64}},
     "sweep": {"methods": ["magnitude"], "ratios": [0.3], "quantization": ["none", "int8", "bf16"]},
+    "pruning": {"round_to": None},  # auto has other widths for int8
     "repair": {"compensation": "none", "batch_norm": "reset"},
     "evaluation": {"latency": {"batch_sizes": [1], "warmup": 1, "runs": 5}},
 }
