@@ -196,8 +196,9 @@ class PruningSection(Section):
     )
 
     def described(self) -> dict[str, Any]:
-        """Return the bounds as JSON-like values, without `remove_blocks` where that is null."""
-        return self.model_dump(mode="json", exclude=None if self.remove_blocks else {"remove_blocks"})
+        """Return the bounds as JSON-like values, without `remove_blocks` and `check` where those are the default."""
+        left_out = {"remove_blocks"} if self.remove_blocks is None else set()
+        return self.model_dump(mode="json", exclude=left_out | ({"check"} if self.check else set()))
 
     def resolved(self, quantization: str = "none", multiple: int | None = None) -> PruningSection:
         """Return the bounds with a number in place of `auto`.

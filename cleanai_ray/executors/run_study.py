@@ -82,6 +82,7 @@ def run_study(
         clock, record = time.monotonic(), RunRecord(run, command=options.command, executor=options.executor)
         history.keep_outcome(study)
         if (finished := finished_rows(study, run)) is not None:
+            progress.complete(finished, len(finished))
             progress.say("nothing is left to compute; `cleanai report` makes the report again")
             _say_outcome(study, finished, run, time.monotonic() - clock, progress)
             return 0

@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "sweep": {"methods": ["magnitude", "random"], "ratios": [0.3], "quantization": ["none", "bf16"]},
     "repair": {"compensation": "none", "batch_norm": "reset"},
     "finetune": {"epochs": 0},
-    "evaluation": {"samples": NUM_IMAGES, "latency": None},
+    "evaluation": {"sampling": "first", "samples": NUM_IMAGES, "latency": None},
 }
 
 

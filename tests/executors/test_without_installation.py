@@ -126,7 +126,7 @@ def test_the_record_is_there_before_the_first_stage_and_grows(tmp_path: Path, mo
     assert (first["command"], first["executor"], first["version"]) == ("typed", "local", cleanai_ray.__version__)
     assert first["samples"]["calibration"] == 64
     assert set(first["digests"]) == {"study"}
-    assert set(last["digests"]) == {"study", "weights", "calibration"}
+    assert set(last["digests"]) == {"study", "weights", "calibration", "images"}
     assert last["seconds"] > 0
     assert last["trials_complete_before"] == 0
     assert first["earlier_runs"] == []
