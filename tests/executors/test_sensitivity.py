@@ -100,7 +100,9 @@ def test_the_ratios_suggested_give_another_method_the_same_widths(analysed, tmp_
     keys = yaml.safe_load((folder / RATIOS_FILE).read_text())["macs=0.5"]
     assert keys == found.suggestions["macs=0.5"]
     sweep = {"methods": ["magnitude"], "ratios": [0.5]}
-    narrowed = study_of(sweep=sweep, pruning=keys, model=study.model.model_dump(), repair={"compensation": "none"})
+    narrowed = study_of(
+        sweep=sweep, pruning={"round_to": None, **keys}, model=study.model.model_dump(), repair={"compensation": "none"}
+    )
     failed, said = small.run(narrowed, tmp_path)
     assert failed == 0, said
     widths = []
