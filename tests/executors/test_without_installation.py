@@ -170,6 +170,7 @@ def test_without_vl_convert_only_the_charts_are_missing(
     shutil.copytree(folder, tmp_path / "run")
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     run = RunDirectory(tmp_path / "run")
+    run.delete("report.html")  # which is made again for it
     options = RunOptions(executor="local")
     with pytest.raises(ReportError) as caught:
         run_study(study, check_study(study), run, options, ProgressReporter())

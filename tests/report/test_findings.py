@@ -143,7 +143,8 @@ def test_speed(speedup: float, kind: str | None, findings_of: Callable[[Tables],
     findings = findings_of(tables)
     is_slower = kind == "slower than dense"  # then another trial is chosen, and what is said of accuracy is of that
     assert kinds(findings) - ({"accuracy loss"} if is_slower else set()) == ({kind} if kind else set())
-    assert (findings.headline.trial_id == best["trial_id"]) != is_slower
+    assert findings.headline.trial is not None
+    assert (findings.headline.trial["trial_id"] == best["trial_id"]) != is_slower
     assert findings.headline.verdict == ("with reservations" if kind else "no limit stated")
 
 
