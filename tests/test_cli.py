@@ -141,8 +141,8 @@ def test_plan_warns_of_another_study_in_the_run_directory(capsys, study_file, tm
         (out / "study.yaml").write_text(content)
         assert main(["plan", study_file, "--out", str(out)]) == 0
         lines = capsys.readouterr().out.splitlines()
-        warnings.append([line for line in lines if "warning" in line])
-    assert all(word in warnings[0][0] for word in (str(out), "'other'", load_study(study_file).name, "--out"))
+        warnings.append([line for line in lines if "holds the study" in line])
+    assert all(word in warnings[0][0] for word in (str(out), "'other'", "history/", "--out"))
     assert [len(found) for found in warnings] == [1, 0, 0, 0]
 
 
