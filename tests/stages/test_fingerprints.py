@@ -88,7 +88,9 @@ def test_the_way_that_scored_images_are_drawn_counts_where_not_all_are_scored():
 
 def test_the_first_images_keep_the_keys_that_they_had_before_there_was_a_draw():
     study = parse_study({**STUDY, "evaluation": {"samples": 100, "sampling": "first"}})
-    data = study.data.model_dump(exclude={"num_workers": True, "skip_unreadable": True, "cache": True, "path": True, "decoder": True})
+    data = study.data.model_dump(
+        exclude={"num_workers": True, "skip_unreadable": True, "cache": True, "path": True, "decoder": True}
+    )
     del data["transform"], data["calibration"]["precision"]
     model = study.model.model_dump(exclude={"weights", "train"})
     assert data_key(study) == digest([model, data, "test", 100])
