@@ -11,41 +11,55 @@ from cleanai_ray.errors import ArtifactError
 from cleanai_ray.executors.chosen_model import chosen_row
 from cleanai_ray.executors.timed_alone import timing_name
 from cleanai_ray.executors.writer import completed_records, model_folder
-from cleanai_ray.stages.fingerprints import alone_key, trial_key
+from cleanai_ray.stages.fingerprints import alone_key, profile_key, trial_key
 from cleanai_ray.stages.multiple import known_multiple
 from cleanai_ray.stages.planning import cached_dense
-from cleanai_ray.storage import schemas
+from cleanai_ray.storage import image_schemas, schemas
 from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
 from cleanai_ray.storage.status import read_status
 
 _REPORT = "report.html"  # the last part of the report that is written
+_NEEDED = (
+    _REPORT,
+    "report.pdf",
+    schemas.RESULTS_FILE,
+    schemas.LAYERS_FILE,
+    schemas.CLASSES_FILE,
+    schemas.COVERAGE_FILE,
+    schemas.HISTORY_FILE,
+    schemas.LATENCY_FILE,
+    image_schemas.IMAGES_FILE,
+    image_schemas.CORRECT_FILE,
+)
 
 
-def report_key(study: Study, dense_digest: str) -> str:
+def report_key(study: Study, run: RunDirectory, dense_digest: str) -> str:
     """Return the digest of everything that a study's report depends on."""
     document = study.model_dump(mode="json", exclude={"output", "resources"})
-    return digest(
-        ["report/1", __version__, document, [trial_key(study, each, dense_digest) for each in study.trials()]]
-    )
+    trials = [trial_key(study, trial, dense_digest) for trial in study.trials()]
+    has_profile = run.is_complete(schemas.PROFILE_FILE, profile_key(study))
+    return digest(["report/1", __version__, document, trials, has_profile])
 
 
 def mark_report(study: Study, run: RunDirectory, dense_digest: str) -> None:
     """Note that the report is made of the results as they stand."""
     if run.exists(_REPORT):
         study = known_multiple(study, run)
-        run.mark(_REPORT, report_key(study, dense_digest))
+        run.mark(_REPORT, report_key(study, run, dense_digest))
 
 
 def finished_rows(study: Study, run: RunDirectory) -> list[dict[str, Any]] | None:
     """Return the rows of results.parquet if every trial of a study succeeded and its report is made; else None."""
     study = known_multiple(study, run)
     dense = cached_dense(study, run)
-    if dense is None or not run.is_complete(_REPORT, report_key(study, dense)) or not _ended(run):
+    if dense is None or not run.is_complete(_REPORT, report_key(study, run, dense)) or not _ended(run):
         return None
-    if len(completed_records(study, run, dense)) < len(study.trials()):
+    records = completed_records(study, run, dense)
+    if len(records) < len(study.trials()):
         return None
     if study.evaluation.target is not None and not all(
-        run.is_complete(timing_name(trial.trial_id), alone_key(study, trial, dense)) for trial in study.trials()
+        run.is_complete(timing_name(trial.trial_id), alone_key(study, trial, dense, records[trial.trial_id]))
+        for trial in study.trials()
     ):
         return None
     rows: list[dict[str, Any]] = run.read_table(schemas.RESULTS_FILE).to_pylist()
@@ -57,6 +71,6 @@ def finished_rows(study: Study, run: RunDirectory) -> list[dict[str, Any]] | Non
 
 def _ended(run: RunDirectory) -> bool:
     try:
-        return read_status(run).state == "finished" and all(map(run.exists, (_REPORT, schemas.RESULTS_FILE)))
+        return read_status(run).state == "finished" and all(map(run.exists, _NEEDED))
     except ArtifactError:
         return False

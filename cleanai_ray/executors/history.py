@@ -32,12 +32,12 @@ _TABLES = (
     schemas.HISTORY_FILE,
     schemas.LATENCY_FILE,
     schemas.SENSITIVITY_FILE,
-    schemas.PROFILE_FILE,
     schemas.BLOCKS_FILE,
     image_schemas.IMAGES_FILE,
     image_schemas.CORRECT_FILE,
 )
-_OUTCOME = (*_TABLES, "charts", "report.pdf", "report.html", "layer_ratios.yaml", "environment.json", "study.yaml")
+_OUTCOME = (*_TABLES, "charts", "report.pdf", "report.html", "layer_ratios.yaml")
+_STUDY, _RECORD = "study.yaml", "environment.json"
 _SCRATCH = ("cache", "tune", "train", "status.json")
 _NOT_OF_RESULTS = ("output", "resources")
 
@@ -54,30 +54,33 @@ class History:
         self._run = run
         self._progress = progress
         self._folder = ""
-        self._has_changed = False
 
     def clear(self) -> None:
         """Move all results of earlier runs, and delete what they kept for resuming."""
-        self._move(*_OUTCOME, "trials", "models", "exports", told="everything is computed again: the earlier results")
+        names = (*_OUTCOME, schemas.PROFILE_FILE, "trials", "models", "exports", _RECORD, _STUDY)
+        self._move(*names, told="everything is computed again: the earlier results")
         for name in _SCRATCH:
             self._run.delete(name)
 
     def keep_outcome(self, study: Study) -> None:
-        """Move the tables and the report if another study made them, or this one before it was changed."""
+        """Move the tables and the report if another study made them, or this one before it was changed.
+
+        The record of the run is copied, and so are models that better ones may replace. The study file goes last: if
+        this is interrupted, the next run goes on with it.
+        """
         held = _document(self._run)
-        if not held or not any(self._run.exists(name) for name in _TABLES) or held == _comparable(study):
+        if not held or not any(self._run.exists(name) for name in _OUTCOME) or held == _comparable(study):
             return
+        copied = model_folder("").rstrip("/") if study.output.save_models != "all" else ""
+        for entry in filter(None, (copied, _RECORD)):
+            if self._run.exists(entry):
+                self._run.copy(entry, f"{self._place()}/{entry}")
         name = held.get("name")
         whose = "this study before it was changed" if name == study.name else f"the study '{name}'"
-        self._move(*_OUTCOME, told=f"the tables and the report of {whose}")
-        self._has_changed = True
+        self._move(*_OUTCOME, _STUDY, told=f"the tables and the report of {whose}")
 
     def keep_trials(self, study: Study, dense_digest: str) -> None:
-        """Move the records and models of trials that succeeded and are not those of the study, or not any more.
-
-        If the study was changed, the models of all other trials are copied, since those of better ones may replace
-        them. It is called after `keep_outcome`.
-        """
+        """Move the records and models of trials that succeeded and are not those of the study, or not any more."""
         keys = {trial.trial_id: trial_key(study, trial, dense_digest) for trial in study.trials()}
         found = [name.removesuffix(".json.done") for name in self._run.list("trials") if name.endswith(".json.done")]
         gone = [
@@ -88,15 +91,16 @@ class History:
         names = [name for trial_id in gone for name in (record_name(trial_id), model_folder(trial_id))]
         trials = "trial" if len(gone) == 1 else "trials"
         self._move(*names, told=f"{len(gone)} {trials} that the study no longer has, or has with other settings,")
-        if self._has_changed and study.output.save_models != "all":
-            for trial_id in self._run.list("models"):
-                self._run.copy(model_folder(trial_id), f"{self._place()}/{model_folder(trial_id)}")
 
     def _move(self, *names: str, told: str) -> None:
-        """Move files and folders that exist, with their completion markers, and tell where."""
+        """Move files and folders that exist, with their completion markers, and tell where; a copy there is enough."""
         there = [name for name in names if self._run.exists(name)]
         for name in there:
-            self._run.move(name, f"{self._place()}/{name}")
+            place = f"{self._place()}/{name}"
+            if self._run.exists(place):
+                self._run.delete(name)
+            else:
+                self._run.move(name, place)
         if there:
             verb = "is" if told.startswith("1 ") else "are"
             self._progress.say(f"{told} {verb} kept in {self._run.location.rstrip('/')}/{self._place()}")

@@ -61,7 +61,7 @@ def _timed(context: RunContext, trial: Trial, record: Mapping[str, Any], dense_d
         arguments = (context.study.model_dump_json(), removed, trial.quantization, *([blocks] if blocks else []))
         return json.dumps(context.executor.call(f"latency {trial.trial_id}", time_alone, *arguments)).encode()
 
-    key = alone_key(context.study, trial, dense_digest)
+    key = alone_key(context.study, trial, dense_digest, record)
     found: list[dict[str, Any]] = json.loads(context.cached(timing_name(trial.trial_id), key, compute))
     return found
 

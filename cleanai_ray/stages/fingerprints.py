@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -101,11 +102,15 @@ def profile_key(study: Study) -> str:
     return digest([_PROFILE, _model_shape(study), target, timed, bounds])
 
 
-def alone_key(study: Study, trial: Trial, dense_digest: str) -> str:
-    """Return the digest of everything that the timing of a trial after the sweep depends on."""
+def alone_key(study: Study, trial: Trial, dense_digest: str, record: Mapping[str, Any]) -> str:
+    """Return the digest of everything that the timing of a trial after the sweep depends on.
+
+    A trial that meets a budget of time may have other widths when it is run again, so what its record says counts.
+    """
     latency, target = study.evaluation.latency, study.evaluation.target
     timed = [part and part.model_dump(mode="json") for part in (latency, target)]
-    return digest(["alone/1", trial_key(study, trial, dense_digest), timed])
+    removed = record["removed"], record.get("blocks")
+    return digest(["alone/2", trial_key(study, trial, dense_digest), timed, removed])
 
 
 def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
@@ -116,7 +121,8 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
         "finetune": _finetune(study),
     }
     if study.evaluation.target is not None and (trial.budget is None or trial.budget.resource != "latency"):
-        parts["evaluation"]["target"] = True  # which one it is decides the widths of latency budgets alone
+        # Models are timed after the sweep: how, and in which target, is not the trial's.
+        parts["evaluation"] |= {"target": True, "latency": None}
     if trial.budget is not None and trial.budget.resource == "latency":
         parts["profile"] = profile_key(study)
     parts["pruning"] = bounds_key(study, trial.quantization)

@@ -108,14 +108,16 @@ def test_the_same_study_again_computes_nothing_and_opens_no_executor(
     }
 
 
-@pytest.mark.parametrize("lost", ["report.html", "results.parquet", "models", "status.json"])
+@pytest.mark.parametrize(
+    "lost", ["report.html", "results.parquet", "layers.parquet", "correct.parquet", "models", "status.json"]
+)
 def test_what_is_missing_is_made_again(held: Any, lost: str) -> None:
     run, _, before = held
     RunDirectory(run).delete(lost)
     assert small.run(parse_study(settings()), run)[0] == 0
     assert (run / lost).exists()
     assert not (run / "history").exists()
-    if lost == "results.parquet":
+    if lost in before and lost.endswith(".parquet"):
         assert (run / lost).read_bytes() == before[lost]
 
 
