@@ -48,7 +48,7 @@ def keep_chosen_model(
     Args:
         study: The study.
         store: Access to the run directory.
-        records: The record of each trial by trial id; that of a trial that is run again is replaced.
+        records: The record of each trial by trial id; that of a trial that is run again is replaced, unless it fails.
         run_again: Runs a trial and returns its record.
     """
     if study.output.save_models != "best":
@@ -57,5 +57,10 @@ def keep_chosen_model(
     if chosen is None or store.keep_model(chosen["trial_id"]):
         return
     (trial,) = (trial for trial in study.trials() if trial.trial_id == chosen["trial_id"])
-    records[trial.trial_id] = run_again(trial)
+    again = run_again(trial)
+    if again["row"]["status"] != schemas.OK:
+        row, error = records[trial.trial_id]["row"], again["row"]["error"]
+        row["warnings"] = [*row["warnings"], f"its model was not kept, and it failed when it was run again: {error}"]
+        return
+    records[trial.trial_id] = again
     store.keep_model(trial.trial_id)

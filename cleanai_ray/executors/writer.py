@@ -166,11 +166,12 @@ class RunWriter:
         return self._save_models == "all"
 
     def keep_model(self, trial_id: str) -> bool:
-        """Delete all models but that of a trial, and return whether it is there; it will be wanted if it is not."""
+        """Delete all models but that of a trial, if it is there, and return whether it is; else it will be wanted."""
         with self._lock:
             self._chosen = trial_id
-            self._delete({name for name in self._saved if name != trial_id})
-            return trial_id in self._saved
+            is_there = trial_id in self._saved
+            self._delete({name for name in self._saved if is_there and name != trial_id})
+            return is_there
 
     def write_trial(self, record: Record, inputs: str, model: SavedTrialModel | None = None) -> None:
         """Write a trial: its model if it comes with one, its record, and its completion marker if it succeeded.

@@ -10,7 +10,7 @@ import yaml
 from cleanai_ray.config.sections import HELD_BACK
 from cleanai_ray.config.study import Study
 from cleanai_ray.deploy import require_quantization
-from cleanai_ray.errors import ArtifactError, DataError
+from cleanai_ray.errors import ArtifactError, DataError, StudyError
 from cleanai_ray.evaluation.backends import require_installed
 from cleanai_ray.evaluation.target_latency import require_target_packages
 from cleanai_ray.graph.blocks import find_blocks
@@ -46,7 +46,7 @@ def check_study(study: Study) -> Workspace:
 
     Raises:
         CleanAIError: When the data set or a package is missing, the model does not fit its weights or cannot be pruned,
-            or an option of a method is wrong or does not fit the sweep.
+            or an option of a method or of pruning is wrong or does not fit the sweep.
     """
     methods = {name: create_method(name, study.sweep.method_options.get(name)) for name in study.sweep.methods}
     for trial in study.trials():
@@ -56,6 +56,12 @@ def check_study(study: Study) -> Workspace:
     if study.evaluation.target is not None:
         require_target_packages(study.evaluation.target)
     require_quantization(study.sweep.quantization)
+    timed = next((budget for budget in study.sweep.budgets if budget.resource == "latency"), None)
+    if timed is not None and study.pruning.remove_blocks is not None:
+        raise StudyError(
+            f"pruning.remove_blocks is {study.pruning.remove_blocks}, and sweep.budgets holds {timed}, whose profile is of "
+            "the model with all blocks; allowed: one of them, or blocks with budgets of MACs, parameters or size"
+        )
     workspace = open_workspace(study.model_dump_json(), "cpu")
     _require_unscored_training(study, workspace)
     section = study.model

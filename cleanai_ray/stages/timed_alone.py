@@ -12,6 +12,7 @@ from cleanai_ray.config.sweep import Quantization
 from cleanai_ray.config.target import TargetSection
 from cleanai_ray.deploy import timing_of
 from cleanai_ray.deploy.quantized import quantize
+from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.latency import measure_latency
 from cleanai_ray.evaluation.target_latency import target_rows, time_in_target
 from cleanai_ray.graph.graph import ChannelGraph
@@ -73,6 +74,8 @@ def _narrowed(dense: nn.Module, example: torch.Tensor, removed: Mapping[str, int
     graph = ChannelGraph(dense, example, ignored)
     groups = {group.name: group for group in graph.groups}
     gone = {}
+    if unknown := sorted(removed.keys() - groups.keys()):
+        raise EvaluationError(f"the model cannot be made again to be timed: it has no group {', '.join(unknown)}")
     for name, count in removed.items():
         group = groups[name]
         left = group.num_units - count // group.num_blocks

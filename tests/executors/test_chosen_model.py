@@ -94,6 +94,22 @@ def test_a_chosen_trial_whose_model_went_is_run_again(tmp_path: Path) -> None:
     assert kept(tmp_path, study, rows) == ([rows[1]["trial_id"]], [rows[1]["trial_id"]])
 
 
+def test_a_chosen_trial_that_fails_when_it_is_run_again_costs_neither_models_nor_its_record(tmp_path: Path) -> None:
+    study = study_of(min_speedup=2.0)
+    speeds = (row(study, 0, 0.925, 30, speedup_b1=1.0), row(study, 1, 0.915, 90, speedup_b1=2.5))
+    rows = [{**one, "warnings": []} for one in speeds]
+    writer = RunWriter(str(tmp_path), study)
+    for one in rows:
+        writer.write_trial({"row": one}, "key", MODEL if writer.wants_model(one) else None)
+    records = {one["trial_id"]: {"row": one} for one in rows}
+    chosen = rows[1]["trial_id"]
+    failed = {"row": {**rows[1], "status": schemas.FAILED, "error": "out of memory"}}
+    keep_chosen_model(study, writer, records, lambda trial: failed)
+    assert RunDirectory(str(tmp_path)).list("models") == [rows[0]["trial_id"]]
+    assert records[chosen]["row"]["status"] == schemas.OK
+    assert "out of memory" in records[chosen]["row"]["warnings"][-1]
+
+
 def test_images_that_decide_choose_the_model(tmp_path: Path) -> None:
     study = study_of(max_macs=0.95)
     roles = [(0.92, 0.88), (0.90, 0.94), (0.91, 0.91)]
