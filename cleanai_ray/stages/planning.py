@@ -59,8 +59,8 @@ def check_study(study: Study) -> Workspace:
     timed = next((budget for budget in study.sweep.budgets if budget.resource == "latency"), None)
     if timed is not None and study.pruning.remove_blocks is not None:
         raise StudyError(
-            f"pruning.remove_blocks is {study.pruning.remove_blocks}, and sweep.budgets holds {timed}, profiled with all "
-            "blocks; allowed: one of them, or blocks with budgets of MACs, parameters or size"
+            f"pruning.remove_blocks is {study.pruning.remove_blocks}, and sweep.budgets holds {timed}, profiled with "
+            "all blocks; allowed: one of them, or blocks with budgets of MACs, parameters or size"
         )
     workspace = open_workspace(study.model_dump_json(), "cpu")
     _require_unscored_training(study, workspace)
