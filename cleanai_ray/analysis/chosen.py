@@ -21,7 +21,7 @@ from cleanai_ray.analysis.intervals import interval_of
 from cleanai_ray.analysis.numbers import percent, plural
 from cleanai_ray.analysis.optimism import simulated_optimism
 from cleanai_ray.analysis.paired import PairedDifference
-from cleanai_ray.analysis.recommendation import Recommendation, recommend
+from cleanai_ray.analysis.recommendation import Recommendation, cost_in_words, recommend
 from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.storage.image_schemas import TEST
 
@@ -94,7 +94,14 @@ def choose(study: StudyFrames) -> Choice:
     )
     if found.trial is None:
         return choice
-    told = replace(found, trial=trial, runner_up=runner_up, sentence=_sentence(choice, found))
+    own = {} if choice.against_dense is None else {"mcnemar_p": choice.against_dense.p_value}
+    told = replace(
+        found,
+        trial=trial,
+        runner_up=runner_up,
+        sentence=_sentence(choice, found),
+        cost=cost_in_words({**trial, **own}, study.target),
+    )
     return replace(choice, recommendation=told)
 
 

@@ -192,14 +192,15 @@ def _take(study: StudyFrames, order: pl.DataFrame, why: str) -> Recommendation:
     interval = interval_of(chosen)
     words = f"Take {describe_trial(chosen)}, trial {chosen['trial_id']}: {percent(chosen['accuracy'])} top-1"
     words += f" (95 % interval {interval})" if interval else ""
-    return Recommendation(chosen, f"{words}.", why, _cost(chosen, study.target), runner_up)
+    return Recommendation(chosen, f"{words}.", why, cost_in_words(chosen, study.target), runner_up)
 
 
 def _row(study: StudyFrames, order: pl.DataFrame, place: int) -> dict[str, Any]:
     return study.ok.row(by_predicate=pl.col("trial_id") == order["trial_id"][place], named=True)
 
 
-def _cost(trial: dict[str, Any], target: str | None) -> str:
+def cost_in_words(trial: dict[str, Any], target: str | None) -> str:
+    """Return what a trial costs against the dense model, from its row."""
     parts = []
     if trial["loss_points"] is not None:
         test = "" if trial["mcnemar_p"] is None else f" (McNemar's test: {p_text(trial['mcnemar_p'])})"

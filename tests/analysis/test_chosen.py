@@ -45,6 +45,8 @@ def test_images_that_decide_choose_and_the_others_report() -> None:
     assert choice.optimism is None
     assert "88.0 % top-1" in choice.recommendation.sentence
     assert "1000 test images, which decided nothing" in choice.recommendation.sentence
+    lost = "\N{MINUS SIGN}5.00 points of accuracy (McNemar's test: p < 0.001)"
+    assert choice.recommendation.cost.startswith(f"Against dense: {lost}")
     assert "choice of the winner" not in {risk.kind for risk in find_risks(study)}
 
 
