@@ -14,23 +14,13 @@ from cleanai_ray.executors.writer import completed_records, model_folder
 from cleanai_ray.stages.fingerprints import alone_key, profile_key, trial_key
 from cleanai_ray.stages.multiple import known_multiple
 from cleanai_ray.stages.planning import cached_dense
-from cleanai_ray.storage import image_schemas, schemas
+from cleanai_ray.stages.tables import ALWAYS_WRITTEN
+from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
 from cleanai_ray.storage.status import read_status
 
 _REPORT = "report.html"  # the last part of the report that is written
-_NEEDED = (
-    _REPORT,
-    "report.pdf",
-    schemas.RESULTS_FILE,
-    schemas.LAYERS_FILE,
-    schemas.CLASSES_FILE,
-    schemas.COVERAGE_FILE,
-    schemas.HISTORY_FILE,
-    schemas.LATENCY_FILE,
-    image_schemas.IMAGES_FILE,
-    image_schemas.CORRECT_FILE,
-)
+_NEEDED = (_REPORT, "report.pdf", *ALWAYS_WRITTEN)
 
 
 def report_key(study: Study, run: RunDirectory, dense_digest: str) -> str:

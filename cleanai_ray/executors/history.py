@@ -18,24 +18,14 @@ from cleanai_ray.executors.checkpoints import record_name
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.writer import model_folder
 from cleanai_ray.stages.fingerprints import trial_key
-from cleanai_ray.storage import image_schemas, schemas
+from cleanai_ray.stages.tables import ALWAYS_WRITTEN
+from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 
 HISTORY = "history"
 """The folder of earlier results."""
 
-_TABLES = (
-    schemas.RESULTS_FILE,
-    schemas.LAYERS_FILE,
-    schemas.CLASSES_FILE,
-    schemas.COVERAGE_FILE,
-    schemas.HISTORY_FILE,
-    schemas.LATENCY_FILE,
-    schemas.SENSITIVITY_FILE,
-    schemas.BLOCKS_FILE,
-    image_schemas.IMAGES_FILE,
-    image_schemas.CORRECT_FILE,
-)
+_TABLES = (*ALWAYS_WRITTEN, schemas.SENSITIVITY_FILE, schemas.BLOCKS_FILE)
 _OUTCOME = (*_TABLES, "charts", "report.pdf", "report.html", "layer_ratios.yaml")
 _STUDY, _RECORD = "study.yaml", "environment.json"
 _SCRATCH = ("cache", "tune", "train", "status.json")

@@ -15,6 +15,18 @@ from cleanai_ray.storage import schemas
 from cleanai_ray.storage.image_schemas import CORRECT, CORRECT_FILE, IMAGES, IMAGES_FILE
 from cleanai_ray.storage.run_directory import RunDirectory
 
+ALWAYS_WRITTEN = (
+    schemas.RESULTS_FILE,
+    schemas.LAYERS_FILE,
+    schemas.CLASSES_FILE,
+    schemas.COVERAGE_FILE,
+    schemas.HISTORY_FILE,
+    schemas.LATENCY_FILE,
+    IMAGES_FILE,
+    CORRECT_FILE,
+)
+"""The tables that every finished run has."""
+
 
 def write_tables(
     run: RunDirectory,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from image_trees import colour_image, encoded, write_hub_parquet
 from sklearn.datasets import load_digits
+
+from cleanai_ray.data.reading import DECODE_LOG
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +85,12 @@ def parquet_root(tmp_path, digit_images) -> Path:
         rows = [encoded(image, "PNG") for image in images[start:stop]]
         write_hub_parquet(tmp_path / "data" / f"{name}.parquet", rows, labels[start:stop].tolist(), names=names)
     return tmp_path
+
+
+@pytest.fixture
+def decodes(tmp_path_factory, monkeypatch) -> Callable[[], Counter]:
+    """How often each image was decoded, by any process, by the name of its file."""
+    log = tmp_path_factory.mktemp("log") / "decodes"
+    log.touch()
+    monkeypatch.setenv(DECODE_LOG, str(log))
+    return lambda: Counter(Path(line).name for line in log.read_text().splitlines())

@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from cleanai_ray.config.images import CacheSection
 from cleanai_ray.data import BatchOptions, KeptImages, batches, decoded, kept_images
 from cleanai_ray.data.decoded_folder import DecodedFolder
 from cleanai_ray.data.image_folder import FileDataset
-from cleanai_ray.data.reading import DECODE_LOG
 from cleanai_ray.data.unreadable import UnreadableSamples
 from cleanai_ray.errors import DataError
 
@@ -29,15 +27,6 @@ SHAPE = (3, 32, 32)
 COUNT = 15
 """Images of the training split."""
 FORK = get_context("fork")
-
-
-@pytest.fixture
-def decodes(tmp_path_factory, monkeypatch) -> Callable[[], Counter]:
-    """How often each image was decoded, by any process, by the name of its file."""
-    log = tmp_path_factory.mktemp("log") / "decodes"
-    log.touch()
-    monkeypatch.setenv(DECODE_LOG, str(log))
-    return lambda: Counter(Path(line).name for line in log.read_text().splitlines())
 
 
 def split_of(root: Path) -> FileDataset:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections import Counter
-from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -30,7 +28,6 @@ from cleanai_ray.data import (
 )
 from cleanai_ray.data.image_folder import FileDataset
 from cleanai_ray.data.jpeg_decoder import JpegDecoder, decoded_bytes
-from cleanai_ray.data.reading import DECODE_LOG
 from cleanai_ray.data.transforms import Preprocessing
 from cleanai_ray.data.unreadable import UnreadableSamples
 from cleanai_ray.errors import DataError
@@ -61,15 +58,6 @@ def root(tmp_path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number:02}.jpg").write_bytes(jpeg(photo(number)))
     return tmp_path
-
-
-@pytest.fixture
-def decodes(tmp_path_factory, monkeypatch) -> Callable[[], Counter]:
-    """How often each image was decoded for the file, by the name of its own."""
-    log = tmp_path_factory.mktemp("log") / "decodes"
-    log.touch()
-    monkeypatch.setenv(DECODE_LOG, str(log))
-    return lambda: Counter(Path(line).name for line in log.read_text().splitlines())
 
 
 class Decoder:
