@@ -33,13 +33,13 @@ def _time(forward: Forward, batch: Tensor, finish: Callable[[], None]) -> float:
     start = time.perf_counter_ns()
     forward(batch)
     finish()
-    return time.perf_counter_ns() - start
+    return (time.perf_counter_ns() - start) / _NANOSECONDS_PER_MILLISECOND
 
 
 def _rounds(
     forwards: Mapping[str, Forward], batch: Tensor, *, warmup: int, runs: int, finish: Callable[[], None]
 ) -> dict[str, list[float]]:
-    """Time every model once a round, in an order that is reversed every round; return nanoseconds by model."""
+    """Time every model once a round, in an order that changes every round; return milliseconds by model."""
     timers = {name: (lambda run=run: _time(run, batch, finish)) for name, run in forwards.items()}
     return take_turns(timers, warmup=warmup, runs=runs)
 
@@ -54,8 +54,8 @@ def measure_latency(
     """Time forward passes of several models under the same conditions.
 
     For each back end and batch size there are `section.warmup` untimed and `section.runs` timed rounds. In each round
-    every model runs once, in alternating order, so that a noisy machine affects all of them alike. On CUDA a time ends
-    when the device has finished. A latency is that of the whole pass, and is never divided by the batch size. The
+    every model is timed once, in alternating order, so that a noisy machine affects all of them alike. On CUDA a time
+    ends when the device has finished. A latency is that of the whole pass, and is never divided by the batch size. The
     speed-up is the median over the rounds of the dense model's time divided by the pruned one's in the same round,
     so it does not change when the whole machine gets slower or faster meanwhile.
 
@@ -126,20 +126,19 @@ def _peak(backend: str, model: nn.Module, forward: Forward, batch: Tensor) -> in
 def _row(
     variant: str, timing: Timing, batch_size: int, section: LatencySection, device: torch.device
 ) -> dict[str, Any]:
-    """Return a row of latency.parquet from times in nanoseconds."""
-    median = timing.p50 / _NANOSECONDS_PER_MILLISECOND
+    """Return a row of latency.parquet from times in milliseconds."""
     return {
         "variant": variant,
         "target": None,
         "exclusive": False,
         "batch_size": batch_size,
-        "latency_ms_p50": median,
-        "latency_ms_p90": timing.p90 / _NANOSECONDS_PER_MILLISECOND,
-        "latency_ms_p99": timing.p99 / _NANOSECONDS_PER_MILLISECOND,
+        "latency_ms_p50": timing.p50,
+        "latency_ms_p90": timing.p90,
+        "latency_ms_p99": timing.p99,
         "speedup": timing.speedup,
         "speedup_low": timing.speedup_low,
         "speedup_high": timing.speedup_high,
-        "throughput": batch_size / median * 1000.0,
+        "throughput": batch_size / timing.p50 * 1000.0,
         "num_runs": section.runs,
         "num_warmup": section.warmup,
         "num_threads": section.threads,

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from cleanai_ray.evaluation.rounds import summarise, take_turns
 
 
-def turns(names: str, warmup: int, runs: int) -> tuple[str, dict[str, list[float]]]:
-    """Return who ran, in order, and the times of a clock that ticks once a run."""
+def turns(names: str, warmup: int, runs: int, start: float = 50.0) -> tuple[str, dict[str, list[float]]]:
+    """Return who ran, in order, and the times of a clock that begins at a time and ticks once a run."""
     order: list[str] = []
 
     def timer(name: str) -> Callable[[], float]:
         def run() -> float:
             order.append(name)
-            return float(len(order))
+            return start + len(order)
 
         return run
 
@@ -28,15 +28,23 @@ def turns(names: str, warmup: int, runs: int) -> tuple[str, dict[str, list[float
 
 def test_two_models_take_turns_in_an_order_that_is_reversed_every_round() -> None:
     order, times = turns("ab", 1, 3)
-    assert order == "abba" * 2
-    assert times == {"a": [4.0, 5.0, 8.0], "b": [3.0, 6.0, 7.0]}  # the first round is dropped
+    assert order == "aabb" + "baabba"  # at first it is not known how long a pass takes
+    assert times == {"a": [56.0, 57.0, 60.0], "b": [55.0, 58.0, 59.0]}  # the first round is dropped
 
 
-def test_of_more_models_each_is_the_one_that_runs_twice_in_a_row_equally_often() -> None:
-    order, times = turns("abc", 0, 6)
-    assert order == "abccbabcaacbcabbac"
-    twice = [first for first, second in pairwise(order) if first == second]
-    assert sorted(twice) == ["a", "b", "c"]
+def test_a_short_pass_counts_only_behind_another_of_the_same_model() -> None:
+    """What a model finds in the cache is its own, whoever had the turn before."""
+    order, times = turns("ab", 1, 3, start=0.0)
+    assert order == "aabbbbaa" * 2
+    assert times == {"a": [8.0, 10.0, 16.0], "b": [6.0, 12.0, 14.0]}
+
+
+def test_of_more_models_each_comes_first_and_last_equally_often() -> None:
+    order, times = turns("abc", 1, 6)
+    assert order == "aabbcc" + "cbabcaacbcabbacabc"  # the first round, and the six that count
+    rounds = [order[start : start + 3] for start in range(6, 24, 3)]
+    for place in (0, 2):
+        assert Counter(found[place] for found in rounds) == {"a": 2, "b": 2, "c": 2}
     assert {name: len(found) for name, found in times.items()} == dict.fromkeys("abc", 6)
 
 
