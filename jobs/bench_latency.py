@@ -3,11 +3,14 @@ r"""A benchmark of latency budgets: requested, predicted and reached, beside mod
 For every network, target and budget: a profile is measured, the budget is met by what it predicts, and the result takes
 turns with the dense model and with two of the same MACs, whose groups all narrow alike by the magnitude of weights
 (which is torch-pruning's magnitude pruner, as a test proves): with any widths, and with multiples of 8. One thread of a
-CPU is timed without what other processes take. Networks have random weights, on which time does not depend; KL is that
-of the outputs on noise, and says little without training.
+CPU is timed without what other processes take. With --macs, no profile is measured: networks are pruned by `magnitude`
+to shares of their MACs, with the default widths and with any. Networks have random weights, on which time does not
+depend; KL is that of the outputs on noise, and says little without training.
 
 python jobs/bench_latency.py
 python jobs/bench_latency.py --networks resnet50 --budgets 0.7 0.5 --backends torch onnxruntime --batch-sizes 1 32
+python jobs/bench_latency.py --macs 0.5 --networks resnet18 resnet50 mobilenet_v2 efficientnet_b0 vit_b_16 \
+    --backends torch onnxruntime
 python jobs/bench_latency.py --networks resnet50 --backends cuda_graph --dtype float16 --layout channels_last \
     --batch-sizes 64 --device cuda:0
 """
@@ -18,6 +21,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -43,6 +47,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=["resnet18", "mobilenet_v2"])
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.6], help="shares of the dense latency")
+    parser.add_argument("--macs", type=float, nargs="+", help="shares of the dense MACs, instead of --budgets")
     parser.add_argument("--backends", nargs="+", default=["onnxruntime"], help="of evaluation.target")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
     parser.add_argument("--dtype", default="float32")
@@ -99,19 +104,35 @@ class Bench:
                 predicted = found.plan.achieved["latency"]["predicted_ratio"]
                 yield from self._beside(budget, found.model, float(predicted))
 
+    def rows_at_macs(self, share: float) -> Iterator[list[str]]:
+        """Yield the rows of a network that is pruned to a share of its MACs, with the default widths and with any."""
+        models = {label: self._magnitude(share, width) for label, width in (("default", "auto"), ("any widths", None))}
+        yield from self._timed(f"{share:g} of the MACs", models)
+
     def _beside(self, budget: float, ours: nn.Module, predicted: float) -> Iterator[list[str]]:
         """Yield the rows of a model and of those with as many MACs, timed in turns."""
-        models = {"dense": self.dense, "ours": ours}
         share = self._macs(ours)
-        for label, round_to in (("magnitude, any widths", None), ("magnitude, multiples of 8", 8)):
-            models[label] = cleanai.prune(
-                self.dense,
-                self.example,
-                method="magnitude",
-                budget={"macs": share},
-                round_to=round_to,
-                ignored_layers=self.given["ignored_layers"],
-            ).model
+        models = {
+            "ours": ours,
+            "magnitude, any widths": self._magnitude(share, None),
+            "magnitude, multiples of 8": self._magnitude(share, 8),
+        }
+        yield from self._timed(f"{budget:g}", models, f"{predicted:.3f}")
+
+    def _magnitude(self, share: float, round_to: int | str | None) -> nn.Module:
+        return cleanai.prune(
+            self.dense,
+            self.example,
+            method="magnitude",
+            budget={"macs": share},
+            round_to=round_to,
+            target=self.given["target"],
+            ignored_layers=self.given["ignored_layers"],
+        ).model
+
+    def _timed(self, budget: str, models: dict[str, nn.Module], predicted: str = "") -> Iterator[list[str]]:
+        """Yield a row per model; all are timed in turns with the dense one."""
+        models = {"dense": self.dense, **models}
         section = LatencySection.model_validate(self.often)
         times = time_in_target(models, self.example, self.target, section, device=self.options.device, quick=True)
         timings = times.timings
@@ -121,10 +142,10 @@ class Bench:
             yield [
                 self.name,
                 self.target.label,
-                f"{budget:g}",
+                budget,
                 label,
                 f"{self._macs(models[label]):.3f}",
-                f"{predicted:.3f}" if label == "ours" else "",
+                predicted if label == "ours" else "",
                 f"{1 / timing.speedup:.3f}",
                 f"**{timing.speedup:.2f}** ({timing.speedup_low:.2f} to {timing.speedup_high:.2f})",
                 f"{timing.p50:.2f} of {timings['dense'].p50:.2f}",
@@ -159,7 +180,9 @@ def main(words: list[str]) -> None:
                 threads=options.threads,
             )
             for name in options.networks:
-                for row in Bench(options, name, target).rows():
+                bench = Bench(options, name, target)
+                rows = chain(*map(bench.rows_at_macs, options.macs)) if options.macs else bench.rows()
+                for row in rows:
                     print(f"| {' | '.join(row)} |", flush=True)
 
 
