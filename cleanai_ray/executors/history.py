@@ -70,7 +70,7 @@ class History:
         self._move(*_OUTCOME, _STUDY, told=f"the tables and the report of {whose}")
 
     def keep_trials(self, study: Study, dense_digest: str) -> None:
-        """Move the records and models of trials that succeeded and are not those of the study, or not any more."""
+        """Move records, models and exports of trials that succeeded and are not those of the study, or not any more."""
         keys = {trial.trial_id: trial_key(study, trial, dense_digest) for trial in study.trials()}
         found = [name.removesuffix(".json.done") for name in self._run.list("trials") if name.endswith(".json.done")]
         gone = [
@@ -79,6 +79,8 @@ class History:
             if trial_id not in keys or not self._run.is_complete(record_name(trial_id), keys[trial_id])
         ]
         names = [name for trial_id in gone for name in (record_name(trial_id), model_folder(trial_id))]
+        exported = tuple(f"{trial_id}." for trial_id in gone)
+        names += [f"exports/{name}" for name in self._run.list("exports") if name.startswith(exported)]
         trials = "trial" if len(gone) == 1 else "trials"
         self._move(*names, told=f"{len(gone)} {trials} that the study no longer has, or has with other settings,")
 

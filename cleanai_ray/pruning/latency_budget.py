@@ -1,9 +1,8 @@
-"""A latency budget: predicted milliseconds are spent, the result is timed, and the prediction is corrected once."""
+"""A latency budget: predicted milliseconds are spent, the result is timed, and the prediction is corrected."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +18,8 @@ LATENCY_TOLERANCE = 0.05
 
 _NEAR_ENOUGH = 0.02
 _LEAST_LIMIT = 0.01
+_MOST_TIMED = 4
+_SAME = 1e-3
 
 Prune = Callable[[Trial], PruneResult]
 """Prunes the dense model as a trial says, by predicted time."""
@@ -47,19 +48,26 @@ class _Timed:
         return float(self.latency["ratio"])
 
     @property
+    def removed(self) -> Mapping[str, int]:
+        """The number of channels that each group has lost."""
+        return {group.name: len(group.removed) for group in self.result.plan.groups}
+
+    @property
     def predicted(self) -> float:
         """Its predicted time, likewise."""
         return float(self.result.plan.achieved["latency"]["predicted_ratio"])
 
 
 def prune_to_budget(prune: Prune, trial: Trial, compare: Compare) -> PruneResult:
-    """Prune as a trial says. If it limits latency, time the model and correct the prediction once.
+    """Prune as a trial says. If it limits latency, time the model and correct the prediction until the limit is met.
 
     1. `prune` removes what does least harm per predicted millisecond, until the predicted time is within the limit.
     2. The model is timed beside the dense one. If that is within 2 % of the limit, it is the result.
     3. Otherwise the dense model is pruned once more, to the predicted saving that would be the asked one if measured
-       savings were to predicted ones as they were for the first model. It is timed, too, and the better model is the
-       result: the slower one if both are within the limit, else the faster one.
+       savings were to predicted ones as they were for the last model; between a model that is too slow and one that is
+       too fast, the prediction is interpolated. That is repeated until a model is within 2 % of the limit, widths do
+       not change any more, or four models were timed. The best one is the result: the slowest of those within the
+       limit, else the fastest.
 
     Args:
         prune: Prunes the dense model as a trial says.
@@ -77,11 +85,20 @@ def prune_to_budget(prune: Prune, trial: Trial, compare: Compare) -> PruneResult
     if trial.budget is None or trial.budget.latency is None:
         return prune(trial)
     limit = trial.budget.latency
-    tried = [_timed(prune, trial, limit, compare)]
-    corrected = _corrected(tried[0], limit)
-    if corrected is not None:
-        with suppress(PruningError):  # The bounds may not allow as much.
-            tried.append(_timed(prune, trial, corrected, compare))
+    tried, refused = [_timed(prune, trial, limit, compare)], [0.0]
+    while len(tried) < _MOST_TIMED and len(refused) <= _MOST_TIMED:
+        asked = _next_to_ask(tried, limit, max(refused))
+        if asked is None:
+            break
+        try:
+            found = _timed(prune, trial, asked, compare)
+        except PruningError:  # The bounds do not allow as much.
+            refused.append(asked)
+            continue
+        known = any(found.removed == one.removed for one in tried)
+        tried.append(found)
+        if known:
+            break
     return _finished(trial, limit, min(tried, key=lambda found: _distance(found.ratio, limit)), len(tried))
 
 
@@ -90,16 +107,33 @@ def _timed(prune: Prune, trial: Trial, asked: float, compare: Compare) -> _Timed
     return _Timed(result=result, asked=asked, latency=compare(result.model))
 
 
-def _corrected(first: _Timed, limit: float) -> float | None:
-    """Return the predicted time to ask for instead; None if the first model is near enough."""
-    if abs(first.ratio - limit) <= _NEAR_ENOUGH * limit:
+def _next_to_ask(tried: Sequence[_Timed], limit: float, too_low: float) -> float | None:
+    """Return the predicted time to ask for next; None if a model is near enough, or it would be asked for again.
+
+    Where that is at most one that the bounds did not allow, it is halfway from there to the lowest that they did.
+    """
+    if any(abs(found.ratio - limit) <= _NEAR_ENOUGH * limit for found in tried):
         return None
-    predicted, measured = 1.0 - first.predicted, 1.0 - first.ratio
+    slow = min((found for found in tried if found.ratio > limit), key=lambda found: found.ratio, default=None)
+    fast = max((found for found in tried if found.ratio < limit), key=lambda found: found.ratio, default=None)
+    if slow is None or fast is None:
+        asked = _corrected(tried[-1], limit)
+    else:
+        part = (limit - fast.ratio) / (slow.ratio - fast.ratio)
+        asked = fast.asked + part * (slow.asked - fast.asked)
+    if asked <= too_low:
+        asked = (too_low + min(found.asked for found in tried)) / 2
+    return None if any(abs(asked - found.asked) < _SAME for found in tried) else asked
+
+
+def _corrected(last: _Timed, limit: float) -> float:
+    """Return the predicted time to ask for, if measured savings go on to be to predicted ones as they were."""
+    predicted, measured = 1.0 - last.predicted, 1.0 - last.ratio
     # Where hardly anything was saved, savings say nothing about each other; so the times themselves are compared.
     if measured > _NEAR_ENOUGH and predicted > _NEAR_ENOUGH:
         asked = 1.0 - predicted * (1.0 - limit) / measured
     else:
-        asked = first.predicted * limit / first.ratio
+        asked = last.predicted * limit / last.ratio
     return min(max(asked, _LEAST_LIMIT), 1.0)
 
 

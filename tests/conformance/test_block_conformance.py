@@ -16,6 +16,7 @@ from torchvision.models import SwinTransformer
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 import cleanai_ray as cleanai
+from cleanai_ray.deploy.onnx import open_session, to_onnx
 from cleanai_ray.graph.block import Block
 from cleanai_ray.graph.blocks import find_blocks
 from cleanai_ray.nn.open_attention import open_attention
@@ -93,3 +94,20 @@ def test_blocks_are_removed_narrowed_saved_and_loaded(name: str, tmp_path: Path)
     cleanai.save(narrow, tmp_path)
     loaded = cleanai.load(tmp_path, lambda: make()[0]).eval()
     assert torch.equal(loaded(images), narrow.model.eval()(images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["efficientnet_b0", "convnext", "swin"])
+def test_networks_without_blocks_compute_the_same_in_onnxruntime(name: str) -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model, images = NETWORKS[name][0]()
+    blocks = find_blocks(model.eval(), images)
+    chosen = [block.name for block in (blocks[0], blocks[-1])]
+    narrow = cleanai.prune(
+        model, images[:1], [images], remove_blocks=chosen, method="magnitude", ratio=0.3
+    ).model.eval()
+    with torch.no_grad():
+        expected = narrow(images)
+    found = open_session(to_onnx(narrow, images), threads=1)(images)
+    torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))

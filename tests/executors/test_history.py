@@ -43,7 +43,10 @@ def held(first: tuple[Path, str], tmp_path: Path) -> tuple[Path, str, dict[str, 
     RunDirectory(folder.parent).copy("run", str(Path("..") / tmp_path.name / "run"))
     run = tmp_path / "run"
     kept = [path for name in OUTCOME for path in ([run / name] if (run / name).is_file() else (run / name).iterdir())]
-    kept += [run / "trials" / f"{trial_id}.json", *(run / "models" / trial_id).iterdir()]
+    exported = run / "exports" / f"{trial_id}.onnx"
+    exported.parent.mkdir()
+    exported.write_bytes(b"an export")
+    kept += [run / "trials" / f"{trial_id}.json", *(run / "models" / trial_id).iterdir(), exported]
     assert len(kept) > len(OUTCOME)
     return run, trial_id, {str(path.relative_to(run)): path.read_bytes() for path in kept}
 
@@ -85,9 +88,9 @@ def test_a_study_that_grows_keeps_its_trials_and_the_tables_of_before(held: Any)
     assert small.run(parse_study(settings(sweep=sweep)), run)[0] == 0
     assert record.stat().st_mtime_ns == written
     found = moved(run)
-    assert {name for name in before if not name.startswith("trials/")} <= found.keys()
+    assert {name for name in before if not name.startswith(("trials/", "exports/"))} <= found.keys()
     assert all(content == before[name] for name, content in found.items() if name in before)
-    assert not any(name.startswith("trials/") for name in found)
+    assert not any(name.startswith(("trials/", "exports/")) for name in found)
     assert len(small.timeless_table(run)) == 2
 
 
