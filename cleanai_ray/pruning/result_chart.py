@@ -34,9 +34,11 @@ def result_chart(layers: Sequence[Mapping[str, Any]], cost: str, title: str) -> 
 
     column = COSTS[cost]
     names = [style.shorten(str(layer["layer"]), 34) for layer in layers]
+    if len(set(names)) < len(names):
+        names = [f"{index}  {name}" for index, name in enumerate(names)]
     rows = [
-        {"layer": f"{index}  {name}", "kept": layer[column], "dense": layer[f"{column}_dense"]}
-        for index, (name, layer) in enumerate(zip(names, layers, strict=True))
+        {"layer": name, "kept": layer[column], "dense": layer[f"{column}_dense"]}
+        for name, layer in zip(names, layers, strict=True)
     ]
     base = alt.Chart(alt.InlineData(values=rows))
     order = [row["layer"] for row in rows]

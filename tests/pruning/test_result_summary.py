@@ -17,6 +17,7 @@ from cleanai_ray.charts import style
 from cleanai_ray.display.tables import Displayed
 from cleanai_ray.evaluation.comparison import ComparisonSums
 from cleanai_ray.pruning.plan import PruningPlan
+from cleanai_ray.pruning.result_chart import result_chart
 from cleanai_ray.tasks.score import TaskScore
 
 
@@ -171,10 +172,19 @@ def test_no_value_dumps_its_tensors_or_channels() -> None:
 def test_a_plot_draws_every_layer(result: cleanai.PruneResult, cost: str, kept: list[int], dense: list[int]) -> None:
     chart = result.plot(cost).to_dict()
     (data,) = chart["datasets"].values() if "datasets" in chart else (chart["data"]["values"],)
+    assert [row["layer"] for row in data] == ["0", "2", "6"]
     assert [row["kept"] for row in data] == kept
     assert [row["dense"] for row in data] == dense
     svg = style.to_svg(result.plot(cost))
     assert "Outline: dense; filled: kept" in svg
+
+
+def test_layers_whose_shortened_names_are_the_same_stay_apart() -> None:
+    names = [f"{'a' * 20}{middle}{'z' * 20}" for middle in ("bbbbbb", "cccccc")]
+    rows = [{"layer": name, "out_channels": 1, "out_channels_dense": 2} for name in names]
+    chart = result_chart(rows, "channels", "title").to_dict()
+    (data,) = chart["datasets"].values() if "datasets" in chart else (chart["data"]["values"],)
+    assert len({row["layer"] for row in data}) == 2
 
 
 def test_a_plot_of_something_else_is_refused(result: cleanai.PruneResult) -> None:
