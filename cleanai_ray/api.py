@@ -12,6 +12,7 @@ from cleanai_ray.config.messages import checked
 from cleanai_ray.config.sections import CalibrationSection, PruningSection
 from cleanai_ray.config.study import Trial
 from cleanai_ray.coverage.base import needs_sections
+from cleanai_ray.display.progress import current, watched, with_progress
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.profile.clock import Clock, CompareModels
@@ -41,12 +42,14 @@ from cleanai_ray.tasks.base import Task, find_task
 from cleanai_ray.training.library import evaluate, fine_tune
 
 
+@with_progress("calibration")
 def calibrate(
     model: nn.Module,
     batches: Iterable[Batch],
     *,
     loss: Loss | None = None,
     task: str | Task = "classification",
+    progress: bool | None = None,
     **options: Any,
 ) -> ActivationStatistics:
     """Run a model over batches and return the statistics of its activations. The model is left as it was.
@@ -56,6 +59,7 @@ def calibrate(
         batches: Inputs [N, ...], or pairs (inputs, targets); targets are used for gradients only.
         loss: Mean loss of (output of the task's `network`, targets) for gradients; the task's by default.
         task: What the model is for, as in `prune`.
+        progress: Whether to show a line of progress; by default in a terminal or a notebook.
         **options: `threshold`, `top_k`, `sections`, `outputs`, `gradients`, `squared_gradients` and `precision`, as
             `cleanai_ray.statistics.CalibrationOptions` documents them.
 
@@ -64,13 +68,15 @@ def calibrate(
             batch holds.
     """
     task = find_task(task)
-    return collect_statistics(task.network(model), batches, CalibrationOptions(**options), loss=_model_loss(loss, task))
+    wanted, shown = CalibrationOptions(**options), watched("calibration", batches)
+    return collect_statistics(task.network(model), shown, wanted, loss=_model_loss(loss, task))
 
 
 def _model_loss(loss: Loss | None, task: Task) -> ModelLoss:
     return loss_of_output(loss) if loss else task.network_loss
 
 
+@with_progress("pruning")
 def prune(
     model: nn.Module,
     example_inputs: Tensor | tuple[Tensor, ...],
@@ -99,6 +105,7 @@ def prune(
     task: str | Task = "classification",
     check: bool = True,
     remove_blocks: Sequence[str] = (),
+    progress: bool | None = None,
 ) -> PruneResult:
     """Return a smaller copy of a model, and the plan that made it. The model given is not changed.
 
@@ -131,6 +138,7 @@ def prune(
         check: Whether each cut is compared, on the example input, with the model whose removed channels are silent.
         remove_blocks: Residual blocks to replace by their shortcut first, of `measure_blocks`; without `ratio` and
             `budget`, nothing else is removed.
+        progress: Whether to show a line of progress; by default in a terminal or a notebook.
 
     Raises:
         CleanAIError: When a name is unknown, an argument not allowed, or the model cannot be pruned as asked.
@@ -200,7 +208,8 @@ class _Job:
         if statistics is None and method.needs_statistics:
             statistics = calibrate(network)
         if curves is None and method.needs_curves:
-            curves = measure_sensitivity(network, self.example_inputs, batches, ignored_layers=ignored)
+            shown = watched("sensitivity", batches)
+            curves = measure_sensitivity(network, self.example_inputs, shown, ignored_layers=ignored)
 
         def allocate(problem: AllocationProblem) -> Allocation:
             assert curves is not None
@@ -211,6 +220,7 @@ class _Job:
 
     def prune(self, trial: Trial, measured: Measurements) -> PruneResult:
         """Prune as a trial says."""
+        current().begin("pruning")
         network, inputs = self.task.network(self.model), self.example_inputs
         pruner = Pruner(network, inputs, trial, bounds=self.bounds, measured=measured, blocks=self.blocks)
         return pruner.run().of_task(self.task)
@@ -219,6 +229,7 @@ class _Job:
         """Meet a latency budget by what a profile predicts, which is measured first if there is none."""
         bare = without_blocks(self.task.network(self.model), self.blocks)
         if profile is None:
+            current().begin("latency profile")
             granularity = granularity_for_time(self.bounds, self.trial.quantization, measured.multiple)
             ignored = left_of(self.bounds.ignored_layers, self.blocks)
             profile = profile_model(
@@ -249,6 +260,7 @@ def _repaired(
 ) -> PruneResult:
     if options is None or batches is None:
         return result
+    current().begin("repair")
     outcome = repair_model(model, result, batches, options, task=task)
     return replace(result, model=outcome.model)
 
@@ -263,7 +275,9 @@ def _measurement(trial: Trial, batches: Iterable[Batch], loss: Loss | None, task
         gradients=method.needs_gradients,
         squared_gradients=method.needs_squared_gradients,
     )
-    return lambda network: collect_statistics(network, batches, options, loss=_model_loss(loss, task))
+    return lambda network: collect_statistics(
+        network, watched("calibration", batches), options, loss=_model_loss(loss, task)
+    )
 
 
 __all__ = [

@@ -318,6 +318,7 @@ def test_trials_hold_exactly_one_amount() -> None:
 def test_the_public_names() -> None:
     assert set(cleanai.__all__) == {
         "PruneResult",
+        "analyse",
         "apply_plan",
         "calibrate",
         "cheapest_blocks",
@@ -325,12 +326,15 @@ def test_the_public_names() -> None:
         "fine_tune",
         "latency_profile",
         "load",
+        "load_run",
         "measure_blocks",
         "measure_sensitivity",
         "prune",
+        "run",
         "save",
     }
     assert all(callable(getattr(cleanai, name)) for name in cleanai.__all__)
+    assert {*cleanai.__all__, "__version__"} == set(dir(cleanai))
     with pytest.raises(AttributeError, match="no attribute 'prunes'"):
         _ = cleanai.prunes
 

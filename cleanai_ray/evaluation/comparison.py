@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cleanai_ray.display.tables import Displayed, Grid, Summary, percent
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.confidence import ConfidenceBins, ConfidenceSums, bins_of
 from cleanai_ray.evaluation.kept_logits import KeptLogits
@@ -17,7 +18,7 @@ from cleanai_ray.tasks.accuracy import Accuracy, AccuracySums
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Displayed):
     """Sums over samples that both models scored. Those of two sets of samples add up: `a + b`.
 
     Attributes:
@@ -92,6 +93,27 @@ class Comparison:
                 row = {"label": label, "num_evaluated": total, "accuracy_dense": dense / total}
                 rows.append({**row, "accuracy": pruned / total, "change": change})
         yield from sorted(rows, key=lambda row: (row["change"], row["label"]))
+
+    def summary(self) -> Summary:
+        """Return a table of the classes, the one that lost most first; notebooks show it in place of the sums."""
+        rows = tuple(
+            (
+                str(row["label"]),
+                f"{row['num_evaluated']:,}",
+                percent(row["accuracy_dense"]),
+                percent(row["accuracy"]),
+                f"{100 * row['change']:+.1f} points",
+            )
+            for row in self.class_rows()
+        )
+        return Summary(self._in_short(), (Grid(columns=("class", "samples", "dense", "pruned", "change"), rows=rows),))
+
+    def _in_short(self) -> str:
+        agreement = f"agreement {percent(self.agreement)}, " if self.num_samples else ""
+        return f"{self.num_samples:,} samples: {agreement}{self.lost:,} lost, {self.gained:,} gained"
+
+    def __repr__(self) -> str:
+        return f"Comparison({self._in_short()})"
 
 
 class ComparisonSums:

@@ -86,6 +86,9 @@ class GroupCurve:
         before = ranks[0] if len(ranks) else 0
         return np.diff(harm[[before, *(ranks[:-1] + 1)]])
 
+    def __repr__(self) -> str:
+        return f"GroupCurve({self.name}: {self.num_units} units, {len(self.probes)} probes)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityCurves:
@@ -110,6 +113,9 @@ class SensitivityCurves:
             for curve in self.groups.values()
             if curve.estimated is not None
         )
+
+    def __repr__(self) -> str:
+        return f"SensitivityCurves({len(self.groups)} groups, {len(self.notes)} of them estimated)"
 
     def to_json(self) -> str:
         """Return the curves as a JSON document."""

@@ -114,6 +114,9 @@ class LatencyProfile:
         self._effective = {name: self._savings_of(name) for name in channels}
         self._correction = self._fit_correction([model for model in timed if model.kind == "uniform"])
 
+    def __repr__(self) -> str:
+        return f"LatencyProfile({len(self.stairs)} groups, {self.dense_ms:.3g} ms dense)"
+
     def predict(self, removed: Mapping[str, int]) -> float:
         """Return the milliseconds of the model in which each group loses a number of channels."""
         saved = self._saving({name: self._channels[name] - count for name, count in removed.items()})

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cleanai_ray.display.tables import percent, share, text_table
 from cleanai_ray.pruning.granularity import Granularity
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ _WIDTH = 118
 _LEAST_LAYERS_WIDTH = 16
 _GAP = "  "
 _SLACK = 1e-9
-_HEADINGS = ("group", "layers cut with it", "channels", "removed", "why")
+HEADINGS = ("group", "layers cut with it", "channels", "removed", "why")
+NUMBERS = ("channels", "removed")
+"""The columns of the table of groups, and those of them that hold numbers."""
+
 _RANKED = {
     "local": "lowest scores in the group",
     "global": "lowest scores of all groups",
@@ -43,7 +47,7 @@ def _heading(plan: PruningPlan) -> str:
     lines = [
         f"Pruning plan of {plan.model.get('class', 'a model')}{read_from}: {narrower} of {len(plan.groups)} "
         "groups of layers become narrower",
-        f"Asked:  {_asked(plan.request)}",
+        f"Asked:  {asked_for(plan.request)}",
         f"Bounds: {_bounds(plan.request.get('bounds') or {})}",
     ]
     if plan.blocks:
@@ -57,14 +61,15 @@ def _blocks(plan: PruningPlan) -> str:
     whole = plan.achieved.get("macs_dense")
     headings = ("block", "layers removed", "MACs", "of dense")
     rows = [
-        [removed.name, str(len(removed.block.layers)), f"{removed.macs:,}", _share(removed.macs, whole or 0)]
+        [removed.name, str(len(removed.block.layers)), f"{removed.macs:,}", share(removed.macs, whole or 0)]
         for removed in plan.blocks
     ]
     note = "A removed block is its shortcut, plus the mean of what its branch gave."
-    return f"{_table(headings, rows, right=headings[1:])}\n{note}"
+    return f"{text_table(headings, rows, right=headings[1:])}\n{note}"
 
 
-def _asked(request: Mapping[str, Any]) -> str:
+def asked_for(request: Mapping[str, Any]) -> str:
+    """Return a plan's request in words: method, mode, ratio or budget, steps, seed and options."""
     method = "/".join(str(request[key]) for key in ("method", "coverage_metric") if request.get(key))
     limits = {key: value for key, value in (request.get("budget") or {}).items() if value is not None}
     words = [
@@ -101,18 +106,24 @@ def _rounding(bounds: Mapping[str, Any]) -> str:
 
 def _groups(plan: PruningPlan) -> str:
     """Return the table of groups, in which the column of layers takes the width that the others leave."""
+    rows = group_rows(plan)
+    others = [max(len(text) for text in column) for column in zip(HEADINGS, *rows, strict=True)]
+    left = _WIDTH - sum(others) + others[1] - len(_GAP) * (len(HEADINGS) - 1)
+    for group, row in zip(plan.groups, rows, strict=True):
+        row[1] = _layers(group, max(left, _LEAST_LAYERS_WIDTH))
+    note = "A group is named after its first layer; layers after -> only read its channels."
+    return f"{text_table(HEADINGS, rows, right=NUMBERS)}\n{note}"
+
+
+def group_rows(plan: PruningPlan) -> list[list[str]]:
+    """Return a row of `HEADINGS` for each group of a plan."""
     digits = max((len(str(group.num_channels)) for group in plan.groups), default=1)
     rows = []
     for group in plan.groups:
         gone, width = len(group.removed), group.num_channels
         change = f"{width:>{digits}} -> {width - gone:>{digits}}"
-        rows.append([group.name, _layers(group, _WIDTH), change, _percent(gone / width), _why(group, plan.request)])
-    others = [max(len(text) for text in column) for column in zip(_HEADINGS, *rows, strict=True)]
-    left = _WIDTH - sum(others) + others[1] - len(_GAP) * (len(_HEADINGS) - 1)
-    for group, row in zip(plan.groups, rows, strict=True):
-        row[1] = _layers(group, max(left, _LEAST_LAYERS_WIDTH))
-    note = "A group is named after its first layer; layers after -> only read its channels."
-    return f"{_table(_HEADINGS, rows, right=('channels', 'removed'))}\n{note}"
+        rows.append([group.name, _layers(group, _WIDTH), change, percent(gone / width), _why(group, plan.request)])
+    return rows
 
 
 def _layers(group: GroupPlan, width: int) -> str:
@@ -190,49 +201,34 @@ def _layer_ratio(group: GroupPlan, ratios: Mapping[str, float]) -> tuple[str | N
 
 
 def _totals(plan: PruningPlan) -> str:
+    return text_table(("", "dense", "pruned", "kept", ""), total_rows(plan), right=("dense", "pruned", "kept"))
+
+
+def total_rows(plan: PruningPlan) -> list[list[str]]:
+    """Return a row for each cost of the model: its name, dense, pruned, the share that is kept, and a note."""
     achieved = plan.achieved
     channels = sum(group.num_channels for group in plan.groups)
     left = channels - sum(len(group.removed) for group in plan.groups)
-    rows = [["prunable channels", f"{channels:,}", f"{left:,}", _share(left, channels), ""]]
+    rows = [["prunable channels", f"{channels:,}", f"{left:,}", share(left, channels), ""]]
     for key, name in (("params", "parameters"), ("macs", "MACs of one input")):
         if key in achieved:
             dense, pruned = achieved[f"{key}_dense"], achieved[key]
-            rows.append([name, f"{dense:,}", f"{pruned:,}", _share(pruned, dense), ""])
+            rows.append([name, f"{dense:,}", f"{pruned:,}", share(pruned, dense), ""])
     if "size_bytes" in achieved:
         dense, pruned = achieved["size_bytes_dense"], achieved["size_bytes"]
-        rows.append(["file", f"{dense / 1e6:,.3f} MB", f"{pruned / 1e6:,.3f} MB", _share(pruned, dense), ""])
+        rows.append(["file", f"{dense / 1e6:,.3f} MB", f"{pruned / 1e6:,.3f} MB", share(pruned, dense), ""])
     if "latency" in achieved:
         rows.append(_latency_row(achieved["latency"]))
-    return _table(("", "dense", "pruned", "kept", ""), rows, right=("dense", "pruned", "kept"))
+    return rows
 
 
 def _latency_row(latency: Mapping[str, Any]) -> list[str]:
     if "latency_ms_p50" not in latency:  # The user's own function timed it, and returns the ratio alone.
-        return ["measured latency", "", "", _percent(latency["ratio"]), ""]
+        return ["measured latency", "", "", percent(latency["ratio"]), ""]
     dense, pruned = (f"{latency[key]:.2f} ms" for key in ("latency_ms_p50_dense", "latency_ms_p50"))
     threads = f"{latency['num_threads']} thread{'' if latency['num_threads'] == 1 else 's'}"
     note = f"batch {latency['batch_size']}, {threads}, {latency['device']}"
-    return ["measured latency", dense, pruned, _percent(latency["ratio"]), note]
-
-
-def _share(part: float, whole: float) -> str:
-    return _percent(part / whole) if whole else ""
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> str:
-    widths = [max(len(text) for text in column) for column in zip(headings, *rows, strict=True)]
-    lines = []
-    for row in (headings, *rows):
-        cells = [
-            text.rjust(width) if heading in right else text.ljust(width)
-            for heading, text, width in zip(headings, row, widths, strict=True)
-        ]
-        lines.append(_GAP.join(cells).rstrip())
-    return "\n".join(lines)
+    return ["measured latency", dense, pruned, percent(latency["ratio"]), note]
 
 
 def _wrapped(text: str, indent: int) -> str:

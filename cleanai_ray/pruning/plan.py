@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cleanai_ray.config.digests import digest
+from cleanai_ray.display.tables import Displayed, Summary
 from cleanai_ray.errors import ArtifactError, PruningError
 from cleanai_ray.graph.block import Block
 from cleanai_ray.pruning.explain import explain_plan
+from cleanai_ray.pruning.summary import in_short, summary_of_plan
 
 PLAN_FORMAT = "cleanai-plan/2"
 BLOCK_PLAN_FORMAT = "cleanai-plan/3"  # Removes whole blocks, which earlier versions would leave in place.
@@ -51,6 +53,9 @@ class GroupPlan:
         """Every layer that the group cuts, once: first those that narrow, then those that read them."""
         return tuple(dict.fromkeys([*self.outputs, *self.inputs]))
 
+    def __repr__(self) -> str:
+        return f"GroupPlan({self.name}: {self.num_channels} -> {self.num_channels - len(self.removed)} channels)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlockPlan:
@@ -84,9 +89,12 @@ class BlockPlan:
         """Return the plan that `dataclasses.asdict` made a dict of, which may have been JSON in between."""
         return BlockPlan(**{**_with_tuples(fields), "block": Block(**_with_tuples(fields["block"]))})
 
+    def __repr__(self) -> str:
+        return f"BlockPlan({self.name}: {len(self.block.layers)} layers, {self.macs:,} MACs)"
+
 
 @dataclass(frozen=True, kw_only=True)
-class PruningPlan:
+class PruningPlan(Displayed):
     """A choice of channels that can be inspected, saved, and applied to the dense model again.
 
     Attributes:
@@ -111,6 +119,13 @@ class PruningPlan:
     def explain(self) -> str:
         """Return the plan as a table to print: what each group loses and why, and how much that saves in all."""
         return explain_plan(self)
+
+    def summary(self) -> Summary:
+        """Return the plan as tables, which notebooks show in place of it."""
+        return summary_of_plan(self)
+
+    def __repr__(self) -> str:
+        return f"PruningPlan({in_short(self)})"
 
     @property
     def removed(self) -> dict[str, tuple[int, ...]]:

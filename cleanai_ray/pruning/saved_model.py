@@ -19,15 +19,45 @@ from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.pruning.block_removal import without_blocks
 from cleanai_ray.pruning.plan import PruningPlan
+from cleanai_ray.pruning.plan_fit import require_fit, unwrapped
 from cleanai_ray.pruning.plan_parts import identify
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.storage.run_directory import PLAN_FILE, WEIGHTS_FILE, RunDirectory
 from cleanai_ray.tasks.base import find_task
 
 
-def save(result: PruneResult, location: str | os.PathLike[str]) -> None:
-    """Write a pruned model as plan.json and weights.safetensors into a folder or URL. Nothing is pickled."""
-    save_model(result.model, result.plan, RunDirectory(location))
+def save(
+    model: PruneResult | nn.Module,
+    location: str | os.PathLike[str],
+    *,
+    plan: PruningPlan | str | os.PathLike[str] | None = None,
+) -> None:
+    """Write a pruned model as plan.json and weights.safetensors into a folder or URL. Nothing is pickled.
+
+    Args:
+        model: What `prune` returned; or the pruned module itself, wherever it was trained, with its plan.
+        location: The folder or URL.
+        plan: The plan that made the module: `result.plan`, or a folder or URL that `save` wrote to.
+
+    Raises:
+        ArtifactError: When a module is given without its plan or with another one, or something cannot be written.
+    """
+    if isinstance(model, PruneResult):
+        if plan is not None and plan != model.plan:
+            raise ArtifactError("save got the result of a pruning and another plan; allowed: the result alone")
+        save_model(model.model, model.plan, RunDirectory(location))
+        return
+    if not isinstance(model, nn.Module):
+        raise ArtifactError(f"model is a {type(model).__name__}; allowed: what `prune` returned, or a torch module")
+    if plan is None:
+        raise ArtifactError(
+            f"save got a {type(model).__name__} without its plan; needed: plan=result.plan, or the folder that a save "
+            "of the same pruning wrote"
+        )
+    found = plan if isinstance(plan, PruningPlan) else PruningPlan.from_json(RunDirectory(plan).read_text(PLAN_FILE))
+    model = unwrapped(model)
+    require_fit(model, found)
+    save_model(model, found, RunDirectory(location))
 
 
 def save_model(model: nn.Module, plan: PruningPlan, run: RunDirectory, folder: str = "") -> None:

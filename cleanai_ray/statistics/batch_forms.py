@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,11 @@ class Batches:
 
     def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Any]]:
         return map(in_form, self._batches)
+
+    def __length_hint__(self) -> int:
+        """Return the number of batches, if that is known; unlike a length, it does not make an empty one false."""
+        number = operator.length_hint(self._batches, -1)
+        return number if number >= 0 else NotImplemented
 
     def again(self) -> Batches:
         """Return batches that can be read again: those of an iterator are read into memory."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cleanai_ray.display.tables import Displayed, Summary
 from cleanai_ray.errors import CalibrationError
 from cleanai_ray.statistics.histogram import (
     ActivationHistograms,
@@ -18,6 +19,7 @@ from cleanai_ray.statistics.histogram import (
     histogram_tensors,
     read_histogram,
 )
+from cleanai_ray.statistics.summary import layer_in_short, model_in_short, summary_of_statistics
 from cleanai_ray.statistics.tensor_file import pack, unpack
 
 _FORMAT = "cleanai-statistics/2"
@@ -119,12 +121,15 @@ class LayerStatistics:
             raise CalibrationError("statistics cannot be merged: only one side has histograms; allowed: both or none")
         return LayerStatistics(**values)
 
+    def __repr__(self) -> str:
+        return f"LayerStatistics({layer_in_short(self)})"
+
 
 _TENSORS = tuple(item.name for item in fields(LayerStatistics) if item.name != "histogram")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ActivationStatistics:
+class ActivationStatistics(Displayed):
     """Statistics of a model's activations. Those of two sets of samples add up to those of their union: `a + b`.
 
     Attributes:
@@ -217,6 +222,13 @@ class ActivationStatistics:
         """Number of samples."""
         first = next(iter((*self.inputs.values(), *self.outputs.values())))
         return int(first.num_samples)
+
+    def summary(self) -> Summary:
+        """Return a table of the layers, which notebooks show in place of the statistics."""
+        return summary_of_statistics(self)
+
+    def __repr__(self) -> str:
+        return f"ActivationStatistics({model_in_short(self)})"
 
     def select(
         self, kept_inputs: Mapping[str, np.ndarray], kept_outputs: Mapping[str, np.ndarray]

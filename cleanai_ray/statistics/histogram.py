@@ -55,6 +55,10 @@ class LayerHistogram:
             )
         return LayerHistogram(counts=self.counts + other.counts, low=self.low, high=self.high)
 
+    def __repr__(self) -> str:
+        limits = f"[{float(self.low):.4g}, {float(self.high):.4g}]"
+        return f"LayerHistogram({len(self.counts)} channels, {self.num_bins} bins of {limits})"
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ActivationHistograms:
@@ -110,6 +114,9 @@ class ActivationHistograms:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ActivationHistograms.from_bytes, (self.to_bytes(),)
+
+    def __repr__(self) -> str:
+        return f"ActivationHistograms({len(self.inputs)} layers of inputs, {len(self.outputs)} of outputs)"
 
 
 def histogram_tensors(prefix: str, value: LayerHistogram) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.messages import describe
+from cleanai_ray.display.progress import current, with_progress
 from cleanai_ray.evaluation.scoring import score
 from cleanai_ray.statistics.batch_forms import in_form
 from cleanai_ray.tasks.base import Task, find_task
@@ -23,6 +24,7 @@ from cleanai_ray.training.fine_tune import fine_tune as train
 evaluate = score
 
 
+@with_progress("fine-tuning")
 def fine_tune(
     model: nn.Module,
     batches: Collection[Any],
@@ -32,6 +34,7 @@ def fine_tune(
     teacher: nn.Module | None = None,
     seed: int = 0,
     context: TrainingContext | None = None,
+    progress: bool | None = None,
     **options: Any,
 ) -> FineTuneResult:
     """Train a model in place; it ends with the weights of its best epoch, or with its own where none was better.
@@ -47,6 +50,7 @@ def fine_tune(
         teacher: The dense model, for `distillation`.
         seed: Seed of the order and of everything random in an epoch.
         context: Device, reports and checkpoints; by default the CPU and neither.
+        progress: Whether to show a line of progress; by default in a terminal or a notebook.
         **options: Keys of a study's `finetune` section that concern one training of given batches, for instance
             `epochs`, `optimizer` and `learning_rate`.
 
@@ -65,10 +69,16 @@ def fine_tune(
 
     def epoch_batches(epoch: int) -> Batches:
         if not hasattr(batches, "__getitem__"):
-            return map(_with_targets, batches)
+            return map(counted, batches)
         order = np.random.default_rng([seed, epoch]).permutation(number)
-        return (_with_targets(batches[position]) for position in order)
+        return (counted(batches[position]) for position in order)
 
+    def counted(batch: Any) -> tuple[Tensor, Any]:
+        line.advance()
+        return _with_targets(batch)
+
+    line = current()
+    line.begin("fine-tuning", section.epochs * number)
     return train(
         model,
         section=section,
@@ -77,10 +87,16 @@ def fine_tune(
             steps_per_epoch=number,
             validation_batches=lambda: map(_with_targets, validation),
         ),
-        context=context or LocalContext(),
+        context=context or LocalContext(on_row=lambda row: line.rename(_after_epoch(row))),
         seed=seed,
         supervision=Supervision(task=find_task(task), teacher=teacher),
     )
+
+
+def _after_epoch(row: Mapping[str, Any]) -> str:
+    scores = (name for name in row if name.startswith("validation_") and name != "validation_loss")
+    found = ", ".join(f"{name.replace('_', ' ')} {row[name]:.4g}" for name in scores)
+    return f"fine-tuning, after epoch {row['epoch']}: {found}"
 
 
 def _with_targets(batch: Any) -> tuple[Tensor, Any]:

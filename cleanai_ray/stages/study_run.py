@@ -1,0 +1,221 @@
+"""A study that ran, opened in Python: its tables, its models, and what the tables say."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+import yaml
+
+from cleanai_ray.analysis.answers import Answer
+from cleanai_ray.analysis.findings import Findings, find
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.numbers import NONE, percent, plural
+from cleanai_ray.analysis.plugins import load_plugins_of
+from cleanai_ray.analysis.recommendation import Recommendation
+from cleanai_ray.analysis.risks.base import Risk
+from cleanai_ray.display.tables import Displayed, Grid, Summary
+from cleanai_ray.errors import ArtifactError
+from cleanai_ray.registry import CHARTS
+from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
+
+if TYPE_CHECKING:
+    from altair.typing import ChartType
+    from torch import nn
+
+    from cleanai_ray.pruning.plan import PruningPlan
+
+_SHOWN_TRIALS = 20
+
+
+class StudyRun(Displayed):
+    """A study that ran.
+
+    Args:
+        directory: Its run directory.
+
+    Attributes:
+        directory: The same.
+        frames: Its tables as polars frames.
+
+    Raises:
+        ArtifactError: When it holds no trial, or a file cannot be read.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self.frames = StudyFrames.load(directory)
+
+    @property
+    def location(self) -> str:
+        """The folder or URL of the run directory."""
+        return self.directory.location
+
+    @property
+    def trials(self) -> pl.DataFrame:
+        """A row for each trial, failed ones included: the columns of results.parquet, and what was asked for."""
+        return self.frames.trials
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the trial that the study leads to, as in its report; None where all failed."""
+        return self.frames.best
+
+    def plan(self, trial: str = "best") -> PruningPlan:
+        """Return the plan of a trial.
+
+        Args:
+            trial: Trial id, or `best`.
+
+        Raises:
+            ArtifactError: When its model was not saved.
+        """
+        from cleanai_ray.pruning.plan import PruningPlan
+
+        return PruningPlan.from_json(self.directory.read_text(f"{self._folder(trial)}/{PLAN_FILE}"))
+
+    def model(self, trial: str = "best") -> nn.Module:
+        """Return the pruned model of a trial, in evaluation mode.
+
+        Args:
+            trial: Trial id, or `best`.
+
+        Raises:
+            ArtifactError: When it was not saved.
+        """
+        from cleanai_ray.config.sections import ModelSection
+        from cleanai_ray.models import build_model
+        from cleanai_ray.pruning.saved_model import load_model
+
+        folder = self._folder(trial)
+        load_plugins_of(self.frames)
+        section = ModelSection.model_validate(yaml.safe_load(self.directory.read_text("study.yaml"))["model"])
+        dense = build_model(section.model_copy(update={"weights": None, "train": None}))
+        return load_model(dense, self.directory, folder).eval()
+
+    def _folder(self, trial: str) -> str:
+        if trial == "best" and self.best is None:
+            raise ArtifactError(f"no trial of run directory '{self.location}' succeeded, so there is no best one")
+        name = str(self.best["trial_id"]) if trial == "best" and self.best is not None else trial
+        saved = self.directory.list("models")
+        if name not in saved:
+            raise ArtifactError(
+                f"run directory '{self.location}' holds no model of trial '{name}'; saved: {', '.join(saved) or 'none'}"
+            )
+        return f"models/{name}"
+
+    def summary(self) -> Summary:
+        """Return the best trials as a table, the most accurate first."""
+        ranked = self.frames.ranked
+        rows = tuple(
+            (
+                row["trial_id"],
+                percent(row["accuracy"], 2),
+                percent(row["macs_share"]),
+                percent(row["params_share"]),
+                NONE if row["speedup"] is None else f"{row['speedup']:.2f}",
+            )
+            for row in ranked.head(_SHOWN_TRIALS).iter_rows(named=True)
+        )
+        grid = Grid(columns=("trial", "accuracy", "MACs", "parameters", "speed-up"), rows=rows, left=("trial",))
+        rest = len(ranked) - len(rows)
+        notes = [f"{plural(rest, 'more trial')} in `trials`."] if rest > 0 else []
+        return Summary(self._in_short(), (grid,), tuple(notes))
+
+    def _in_short(self) -> str:
+        failed, dense = len(self.frames.failed), self.frames.dense.get("accuracy")
+        words = [plural(len(self.trials), "trial"), f"{failed} failed", f"dense accuracy {percent(dense, 2)}"]
+        return f"{self.frames.name}: {', '.join(words)}, in {self.location}"
+
+    def __repr__(self) -> str:
+        return f"StudyRun({self._in_short()})"
+
+
+@dataclass(frozen=True, eq=False)
+class StudyAnalysis(Displayed):
+    """What the tables of a study say.
+
+    Attributes:
+        frames: The tables, as polars frames.
+    """
+
+    frames: StudyFrames
+
+    @cached_property
+    def findings(self) -> Findings:
+        """Everything that the report says in words."""
+        return find(self.frames)
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """The questions, each with its verdict, effect, interval and p-value."""
+        return self.findings.answers
+
+    @property
+    def risks(self) -> tuple[Risk, ...]:
+        """What speaks against taking the numbers at their face value, the gravest first."""
+        return self.findings.risks
+
+    @property
+    def recommendation(self) -> Recommendation:
+        """The trial to take, and why."""
+        return self.findings.recommendation
+
+    def chart(self, name: str) -> ChartType | None:
+        """Return a chart of the report; None if the study has no data for it.
+
+        Args:
+            name: A name of `cleanai list charts`.
+
+        Raises:
+            RegistryError: When there is no such chart.
+        """
+        import altair as alt
+
+        from cleanai_ray.charts import style
+
+        found = CHARTS.get(name)(self.frames)
+        return None if found is None else alt.Chart.from_dict(style.specification(found))
+
+    def summary(self) -> Summary:
+        """Return the answer to the study's question, the answers about methods, and the risks."""
+        told = tuple((answer.question, answer.verdict, answer.sentence) for answer in self.answers)
+        risks = tuple((risk.severity, risk.sentence) for risk in self.risks)
+        grids = [
+            Grid(columns=columns, rows=rows, left=columns)
+            for columns, rows in ((("question", "answer", "why"), told), (("risk", "finding"), risks))
+            if rows
+        ]
+        return Summary(self.findings.headline.sentence, tuple(grids), (self.recommendation.sentence,))
+
+    def __repr__(self) -> str:
+        return f"StudyAnalysis({self.frames.name}: {len(self.answers)} answers, {len(self.risks)} risks)"
+
+
+def load_run(location: str | os.PathLike[str]) -> StudyRun:
+    """Open the run directory of a study that ran, here or elsewhere; neither its data nor torch is needed.
+
+    Args:
+        location: The folder or URL.
+
+    Raises:
+        ArtifactError: When it is not a run directory, or holds no trial.
+    """
+    return StudyRun(RunDirectory(location))
+
+
+def analyse(run: StudyRun | str | os.PathLike[str]) -> StudyAnalysis:
+    """Return what the tables of a study say: its frames, the answers to the questions about methods, and the risks.
+
+    Args:
+        run: What `run` or `load_run` returned, or a run directory.
+
+    Raises:
+        ArtifactError: When it is not a run directory, or holds no trial.
+    """
+    frames = run.frames if isinstance(run, StudyRun) else load_run(run).frames
+    load_plugins_of(frames)
+    return StudyAnalysis(frames)
