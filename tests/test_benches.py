@@ -23,6 +23,7 @@ import bench_accuracy
 import bench_calibration
 import bench_gpu
 import bench_scale
+import bench_startup
 import deit_weights
 import invented_tables
 
@@ -73,6 +74,15 @@ def test_a_spread_names_median_and_quartiles() -> None:
     # Of 1 to 5 the quartiles are 2, 3 and 4.
     assert bench_calibration.spread([5, 1, 4, 2, 3], " s") == "3.00 s (2.00 to 4.00)"
     assert bench_calibration.spread([1.5]) == "1.50"
+
+
+def test_start_up_tells_seconds_and_modules_of_a_process() -> None:
+    name, seconds, computed, importing, modules = bench_startup.measure("--version", ["--version"], repeats=1)
+    assert name == "--version"
+    assert all(float(value) > 0 for value in (seconds, computed, importing))
+    assert int(modules) > 100
+    with pytest.raises(RuntimeError, match=r"cleanai frobnicate ended with 2: .*frobnicate"):
+        bench_startup.timed(bench_startup._WATCHED, ["frobnicate"], 1)
 
 
 @pytest.mark.parametrize(("available", "count"), [(4, 4), (2, 2), (0, 1), (100, 64)])

@@ -12,6 +12,9 @@ import yaml
 from cleanai_ray.cli import main
 from cleanai_ray.config.study import load_study
 from cleanai_ray.registry import CHARTS, DATASETS, FORMATS, METHODS, METRICS, MODELS
+from cleanai_ray.stages.fingerprints import dense_key, trial_key
+from cleanai_ray.stages.planning import missing_inputs
+from cleanai_ray.storage.run_directory import RunDirectory
 
 STUDIES = Path(__file__).parents[1] / "jobs" / "studies"
 STUDY = {
@@ -61,24 +64,26 @@ def test_a_wrong_study_is_one_line_and_exit_code_2(capsys, study_file, tmp_path,
 
 
 @pytest.mark.parametrize("missing", ["data.root", "model.weights"])
-def test_what_is_missing_here_stops_a_run_and_is_noted_in_a_plan(capsys, study_file, tmp_path, missing):
+def test_an_input_that_is_missing_stops_a_run_and_is_named_in_a_plan(capsys, study_file, tmp_path, missing):
     changes = ["data.name=fashion_mnist", "model.input_shape=[1,28,28]", "model.train=null", f"{missing}=/nonexistent"]
     arguments = [study_file, "--out", str(tmp_path / "out"), *(word for text in changes for word in ("--set", text))]
     line = refused(capsys, "run", *arguments)
     assert missing in line
     assert "/nonexistent" in line
-    assert main(["plan", *arguments]) == 0
+    assert main(["plan", *arguments]) == 2
     text = capsys.readouterr().out
     assert text.count("to run") == 1
     (note,) = [line for line in text.splitlines() if "/nonexistent" in line]
-    assert all(word in note for word in (missing, "does not exist"))
+    assert note.startswith(f"{missing} '/nonexistent' does not exist")
+    assert "machine" not in note
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_plan_prints_every_study_that_ships(capsys, path):
-    assert main(["plan", str(path)]) == 0
+    study = load_study(path)
+    assert main(["plan", str(path)]) == (2 if missing_inputs(study) else 0)
     text = capsys.readouterr().out
-    for trial in load_study(path).trials():
+    for trial in study.trials():
         assert trial.trial_id in text
 
 
@@ -131,6 +136,24 @@ def test_plan_shows_every_trial_and_starts_nothing(capsys, study_file, tmp_path)
     assert "1 CPU + 0.5 GPU" in text
     assert "2 trials, 0 of them cached" in text
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("kept", "cached"), [("front", 1), ("none", 1), ("all", 0)])
+def test_a_trial_is_cached_if_a_run_would_not_repeat_it(capsys, study_file, tmp_path, kept, cached):
+    arguments = ["plan", study_file, "--out", str(tmp_path), "--set", f"output.save_models={kept}"]
+    study, run = load_study(study_file), RunDirectory(tmp_path)
+    (trial,) = study.trials()
+    for name, value, key in (
+        ("cache/dense.json", {"digest": "of the weights"}, dense_key(study)),
+        (f"trials/{trial.trial_id}.json", {}, trial_key(study, trial, "of the weights")),
+    ):
+        run.write_json(name, value)
+        run.mark(name, key)
+    assert main(arguments) == 0
+    assert f"1 trials, {cached} of them cached" in capsys.readouterr().out
+    run.write_text(f"models/{trial.trial_id}/plan.json", "{}")
+    assert main(arguments) == 0
+    assert "1 trials, 1 of them cached" in capsys.readouterr().out
 
 
 def test_plan_warns_of_another_study_in_the_run_directory(capsys, study_file, tmp_path):

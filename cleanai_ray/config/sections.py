@@ -292,4 +292,6 @@ class OutputSection(Section):
         min_length=1,
         description="Run directory: a folder or a pyarrow filesystem URL; by default artifacts/NAME.",
     )
-    save_models: Literal["none", "best", "all"] = Field("best", description="Which pruned models are kept.")
+    save_models: Literal["none", "best", "front", "all"] = Field(
+        "front", description="Models to keep; best: the chosen trial's; front: also all unbeaten in accuracy and MACs."
+    )

@@ -1,4 +1,4 @@
-"""The model of the chosen trial, which `output.save_models: best` keeps: the one that the report recommends."""
+"""The model of the chosen trial, the one that the report recommends: `output.save_models: best` and `front` keep it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import polars as pl
 
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.config.study import Study, Trial
-from cleanai_ray.executors.writer import RunStore
+from cleanai_ray.executors.writer import UNBEATEN, RunStore
 from cleanai_ray.storage import schemas
 
 
@@ -40,7 +40,7 @@ def _frame(table: Any) -> pl.DataFrame:
 def keep_chosen_model(
     study: Study, store: RunStore, records: dict[str, dict[str, Any]], run_again: Callable[[Trial], dict[str, Any]]
 ) -> None:
-    """Keep the model of the chosen trial and no other, if the study asks for the best one.
+    """Keep the model of the chosen trial, and no other if the study asks for the best one alone.
 
     While trials run, the models are kept that none other beats in accuracy and in MACs. The chosen trial is seldom
     another one, for it may also have been beaten by luck or be the one that a limit allows: then it is run again.
@@ -51,7 +51,7 @@ def keep_chosen_model(
         records: The record of each trial by trial id; that of a trial that is run again is replaced, unless it fails.
         run_again: Runs a trial and returns its record.
     """
-    if study.output.save_models != "best":
+    if study.output.save_models not in UNBEATEN:
         return
     chosen = chosen_row(study, [record["row"] for record in records.values()])
     if chosen is None or store.keep_model(chosen["trial_id"]):

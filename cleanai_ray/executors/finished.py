@@ -10,7 +10,7 @@ from cleanai_ray.config.study import Study
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.executors.chosen_model import chosen_row
 from cleanai_ray.executors.timed_alone import timing_name
-from cleanai_ray.executors.writer import completed_records, model_folder
+from cleanai_ray.executors.writer import UNBEATEN, completed_records, model_folder
 from cleanai_ray.stages.fingerprints import alone_key, profile_key, trial_key
 from cleanai_ray.stages.multiple import known_multiple
 from cleanai_ray.stages.planning import cached_dense
@@ -53,7 +53,7 @@ def finished_rows(study: Study, run: RunDirectory) -> list[dict[str, Any]] | Non
     ):
         return None
     rows: list[dict[str, Any]] = run.read_table(schemas.RESULTS_FILE).to_pylist()
-    chosen = chosen_row(study, rows) if study.output.save_models == "best" else None
+    chosen = chosen_row(study, rows) if study.output.save_models in UNBEATEN else None
     if chosen is not None and not run.exists(f"{model_folder(chosen['trial_id'])}/{PLAN_FILE}"):
         return None
     return rows

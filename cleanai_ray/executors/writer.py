@@ -23,6 +23,8 @@ from cleanai_ray.storage.run_directory import PLAN_FILE, WEIGHTS_FILE, RunDirect
 
 Record = dict[str, Any]
 UNREADABLE_FILE = "cache/unreadable.json"
+UNBEATEN = ("best", "front")
+"""Values of `output.save_models` with which a model is kept while no other trial beats its own."""
 
 
 class RunStore(Protocol):
@@ -158,19 +160,23 @@ class RunWriter:
                     self._run.delete(model_folder(trial_id))
 
     def wants_model(self, row: dict[str, Any]) -> bool:
-        """Return whether the model of a trial is to be kept: if `best` is asked for, while it may become that."""
-        if self._save_models == "best":
+        """Return whether the model of a trial is to be kept: if not all are, while no other trial beats it."""
+        if self._save_models in UNBEATEN:
             return row["trial_id"] == self._chosen or not any(
                 dominates(other, row) for other in list(self._saved.values())
             )
         return self._save_models == "all"
 
     def keep_model(self, trial_id: str) -> bool:
-        """Delete all models but that of a trial, if it is there, and return whether it is; else it will be wanted."""
+        """Note the chosen trial, whose model will be wanted, and return whether it is there.
+
+        If it is there and `best` is asked for, all other models are deleted.
+        """
         with self._lock:
             self._chosen = trial_id
             is_there = trial_id in self._saved
-            self._delete({name for name in self._saved if is_there and name != trial_id})
+            if self._save_models == "best":
+                self._delete({name for name in self._saved if is_there and name != trial_id})
             return is_there
 
     def write_trial(self, record: Record, inputs: str, model: SavedTrialModel | None = None) -> None:
@@ -196,7 +202,7 @@ class RunWriter:
                 self._run.mark(record_name(trial_id), inputs)
             if self._statuses is not None:
                 self._statuses[trial_id] = row["status"]
-            if self._save_models == "best":
+            if self._save_models in UNBEATEN:
                 self._delete_dominated()
 
     def recorded(self, trials: list[tuple[str, str]]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import yaml
 from torch import Tensor
 
 from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.named_trial import NAMES, named_trial
 from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.errors import ArtifactError
@@ -26,7 +27,7 @@ def export_trial(run: RunDirectory, trial: str, format_name: str, out: Path | No
 
     Args:
         run: The run directory.
-        trial: Trial id, or `best`: the most accurate trial (among equals, the one with the fewest MACs).
+        trial: As `analysis.named_trial` takes it: an id, `recommended` or `best`.
         format_name: A name of `cleanai list formats`.
         out: The file; by default `exports/<trial><suffix>` of the run directory.
 
@@ -65,12 +66,12 @@ def explain_trial(run: RunDirectory, trial: str) -> str:
 
     Args:
         run: The run directory, or a folder that `cleanai_ray.save` wrote to, which holds one plan.
-        trial: Trial id, or `best`.
+        trial: Trial id, `recommended` or `best`.
 
     Raises:
         ArtifactError: When the run, the trial or its model is missing, or the plan was edited.
     """
-    if trial == "best" and run.exists(PLAN_FILE):
+    if trial in NAMES and run.exists(PLAN_FILE):
         return PruningPlan.from_json(run.read_text(PLAN_FILE)).explain()
     trial_id = _saved_trial(run, trial)
     return f"Trial {trial_id}\n{PruningPlan.from_json(run.read_text(f'models/{trial_id}/{PLAN_FILE}')).explain()}"
@@ -79,18 +80,10 @@ def explain_trial(run: RunDirectory, trial: str) -> str:
 def _saved_trial(run: RunDirectory, trial: str) -> str:
     """Return the id of a trial whose model is saved."""
     saved = run.list("models")
-    trial_id = _best(run) if trial == "best" else trial
+    trial_id = named_trial(StudyFrames.load(run), trial) if trial in NAMES else trial
     if trial_id not in saved:
         raise ArtifactError(
             f"run directory '{run.location}' holds no model of trial '{trial_id}'; saved: {', '.join(saved) or 'none'} "
-            "(output.save_models: all keeps every model)"
+            "(output.save_models: all keeps every model, and runs the trials again whose models are missing)"
         )
     return trial_id
-
-
-def _best(run: RunDirectory) -> str:
-    """Return the id of the trial that the study leads to, the same as in its report."""
-    chosen = StudyFrames.load(run).best
-    if chosen is None:
-        raise ArtifactError(f"no trial of run directory '{run.location}' succeeded, so there is no best one")
-    return str(chosen["trial_id"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from cleanai_ray.config.sections import HELD_BACK
-from cleanai_ray.config.study import Study
+from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.deploy import require_quantization
 from cleanai_ray.errors import ArtifactError, DataError, StudyError
 from cleanai_ray.evaluation.backends import require_installed
@@ -23,7 +23,7 @@ from cleanai_ray.stages.dense_measures import measures_folder
 from cleanai_ray.stages.fingerprints import calibration_key, dense_key, trial_key
 from cleanai_ray.stages.multiple import known_multiple
 from cleanai_ray.stages.workspace import Workspace, open_workspace
-from cleanai_ray.storage.run_directory import RunDirectory
+from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def _require_unscored_training(study: Study, workspace: Workspace) -> None:
 
 
 def missing_inputs(study: Study) -> list[str]:
-    """Return a sentence for each input that this machine lacks; the study may still run elsewhere."""
+    """Return what is missing of a study's inputs, a clause for each; elsewhere they may be there."""
     found = []
     root, weights = study.data.root, study.model.weights
     if root is not None and "://" not in root and not Path(root).expanduser().exists():
@@ -116,9 +116,7 @@ def describe_plan(study: Study, workspace: Workspace | None, run: RunDirectory) 
         resources += f" + {study.resources.gpus:g} GPU"
     rows = []
     for trial in study.trials():
-        cached = dense_digest is not None and run.is_complete(
-            f"trials/{trial.trial_id}.json", trial_key(study, trial, dense_digest)
-        )
+        cached = dense_digest is not None and _is_cached(study, trial, run, dense_digest)
         amount = f"ratio {trial.ratio:g}" if trial.budget is None else str(trial.budget)
         draw = study.draw_of(trial)
         cell = (trial.trial_id, trial.label, amount, trial.mode, str(trial.steps), str(trial.seed))
@@ -130,6 +128,12 @@ def describe_plan(study: Study, workspace: Workspace | None, run: RunDirectory) 
         rows=tuple(rows),
         summary=_summary(study, workspace, run, dense_digest, sum(row[-1] == "cached" for row in rows)),
     )
+
+
+def _is_cached(study: Study, trial: Trial, run: RunDirectory, dense_digest: str) -> bool:
+    """Return whether a run would take the result of a trial as it is: complete, and with its model if all are kept."""
+    has_model = study.output.save_models != "all" or run.exists(f"models/{trial.trial_id}/{PLAN_FILE}")
+    return has_model and run.is_complete(f"trials/{trial.trial_id}.json", trial_key(study, trial, dense_digest))
 
 
 def cached_dense(study: Study, run: RunDirectory) -> str | None:
@@ -144,7 +148,7 @@ def _summary(
 ) -> tuple[str, ...]:
     first = f"{len(study.trials())} trials, {cached} of them cached, in run directory {run.location}"
     if workspace is None:
-        return (first, *(f"cannot start on this machine: {sentence}" for sentence in missing_inputs(study)))
+        return (first, *(f"{sentence}; a run needs it, and would end here" for sentence in missing_inputs(study)))
     roles = workspace.roles
     calibrated = " or ".join(dict.fromkeys(str(draw.samples) for draw in study.draws()))
     withheld = "withheld from" if roles.calibration_withheld else "shared with"

@@ -185,6 +185,8 @@ def command_line_page() -> str:
         "[Exit codes](exit-codes.md) and [environment variables](environment-variables.md) have pages of their own.",
     ]
     group: Any = typer.main.get_command(cli.app)
+    rows = [(f"`{', '.join(item.opts)}`", item.help or "") for item in group.params]
+    parts.append(table(("option without a command", "meaning"), rows))
     for name, command in group.commands.items():
         parts.append(_command_text(name, command))
     return "\n\n".join(parts) + "\n"

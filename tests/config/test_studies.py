@@ -66,7 +66,7 @@ def test_a_study_loads_and_expands_to_its_grid(name):
 @pytest.mark.parametrize("name", GRIDS)
 def test_a_study_says_first_what_it_costs(name):
     text = (STUDIES / f"{name}.yaml").read_text()
-    assert text.startswith("# Cost: an estimate of ")
+    assert text.splitlines()[1].startswith("# Cost: an estimate of "), "below the line that names the schema"
     assert max(map(len, text.splitlines())) <= 120
 
 

@@ -96,7 +96,7 @@ def message_of(path: Path, *overrides: str) -> str:
             "sweep.quantization[1] is 'int4'; allowed: 'none' or 'int8' or 'bf16'",
         ),
         (["finetune.optimizer=adam"], "finetune.optimizer is 'adam'; allowed: 'sgd' or 'adamw'"),
-        (["output.save_models=false"], "output.save_models is false; allowed: 'none' or 'best' or 'all'"),
+        (["output.save_models=false"], "output.save_models is false; allowed: 'none' or 'best' or 'front' or 'all'"),
         (
             ["data.calibration.observe=raw"],
             "data.calibration.observe is 'raw'; allowed: 'activation' or 'output'",

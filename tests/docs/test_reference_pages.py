@@ -103,7 +103,8 @@ def test_the_environment_variables_are_those_that_the_code_names() -> None:
 
 
 def test_the_exit_codes_are_those_of_the_command_line() -> None:
-    source = (ROOT / "cleanai_ray" / "cli.py").read_text(encoding="utf-8")
+    files = [ROOT / "cleanai_ray" / "cli.py", *(ROOT / "cleanai_ray" / "commands").glob("*.py")]
+    source = "".join(file.read_text(encoding="utf-8") for file in files)
     returned = {int(code) for code in re.findall(r"return (\d+)\b", source)} | {0, 1}
     table = {
         int(code) for code in re.findall(r"^\| (\d+) \|", read("docs/reference/exit-codes.md"), flags=re.MULTILINE)

@@ -19,12 +19,12 @@ from cleanai_ray.storage.run_directory import RunDirectory
 MODEL = SavedTrialModel(plan="{}", weights=b"")
 
 
-def study_of(**recommend: float) -> Study:
+def study_of(save_models: str = "best", **recommend: float) -> Study:
     settings: dict[str, Any] = {
         "model": {"name": "resnet20", "input_shape": [1, 8, 8]},
         "data": {"name": "digits"},
         "sweep": {"methods": ["magnitude", "wanda", "taylor"], "ratios": [0.3]},
-        "output": {"save_models": "best"},
+        "output": {"save_models": save_models},
     }
     return parse_study({**settings, **({"recommend": recommend} if recommend else {})})
 
@@ -81,6 +81,28 @@ def test_the_kept_model_is_the_recommended_one_and_not_the_most_accurate(tmp_pat
     assert best["trial_id"] == models[0]
     with pytest.raises(ArtifactError, match="plan"):  # it is looked for in the right folder; the plan is empty
         explain_trial(RunDirectory(str(tmp_path)), "best")
+
+
+def test_the_front_is_the_chosen_trial_and_all_that_none_beats(tmp_path: Path) -> None:
+    study = study_of("front", max_accuracy_loss=2.0)
+    rows = [row(study, 0, 0.925, 90), row(study, 1, 0.915, 30), row(study, 2, 0.80, 35)]
+    models, again = kept(tmp_path, study, rows)
+    assert models == sorted(
+        one["trial_id"] for one in rows[:2]
+    )  # the third is less accurate than the second, and larger
+    assert again == []
+
+
+def test_a_chosen_trial_that_is_beaten_is_kept_beside_the_front(tmp_path: Path) -> None:
+    study = study_of("front", min_speedup=2.0)
+    rows = [row(study, 0, 0.925, 30, speedup_b1=1.0), row(study, 1, 0.915, 90, speedup_b1=2.5)]
+    models, again = kept(tmp_path, study, rows)
+    assert models == sorted(one["trial_id"] for one in rows)
+    assert again == [rows[1]["trial_id"]]
+
+
+def test_by_default_the_front_is_kept() -> None:
+    assert parse_study(study_of().model_dump(mode="json", exclude={"output"})).output.save_models == "front"
 
 
 def test_a_chosen_trial_whose_model_went_is_run_again(tmp_path: Path) -> None:

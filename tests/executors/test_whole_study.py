@@ -19,6 +19,7 @@ from cleanai_ray.models import build_model
 from cleanai_ray.registry import METHODS, METRICS
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.storage import image_schemas, schemas
+from cleanai_ray.storage.ranking import dominates
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.status import read_status
 
@@ -89,10 +90,13 @@ def test_the_rows_of_a_trial_agree_with_each_other(small_run):
     assert [row["epoch"] for row in history if row["trial_id"] == schemas.DENSE] == [1, 2]
 
 
-def test_the_best_model_is_kept_and_scores_what_the_table_says(small_run):
+def test_the_best_models_are_kept_and_the_chosen_one_scores_what_the_table_says(small_run):
     study, folder, _ = small_run
     best = chosen(folder)
-    assert [path.name for path in (folder / "models").iterdir()] == [best["trial_id"]]
+    names = {path.name for path in (folder / "models").iterdir()}
+    every = rows(folder)
+    unbeaten = {row["trial_id"] for row in every if not any(dominates(other, row) for other in every)}
+    assert names == {best["trial_id"], *unbeaten}
     model = cleanai_ray.load(folder / "models" / best["trial_id"], lambda: build_model(study.model))
     workspace = open_workspace(study.model_dump_json(), "cpu")
     assert evaluate(model, workspace.batches("evaluation")).accuracy == best["accuracy"]

@@ -41,7 +41,12 @@ def run(tmp_path: Path, plans: dict[str, PruningPlan]) -> RunDirectory:
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [([], "good-trial"), (["--trial", "best"], "good-trial"), (["--trial", "poor-trial"], "poor-trial")],
+    [
+        ([], "good-trial"),
+        (["--trial", "best"], "good-trial"),
+        (["--trial", "recommended"], "good-trial"),
+        (["--trial", "poor-trial"], "poor-trial"),
+    ],
 )
 def test_a_plan_of_a_run_is_explained(
     run: RunDirectory,
@@ -57,8 +62,9 @@ def test_a_plan_of_a_run_is_explained(
 def test_a_folder_that_a_model_was_saved_to_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = api.prune(build("residual"), example(), method="magnitude", ratio=0.5)
     api.save(result, tmp_path / "small")
-    assert main(["explain", str(tmp_path / "small")]) == 0
-    assert capsys.readouterr().out == f"{result.plan.explain()}\n"
+    for words in ([], ["--trial", "recommended"]):
+        assert main(["explain", str(tmp_path / "small"), *words]) == 0
+        assert capsys.readouterr().out == f"{result.plan.explain()}\n"
 
 
 def test_what_is_not_there_is_one_line(run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

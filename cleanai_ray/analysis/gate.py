@@ -1,0 +1,103 @@
+"""The gate of a continuous integration: passed only if a trial's whole interval is within the limits (non-inferiority).
+
+The accuracy lost is told on the images that decided nothing, where the study set some aside; where it did not, what the
+choice flatters is taken off, as in the verdict of the report. With 95 % intervals, a model that is just beyond a limit
+passes 2.5 times in 100.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cleanai_ray.analysis.chosen import reported_row
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.image_evidence import against_dense
+from cleanai_ray.analysis.named_trial import RECOMMENDED, named_trial
+from cleanai_ray.analysis.numbers import MINUS, times
+from cleanai_ray.analysis.risks import find_risks
+from cleanai_ray.analysis.speed import where_timed
+from cleanai_ray.storage.image_schemas import TEST
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """The outcome of a gate, and the sentence that says why."""
+
+    passed: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class _Check:
+    passed: bool
+    words: str
+
+
+def judge_gate(
+    study: StudyFrames, *, max_loss: float | None, min_speedup: float | None, trial: str = RECOMMENDED
+) -> GateResult:
+    """Return whether a trial keeps to limits with its whole interval.
+
+    Args:
+        study: The study.
+        max_loss: The accuracy that may be lost against the dense model, in percentage points: the upper end of the 95 %
+            interval must be below it. None: not limited.
+        min_speedup: The speed-up that is needed, in the target or at batch 1: the lower end of its 95 % interval must
+            be at least this. None: not limited.
+        trial: As `named_trial` takes it. Where no trial is recommended, the gate is not passed.
+
+    Raises:
+        ArtifactError: When there is no trial of this id.
+    """
+    if trial == RECOMMENDED and not study.choice.is_recommended:
+        recommendation = study.choice.recommendation
+        return GateResult(False, _sentence("not passed", " ".join((recommendation.sentence, *recommendation.missing))))
+    trial_id = named_trial(study, trial)
+    row = reported_row(study, trial_id, has_test=study.choice.has_test_images)
+    checks = []
+    if max_loss is not None:
+        checks.append(_loss(study, row, max_loss))
+    if min_speedup is not None:
+        checks.append(_speedup(study, row, min_speedup))
+    passed = all(check.passed for check in checks)
+    blocking = [risk.sentence for risk in find_risks(study) if risk.is_blocking]
+    if passed and blocking:
+        return GateResult(False, _sentence("not passed", f"the report takes no trial: {blocking[0]}"))
+    told = [check.words for check in checks if passed or not check.passed]
+    return GateResult(passed, _sentence("passed" if passed else "not passed", f"trial {trial_id} {'; '.join(told)}"))
+
+
+def _sentence(outcome: str, why: str) -> str:
+    return f"Gate {outcome}: {' '.join(why.split()).rstrip('.')}."
+
+
+def _loss(study: StudyFrames, row: dict[str, Any], limit: float) -> _Check:
+    has_test = study.choice.has_test_images
+    found = against_dense(study, row, TEST if has_test else None)
+    allowed = f"at most {limit:g} allowed"
+    if found is None:
+        return _Check(False, f"has no interval of the accuracy lost in its tables ({allowed})")
+    flattered = study.choice.optimism or 0.0
+    low, high = (flattered - end for end in reversed(found.interval))
+    lost = flattered - found.effect
+    images = f"{found.num_images:,} images that decided nothing" if has_test else f"{found.num_images:,} images"
+    taken = f", {flattered:.2f} of them for the choice on the same images" if flattered else ""
+    words = f"loses {_points(lost)} points of accuracy{taken}"
+    words += f" (95 % interval {_points(low)} to {_points(high)}, {allowed}) on {images}"
+    return _Check(high < limit, words)
+
+
+def _points(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", MINUS)
+
+
+def _speedup(study: StudyFrames, row: dict[str, Any], limit: float) -> _Check:
+    where, needed = where_timed(study.target), f"at least {limit:g} needed"
+    speed, low, high = row["speedup"], row["speedup_low"], row["speedup_high"]
+    if speed is None:
+        return _Check(False, f"was not timed {where} ({needed})")
+    if low is None or high is None:
+        return _Check(False, f"has {times(speed)} the speed {where}, without an interval ({needed})")
+    words = f"has {times(speed)} the speed {where} (95 % interval {low:.2f} to {high:.2f}, {needed})"
+    return _Check(low >= limit, words)

@@ -1,0 +1,100 @@
+"""The command `init`: a commented study file to start from."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cleanai_ray.errors import StudyError
+
+if TYPE_CHECKING:
+    from cleanai_ray.commands.study_template import ImageFolder
+
+SCHEMA_FILE = "cleanai.schema.json"
+"""The schema beside the study file, which its first line refers to."""
+
+_EVALUATED = ("val", "validation", "test")
+
+
+def init(
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="NAME", help="A name of torchvision or of `cleanai list models`, or `timm:NAME`."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Your images: a folder for each class, in train/ and val/ or test/."),
+    ] = None,
+    out: Annotated[str, typer.Option(metavar="FILE", help="Study file to write.")] = "study.yaml",
+) -> int:
+    """Write a commented study file that `cleanai plan` accepts, and beside it the schema that editors check it by.
+
+    Without --data, it is a small study of digits that needs no download and takes two minutes.
+    """
+    _require_writable(Path(out))
+    if from_ is not None and data is None:
+        raise StudyError(f"--from is '{from_}', and --data is missing; needed: the folder of the model's images")
+    from cleanai_ray.commands.schema import schema_of_this_installation
+    from cleanai_ray.commands.study_template import TIMM, write_template
+
+    model = from_ or ("resnet20" if data is None else "resnet18")
+    if model.startswith(TIMM) and find_spec("timm") is None:
+        raise StudyError(f"--from is '{model}', and the package timm is not installed; needed: pip install timm")
+    images = None if data is None else _look_into(data)
+    text = write_template(_name_of(Path(out)), SCHEMA_FILE, model, images)
+    _require_planned(text)
+    Path(out).write_text(text, encoding="utf-8")
+    schema = Path(out).parent / SCHEMA_FILE
+    schema.write_text(schema_of_this_installation(), encoding="utf-8")
+    print(f"wrote {out}, and {schema} for editors; next: cleanai plan {out}")
+    return 0
+
+
+def _require_writable(out: Path) -> None:
+    if out.exists():
+        raise StudyError(f"--out '{out}' exists, and is not overwritten; allowed: a file that does not exist")
+    if not out.parent.is_dir():
+        raise StudyError(f"--out '{out}': the folder '{out.parent}' does not exist")
+
+
+def _name_of(out: Path) -> str:
+    """Return a study's name, made of its file's."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", out.stem).lstrip("_.-") or "study"
+
+
+def _look_into(folder: str) -> ImageFolder:
+    from cleanai_ray.commands.study_template import ImageFolder
+    from cleanai_ray.config.sections import DataSection
+    from cleanai_ray.errors import DataError
+    from cleanai_ray.registry import DATASETS
+
+    try:
+        source = DATASETS.get("image_folder")(DataSection(name="image_folder", root=folder), (3, 224, 224))
+    except DataError as error:
+        raise StudyError(f"--data '{folder}': {error}") from error
+    evaluated = [split for split in _EVALUATED if split in source.splits]
+    if "train" not in source.splits or not evaluated:
+        found = ", ".join(source.splits)
+        raise StudyError(f"--data '{folder}' holds {found}; needed: train/, and val/ or test/")
+    return ImageFolder(
+        root=folder,
+        num_classes=source.num_classes,
+        num_training=source.num_samples("train"),
+        evaluated=evaluated[0],
+    )
+
+
+def _require_planned(text: str) -> None:
+    """Refuse what `cleanai plan` would refuse, before anything is written."""
+    import yaml
+
+    from cleanai_ray.config.study import parse_study
+    from cleanai_ray.stages.planning import check_study
+
+    check_study(parse_study(yaml.safe_load(text)))

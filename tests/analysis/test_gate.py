@@ -1,0 +1,118 @@
+"""The gate takes a trial only if the whole interval keeps to the limit, and says why in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from report.with_images import study_with_images
+
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.gate import judge_gate
+from cleanai_ray.analysis.named_trial import named_trial
+from cleanai_ray.analysis.paired import PairedDifference
+from cleanai_ray.errors import ArtifactError
+
+N = 2000
+DECIDES = np.arange(N) < N // 2
+MOST_ACCURATE = {"recommend": {"max_macs": 1.0}}
+
+
+def right(validation: int, test: int) -> np.ndarray:
+    """The first so many images of each half are right."""
+    place = np.arange(N) % (N // 2)
+    return np.where(DECIDES, place < validation, place < test)
+
+
+DENSE = right(930, 930)
+
+
+def study_of(losses: list[int], decides: np.ndarray = DECIDES, **columns: Any) -> StudyFrames:
+    """A study whose trials lose so many of 1,000 test images, and gain none."""
+    hits = [right(929 - number, 930 - loss) for number, loss in enumerate(losses)]
+    return study_with_images([columns] * len(losses), hits, DENSE, decides, study=MOST_ACCURATE)
+
+
+@pytest.mark.parametrize("loss", [2, 9, 30])
+def test_the_upper_end_of_the_loss_decides(loss: int) -> None:
+    study = study_of([loss])
+    most = -PairedDifference(lost=loss, gained=0, num_images=1000).interval[0]
+    assert most > loss / 10, "the interval reaches beyond the estimate"
+    assert judge_gate(study, max_loss=most + 0.01, min_speedup=None).passed
+    refused = judge_gate(study, max_loss=most - 0.01, min_speedup=None)
+    assert not refused.passed
+    assert refused.sentence.startswith("Gate not passed: trial magnitude-0 loses ")
+    facts = (f"{loss / 10:.2f} points", f"to {most:.2f}", "1,000 images that decided nothing")
+    assert all(fact in refused.sentence for fact in facts)
+
+
+def test_a_loss_within_the_limit_is_not_enough() -> None:
+    # 0.9 points are lost, and more than 1 may be: with 1,000 images that cannot be told.
+    assert not judge_gate(study_of([9]), max_loss=1.0, min_speedup=None).passed
+    assert judge_gate(study_of([2]), max_loss=1.0, min_speedup=None).passed
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "passed"), [(1.5, 1.9, True), (1.49, 1.9, False), (None, None, False), (1.6, 1.7, True)]
+)
+def test_the_lower_end_of_the_speed_up_decides(low: float | None, high: float | None, passed: bool) -> None:
+    study = study_of([2], speedup_b1=1.65, speedup_b1_low=low, speedup_b1_high=high)
+    found = judge_gate(study, max_loss=1.0, min_speedup=1.5)
+    assert found.passed == passed
+    assert "1.65\N{MULTIPLICATION SIGN} the speed at batch 1" in found.sentence
+    assert ("without an interval" in found.sentence) == (low is None)
+    assert ("loses" in found.sentence) == passed, "what was not passed is named, and nothing else"
+
+
+def test_what_was_not_measured_is_not_passed() -> None:
+    assert "was not timed" in judge_gate(study_of([2]), max_loss=None, min_speedup=1.0).sentence
+    study = study_of([2])
+    bare = replace(
+        study,
+        results=study.results.with_columns(pl.lit(None, pl.Int64).alias("lost")),
+        images=study.images.clear(),
+        correct=study.correct.clear(),
+    )
+    found = judge_gate(bare, max_loss=90.0, min_speedup=None)
+    assert not found.passed
+    assert "no interval" in found.sentence
+
+
+def test_where_the_same_images_chose_the_luck_is_taken_off() -> None:
+    generator = np.random.default_rng(0)
+    hits = [np.where(generator.random(N) < 0.05, ~DENSE, DENSE) for _ in range(20)]
+    trials = [{"method": f"m{number}"} for number in range(20)]
+    study = study_with_images(trials, hits, DENSE, np.zeros(N, dtype=bool), study=MOST_ACCURATE)
+    choice = study.choice
+    assert choice.optimism is not None
+    assert choice.optimism > 0.3
+    assert choice.against_dense is not None
+    most = choice.optimism - choice.against_dense.interval[0]
+    assert judge_gate(study, max_loss=most + 0.01, min_speedup=None).passed
+    refused = judge_gate(study, max_loss=most - 0.01, min_speedup=None)
+    assert not refused.passed
+    assert f"{choice.optimism:.2f} of them for the choice on the same images" in refused.sentence
+
+
+def test_any_trial_can_be_asked_for() -> None:
+    study = study_of([2, 60])
+    assert named_trial(study, "recommended") == named_trial(study, "best") == "magnitude-0"
+    assert judge_gate(study, max_loss=1.0, min_speedup=None).passed
+    other = judge_gate(study, max_loss=1.0, min_speedup=None, trial="magnitude-1")
+    assert not other.passed
+    assert "trial magnitude-1 loses 6.00 points" in other.sentence
+    with pytest.raises(ArtifactError, match=r"'magnitude-7' .*allowed: recommended, best, magnitude-0, magnitude-1"):
+        judge_gate(study, max_loss=1.0, min_speedup=None, trial="magnitude-7")
+
+
+def test_without_a_recommended_trial_the_gate_is_closed_and_best_is_the_most_accurate() -> None:
+    study = replace(study_of([2, 60]), study={"recommend": {"max_macs": 0.1}})
+    found = judge_gate(study, max_loss=50.0, min_speedup=None)
+    assert not found.passed
+    assert "No trial meets the limits" in found.sentence
+    assert named_trial(study, "best") == "magnitude-0"
+    with pytest.raises(ArtifactError, match="no recommended trial"):
+        named_trial(study, "recommended")

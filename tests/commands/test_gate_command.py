@@ -1,0 +1,42 @@
+"""`cleanai gate`: exit code and one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from report import synthetic
+
+from cleanai_ray.cli import main
+
+
+def test_the_exit_code_is_the_outcome(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables = synthetic.make(methods=("wanda", "random"), ratios=(0.3,), modes=("local",))
+    for row in tables.results:
+        row |= {"lost": 100, "gained": 60, "speedup_b1": 1.8, "speedup_b1_low": 1.7, "speedup_b1_high": 1.9}
+    run = tables.write(tmp_path / "run").location
+    for words, code, outcome in (
+        (["--max-loss", "3", "--min-speedup", "1.5"], 0, "Gate passed: "),
+        (["--max-loss", "0.3"], 1, "Gate not passed: "),
+        (["--min-speedup", "1.75"], 1, "Gate not passed: "),
+        (["--min-speedup", "1.75", "--trial", "best"], 1, "Gate not passed: "),
+    ):
+        assert main(["gate", run, *words]) == code
+        captured = capsys.readouterr()
+        assert captured.out.startswith(outcome)
+        assert captured.out.count("\n") == 1
+        assert captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "fact"),
+    [([], "--max-loss"), (["--max-loss", "-1"], "--max-loss"), (["--max-loss", "1", "--trial", "none"], "'none'")],
+)
+def test_a_wrong_gate_is_no_outcome(
+    words: list[str], fact: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = synthetic.make(methods=("wanda",), ratios=(0.3,), modes=("local",)).write(tmp_path / "run").location
+    assert main(["gate", run, *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert fact in captured.err

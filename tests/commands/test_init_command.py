@@ -1,0 +1,121 @@
+"""`cleanai init` writes studies that `cleanai plan` accepts, or nothing."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft7Validator
+from PIL import Image
+
+from cleanai_ray.cli import main
+from cleanai_ray.commands.init import SCHEMA_FILE
+from cleanai_ray.commands.study_template import ImageFolder, write_template
+from cleanai_ray.config.json_schema import SCHEMA_LINE
+from cleanai_ray.config.study import parse_study
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def images(folder: Path) -> Path:
+    """Three classes, ten training images and two others of each."""
+    for split, count in (("train", 10), ("test", 2)):
+        for label in ("ant", "bee", "cow"):
+            (folder / "pictures" / split / label).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (40, 30), (number, 0, 0)).save(folder / "pictures" / split / label / f"{number}.png")
+    return folder / "pictures"
+
+
+def checked(path: Path) -> dict[str, Any]:
+    """The study of a file, which the schema of its first line accepts."""
+    text = path.read_text()
+    first = text.partition("\n")[0]
+    assert first.startswith(SCHEMA_LINE)
+    schema = json.loads((path.parent / first.removeprefix(SCHEMA_LINE)).read_text())
+    document: dict[str, Any] = yaml.safe_load(text)
+    assert list(Draft7Validator(schema).iter_errors(document)) == []
+    assert max(map(len, text.splitlines())) <= 120
+    return document
+
+
+def test_without_options_it_is_a_study_that_needs_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init"]) == 0
+    assert "cleanai plan study.yaml" in capsys.readouterr().out
+    assert checked(folder / "study.yaml")["data"]["name"] == "digits"
+    assert main(["plan", "study.yaml"]) == 0
+    assert "8 trials, 0 of them cached" in capsys.readouterr().out
+    before = (folder / "study.yaml").read_text()
+    assert main(["init"]) == 2
+    assert "'study.yaml' exists" in capsys.readouterr().err
+    assert (folder / "study.yaml").read_text() == before
+
+
+def test_a_folder_of_images_is_looked_into(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = images.parent / "my studies.yaml"
+    assert main(["init", "--from", "squeezenet1_1", "--data", "pictures", "--out", out.name]) == 0
+    study = checked(out)
+    assert study["name"] == "my_studies"
+    assert study["model"] | {"train": None} == {
+        "name": "squeezenet1_1",
+        "weights": None,
+        "num_classes": 3,
+        "input_shape": [3, 224, 224],
+        "train": None,
+    }
+    assert study["data"]["root"] == "pictures"
+    assert study["data"]["calibration"] == {"samples": 6}  # a fifth of 30
+    assert study["evaluation"]["split"] == "test"
+    assert main(["plan", out.name]) == 0
+    assert "6 calibration (withheld from training)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "facts"),
+    [
+        (["--from", "resnet19", "--data", "pictures"], ["resnet19", "resnet18"]),
+        (["--from", "resnet18"], ["--from", "--data is missing"]),
+        (["--data", "nowhere"], ["--data 'nowhere'", "does not exist"]),
+        (["--data", "pictures", "--out", "no/such/file.yaml"], ["no/such"]),
+        (["--data", "pictures", "--out", "pictures"], ["exists"]),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_writes_nothing(
+    words: list[str], facts: list[str], images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", *words]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert all(fact in line for fact in facts)
+    assert {path.name for path in images.parent.iterdir()} == {"pictures"}
+
+
+def test_timm_is_asked_for_where_it_is_missing(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if find_spec("timm") is not None:
+        assert main(["init", "--from", "timm:test_resnet", "--data", "pictures"]) == 0
+        return
+    assert main(["init", "--from", "timm:test_resnet", "--data", "pictures"]) == 2
+    assert "pip install timm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["resnet50", "timm:resnet50"])
+@pytest.mark.parametrize("classes", [12, 1000])
+def test_a_template_is_a_study_whatever_the_model(model: str, classes: int) -> None:
+    found = ImageFolder(root='odd "name": #1', num_classes=classes, num_training=100_000, evaluated="val")
+    study = parse_study(yaml.safe_load(write_template("s", SCHEMA_FILE, model, found)))
+    assert study.data.root == found.root
+    assert study.model.num_classes == classes
+    assert study.data.calibration.samples == 1024
+    # torchvision's weights are for 1000 classes; every other model is trained, or its weights are given.
+    assert (study.model.weights == "pretrained") == (model == "resnet50" and classes == 1000)
+    assert (study.model.train is None) == (study.model.weights is not None)
+    assert (study.model.factory == "timm:create_model") == model.startswith("timm:")
