@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from cleanai_ray.pruning.history import remember_plan
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.tasks.base import Task
 
@@ -30,6 +31,9 @@ class PruneResult:
     layers: tuple[dict[str, Any], ...]
     kept_inputs: Mapping[str, np.ndarray]
     kept_outputs: Mapping[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        remember_plan(self.model, self.plan)
 
     def of_task(self, task: Task) -> PruneResult:
         """Return the result of pruning a task's network as one of its model."""
