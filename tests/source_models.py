@@ -44,7 +44,7 @@ def new_weights(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def write_hf_resnet(folder: Path, **processor: Any) -> nn.Module:
+def write_hf_resnet(folder: Path, *, seed: int = 0, **processor: Any) -> nn.Module:
     """Write a ResNet of transformers with its image processor into a folder, and return it."""
     from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification
 
@@ -57,7 +57,7 @@ def write_hf_resnet(folder: Path, **processor: Any) -> nn.Module:
         id2label=dict(enumerate(MODEL_ORDER)),
         label2id={name: number for number, name in enumerate(MODEL_ORDER)},
     )
-    model = new_weights(ResNetForImageClassification(config))
+    model = new_weights(ResNetForImageClassification(config), seed)
     model.save_pretrained(folder)
     settings = {"size": {"shortest_edge": 28}, "crop_pct": 0.875, "image_mean": MEAN, "image_std": STD, **processor}
     ConvNextImageProcessor(**settings).save_pretrained(folder)

@@ -53,6 +53,7 @@ def read_facts(name: ModelName, options: Mapping[str, Any]) -> SourceFacts:
     config, processor = read_config(name, options), _processor(name, options)
     channels = int(getattr(config, "num_channels", 3))
     names = getattr(config, "id2label", None) or {}
+    notes: tuple[str, ...]
     if processor is None:
         side = _image_size(config)
         notes = (

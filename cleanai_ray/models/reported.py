@@ -99,9 +99,9 @@ def _of_folder(folder: Path) -> Reported | None:
         return Reported(value, f"{folder}/README.md")
     for name in _RESULTS:
         found = _json(folder / name)
-        for value in (_share(found.get(key)) for key in _NAMES):
-            if value is not None:
-                return Reported(value, f"{folder}/{name}")
+        shares = [share for key in _NAMES if (share := _share(found.get(key))) is not None]
+        if shares:
+            return Reported(shares[0], f"{folder}/{name}")
     return None
 
 
