@@ -10,10 +10,12 @@ from cleanai_ray.config.section import Section
 
 
 class TransformSection(Section):
-    """Preprocessing of images; what is null is what the model's pretrained weights ask for, or else usual."""
+    """Preprocessing of images; what is null is what the model's source or pretrained weights say, or else usual."""
 
-    resize: PositiveInt | None = Field(
-        None, description="Pixels of the shorter side after resizing; usually 256/224 of the model's input."
+    resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = Field(
+        None,
+        description="Pixels of the shorter side after resizing, usually 256/224 of the model's input; two are height "
+        "and width, whatever the image's proportions.",
     )
     crop: PositiveInt | None = Field(
         None, description="Pixels of the sides of the centre that is cut out: those of model.input_shape."

@@ -10,12 +10,13 @@ from pydantic import (
     PositiveInt,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 
 from cleanai_ray.config.blocks import BlocksSection
 from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.images import CacheSection, TransformSection
+from cleanai_ray.config.model import ModelSection as ModelSection
+from cleanai_ray.config.model import TrainSection as TrainSection
 from cleanai_ray.config.section import Section
 
 Ratio = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -31,51 +32,6 @@ _INT8_MULTIPLE = 16
 
 HELD_BACK = 5
 """Repair and fine-tuning hold back one calibration image in this many, to judge by."""
-
-
-class TrainSection(Section):
-    """Training of the dense model by the study itself, if no weights are given. The result is cached by digest."""
-
-    epochs: PositiveInt = Field(20, description="Passes over the training samples.")
-    batch_size: PositiveInt | None = Field(None, description="Images per step; null: data.batch_size.")
-    optimizer: Literal["sgd", "adamw"] = Field(
-        "sgd", description="SGD with Nesterov momentum, or AdamW, which transformers need."
-    )
-    learning_rate: float = Field(0.1, gt=0, description="Peak learning rate; AdamW needs about 0.002.")
-    weight_decay: float = Field(5e-4, ge=0, description="Weight decay, not on norms and biases.")
-    seed: int = Field(0, ge=0, description="Seed of the initial weights and of the sample order.")
-
-
-class ModelSection(Section):
-    """The dense model: a registered name or a factory, and where its weights come from."""
-
-    name: str | None = Field(
-        None, description="A name of `cleanai list models`, or any torchvision classification model."
-    )
-    factory: str | None = Field(
-        None, description="`package.module:function`, which is called with num_classes and options."
-    )
-    weights: str | None = Field(
-        None, description="A safetensors or state_dict file, `pretrained` (torchvision's), or null (see `train`)."
-    )
-    num_classes: PositiveInt = Field(10, description="Outputs of the classifier.")
-    input_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
-        (3, 224, 224), description="Channels, height, width of one input."
-    )
-    options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the builder or factory.")
-    train: TrainSection | None = Field(None, description="How to train the dense model if weights is null.")
-
-    @model_validator(mode="after")
-    def _check(self) -> ModelSection:
-        if self.name is None and self.factory is None:
-            raise ValueError("model.name and model.factory are both null; needed: exactly one of them")
-        if self.name is not None and self.factory is not None:
-            raise ValueError(f"model.name is '{self.name}' and model.factory is '{self.factory}'; allowed: one of them")
-        if self.factory is not None and not all(self.factory.partition(":")):
-            raise ValueError(f"model.factory is '{self.factory}'; allowed: package.module:function")
-        if self.weights is not None and self.train is not None:
-            raise ValueError(f"model.weights is '{self.weights}' and model.train is given; allowed: one of them")
-        return self
 
 
 def _as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -121,7 +121,13 @@ def _preprocessing(data: DataSection, input_shape: Shape) -> Preprocessing:
         raise DataError(
             f"data.transform.crop is {given.crop}; allowed with model.input_shape {list(input_shape)}: {fitting}"
         )
-    if resize < min(height, width):
+    exact = None if isinstance(resize, int) else resize
+    if exact is not None and (exact[0] < height or exact[1] < width):
+        raise DataError(
+            f"data.transform.resize is {list(exact)}; allowed with model.input_shape {list(input_shape)}: "
+            f"at least [{height}, {width}]"
+        )
+    if isinstance(resize, int) and resize < min(height, width):
         raise DataError(
             f"data.transform.resize is {resize}; allowed with model.input_shape {list(input_shape)}: "
             f"at least {min(height, width)}"

@@ -202,6 +202,11 @@ class ImageFolder(EncodedSource):
             by_class[name].append(f"images/{line}.jpg")
         return ImageIndex.of_classes(by_class.values())
 
+    def number_classes(self, names: tuple[str, ...]) -> None:
+        """Number the classes in another order than that of their names."""
+        self.class_names = names
+        self._indices.clear()
+
     def num_samples(self, split: str) -> int:
         """Return the number of images of a split."""
         return len(self._samples(split))

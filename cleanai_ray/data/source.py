@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cleanai_ray.config.sections import DataSection, ModelSection, TransformSection
+from cleanai_ray.data.source_preprocessing import order_of_classes, with_published
 from cleanai_ray.errors import DataError
-from cleanai_ray.models import published_transform
 from cleanai_ray.registry import DATASETS
 
 Shape = tuple[int, int, int]
@@ -132,6 +132,22 @@ class ImageSource(ABC):
         """
         return np.arange(len(indices))
 
+    def number_classes(self, names: tuple[str, ...]) -> None:
+        """Number the classes anew, before any split is opened, as a model numbers them.
+
+        Args:
+            names: The names of all classes, in the model's order.
+
+        Raises:
+            DataError: When the data set cannot number them in another order than its own.
+        """
+        first = next(number for number, name in enumerate(names) if name != self.class_names[number])
+        raise DataError(
+            f"class {first} of data set '{self.name}' is '{self.class_names[first]}' and that of the model "
+            f"'{names[first]}', with the same names otherwise; allowed: the model's order, or image_folder, which can "
+            "take it over"
+        )
+
     @abstractmethod
     def describe(self, split: str, index: int) -> str:
         """Return where a sample lies, for error messages: its path, or its row."""
@@ -187,7 +203,8 @@ def find_root(root: str | None, usual: Iterable[str], expected: str) -> Path:
 def open_image_source(data: DataSection, model: ModelSection) -> ImageSource:
     """Open a data set for a model's inputs and classes.
 
-    Images are preprocessed as the model's pretrained weights ask for, where `data.transform` does not say otherwise.
+    Images are preprocessed as the model's source or its pretrained weights ask for, where `data.transform` does not say
+    otherwise, and classes are numbered as the model's where both have the same names in another order.
 
     Args:
         data: The study's `data`.
@@ -203,23 +220,14 @@ def open_image_source(data: DataSection, model: ModelSection) -> ImageSource:
             f"model.input_shape is {list(model.input_shape)}; allowed channels with data set '{data.name}': "
             f"{', '.join(map(str, kind.channels))}"
         )
-    published = published_transform(model) if "resize" in kind.transform_names else None
-    if published is not None:
-        data = data.model_copy(update={"transform": _completed(data.transform, published, model.input_shape)})
-    source = kind(data, model.input_shape)
+    source = kind(with_published(data, model, kind), model.input_shape)
     if source.num_classes != model.num_classes:
         place = data.root or data.path
         raise DataError(
             f"model.num_classes is {model.num_classes}; allowed with data set '{data.name}'"
             f"{f' at {place}' if place else ''}: {source.num_classes}, the number of its classes"
         )
+    order = order_of_classes(model, tuple(getattr(source, "class_names", ())), data.name)
+    if order is not None:
+        source.number_classes(order)
     return source
-
-
-def _completed(own: TransformSection | None, published: TransformSection, input_shape: Shape) -> TransformSection:
-    """Return a study's preprocessing with what it leaves open; the crop is the input, and resizing in proportion."""
-    assert published.resize is not None
-    assert published.crop is not None
-    resize = round(published.resize * max(input_shape[1:]) / published.crop)
-    usual = {**published.model_dump(), "resize": resize, "crop": None}
-    return TransformSection(**{**usual, **({} if own is None else own.model_dump(include=set(own.given)))})

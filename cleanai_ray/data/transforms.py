@@ -26,7 +26,7 @@ class Preprocessing:
     what torchvision's `weights.transforms()` does to a PIL image.
 
     Attributes:
-        resize: Pixels of the shorter side after resizing.
+        resize: Pixels of the shorter side after resizing; or height and width, whatever the image's proportions.
         crop: Height and width of the centre that is cut out after that.
         interpolation: Of resizing: `nearest`, `bilinear` or `bicubic`.
         antialias: Smooth before shrinking. PIL images always are.
@@ -34,7 +34,7 @@ class Preprocessing:
         std: Divided by after that, one a channel.
     """
 
-    resize: int
+    resize: int | tuple[int, int]
     crop: tuple[int, int]
     interpolation: str = "bilinear"
     antialias: bool = True
@@ -49,7 +49,8 @@ class Preprocessing:
         """
         from torchvision.transforms import functional  # slow to import: only where images are read from files
 
-        size, method = [self.resize], self._interpolation
+        size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+        method = self._interpolation
         image = functional.resize(image, size, method, antialias=self.antialias)
         return _to_bytes(functional.center_crop(image, list(self.crop)))
 

@@ -27,6 +27,7 @@ from cleanai_ray.executors.trial_work import SweepInputs, groups_to_run
 from cleanai_ray.executors.writer import completed_records
 from cleanai_ray.registry import EXECUTORS
 from cleanai_ray.stages.dense import DenseModel
+from cleanai_ray.stages.dense_check import check_dense
 from cleanai_ray.stages.evidence import assign_image_roles, image_rows
 from cleanai_ray.stages.planning import cached_dense
 from cleanai_ray.stages.tables import write_image_tables, write_tables
@@ -166,6 +167,8 @@ def _begin(context: RunContext, record: RunRecord) -> DenseModel:
     with progress.stage("dense model"):
         dense = obtain_dense(context)
     progress.dense(dense.accuracy)
+    for warning in check_dense(context.study, dense.accuracy):
+        progress.say(warning)
     record.note_weights(context.workspace.study, dense)
     return dense
 

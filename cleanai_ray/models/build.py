@@ -7,17 +7,36 @@ import difflib
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.config.model_names import ModelName
 from cleanai_ray.config.sections import ModelSection, TransformSection
 from cleanai_ray.errors import ModelError
 from cleanai_ray.models.factory import build_from_factory
 from cleanai_ray.models.family import ModelFamily, TorchvisionFamily, find_classifier, one_line
+from cleanai_ray.models.huggingface_models import HuggingFaceFamily
+from cleanai_ray.models.outputs import with_scores
+from cleanai_ray.models.source import SourcedFamily
+from cleanai_ray.models.timm_models import TimmFamily
 from cleanai_ray.models.weights import load_pretrained, load_weights
 from cleanai_ray.registry import MODELS
+
+_SOURCES: dict[str, type[SourcedFamily]] = {"timm": TimmFamily, "hf": HuggingFaceFamily}
+
+
+def _sourced(section: ModelSection) -> SourcedFamily | None:
+    """Return the model of another library that a section names, or None."""
+    name = ModelName.parse(section.name)
+    return None if name is None else _SOURCES[name.source](name, section.options)
+
+
+def is_from_source(section: ModelSection) -> bool:
+    """Return whether a model is one of timm or of Hugging Face."""
+    return ModelName.parse(section.name) is not None
 
 
 def _family_of(name: str) -> ModelFamily:
     if name in MODELS.names():
-        return MODELS.get(name)()
+        family: ModelFamily = MODELS.get(name)()
+        return family
     import torchvision  # as slow as torch itself: only for its own models
 
     available = torchvision.models.list_models(module=torchvision.models)
@@ -27,13 +46,16 @@ def _family_of(name: str) -> ModelFamily:
     hint = f" (close: {', '.join(close)})" if close else ""
     raise ModelError(
         f"model.name '{name}' is unknown; allowed: {', '.join(MODELS.names())}, "
-        f"or any torchvision classification model{hint}"
+        f"any torchvision classification model, timm:NAME or hf:NAME{hint}"
     )
 
 
 def _construct(section: ModelSection) -> nn.Module:
     if section.factory is not None:
         return build_from_factory(section.factory, num_classes=section.num_classes, options=section.options)
+    sourced = _sourced(section)
+    if sourced is not None:
+        return sourced.build(num_classes=section.num_classes, input_shape=section.input_shape)
     family = _family_of(str(section.name))
     reserved = sorted({"num_classes", "input_shape"} & set(section.options))
     if reserved:
@@ -41,61 +63,88 @@ def _construct(section: ModelSection) -> nn.Module:
     return family.build(num_classes=section.num_classes, input_shape=section.input_shape, **section.options)
 
 
-def _check_outputs(model: nn.Module, section: ModelSection) -> None:
-    what = f"model '{section.name or section.factory}'"
+def _with_scores(model: nn.Module, section: ModelSection) -> nn.Module:
+    """Return a model that was run once, as one that returns a tensor of class scores."""
+    what, shape = f"model '{section.name or section.factory}'", (1, section.num_classes)
+    example = example_input(section)
     try:
         with torch.no_grad():
-            outputs = model(example_input(section))
+            outputs = model(example)
     except Exception as error:
         raise ModelError(
             f"{what} does not run on model.input_shape {list(section.input_shape)}: {one_line(error)[:300]}"
         ) from error
-    if not isinstance(outputs, Tensor):
-        raise ModelError(f"{what} returns {type(outputs).__name__}; allowed: one tensor of class scores")
-    if tuple(outputs.shape) != (1, section.num_classes):
+    model = with_scores(model, outputs, shape, output=section.output, what=what)
+    with torch.no_grad():
+        scores = outputs if isinstance(outputs, Tensor) else model(example)
+    if tuple(scores.shape) != shape:
         raise ModelError(
-            f"{what} maps one image to outputs of shape {list(outputs.shape)}; "
-            f"expected [1, {section.num_classes}], from model.num_classes"
+            f"{what} maps one image to outputs of shape {list(scores.shape)}; expected {list(shape)}, from "
+            "model.num_classes"
         )
+    return model
 
 
-def build_model(section: ModelSection, *, seed: int = 0) -> nn.Module:
+def build_model(section: ModelSection | str, *, seed: int = 0) -> nn.Module:
     """Build the dense model of a study, on the CPU and in evaluation mode.
 
-    Torch's global random state is left as it was. The model is run once, on a random input, to check its output.
+    Torch's global random state is left as it was. The model is run once, on a random input, to check its output. A
+    model that returns a dict, a tuple or a `ModelOutput` comes back as a view that returns the class scores: the same
+    modules and weights under the same names.
 
     Args:
-        section: The study's `model`.
+        section: The study's `model`, or a name that it can have.
         seed: Seed of the random initialisation, where `weights` is null or a classifier is new.
 
     Raises:
         ModelError: When name, options, input shape and weights do not fit together; one sentence says which.
     """
+    section = ModelSection(name=section) if isinstance(section, str) else section
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = _construct(section).eval()
-        if section.weights == "pretrained":
-            if section.factory is not None:
-                raise ModelError(
-                    "model.weights is 'pretrained', which is for torchvision's models; "
-                    "allowed with model.factory: the path of a weights file, or null"
-                )
-            load_pretrained(model, _family_of(str(section.name)), section.num_classes)
-        elif section.weights is not None:
-            load_weights(model, section.weights)
-        _check_outputs(model, section)
+        model = (_pretrained(section) if section.weights == "pretrained" else _construct(section)).eval()
+        if section.weights not in (None, "pretrained"):
+            load_weights(model, section.weights, section.weights_key)
+        return _with_scores(model, section)
+
+
+def _pretrained(section: ModelSection) -> nn.Module:
+    """Return the model with the weights of its source."""
+    if section.factory is not None:
+        raise ModelError(
+            "model.weights is 'pretrained', which is for models of torchvision, timm and Hugging Face; "
+            "allowed with model.factory: the path of a weights file, or null"
+        )
+    sourced = _sourced(section)
+    if sourced is not None:
+        return sourced.build_pretrained(num_classes=section.num_classes, input_shape=section.input_shape)
+    model = _construct(section)
+    load_pretrained(model, _family_of(str(section.name)), section.num_classes)
     return model
 
 
 def published_transform(section: ModelSection) -> TransformSection | None:
     """Return the preprocessing of a model's pretrained weights; None for a model without.
 
+    Models of timm and Hugging Face have one whatever their weights are.
+
     Raises:
         ModelError: When the name is unknown.
     """
+    sourced = _sourced(section)
+    if sourced is not None:
+        return sourced.published_transform()
     if section.weights != "pretrained" or section.name is None:
         return None
     return _family_of(section.name).published_transform()
+
+
+def class_names(section: ModelSection) -> tuple[str, ...]:
+    """Return the names of a model's classes, in its order; empty where its source says none, or its head is new."""
+    sourced = _sourced(section)
+    if sourced is None or section.train is not None or sourced.facts.num_classes != section.num_classes:
+        return ()
+    return sourced.facts.class_names
 
 
 def ignored_layers(section: ModelSection) -> tuple[str, ...]:
@@ -110,6 +159,9 @@ def ignored_layers(section: ModelSection) -> tuple[str, ...]:
         return _family_of(section.name).ignored_layers()
     with torch.random.fork_rng(devices=[]):
         model = _construct(section)
+    sourced = _sourced(section)
+    if sourced is not None:
+        return sourced.heads(model, section.num_classes)
     classifier = find_classifier(model, section.num_classes)
     return () if classifier is None else (classifier,)
 

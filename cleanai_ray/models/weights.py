@@ -2,69 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Mapping
 from http.client import HTTPException
 from typing import Any
 
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 
-from cleanai_ray.errors import ArtifactError, ModelError
+from cleanai_ray.errors import ModelError
+from cleanai_ray.models.checkpoints import take_weights
 from cleanai_ray.models.family import ModelFamily, find_classifier, fit_positions, one_line
-from cleanai_ray.storage.run_directory import resolve_filesystem
+from cleanai_ray.models.safe_files import read_checkpoint
+from cleanai_ray.nn.notices import notice
 
 _NUM_SHOWN = 3
-
-
-def _read(path: str) -> tuple[bytes, bool]:
-    """Return a file's content, and whether its name (without a URL's query) has the suffix of safetensors."""
-    try:
-        filesystem, location = resolve_filesystem(path)
-        with filesystem.open_input_file(location) as stream:
-            return stream.read(), location.endswith(".safetensors")
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"model.weights '{path}' does not exist; allowed: a .safetensors or state_dict file, 'pretrained', or null"
-        ) from error
-    except (ArtifactError, OSError) as error:
-        raise ModelError(f"model.weights '{path}' cannot be read: {one_line(error)}") from error
-
-
-def _parse(path: str) -> Any:
-    content, is_safetensors = _read(path)
-    try:
-        if is_safetensors:
-            return safetensors.torch.load(content)
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can make the unpickler raise anything
-        reason = one_line(error).partition(". ")[0][:200]
-        raise ModelError(
-            f"model.weights '{path}' is not a readable {'safetensors' if is_safetensors else 'PyTorch'} "
-            f"file of tensors ({type(error).__name__}: {reason})"
-        ) from error
-
-
-def _state_of(path: str, content: Any) -> dict[str, Tensor]:
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not content:
-        raise ModelError(
-            f"model.weights '{path}' holds {type(content).__name__}; allowed: a mapping of tensors by name"
-        )
-    odd = next((key for key, value in content.items() if not isinstance(value, Tensor)), None)
-    if odd is not None:
-        raise ModelError(
-            f"model.weights '{path}' holds {type(content[odd]).__name__} under '{odd}'; "
-            "allowed: tensors by name, or those under 'state_dict' or 'model'"
-        )
-    prefix = "module."
-    if all(key.startswith(prefix) for key in content):
-        return {key.removeprefix(prefix): value for key, value in content.items()}
-    return dict(content)
 
 
 def _shape(tensor: Tensor) -> str:
@@ -80,7 +31,23 @@ def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
                 found.append(f"{name} is missing (expected {_shape(tensor)})")
         elif state[name].shape != tensor.shape:
             found.append(f"{name} is {_shape(state[name])} (expected {_shape(tensor)})")
-    return found + [f"{name} is not in the model" for name in state if name not in expected]
+    found += [f"{name} is not in the model" for name in state if name not in expected]
+    return _head_misfit(model, state, found) or found
+
+
+def _head_misfit(model: nn.Module, state: Mapping[str, Tensor], misfits: list[str]) -> list[str]:
+    """Return a sentence's end on the head alone, if nothing but its number of outputs is wrong."""
+    layers = {misfit.partition(" ")[0].rpartition(".")[0] for misfit in misfits}
+    layer = layers.pop() if len(layers) == 1 else ""
+    weight, own = state.get(f"{layer}.weight"), model.state_dict().get(f"{layer}.weight")
+    if not layer or weight is None or own is None or weight.dim() < 2:
+        return []
+    if weight.shape[1:] != own.shape[1:] or len(weight) == len(own):
+        return []
+    return [
+        f"its head '{layer}' has {len(weight)} outputs (expected {len(own)}, model.num_classes); "
+        f"{layer}.weight is {_shape(weight)} (expected {_shape(own)})"
+    ]
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
@@ -106,20 +73,27 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
     model.load_state_dict(complete)
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load a weights file into a model, strictly.
+def load_weights(model: nn.Module, path: str | os.PathLike[str], key: str | None = None) -> None:
+    """Load a weights file into a model, strictly, and tell in a line what was taken out of a trainer's checkpoint.
 
     Args:
         model: Changed in place.
-        path: A path or pyarrow filesystem URL of a `.safetensors` file, or of what `torch.save` wrote: a state_dict,
-            or a mapping with one under `state_dict` or `model`. A `module.` before every name is dropped.
+        path: A path or pyarrow filesystem URL of a `.safetensors` file, or of what `torch.save` wrote: a state_dict, or
+            a checkpoint that holds one at some depth (`state_dict`, `model`, `model_ema`, Lightning's). Words before
+            every name (`module.`, `model.`, `_orig_mod.`) are dropped, and tensors beside the model's are left out.
+        key: `model.weights_key`: which of several state dictionaries to take.
 
     Raises:
-        ModelError: When the file is missing, damaged or does not fit; one sentence that names `model.weights`, the
-            file and the first tensors that do not fit, with the shapes expected.
+        ModelError: When the file is missing, damaged, needs unpickling or does not fit; one sentence that names
+            `model.weights`, the file and the first tensors that do not fit, with the shapes expected.
     """
     path = os.fspath(path)
-    load_state(model, _state_of(path, _parse(path)), source=f"'{path}'")
+    taken = take_weights(read_checkpoint(path), model.state_dict().keys(), key)
+    if isinstance(taken, str):
+        raise ModelError(f"model.weights '{path}' {taken}")
+    load_state(model, taken.state, source=f"'{path}'")
+    if taken.sentence:
+        notice(f"model.weights '{path}': {taken.sentence}")
 
 
 def load_pretrained(model: nn.Module, family: ModelFamily, num_classes: int) -> None:

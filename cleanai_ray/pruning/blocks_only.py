@@ -13,6 +13,7 @@ from cleanai_ray.nn.modes import restore_flags
 from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.pruning.block_removal import without_blocks
 from cleanai_ray.pruning.cost import both_costs
+from cleanai_ray.pruning.history import earlier_plans
 from cleanai_ray.pruning.layer_rows import layer_rows
 from cleanai_ray.pruning.plan import BlockPlan, PruningPlan
 from cleanai_ray.pruning.plan_parts import group_plan, identify
@@ -41,6 +42,7 @@ def remove_only(model: nn.Module, example_inputs: Any, blocks: Sequence[BlockPla
         achieved={"channel_ratio": 0.0, **both_costs(before, after)},
         warnings=tuple(graph.notes),
         blocks=tuple(blocks),
+        earlier=earlier_plans(model),
     )
     restore_flags(graph.model, bare)
     groups = {group.name: group for group in graph.groups}

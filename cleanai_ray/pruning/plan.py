@@ -18,7 +18,16 @@ from cleanai_ray.pruning.summary import in_short, summary_of_plan
 
 PLAN_FORMAT = "cleanai-plan/2"
 BLOCK_PLAN_FORMAT = "cleanai-plan/3"  # Removes whole blocks, which earlier versions would leave in place.
-_FORMATS = ("cleanai-plan/1", PLAN_FORMAT, BLOCK_PLAN_FORMAT)  # The first lacks the layers and the blocks of a group.
+LATER_PLAN_FORMAT = "cleanai-plan/4"  # Is for a model that was pruned before, by plans which it holds.
+_FORMATS = (
+    "cleanai-plan/1",
+    PLAN_FORMAT,
+    BLOCK_PLAN_FORMAT,
+    LATER_PLAN_FORMAT,
+)  # The first lacks the layers and the blocks of a group.
+
+BIASES = "biases"
+"""Key of an earlier plan's `model`: the names of all biases that its layers had when the next plan was made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +116,8 @@ class PruningPlan(Displayed):
         warnings: Sentences that the user should know.
         blocks: The blocks that are removed, in execution order, before any channel is; the groups are those of the
             model without them.
+        earlier: The plans by which the model had been pruned before, the first first: this plan is for what they leave
+            of the dense model.
     """
 
     model: Mapping[str, Any]
@@ -115,6 +126,7 @@ class PruningPlan(Displayed):
     achieved: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     blocks: tuple[BlockPlan, ...] = ()
+    earlier: tuple[PruningPlan, ...] = ()
 
     def explain(self) -> str:
         """Return the plan as a table to print: what each group loses and why, and how much that saves in all."""
@@ -144,10 +156,17 @@ class PruningPlan(Displayed):
 
     def to_json(self) -> str:
         """Return the plan as a JSON document, with a checksum of its own."""
-        document = {"format": BLOCK_PLAN_FORMAT if self.blocks else PLAN_FORMAT, **asdict(self)}
-        if not self.blocks:
-            del document["blocks"]
+        document = self._document()
         return json.dumps({**document, "digest": digest(document)}, indent=1) + "\n"
+
+    def _document(self) -> dict[str, Any]:
+        """Return the plan as JSON values, without what it has not got."""
+        known = LATER_PLAN_FORMAT if self.earlier else BLOCK_PLAN_FORMAT if self.blocks else PLAN_FORMAT
+        document = {"format": known, **asdict(self), "earlier": [plan._document() for plan in self.earlier]}
+        for key in ("blocks", "earlier"):
+            if not document[key]:
+                del document[key]
+        return document
 
     @staticmethod
     def from_json(text: str) -> PruningPlan:
@@ -165,15 +184,19 @@ class PruningPlan(Displayed):
         stated = document.pop("digest", None)
         if stated != digest(document):
             raise ArtifactError("the plan was changed after it was written: its digest does not match its content")
-        groups = tuple(_read_group(group) for group in document["groups"])
-        return PruningPlan(
-            model=document["model"],
-            groups=groups,
-            request=document["request"],
-            achieved=document["achieved"],
-            warnings=tuple(document["warnings"]),
-            blocks=tuple(BlockPlan.from_dict(block) for block in document.get("blocks", ())),
-        )
+        return _read_plan(document)
+
+
+def _read_plan(document: Mapping[str, Any]) -> PruningPlan:
+    return PruningPlan(
+        model=document["model"],
+        groups=tuple(_read_group(group) for group in document["groups"]),
+        request=document["request"],
+        achieved=document["achieved"],
+        warnings=tuple(document["warnings"]),
+        blocks=tuple(BlockPlan.from_dict(block) for block in document.get("blocks", ())),
+        earlier=tuple(_read_plan(plan) for plan in document.get("earlier", ())),
+    )
 
 
 def _read_group(fields: Mapping[str, Any]) -> GroupPlan:

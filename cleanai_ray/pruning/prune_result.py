@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from cleanai_ray.display.tables import Displayed, Summary
+from cleanai_ray.pruning.history import remember_plan
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.result_chart import result_chart
 from cleanai_ray.pruning.summary import in_short, summary_of_result
@@ -36,6 +37,9 @@ class PruneResult(Displayed):
     layers: tuple[dict[str, Any], ...]
     kept_inputs: Mapping[str, np.ndarray]
     kept_outputs: Mapping[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        remember_plan(self.model, self.plan)
 
     def of_task(self, task: Task) -> PruneResult:
         """Return the result of pruning a task's network as one of its model."""

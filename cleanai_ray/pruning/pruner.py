@@ -23,6 +23,7 @@ from cleanai_ray.pruning.allocation import Allocation
 from cleanai_ray.pruning.block_removal import left_of, without_blocks
 from cleanai_ray.pruning.cost import CostModel, both_costs, budget_limit, missed_budget
 from cleanai_ray.pruning.granularity import granularity_for_time, granularity_of
+from cleanai_ray.pruning.history import earlier_plans
 from cleanai_ray.pruning.layer_rows import layer_rows
 from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.plan import BlockPlan, PruningPlan
@@ -64,7 +65,7 @@ class Pruner:
         blocks: Sequence[BlockPlan] = (),
     ) -> None:
         self._dense = open_attention(model)
-        self._blocks = tuple(blocks)
+        self._blocks, self._earlier = tuple(blocks), earlier_plans(model)
         self.bare = without_blocks(self._dense, self._blocks)
         self._trial = trial
         self._measured = measured or Measurements()
@@ -223,9 +224,8 @@ class Pruner:
 
     def _request(self, step: int, dense: Complexity) -> SelectionRequest:
         """Return the amount that must be gone after a step: the width that is kept shrinks geometrically."""
-        share = step / self._trial.steps
+        share, ratio = step / self._trial.steps, self._trial.ratio
         bounds, budget = self._bounds, self._trial.budget
-        ratio = self._trial.ratio
         return SelectionRequest(
             mode=self._trial.mode,
             ratio=None if ratio is None else 1 - (1 - ratio) ** share,
@@ -275,6 +275,7 @@ class Pruner:
             },
             warnings=(*self._warnings, *([missed] if missed else [])),
             blocks=self._blocks,
+            earlier=self._earlier,
         )
         achieved = {"channel_ratio": plan.channel_ratio, **both_costs(dense, pruned)}
         if self._allocation is not None:

@@ -18,7 +18,8 @@ from cleanai_ray.nn.consumers import add_biases
 from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.pruning.block_removal import without_blocks
-from cleanai_ray.pruning.plan import PruningPlan
+from cleanai_ray.pruning.history import remember_plan
+from cleanai_ray.pruning.plan import BIASES, PruningPlan
 from cleanai_ray.pruning.plan_fit import require_fit, unwrapped
 from cleanai_ray.pruning.plan_parts import identify
 from cleanai_ray.pruning.prune_result import PruneResult
@@ -97,6 +98,7 @@ def load_model(dense: nn.Module, run: RunDirectory, folder: str = "") -> nn.Modu
         model.load_state_dict(_with_versions(state, model), strict=True)
     except (RuntimeError, safetensors.SafetensorError) as error:
         raise ArtifactError(f"the weights do not fit the pruned model: {' '.join(str(error).split())}") from error
+    remember_plan(model, plan)
     return model
 
 
@@ -114,11 +116,20 @@ def _with_versions(state: dict[str, Tensor], model: nn.Module) -> OrderedDict[st
 
 
 def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
-    """Return a pruned copy of a dense model.
+    """Return a pruned copy of a dense model: what a plan leaves of it, and every earlier plan before.
 
     Raises:
         ArtifactError: When the plan was made for another architecture.
     """
+    for earlier in plan.earlier:
+        dense = _apply(dense, earlier)
+        add_biases(dense, earlier.model.get(BIASES, ()))
+    model = _apply(dense, plan)
+    remember_plan(model, plan)
+    return model
+
+
+def _apply(dense: nn.Module, plan: PruningPlan) -> nn.Module:
     given, dense = dense, open_attention(dense)
     device = next((value.device for value in dense.parameters()), torch.device("cpu"))
     task = find_task(plan.model.get("task", "classification"))

@@ -10,6 +10,7 @@ from typing import Any
 from pyarrow.fs import FileType
 
 from cleanai_ray.config.digests import digest
+from cleanai_ray.config.model_names import ModelName
 from cleanai_ray.config.sections import LEAST_STEPS
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.errors import ModelError
@@ -47,7 +48,9 @@ def _of_weights(study: Study) -> list[Any]:
     """Return the sections that the dense weights depend on, and the digest of a weights file's content."""
     weights = study.model.weights
     content = None if weights in (None, "pretrained") else _content_digest(str(weights))
-    model = study.model.model_dump()
+    if weights == "pretrained" and (name := ModelName.parse(study.model.name)) is not None and name.folder is not None:
+        content = digest({path.name: _content_digest(str(path)) for path in sorted(name.folder.glob("*.*"))})
+    model = _model(study, {"expected_accuracy"})
     if study.model.train is not None and study.model.train.optimizer == "sgd":
         del model["train"]["optimizer"]  # as before there was a choice, so that trained models stay valid
     return [model, content, _data(study)]
@@ -155,7 +158,13 @@ def _finetune(study: Study) -> dict[str, Any]:
 
 def _model_shape(study: Study) -> dict[str, Any]:
     """Return the model section without weights and training; its input shape decides how images are resized."""
-    return study.model.model_dump(exclude={"weights", "train"})
+    return _model(study, {"weights", "weights_key", "train", "expected_accuracy"})
+
+
+def _model(study: Study, left_out: set[str]) -> dict[str, Any]:
+    """Return the model section without some keys, and without those that once were not there and say nothing."""
+    silent = {name for name in ("weights_key", "output") if getattr(study.model, name) is None}
+    return study.model.model_dump(exclude=left_out | silent)
 
 
 def _evaluation(study: Study) -> dict[str, Any]:
@@ -171,7 +180,8 @@ def _evaluation(study: Study) -> dict[str, Any]:
 def _data(study: Study) -> dict[str, Any]:
     """Return the data section without the keys that change no sample, such as the number of decoding processes.
 
-    With pretrained weights, their preprocessing counts, since it is what images go through by default.
+    With pretrained weights and models of another library, their preprocessing counts, since it is what images go
+    through by default.
     """
     unrelated: dict[str, Any] = {
         "num_workers": True,
@@ -187,7 +197,7 @@ def _data(study: Study) -> dict[str, Any]:
     for name, unsaid in (("path", None), ("decoder", "auto")):
         if data[name] == unsaid:
             del data[name]
-    if study.model.weights == "pretrained":
+    if study.model.weights == "pretrained" or ModelName.parse(study.model.name) is not None:
         from cleanai_ray.models import published_transform  # loads torch
 
         published = published_transform(study.model)

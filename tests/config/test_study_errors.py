@@ -61,7 +61,10 @@ def message_of(path: Path, *overrides: str) -> str:
         (["finetune.label_smoothing=1"], "finetune.label_smoothing is 1; allowed: a number of at least 0 and below 1"),
         (["finetune.gradient_clip=0"], "finetune.gradient_clip is 0; allowed: null or a number above 0"),
         (["pruning.layer_ratios={conv1: 2}"], f"pruning.layer_ratios.conv1 is 2; allowed: {OPEN}"),
-        (["data.transform.resize=0"], f"data.transform.resize is 0; allowed: null or {INTEGER}"),
+        (
+            ["data.transform.resize=0"],
+            f"data.transform.resize is 0; allowed: null or {INTEGER} or a list of 2 entries, each {INTEGER}",
+        ),
         (["data.transform.std=[0.2, 0, 0.2]"], "data.transform.std[1] is 0; allowed: a number above 0"),
         (
             ["data.transform.mean=0.5"],

@@ -107,6 +107,14 @@ def test_a_key_of_the_study_replaces_that_of_the_weights_alone(tree):
     assert (steps.resize, steps.mean, steps.std) == (256, (0.485, 0.456, 0.406), half)
 
 
+def test_height_and_width_are_taken_whatever_the_proportions(tree):
+    source = opened(tree, {"name": "resnet18", "input_shape": (3, 48, 64)}, transform={"resize": [52, 70]})
+    image = Image.open(source.describe("val", 0)).convert("RGB").resize((70, 52), Image.Resampling.BILINEAR)
+    expected = torchvision.transforms.functional.pil_to_tensor(image.crop((3, 2, 67, 50)))
+    dataset = source.dataset("val")
+    assert torch.equal(dataset.pixels(0)[0], expected)
+
+
 def test_the_training_transform_interpolates_alike(tree):
     published = {}
     for interpolation in ("nearest", "bicubic"):
@@ -131,6 +139,10 @@ def test_the_training_transform_interpolates_alike(tree):
             r"^data\.transform\.crop is 200; allowed with model\.input_shape \[3, 224, 224\]: 224 or null$",
         ),
         ({"resize": 200}, r"^data\.transform\.resize is 200; allowed with .* \[3, 224, 224\]: at least 224$"),
+        (
+            {"resize": [224, 200]},
+            r"^data\.transform\.resize is \[224, 200\]; allowed with .* \[3, 224, 224\]: at least \[224, 224\]$",
+        ),
         ({"mean": [0.5]}, r"^data\.transform\.mean is \[0\.5\]; allowed .*'image_folder': 3 numbers, one a channel$"),
         ({"std": [0.5] * 4}, r"^data\.transform\.std is .*: 3 numbers, one a channel$"),
     ],

@@ -94,8 +94,10 @@ def test_a_damaged_file_is_named(tmp_path, state, name, damage):
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
-    torch.save({"fc.weight": Path("/")}, tmp_path / "w.pt")
-    assert "not a readable" in fails(tmp_path / "w.pt")
+    torch.save({"fc.weight": torch.nn.Linear(2, 2)}, tmp_path / "w.pt")
+    message = fails(tmp_path / "w.pt")
+    assert "torch.nn.modules.linear.Linear" in message
+    assert f"`python -m cleanai_ray.models.convert {tmp_path / 'w.pt'} weights.safetensors`" in message
 
 
 def test_missing_tensors_are_named_with_their_shape(tmp_path, state):
@@ -113,7 +115,7 @@ def test_tensors_of_another_shape_are_named_with_both_shapes(tmp_path):
 
 
 def test_tensors_of_another_network_are_named_and_counted(tmp_path, state):
-    torch.save({f"backbone.{key}": value for key, value in state.items()}, tmp_path / "w.pt")
+    torch.save({f"{key}.of_another": value for key, value in state.items()}, tmp_path / "w.pt")
     message = fails(tmp_path / "w.pt")
     counters = sum(key.endswith("num_batches_tracked") for key in state)
     assert f"and {2 * len(state) - counters - 3} more" in message

@@ -149,7 +149,7 @@ def test_a_document_that_was_changed_is_refused(change: Any) -> None:
     "text", ["[]", "null", "3", "{}", '{"format": "cleanai-plan/9"}', '{"groups": []}'], ids=lambda text: text
 )
 def test_another_document_is_refused(text: str) -> None:
-    with pytest.raises(ArtifactError, match="not a pruning plan: its format is not 'cleanai-plan/3' or an earlier one"):
+    with pytest.raises(ArtifactError, match="not a pruning plan: its format is not 'cleanai-plan/4' or an earlier one"):
         PruningPlan.from_json(text)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+from source_models import write_hf_resnet
 
 from cleanai_ray.config.digests import digest
 from cleanai_ray.config.finetune import FineTuneSection
@@ -18,6 +19,9 @@ STUDY = {
     "data": {"name": "digits"},
     "sweep": {"methods": ["coverage"], "ratios": [0.3]},
 }
+
+LATER = {"weights_key", "output", "expected_accuracy"}
+"""Keys of the section on the model that came later: left out, the others give the digests that they gave before."""
 
 
 def keys(path: str | None = None, value: object = None) -> dict[str, str]:
@@ -42,6 +46,9 @@ def keys(path: str | None = None, value: object = None) -> dict[str, str]:
     ("path", "value", "changed"),
     [
         ("model.input_shape", [1, 16, 16], {"dense", "calibration", "trial"}),
+        ("model.output", "logits", {"dense", "calibration", "moments", "trial"}),
+        ("model.weights_key", "ema", {"dense"}),
+        ("model.expected_accuracy", 0.5, set()),
         ("data.cache", None, set()),
         ("data.cache", {"folder": "/elsewhere", "max_bytes": 1}, set()),
         ("data.decoder", "auto", set()),
@@ -73,7 +80,7 @@ def keys(path: str | None = None, value: object = None) -> dict[str, str]:
 def test_a_key_follows_its_inputs(path, value, changed):
     before, after = keys(), keys(path, value)
     found = {name for name in before if before[name] != after[name]}
-    is_read = bool(changed) and path.startswith(("data.", "model."))
+    is_read = bool(changed) and path.startswith(("data.", "model.")) and path != "model.weights_key"
     assert found == changed | ({"moments"} if is_read else set())
 
 
@@ -92,8 +99,20 @@ def test_the_first_images_keep_the_keys_that_they_had_before_there_was_a_draw():
         exclude={"num_workers": True, "skip_unreadable": True, "cache": True, "path": True, "decoder": True}
     )
     del data["transform"], data["calibration"]["precision"]
-    model = study.model.model_dump(exclude={"weights", "train"})
+    model = study.model.model_dump(exclude={"weights", "train", *LATER})
     assert data_key(study) == digest([model, data, "test", 100])
+
+
+def test_the_files_of_a_folder_that_weights_come_from_count(tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    write_hf_resnet(tmp_path)
+    study = parse_study({**STUDY, "model": {"name": f"hf:{tmp_path}"}})
+    alone = parse_study({**STUDY, "model": {"name": f"hf:{tmp_path}", "weights": None}})
+    before, random_before = dense_key(study), dense_key(alone)
+    assert dense_key(study) == before
+    write_hf_resnet(tmp_path, seed=1)
+    assert dense_key(study) != before
+    assert dense_key(alone) == random_before
 
 
 def test_epochs_between_steps_count_in_the_trials_that_have_them():
@@ -157,7 +176,7 @@ def test_a_choice_that_older_studies_did_not_have_keeps_their_dense_model() -> N
     assert key() == key(optimizer="sgd") != key(optimizer="adamw")
     # The digest of these sections as they were before there was a choice of the optimizer and of the precision.
     study = parse_study({**STUDY, "model": {**STUDY["model"], "train": {"epochs": 3}}})
-    model, evaluation = study.model.model_dump(), {"split": "test", "samples": None}
+    model, evaluation = study.model.model_dump(exclude=LATER), {"split": "test", "samples": None}
     model["train"] = {"epochs": 3, "batch_size": None, "learning_rate": 0.1, "weight_decay": 5e-4, "seed": 0}
     younger = dict.fromkeys(("num_workers", "skip_unreadable", "cache", "path", "transform", "decoder"), True)
     data = study.data.model_dump(exclude={**younger, "calibration": {"precision"}})
