@@ -46,6 +46,8 @@ class StudyFrames:
         images: A row per scored image (`image_schemas.IMAGES`); empty where single images were not kept.
         correct: A row per trial: the images that it gets right (`image_schemas.CORRECT`); likewise.
         blocks: A row per residual block (`schemas.BLOCKS`); empty where the study removes none.
+        control_results: The rows of results.parquet that are controls; the other tables, but for `correct`, and
+            `results` are without them.
     """
 
     results: pl.DataFrame
@@ -64,6 +66,9 @@ class StudyFrames:
     images: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(pl.from_arrow(IMAGES.empty_table())))
     correct: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(pl.from_arrow(CORRECT.empty_table())))
     blocks: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(pl.from_arrow(schemas.BLOCKS.empty_table())))
+    control_results: pl.DataFrame = field(
+        default_factory=lambda: pl.DataFrame(pl.from_arrow(schemas.RESULTS.empty_table()))
+    )
 
     @classmethod
     def load(cls, run: RunDirectory) -> StudyFrames:
@@ -83,18 +88,26 @@ class StudyFrames:
         if results.is_empty():
             raise ArtifactError(f"{schemas.RESULTS_FILE} in run directory '{run.location}' holds no trial")
         text = "" if "study.yaml" in missing else run.read_text("study.yaml")
+        controls = results.filter(pl.col("control").is_not_null())
+
+        def of_trials(name: str, schema: pa.Schema) -> pl.DataFrame:
+            return _read(run, name, schema).join(
+                controls.select("trial_id"), on="trial_id", how="anti", maintain_order="left"
+            )
+
         return cls(
-            results=results,
-            layers=_read(run, schemas.LAYERS_FILE, schemas.LAYERS),
+            results=results.filter(pl.col("control").is_null()),
+            control_results=controls,
+            layers=of_trials(schemas.LAYERS_FILE, schemas.LAYERS),
             coverage=_read(run, schemas.COVERAGE_FILE, schemas.coverage_schema(())),
-            history=_read(run, schemas.HISTORY_FILE, schemas.HISTORY),
-            latency=_read(run, schemas.LATENCY_FILE, schemas.LATENCY),
+            history=of_trials(schemas.HISTORY_FILE, schemas.HISTORY),
+            latency=of_trials(schemas.LATENCY_FILE, schemas.LATENCY),
             study=_parse_study(text, run),
             environment={} if "environment.json" in missing else as_mapping(run.read_json("environment.json")),
             missing=missing,
             study_text=text,
             sensitivity=_read(run, schemas.SENSITIVITY_FILE, schemas.SENSITIVITY),
-            classes=_read(run, schemas.CLASSES_FILE, schemas.CLASSES),
+            classes=of_trials(schemas.CLASSES_FILE, schemas.CLASSES),
             images=_read(run, IMAGES_FILE, IMAGES),
             correct=_read(run, CORRECT_FILE, CORRECT),
             blocks=_read(run, schemas.BLOCKS_FILE, schemas.BLOCKS),
@@ -136,7 +149,15 @@ class StudyFrames:
         points; `with_speed` says what `speedup` and its like are. Where `is_broken` was not recorded, it is computed by
         the same rule.
         """
-        good = self.trials.filter((pl.col("status") == schemas.OK) & pl.col("accuracy").is_not_null())
+        return self._succeeded(self.trials)
+
+    @cached_property
+    def controls(self) -> pl.DataFrame:
+        """The controls that succeeded, with the columns of `ok`; they are no trials, and nothing else holds them."""
+        return self._succeeded(_describe(self.control_results))
+
+    def _succeeded(self, trials: pl.DataFrame) -> pl.DataFrame:
+        good = trials.filter((pl.col("status") == schemas.OK) & pl.col("accuracy").is_not_null())
         return with_speed(good, self.target).with_columns(
             (pl.col("macs") / pl.col("macs_dense")).alias("macs_share"),
             (pl.col("params") / pl.col("params_dense")).alias("params_share"),

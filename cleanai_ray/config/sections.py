@@ -48,6 +48,7 @@ class CalibrationSection(Section):
     seed: Seed | Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
         0, description="Seed of the draw; a list makes it part of the sweep."
     )
+    disjoint: bool = Field(False, description="No image is in the draws of two seeds; a seed is the draw's number.")
     shard_size: PositiveInt = Field(256, description="Images per shard, the unit of work, of retry and of resumption.")
     second_moment_samples: PositiveInt = Field(
         2048, description="At most this many calibration images give second moments; every fifth of them is left out."

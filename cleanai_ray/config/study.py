@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cleanai_ray.config.calibration_draw import CalibrationDraw
-from cleanai_ray.config.digests import digest
+from cleanai_ray.config.control_trials import check_controls, control_trials
 from cleanai_ray.config.evaluation import EvaluationSection
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.messages import describe, name_among, show
@@ -25,71 +25,21 @@ from cleanai_ray.config.recommend import RecommendSection
 from cleanai_ray.config.sections import (
     HELD_BACK,
     DataSection,
-    Mode,
     ModelSection,
     OutputSection,
     PruningSection,
-    Ratio,
     RepairSection,
     ResourcesSection,
     Section,
-    Seed,
 )
-from cleanai_ray.config.sweep import Budget, Quantization, SweepSection
+from cleanai_ray.config.sweep import SweepSection
+from cleanai_ray.config.trial import Trial
 from cleanai_ray.errors import StudyError
 from cleanai_ray.registry import DATASETS, METHODS, METRICS, load_plugins
 
+__all__ = ["Study", "Trial", "load_study", "parse_study"]
+
 _LEAST_SHARE = 16  # Images of a batch that a worker gets where the number is `auto`: batch norm needs some.
-
-
-class Trial(Section):
-    """One cell of the sweep."""
-
-    method: str
-    coverage_metric: str | None = None
-    ratio: Ratio | None = None
-    budget: Budget | None = None
-    mode: Mode = "local"
-    steps: PositiveInt = 1
-    seed: Seed = 0
-    options: dict[str, Any] = Field(default_factory=dict)
-    calibration_samples: PositiveInt | None = None
-    calibration_seed: Seed | None = None
-    quantization: Quantization = "none"
-
-    @model_validator(mode="after")
-    def _check_amount(self) -> Trial:
-        if self.ratio is None and self.budget is None:
-            raise ValueError("ratio and budget are both null; needed: exactly one of them")
-        if self.ratio is not None and self.budget is not None:
-            raise ValueError(f"ratio is {self.ratio:g} and budget is {self.budget}; allowed: one of them")
-        return self
-
-    @property
-    def label(self) -> str:
-        """The method as tables and charts name it, with its coverage metric."""
-        return f"{self.method}/{self.coverage_metric}" if self.coverage_metric else self.method
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Everything that defines the trial; quantisation and calibration draw only if a study sweeps them."""
-        swept = {"calibration_samples": None, "calibration_seed": None, "quantization": "none"}
-        return self.model_dump(exclude={name for name, unswept in swept.items() if getattr(self, name) == unswept})
-
-    @property
-    def scoring_seed(self) -> int:
-        """The seed of random scores; if calibration seeds are swept, every draw has its own."""
-        return self.seed if self.calibration_seed is None else int(digest([self.seed, self.calibration_seed])[:8], 16)
-
-    @property
-    def trial_id(self) -> str:
-        """A readable, stable identifier that ends in a digest of everything that defines the trial."""
-        amount = f"r{self.ratio:g}" if self.budget is None else f"{self.budget.resource}{self.budget.limit:g}"
-        samples = None if self.calibration_samples is None else f"n{self.calibration_samples}"
-        draw = None if self.calibration_seed is None else f"draw{self.calibration_seed}"
-        bits = None if self.quantization == "none" else self.quantization
-        words = [self.method, self.coverage_metric, self.mode, amount, samples, draw, bits, digest(self.identity)[:8]]
-        return "-".join(word for word in words if word)
 
 
 class Study(Section):
@@ -126,10 +76,11 @@ class Study(Section):
                 if name not in registry.names():
                     choices = name_among(name, registry.names())
                     raise ValueError(f"sweep.{field}: '{name}' is not a {registry.kind}; {choices}")
-        for name in sweep.method_options:
-            if name not in sweep.methods:
-                choices = name_among(name, sweep.methods)
-                raise ValueError(f"sweep.method_options: '{name}' is not among sweep.methods; {choices}")
+        for field in ("method_options", "method_seeds"):
+            for name in getattr(sweep, field):
+                if name not in sweep.methods:
+                    choices = name_among(name, sweep.methods)
+                    raise ValueError(f"sweep.{field}: '{name}' is not among sweep.methods; {choices}")
         readers = [name for name in sweep.methods if _uses_coverage_metric(sweep, name)]
         if readers and not sweep.coverage_metrics:
             raise ValueError(f"sweep.coverage_metrics is []; allowed: at least one entry, which {readers[0]} needs")
@@ -150,6 +101,11 @@ class Study(Section):
                 f"data.calibration.split is '{calibration.split}', the split that evaluation scores; "
                 "allowed: another split, or this one with data.calibration.allow_overlap: true"
             )
+        if calibration.disjoint and isinstance(calibration.samples, tuple):
+            raise ValueError(
+                f"data.calibration.samples is {list(calibration.samples)}, and data.calibration.disjoint is true; "
+                "allowed: one number of samples"
+            )
         too_high = [ratio for ratio in self.sweep.ratios if ratio > self.pruning.max_ratio]
         if too_high:
             raise ValueError(
@@ -162,6 +118,7 @@ class Study(Section):
             self.recommend.check_timed(self.evaluation)
         self.finetune.check_steps(self.sweep)
         self.finetune.check_images(min(draw.samples for draw in self.draws()))
+        check_controls(self.sweep, self._labels, self.model, self.finetune)
         return self
 
     @model_validator(mode="after")
@@ -223,7 +180,10 @@ class Study(Section):
         return CalibrationDraw(first.samples if samples is None else samples, first.seed if seed is None else seed)
 
     def trials(self) -> tuple[Trial, ...]:
-        """Expand the grid into trials, in the order of the study file; draws and then quantisations vary fastest."""
+        """Expand the grid into trials, in the order of the study file; draws and then quantisations vary fastest.
+
+        The controls come last.
+        """
         sweep, calibration = self.sweep, self.data.calibration
         is_swept = {"samples": isinstance(calibration.samples, tuple), "seed": isinstance(calibration.seed, tuple)}
         draws = [
@@ -233,15 +193,24 @@ class Study(Section):
         amounts += [{"budget": budget} for budget in sweep.budgets]
         trials = []
         for method in sweep.methods:
-            metrics = sweep.coverage_metrics if _uses_coverage_metric(sweep, method) else (None,)
-            options = sweep.method_options.get(method, {})
+            metrics = self._metrics_of(method)
+            options, seeds = sweep.method_options.get(method, {}), sweep.method_seeds.get(method, sweep.seeds)
             for metric, amount, mode, steps, seed, draw, bits in itertools.product(
-                metrics, amounts, sweep.modes, sweep.steps, sweep.seeds, draws, sweep.quantization
+                metrics, amounts, sweep.modes, sweep.steps, seeds, draws, sweep.quantization
             ):
                 cell = {"mode": mode, "steps": steps, "seed": seed, "options": options, **amount, **draw}
                 cell["quantization"] = bits
                 trials.append(Trial(method=method, coverage_metric=metric, **cell))
-        return tuple(trials)
+        return (*trials, *control_trials(sweep, self._labels, draws))
+
+    def _metrics_of(self, method: str) -> tuple[str | None, ...]:
+        return self.sweep.coverage_metrics if _uses_coverage_metric(self.sweep, method) else (None,)
+
+    @property
+    def _labels(self) -> list[str]:
+        """The methods of the sweep, each with its coverage metric where it uses one."""
+        methods = self.sweep.methods
+        return [f"{name}/{metric}" if metric else name for name in methods for metric in self._metrics_of(name)]
 
     def to_yaml(self) -> str:
         """Return the resolved study: every key, with its default if the file left it out."""

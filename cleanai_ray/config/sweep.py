@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from cleanai_ray.config.controls import ControlsSection
 from cleanai_ray.config.sections import Fraction, Mode, Ratio, Section
 
 Quantization = Literal["none", "int8", "bf16"]
@@ -70,6 +71,9 @@ class SweepSection(Section):
     )
     steps: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="Iterative pruning steps.")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="Seeds of each trial.")
+    method_seeds: dict[str, Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]] = Field(
+        default_factory=dict, description="Seeds of single methods, by name, in place of seeds: more for random, say."
+    )
     quantization: tuple[Quantization, ...] = Field(
         ("none",),
         min_length=1,
@@ -77,6 +81,9 @@ class SweepSection(Section):
     )
     method_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Options of methods, by method name."
+    )
+    controls: ControlsSection | None = Field(
+        None, description="Trials that show whether pruning pays: {kinds: [scratch, narrow, ...]}; null: none."
     )
 
     @model_validator(mode="after")
@@ -93,4 +100,8 @@ class SweepSection(Section):
             repeated = next((value for value in values if values.count(value) > 1), None)
             if repeated is not None:
                 raise ValueError(f"sweep.{name} holds {repeated} twice; allowed: each value once")
+        for name, seeds in self.method_seeds.items():
+            repeated = next((seed for seed in seeds if seeds.count(seed) > 1), None)
+            if repeated is not None:
+                raise ValueError(f"sweep.method_seeds.{name} holds {repeated} twice; allowed: each value once")
         return self

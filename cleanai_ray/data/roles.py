@@ -15,6 +15,7 @@ from cleanai_ray.errors import DataError
 _TRAIN = "train"
 _VALIDATION_SEED = 0
 _EVALUATION_SEED = 2
+_DISJOINT_SEED = 3
 _AUTO_SHARE = 0.2
 
 
@@ -55,7 +56,7 @@ def assign_roles(
     - validation: `data.validation_fraction` of the `train` split (at least one sample), drawn with a fixed seed and
       regardless of classes, so that it does not depend on the calibration samples.
     - calibration: `data.calibration.samples` of `data.calibration.split`, drawn with `data.calibration.seed`; never a
-      validation sample.
+      validation sample. With `data.calibration.disjoint`, draws of different seeds share none.
     - training: the rest of the `train` split, also without the calibration samples of all draws if
       `data.calibration.withhold_from_training` is true, or is `auto` and they are at most a fifth of the split. The
       samples of all draws are left out because all draws share one dense model.
@@ -139,8 +140,17 @@ def _draw(data: DataSection, draw: CalibrationDraw, candidates: np.ndarray) -> n
             f"data.calibration.samples {verb} {draw.samples}; allowed: at most {len(candidates)}, "
             f"the size of split '{data.calibration.split}'{without}"
         )
-    generator = np.random.default_rng([1, draw.seed])
-    return candidates[generator.permutation(len(candidates))[: draw.samples]]
+    if not data.calibration.disjoint:
+        generator = np.random.default_rng([1, draw.seed])
+        return candidates[generator.permutation(len(candidates))[: draw.samples]]
+    first, last = draw.seed * draw.samples, (draw.seed + 1) * draw.samples
+    if last > len(candidates):
+        most = len(candidates) // draw.samples - 1
+        raise DataError(
+            f"data.calibration.seed holds {draw.seed}, and data.calibration.disjoint is true; allowed: at most {most}, "
+            f"since {len(candidates)} images hold {most + 1} draws of {draw.samples}"
+        )
+    return candidates[np.random.default_rng(_DISJOINT_SEED).permutation(len(candidates))[first:last]]
 
 
 def _withholds(data: DataSection, num_calibrated: int, train_size: int) -> bool:

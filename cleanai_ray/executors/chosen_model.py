@@ -18,10 +18,11 @@ def chosen_row(study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any
 
     Args:
         study: The study.
-        rows: The rows of all its trials.
+        rows: The rows of all its trials, of which controls are none to choose.
     """
+    pruned = [row for row in rows if row.get("control") is None]
     frames = StudyFrames(
-        results=_frame(schemas.to_table(rows, schemas.RESULTS)),
+        results=_frame(schemas.to_table(pruned, schemas.RESULTS)),
         layers=_frame(schemas.LAYERS.empty_table()),
         coverage=_frame(schemas.coverage_schema(()).empty_table()),
         history=_frame(schemas.HISTORY.empty_table()),

@@ -43,7 +43,9 @@ class SweepState:
         self.consider(row)
 
     def consider(self, row: dict[str, Any]) -> None:
-        """Make a trial the best one if it ranks first, by `storage.ranking.rank`."""
+        """Make a trial the best one if it ranks first, by `storage.ranking.rank`, and is no control."""
+        if row.get("control") is not None:
+            return
         if self.best_row is None or rank(row) < rank(self.best_row):
             self.best_row = row
 

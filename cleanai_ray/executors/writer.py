@@ -162,9 +162,8 @@ class RunWriter:
     def wants_model(self, row: dict[str, Any]) -> bool:
         """Return whether the model of a trial is to be kept: if not all are, while no other trial beats it."""
         if self._save_models in UNBEATEN:
-            return row["trial_id"] == self._chosen or not any(
-                dominates(other, row) for other in list(self._saved.values())
-            )
+            beaten = any(dominates(other, row) for other in list(self._saved.values()))
+            return row["trial_id"] == self._chosen or not (beaten or row.get("control"))
         return self._save_models == "all"
 
     def keep_model(self, trial_id: str) -> bool:

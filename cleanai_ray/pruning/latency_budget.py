@@ -145,7 +145,7 @@ def _distance(ratio: float, limit: float) -> tuple[bool, float]:
 def _finished(trial: Trial, limit: float, chosen: _Timed, num_timed: int) -> PruneResult:
     plan = chosen.result.plan
     latency = {**plan.achieved["latency"], **chosen.latency, "asked_ratio": chosen.asked, "num_models_timed": num_timed}
-    request = {**plan.request, **trial.model_dump(mode="json", exclude={"quantization"})}
+    request = {**plan.request, **trial.request}
     missed = [] if abs(chosen.ratio - limit) <= LATENCY_TOLERANCE * limit else [_missed(chosen, limit)]
     achieved = {**plan.achieved, "latency": latency}
     told = replace(plan, request=request, achieved=achieved, warnings=(*plan.warnings, *missed))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from cleanai_ray.config.study import digest
+from cleanai_ray.config.digests import digest
 from cleanai_ray.graph.graph import ChannelGroup
 from cleanai_ray.pruning.plan import GroupPlan
 

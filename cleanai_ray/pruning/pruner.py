@@ -269,7 +269,7 @@ class Pruner:
             model=identify(self._dense, self._graph.example_inputs),
             groups=tuple(group_plan(group, kept[name]) for name, group in self._dense_groups.items()),
             request={
-                **self._trial.model_dump(mode="json", exclude={"quantization"}),
+                **self._trial.request,
                 **({"by_price": True} if self._by_price else {}),
                 "bounds": self._told_bounds(),
             },

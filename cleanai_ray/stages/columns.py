@@ -26,10 +26,11 @@ _SCORED_STAGES = ("pruned", "repaired", "finetuned", "quantized")
 
 def describe_trial(study: Study, trial: Trial) -> dict[str, Any]:
     """Return the columns of results.parquet that identify a trial of a study."""
-    draw = study.draw_of(trial)
+    draw, control = study.draw_of(trial), trial.control
     return {
         "trial_id": trial.trial_id,
-        "method": trial.method,
+        "control": None if control is None else control.kind,
+        "method": trial.method if control is None or control.kind == "scratch" else control.kind,
         "coverage_metric": trial.coverage_metric,
         "label": trial.label,
         "reads_data": _reads_data(trial),

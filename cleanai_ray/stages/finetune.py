@@ -18,6 +18,7 @@ from cleanai_ray.registry import STAGES
 from cleanai_ray.repair.images import is_held_back
 from cleanai_ray.stages.base import Stage
 from cleanai_ray.stages.state import TrialState
+from cleanai_ray.stages.train_anew import train_anew, with_random_weights
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.training.context import TrainingContext
 from cleanai_ray.training.data import Batches, TrainingData
@@ -30,7 +31,8 @@ from cleanai_ray.training.part import TrainingPart
 class FineTune(Stage):
     """Fine-tune the model: at the end, and between pruning steps if `finetune.between_steps` says so.
 
-    Each time is a training of its own, with its own schedule, early stopping and best epoch.
+    Each time is a training of its own, with its own schedule, early stopping and best epoch. A control that is trained
+    anew gets random weights here, and the training of the dense model.
     """
 
     position = 300
@@ -41,20 +43,28 @@ class FineTune(Stage):
 
     @classmethod
     def applies(cls, study: Study, trial: Trial, step: int) -> bool:
-        """Return whether the study fine-tunes after this step."""
+        """Return whether the study fine-tunes after this step, or the trial is trained anew after its last one."""
+        if trial.trains_anew:
+            return step == trial.steps
         epochs = study.finetune.epochs if step == trial.steps else study.finetune.between_steps
         return epochs > 0
 
     @classmethod
     def key(cls, study: Study, trial: Trial) -> Any:
         """Return the recipe, the batch size for recipes that set none, and the seed."""
-        return [study.finetune.model_dump(mode="json"), study.data.batch_size, trial.seed]
+        recipe = [study.finetune.model_dump(mode="json"), study.data.batch_size, trial.seed]
+        return [*recipe, study.model.model_dump(mode="json")] if trial.trains_anew else recipe
 
     def run(self, state: TrialState) -> TrialState:
         """Return the state with the fine-tuned model; unchanged if the last pruning step removed nothing."""
         if not state.removed_some:
             return state
-        setting, part, model = self.setting, self._part(state), copy.deepcopy(state.model)
+        setting, part = self.setting, self._part(state)
+        if self.trial.trains_anew:
+            assert state.pruned is not None
+            model = with_random_weights(setting.workspace, self.trial, state.pruned.result.plan)
+        else:
+            model = copy.deepcopy(state.model)
         with setting.context.together(model, part):
             tuned = fine_tune_part(setting.workspace, self.trial, model, setting.dense_model, setting.context, part)
         best_epoch = tuned.best_epoch if self.is_last_step else state.best_epoch
@@ -101,6 +111,8 @@ def fine_tune_part(
     """
     section, share = workspace.study.finetune, (context.rank, context.world_size)
     part = part or TrainingPart(step=trial.steps)
+    if trial.trains_anew:
+        return _at_step(train_anew(workspace, trial, model, teacher, context), part)
     if part.step < trial.steps:
         section = section.model_copy(update={"epochs": section.between_steps})
     images = _labelled if section.data == "training" else _unlabelled
@@ -120,6 +132,10 @@ def fine_tune_part(
         supervision=Supervision(teacher=teacher if section.distillation else None),
         part=part,
     )
+    return _at_step(tuned, part)
+
+
+def _at_step(tuned: FineTuneResult, part: TrainingPart) -> FineTuneResult:
     return replace(tuned, history=tuple({**row, "step": part.step} for row in tuned.history))
 
 

@@ -197,6 +197,8 @@ def _data(study: Study) -> dict[str, Any]:
     for name, unsaid in (("path", None), ("decoder", "auto")):
         if data[name] == unsaid:
             del data[name]
+    if not data["calibration"]["disjoint"]:
+        del data["calibration"]["disjoint"]
     if study.model.weights == "pretrained" or ModelName.parse(study.model.name) is not None:
         from cleanai_ray.models import published_transform  # loads torch
 

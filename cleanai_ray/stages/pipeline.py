@@ -70,7 +70,9 @@ def plan_stages(study: Study, trial: Trial) -> tuple[Step, ...]:
     steps = []
     for place, (stage, number) in enumerate(placed):
         later = [other for other, _ in placed[place + 1 :] if other.scored_as is not None]
-        scored_as = stage.scored_as if number == trial.steps else None
+        # What a control that is trained anew was cut to, it has forgotten when it is trained.
+        is_scored = number == trial.steps and not (trial.trains_anew and stage.scored_as == "pruned")
+        scored_as = stage.scored_as if is_scored else None
         compares = all(other.is_variant for other in later)
         steps.append(
             Step(

@@ -48,9 +48,8 @@ def check_study(study: Study) -> Workspace:
         CleanAIError: When the data set or a package is missing, the model does not fit its weights or cannot be pruned,
             or an option of a method or of pruning is wrong or does not fit the sweep.
     """
-    methods = {name: create_method(name, study.sweep.method_options.get(name)) for name in study.sweep.methods}
     for trial in study.trials():
-        require_budget(methods[trial.method], trial)
+        require_budget(create_method(trial.method, trial.options), trial)
     if study.evaluation.latency is not None:
         require_installed(study.evaluation.latency)
     if study.evaluation.target is not None:

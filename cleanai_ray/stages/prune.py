@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from cleanai_ray.config.controls import Control
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.pruning.allocation import Allocation, AllocationProblem, search_allocation
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.measurements import Measurements
+from cleanai_ray.pruning.peer_pruner import PeerPruner
 from cleanai_ray.pruning.predicted_latency import PredictedLatency
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.pruner import Pruner
@@ -59,6 +61,9 @@ class Prune(Stage):
 
     def run(self, state: TrialState) -> TrialState:
         """Return the state with the pruned model."""
+        control = self.trial.control
+        if control is not None and not control.trains_anew:
+            return self._state_after(state, self._without_method(control), None)
         if not self.setting.workspace.study.finetune.between_steps or self.trial.steps == 1:
             return self._all_steps_at_once(state)
         pruner = self._pruner(self.trial) if state.pruner is None else state.pruner
@@ -83,6 +88,19 @@ class Prune(Stage):
         )
         return self._state_after(state, result, None)
 
+    def _without_method(self, control: Control) -> PruneResult:
+        """Return the result of a control that no method prunes: by torch-pruning, or of full width."""
+        workspace = self.setting.workspace
+        kind = PeerPruner if control.kind == "torch_pruning" else Pruner
+        pruner = kind(
+            self.setting.dense_model,
+            workspace.example_input(),
+            self.trial,
+            bounds=workspace.study.pruning,
+            ignored_layers=workspace.ignored_layers(),
+        )
+        return pruner.run() if control.kind == "torch_pruning" else pruner.present()
+
     def _state_after(self, state: TrialState, result: PruneResult, pruner: Pruner | None) -> TrialState:
         """Return the state after a step. The moments are the dense model's, so only the first step can use them."""
         is_first = state.pruned is None
@@ -98,6 +116,7 @@ class Prune(Stage):
     def _pruner(self, part: Trial, latency: PredictedLatency | None = None) -> Pruner:
         workspace, measures = self.setting.workspace, self.setting.measures
         method = create_method(self.trial.method, dict(self.trial.options))
+        is_narrow = self.trial.control is not None and self.trial.control.kind == "narrow"
         return Pruner(
             self.setting.dense_model,
             workspace.example_input(),
@@ -113,7 +132,7 @@ class Prune(Stage):
                 latency=latency,
                 multiple=workspace.study.multiple,
             ),
-            blocks=measures.blocks.plans,
+            blocks=() if is_narrow else measures.blocks.plans,
         )
 
     def _remeasure(self, smaller: nn.Module) -> ActivationStatistics:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cleanai_ray.config.sections import RepairSection
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.registry import STAGES
 from cleanai_ray.repair import RepairOptions, repair
@@ -26,20 +27,20 @@ class Repair(Stage):
 
     @classmethod
     def applies(cls, study: Study, trial: Trial, step: int) -> bool:
-        """Return whether the study has repair switched on."""
-        return study.repair.is_on
+        """Return whether the study has repair switched on; of controls, only torch-pruning's models are repaired."""
+        return study.repair.is_on if trial.control is None else trial.control.kind == "torch_pruning"
 
     @classmethod
     def key(cls, study: Study, trial: Trial) -> Any:
-        """Return the study's `repair` section."""
-        return study.repair.model_dump(mode="json")
+        """Return the study's `repair` section, or that of controls."""
+        return _section(study, trial).model_dump(mode="json")
 
     def run(self, state: TrialState) -> TrialState:
         """Return the state with the repaired model; unchanged if the last pruning step removed nothing."""
         if not state.removed_some:
             return state
         assert state.pruned is not None
-        workspace, section = self.setting.workspace, self.setting.workspace.study.repair
+        workspace, section = self.setting.workspace, _section(self.setting.workspace.study, self.trial)
         positions = np.arange(min(section.samples, len(workspace.roles.calibration)))
         outcome = repair(
             state.pruned.reference,
@@ -49,6 +50,13 @@ class Repair(Stage):
             moments=state.pruned.moments,
         )
         return replace(state, model=outcome.model, repaired=outcome)
+
+
+def _section(study: Study, trial: Trial) -> RepairSection:
+    """Return the repair of a trial; controls get what users of torch-pruning do: statistics are collected anew."""
+    if trial.control is None:
+        return study.repair
+    return RepairSection(compensation="none", batch_norm="reset", samples=study.repair.samples)
 
 
 def in_numbering_of_reference(pruned: Pruned) -> Any:

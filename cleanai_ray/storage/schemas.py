@@ -39,6 +39,7 @@ RESULTS = _schema(
     ("method", _TEXT, "Importance method."),
     ("coverage_metric", _TEXT, "Coverage metric, for methods that use one."),
     ("label", _TEXT, "Method and coverage metric as charts name them."),
+    ("control", _TEXT, "Of a control, its kind (sweep.controls.kinds), also its `method` if none chose its widths."),
     (
         "reads_data",
         _FLAG,

@@ -34,9 +34,16 @@ GRIDS = {
     "small_vgg_fashion_mnist": (0, 1, 2, 1, 1, 1),
     "small_mobilenet_v2_fashion_mnist": (0, 1, 2, 1, 1, 1),
     "small_vit_fashion_mnist": (0, 1, 2, 1, 1, 1),
+    # Random has two seeds, and counts as two methods.
+    "research_second_edition_resnet20": (2, 1, 5, 3, 1, 1),
+    "research_second_edition_vgg": (2, 1, 5, 3, 1, 1),
+    "research_second_edition_mobilenet_v2": (2, 1, 5, 3, 1, 1),
 }
+SECOND_EDITION = [name for name in GRIDS if name.startswith("research_second_edition")]
 # Numbers of calibration samples, and seeds of their draw.
-DRAWS = {"research_fashion_mnist": 2 * 3}
+DRAWS = {"research_fashion_mnist": 2 * 3, **dict.fromkeys(SECOND_EDITION, 3)}
+# From scratch, narrow, dense fine-tuned; torch-pruning for each of three budgets and three draws.
+CONTROLS = dict.fromkeys(SECOND_EDITION, 3 + 3 * 3)
 # Ratio, mode and epochs of fine-tuning, as CleanAI v5 ran them.
 SCENARIOS = {
     "ts2_resnet50_imagenet": (0.2, "local", 5),
@@ -56,7 +63,9 @@ def test_a_study_loads_and_expands_to_its_grid(name):
     study = load_study(STUDIES / f"{name}.yaml")
     with_metric, metrics, without, ratios, modes, steps = GRIDS[name]
     trials = study.trials()
-    assert len(trials) == (with_metric * metrics + without) * ratios * modes * steps * DRAWS.get(name, 1)
+    in_the_grid = (with_metric * metrics + without) * ratios * modes * steps * DRAWS.get(name, 1)
+    assert len([trial for trial in trials if trial.control is None]) == in_the_grid
+    assert len(trials) == in_the_grid + CONTROLS.get(name, 0)
     assert len({trial.trial_id for trial in trials}) == len(trials)
     assert study.name == name
     assert study.question.endswith("?")
@@ -135,6 +144,27 @@ def test_the_research_study_asks_for_every_method_and_metric():
     assert study.finetune.epochs == 0
     assert study.sweep.seeds == (0,)
     assert len(study.data.calibration.seed) >= 3
+
+
+@pytest.mark.parametrize("name", SECOND_EDITION)
+def test_the_second_edition_has_replicates_controls_and_images_that_decide_nothing(name):
+    study = load_study(STUDIES / f"{name}.yaml")
+    assert study.model.train is not None  # each run trains its network anew, by model.train.seed
+    assert study.data.calibration.disjoint
+    assert len(study.draws()) == 3
+    random = {trial.scoring_seed for trial in study.trials() if trial.method == "random"}
+    assert len(random) >= 5
+    assert {budget.limit for budget in study.sweep.budgets} == {0.7, 0.5, 0.3}
+    assert study.repair.is_on
+    assert study.fine_tunes
+    assert study.evaluation.validation_share == 0.5
+    assert study.questions.primary is not None
+
+
+def test_the_runs_of_the_second_edition_differ_in_the_network_alone():
+    studies = [load_study(STUDIES / f"{name}.yaml") for name in SECOND_EDITION]
+    others = [study.model_dump(exclude={"name", "question", "model", "output"}) for study in studies]
+    assert others[0] == others[1] == others[2]
 
 
 def test_weights_of_the_users_own_replace_training():

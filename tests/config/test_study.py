@@ -192,6 +192,9 @@ class TestTrialId:
             {"quantization": "bf16"},
             {"options": {"k": 1}},
             {"options": {"k": 2}},
+            {"control": {"kind": "narrow"}},
+            {"control": {"kind": "scratch"}},
+            {"control": {"kind": "scratch", "compute": "epochs"}},
         ]
         ids = [Trial.model_validate({**base, **change}).trial_id for change in changes]
         assert len(set(ids)) == len(changes)

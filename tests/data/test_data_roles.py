@@ -178,3 +178,16 @@ def test_draws_are_withheld_by_themselves_while_all_together_are_few():
     source = Sizes(train=100, test=20)
     assert roles_of(source, samples=18).calibration_withheld
     assert not roles_of(source, samples=18, seed=[0, 1]).calibration_withheld
+
+
+def test_disjoint_draws_share_no_sample_and_do_not_depend_on_each_other():
+    source, section = Sizes(train=100, test=20), EvaluationSection(split="test")
+    data = DataSection(name="sizes", calibration=CalibrationSection(samples=30, seed=[0, 1, 2], disjoint=True))
+    drawn = [assign_roles(data, section, source, draw).calibration.tolist() for draw in data.calibration.draws()]
+    assert [len(set(draw)) for draw in drawn] == [30, 30, 30]
+    assert len(set().union(*drawn)) == 90
+    alone = DataSection(name="sizes", calibration=CalibrationSection(samples=30, seed=2, disjoint=True))
+    assert assign_roles(alone, section, source).calibration.tolist() == drawn[2]
+    beyond = DataSection(name="sizes", calibration=CalibrationSection(samples=30, seed=3, disjoint=True))
+    with pytest.raises(DataError, match=r"calibration.seed holds 3, .*disjoint is true; allowed: at most 2, since 90"):
+        assign_roles(beyond, section, source)

@@ -98,9 +98,11 @@ def test_the_first_images_keep_the_keys_that_they_had_before_there_was_a_draw():
     data = study.data.model_dump(
         exclude={"num_workers": True, "skip_unreadable": True, "cache": True, "path": True, "decoder": True}
     )
-    del data["transform"], data["calibration"]["precision"]
+    del data["transform"], data["calibration"]["precision"], data["calibration"]["disjoint"]
     model = study.model.model_dump(exclude={"weights", "train", *LATER})
     assert data_key(study) == digest([model, data, "test", 100])
+    disjoint = {**STUDY["data"], "calibration": {**STUDY["data"].get("calibration", {}), "disjoint": True}}
+    assert data_key(parse_study({**STUDY, "data": disjoint})) != data_key(parse_study(STUDY))
 
 
 def test_the_files_of_a_folder_that_weights_come_from_count(tmp_path):
@@ -179,7 +181,7 @@ def test_a_choice_that_older_studies_did_not_have_keeps_their_dense_model() -> N
     model, evaluation = study.model.model_dump(exclude=LATER), {"split": "test", "samples": None}
     model["train"] = {"epochs": 3, "batch_size": None, "learning_rate": 0.1, "weight_decay": 5e-4, "seed": 0}
     younger = dict.fromkeys(("num_workers", "skip_unreadable", "cache", "path", "transform", "decoder"), True)
-    data = study.data.model_dump(exclude={**younger, "calibration": {"precision"}})
+    data = study.data.model_dump(exclude={**younger, "calibration": {"precision", "disjoint"}})
     assert data["options"] == {}
     assert key() == digest([model, None, data, evaluation])
 

@@ -58,7 +58,7 @@ def group_of(config: Mapping[str, Any]) -> TrialGroup:
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values to report to Tune at the end of a trial, from its row of results.parquet."""
-    numbers = {name: row[name] for name in _REPORTED if row.get(name) is not None}
+    numbers = {name: row[name] for name in (*_REPORTED, "control") if row.get(name) is not None}
     return {"name": row["trial_id"], "status": row["status"], **numbers}
 
 
