@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cleanai_ray.config.shipped import QUICKSTART
 from cleanai_ray.errors import CleanAIError, ReportError, StudyError
 from cleanai_ray.executors.reserved_options import reserving
 
@@ -32,9 +33,7 @@ OverrideOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=
 ExecutorOption = Annotated[str, typer.Option(help="`ray`, or `local`: in this process, without Ray.")]
 AddressOption = Annotated[str | None, typer.Option(help="Ray cluster: `auto` or `host:port`.")]
 OutOption = Annotated[str | None, typer.Option(help="Run directory: a folder or URL; default: output.dir.")]
-FreshOption = Annotated[
-    bool, typer.Option("--fresh", help="Compute everything again; earlier results move to history/.")
-]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Compute all again; earlier results move to history/.")]
 _UsageError: Any = typer.BadParameter.__bases__[0]
 _OF_TRIALS = ("methods", "metrics", "models", "datasets", "tasks", "stages", "executors", "formats", "targets")
 _OF_REPORTS = ("charts", "questions", "risks", "chapters")
@@ -64,6 +63,14 @@ def run(
     with _resumable():
         failed = run_study(loaded, workspace, directory, options, ProgressReporter())
     return 1 if failed else 0
+
+
+@app.command()
+def quickstart(
+    out: OutOption = None, set_: OverrideOption = None, fresh: FreshOption = False, executor: ExecutorOption = "ray"
+) -> int:
+    """Run the study that ships with the package: a small network on 8 x 8 digits, pruned in 52 ways."""
+    return run(str(QUICKSTART), out, None, set_, fresh, executor)
 
 
 @app.command()
@@ -165,12 +172,13 @@ def export(
     trial: Annotated[str, typer.Option(help="Trial id, or `best`.")] = "best",
     format_: Annotated[str, typer.Option("--format", help="One of `cleanai list formats`.")] = "state_dict",
     out: Annotated[str | None, typer.Option(help="File to write; default: DIR/exports/TRIAL.SUFFIX.")] = None,
+    license_: Annotated[str, typer.Option("--license", help="What a model card states.")] = "unknown",
 ) -> int:
     """Write a pruned model for deployment."""
     from cleanai_ray.stages.export_run import export_trial
     from cleanai_ray.storage.run_directory import RunDirectory
 
-    print(export_trial(RunDirectory(directory), trial, format_, Path(out) if out else None))
+    print(export_trial(RunDirectory(directory), trial, format_, Path(out) if out else None, license_))
     return 0
 
 
