@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,8 @@ from cleanai_ray.config.sections import (
     Section,
     Seed,
 )
-from cleanai_ray.config.sweep import Budget, Quantization, SweepSection
+from cleanai_ray.config.sweep import Budget, Quantization, SweepSection, uses_coverage_metric
+from cleanai_ray.config.tracking import TrackingSection
 from cleanai_ray.errors import StudyError
 from cleanai_ray.registry import DATASETS, METHODS, METRICS, load_plugins
 
@@ -111,6 +111,7 @@ class Study(Section):
         None, description="Limits of the recommended trial; null: the knee of accuracy against MACs."
     )
     questions: QuestionsSection = Field(default_factory=lambda: QuestionsSection())
+    tracking: TrackingSection = Field(default_factory=lambda: TrackingSection())
     plugins: tuple[str, ...] = Field((), description="Modules to import that register methods, models or data sets.")
 
     @model_validator(mode="before")
@@ -130,7 +131,7 @@ class Study(Section):
             if name not in sweep.methods:
                 choices = name_among(name, sweep.methods)
                 raise ValueError(f"sweep.method_options: '{name}' is not among sweep.methods; {choices}")
-        readers = [name for name in sweep.methods if _uses_coverage_metric(sweep, name)]
+        readers = [name for name in sweep.methods if uses_coverage_metric(sweep, name)]
         if readers and not sweep.coverage_metrics:
             raise ValueError(f"sweep.coverage_metrics is []; allowed: at least one entry, which {readers[0]} needs")
         return sweep
@@ -233,7 +234,7 @@ class Study(Section):
         amounts += [{"budget": budget} for budget in sweep.budgets]
         trials = []
         for method in sweep.methods:
-            metrics = sweep.coverage_metrics if _uses_coverage_metric(sweep, method) else (None,)
+            metrics = sweep.coverage_metrics if uses_coverage_metric(sweep, method) else (None,)
             options = sweep.method_options.get(method, {})
             for metric, amount, mode, steps, seed, draw, bits in itertools.product(
                 metrics, amounts, sweep.modes, sweep.steps, sweep.seeds, draws, sweep.quantization
@@ -246,22 +247,6 @@ class Study(Section):
     def to_yaml(self) -> str:
         """Return the resolved study: every key, with its default if the file left it out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
-
-
-def _uses_coverage_metric(sweep: SweepSection, name: str) -> bool:
-    """Return whether a method, with its options, runs once for each coverage metric.
-
-    Raises:
-        ValueError: When an option does not fit the method.
-    """
-    method, options = METHODS.get(name), sweep.method_options.get(name, {})
-    try:
-        return bool(method(**options).uses_coverage_metric)
-    except TypeError as error:
-        known = ", ".join(inspect.signature(method).parameters) or "no options"
-        raise ValueError(f"sweep.method_options.{name}: {error}; allowed: {known}") from None
-    except ValueError as error:
-        raise ValueError(f"sweep.method_options.{name}: {error}") from None
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:

@@ -29,7 +29,7 @@ _TABLES = (*ALWAYS_WRITTEN, schemas.SENSITIVITY_FILE, schemas.BLOCKS_FILE)
 _OUTCOME = (*_TABLES, "charts", "report.pdf", "report.html", "layer_ratios.yaml")
 _STUDY, _RECORD = "study.yaml", "environment.json"
 _SCRATCH = ("cache", "tune", "train", "status.json")
-_NOT_OF_RESULTS = ("output", "resources")
+_NOT_OF_RESULTS = ("output", "resources", "tracking")
 
 
 class History:
