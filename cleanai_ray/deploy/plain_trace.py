@@ -87,7 +87,8 @@ class _Recorder(fx.Tracer):
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Return the parts of a value, as many as the example's has."""
-        return iter([obj[place] for place in range(len(obj.node.meta[_VALUE]))])
+        parts: Any = obj  # which records what is taken out of it
+        return iter([parts[place] for place in range(len(obj.node.meta[_VALUE]))])
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a module, unless it is only being computed."""

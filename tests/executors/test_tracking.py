@@ -219,6 +219,28 @@ def test_the_local_executor_says_that_it_reports_nothing(tmp_path: Path) -> None
     assert LocalExecutor.notices(LocalExecutor(study_with(), RunDirectory(tmp_path)), study_with()) == []
 
 
+def test_weights_and_biases_gets_project_group_and_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the interface of Tune's callback; the package itself starts a process of its own for each run."""
+    import ray.air.integrations.wandb as integration
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name == "wandb" or found(name, *more))
+    monkeypatch.setattr(integration, "wandb", object())
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = RunDirectory(tmp_path)
+    check_trackers(study_with(wandb="pruned"), run)
+    (callback,) = tracking_callbacks(study_with(wandb="pruned"), run)
+    logger = callback._logger
+    assert (logger.project, logger.group) == ("pruned", "tracked")
+    assert logger.kwargs == {"tags": ["tracked", f"cleanai-ray {__version__}"], "notes": "Which?"}
+    begun = []
+    monkeypatch.setattr(logger, "_start_logging_actor", lambda trial, exclude, **given: begun.append(given))
+    monkeypatch.setattr(integration, "_clean_log", lambda given, **options: given)
+    callback.on_trial_start(0, [], TuneTrial())
+    assert (begun[0]["name"], begun[0]["id"]) == (PLAIN, f"abc_00001-{PLAIN}")
+    assert begun[0]["config"]["method"] == "magnitude"
+
+
 def store(folder: Path) -> str:
     """Return the address of a store of MLflow in a folder, which needs neither a server nor a database."""
     return (folder / "mlruns").as_uri()

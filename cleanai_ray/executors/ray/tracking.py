@@ -19,9 +19,9 @@ from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 
 _LOG = logging.getLogger(__name__)
-_NOT_OURS = ("config", "date", "done", "hostname", "iterations_since_restore", "name", "node_ip", "pid", "status")
-_NOT_OURS += ("should_checkpoint", "time_since_restore", "time_this_iter_s", "time_total_s", "timestamp", "trial_id")
-_NOT_OURS += ("experiment_id", "experiment_tag")
+_NOT_OURS = {"config", "date", "done", "hostname", "iterations_since_restore", "name", "node_ip", "pid", "status"}
+_NOT_OURS |= {"should_checkpoint", "time_since_restore", "time_this_iter_s", "time_total_s", "timestamp", "trial_id"}
+_NOT_OURS |= {"experiment_id", "experiment_tag"}
 """Values of a result that are Tune's own, or no numbers."""
 
 
@@ -67,7 +67,7 @@ def tracking_callbacks(study: Study, run: RunDirectory) -> list[tune.Callback]:
     if study.tracking.wandb is not None:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
-        named = {"tags": [study.name, f"cleanai-ray {__version__}"], "notes": study.question}
+        named: dict[str, Any] = {"tags": [study.name, f"cleanai-ray {__version__}"], "notes": study.question}
         found.append(TrialByTrial(WandbLoggerCallback(study.tracking.wandb, study.name, **named), "wandb"))
     if not study.tracking.tensorboard:
         found.append(_NoEventFiles())
