@@ -7,7 +7,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup quickstart test test-all lint docs format clean
+.PHONY: setup quickstart test test-all test-lower-bounds dist lint docs format clean
 
 setup: $(STAMP)
 
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: setup
-	$(BIN)/cleanai run jobs/studies/quickstart.yaml
+	$(BIN)/cleanai quickstart
 
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
@@ -32,6 +32,24 @@ test: setup
 
 test-all: test
 	$(PYTEST) -m slow
+
+# The oldest releases that pyproject.toml allows, in an environment of their own (several GB: torch brings CUDA along),
+# and the tests of what computes, with everything but Ray's own part.
+LOWER := build/lower-bounds
+CORE_TESTS := $(addprefix tests/,analysis charts config coverage data deploy evaluation graph importance models nn \
+	pruning repair report sensitivity stages statistics storage tasks training test_api.py test_cli.py test_registry.py)
+
+test-lower-bounds: setup
+	mkdir -p $(LOWER)
+	$(BIN)/python .ci/lower_bounds.py > $(LOWER)/constraints.txt
+	$(PYTHON) -m venv --clear $(LOWER)/venv
+	$(LOWER)/venv/bin/python -m pip install --quiet -c $(LOWER)/constraints.txt -e . pytest pytest-timeout \
+		hypothesis 'moto[server]'
+	$(LOWER)/venv/bin/python -m pytest -m 'not slow and not ray and not gpu' $(CORE_TESTS)
+
+dist: setup
+	rm -rf build dist
+	$(BIN)/python -m build
 
 lint: setup
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "init": (init.init, "Write a commented study file to start from."),
     "plan": (studies.plan, "Show every trial and what is cached; computes nothing."),
     "run": (studies.run, "Run a study; resumes where part of it is done."),
+    "quickstart": (studies.quickstart, "Run the study that ships with the package."),
     "status": (results.status, "Show the progress of a study."),
     "open": (open_page.open_directory, "Show status and report on one local page."),
     "report": (results.report, "Make the charts, PDF and HTML again."),

@@ -44,3 +44,26 @@ def test_an_import_does_not_drag_along_what_it_does_not_need(statement: str, unw
     loaded = loaded_after(statement)
     assert "cleanai_ray" in loaded
     assert not loaded & unwanted
+
+
+PRUNED_AND_LOADED = """
+import tempfile, torch, cleanai_ray as cleanai
+from torch import nn
+def network():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(8, 2)).eval()
+images = [torch.randn(8, 3, 8, 8) for _ in range(2)]
+statistics = cleanai.calibrate(network(), images)
+result = cleanai.prune(network(), images[0][:1], images, method="coverage", ratio=0.5)
+with tempfile.TemporaryDirectory() as folder:
+    cleanai.save(result, folder)
+    cleanai.load(folder, network)
+"""
+
+
+def test_pruning_and_loading_load_neither_charts_nor_documents_nor_statistics() -> None:
+    """What such a program needs is torch, the dependency graph and the formats of files."""
+    loaded = loaded_after(PRUNED_AND_LOADED)
+    unwanted = {"ray", "altair", "vl_convert", "reportlab", "pypdf", "jinja2", "statsmodels", "sklearn", "pandas"}
+    assert {"torch", "torch_pruning", "safetensors"} <= loaded
+    assert loaded & (unwanted | {"polars", "typer", "rich", "scipy"}) == set()

@@ -51,10 +51,14 @@ EXTRAS = {
     "detection": Extra("detection and its mean average precision", ("torchmetrics", "pycocotools")),
     "language": Extra("language models", ("transformers",)),
     "huggingface": Extra("data sets of Hugging Face's hub", ("datasets",)),
+    "timm": Extra("models by the name timm:NAME", ("timm",)),
+    "transformers": Extra("models by the name hf:NAME", ("transformers",)),
+    "tracking": Extra("MLflow, TensorBoard and Weights & Biases", ("mlflow-skinny", "tensorboard", "wandb")),
 }
 """The extras: `pip install 'cleanai-ray[NAME]'`."""
 
 _MODULES = {
+    "mlflow-skinny": "mlflow",
     "pillow": "PIL",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",

@@ -54,12 +54,13 @@ def export(
     trial: TrialOption = "best",
     format_: Annotated[str, typer.Option("--format", help="One of `cleanai list formats`.")] = "state_dict",
     out: Annotated[str | None, typer.Option(help="File to write; default: DIR/exports/TRIAL.SUFFIX.")] = None,
+    license_: Annotated[str, typer.Option("--license", help="What a model card states.")] = "unknown",
 ) -> int:
     """Write a pruned model for deployment."""
     from cleanai_ray.stages.export_run import export_trial
     from cleanai_ray.storage.run_directory import RunDirectory
 
-    print(export_trial(RunDirectory(directory), trial, format_, Path(out) if out else None))
+    print(export_trial(RunDirectory(directory), trial, format_, Path(out) if out else None, license_))
     return 0
 
 

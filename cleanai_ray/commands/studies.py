@@ -23,6 +23,7 @@ from cleanai_ray.commands.common import (
     print_table,
     resumable,
 )
+from cleanai_ray.config.shipped import QUICKSTART
 from cleanai_ray.executors.reserved_options import reserving
 
 
@@ -48,6 +49,13 @@ def run(
     with resumable():
         failed = run_study(loaded, workspace, directory, options, ProgressReporter())
     return 1 if failed else 0
+
+
+def quickstart(
+    out: OutOption = None, set_: OverrideOption = None, fresh: FreshOption = False, executor: ExecutorOption = "ray"
+) -> int:
+    """Run the study that ships with the package: a small network on 8 x 8 digits, pruned in 52 ways."""
+    return run(str(QUICKSTART), out, None, set_, fresh, executor)
 
 
 def plan(study: StudyArgument, out: OutOption = None, set_: OverrideOption = None) -> int:

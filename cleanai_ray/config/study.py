@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +31,8 @@ from cleanai_ray.config.sections import (
     ResourcesSection,
     Section,
 )
-from cleanai_ray.config.sweep import SweepSection
+from cleanai_ray.config.sweep import SweepSection, uses_coverage_metric
+from cleanai_ray.config.tracking import TrackingSection
 from cleanai_ray.config.trial import Trial
 from cleanai_ray.errors import StudyError
 from cleanai_ray.registry import DATASETS, METHODS, METRICS, load_plugins
@@ -61,6 +61,7 @@ class Study(Section):
         None, description="Limits of the recommended trial; null: the knee of accuracy against MACs."
     )
     questions: QuestionsSection = Field(default_factory=lambda: QuestionsSection())
+    tracking: TrackingSection = Field(default_factory=lambda: TrackingSection())
     plugins: tuple[str, ...] = Field((), description="Modules to import that register methods, models or data sets.")
 
     @model_validator(mode="before")
@@ -81,7 +82,7 @@ class Study(Section):
                 if name not in sweep.methods:
                     choices = name_among(name, sweep.methods)
                     raise ValueError(f"sweep.{field}: '{name}' is not among sweep.methods; {choices}")
-        readers = [name for name in sweep.methods if _uses_coverage_metric(sweep, name)]
+        readers = [name for name in sweep.methods if uses_coverage_metric(sweep, name)]
         if readers and not sweep.coverage_metrics:
             raise ValueError(f"sweep.coverage_metrics is []; allowed: at least one entry, which {readers[0]} needs")
         return sweep
@@ -204,7 +205,7 @@ class Study(Section):
         return (*trials, *control_trials(sweep, self._labels, draws))
 
     def _metrics_of(self, method: str) -> tuple[str | None, ...]:
-        return self.sweep.coverage_metrics if _uses_coverage_metric(self.sweep, method) else (None,)
+        return self.sweep.coverage_metrics if uses_coverage_metric(self.sweep, method) else (None,)
 
     @property
     def _labels(self) -> list[str]:
@@ -215,22 +216,6 @@ class Study(Section):
     def to_yaml(self) -> str:
         """Return the resolved study: every key, with its default if the file left it out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
-
-
-def _uses_coverage_metric(sweep: SweepSection, name: str) -> bool:
-    """Return whether a method, with its options, runs once for each coverage metric.
-
-    Raises:
-        ValueError: When an option does not fit the method.
-    """
-    method, options = METHODS.get(name), sweep.method_options.get(name, {})
-    try:
-        return bool(method(**options).uses_coverage_metric)
-    except TypeError as error:
-        known = ", ".join(inspect.signature(method).parameters) or "no options"
-        raise ValueError(f"sweep.method_options.{name}: {error}; allowed: {known}") from None
-    except ValueError as error:
-        raise ValueError(f"sweep.method_options.{name}: {error}") from None
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:

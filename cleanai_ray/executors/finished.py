@@ -25,7 +25,7 @@ _NEEDED = (_REPORT, "report.pdf", *ALWAYS_WRITTEN)
 
 def report_key(study: Study, run: RunDirectory, dense_digest: str) -> str:
     """Return the digest of everything that a study's report depends on."""
-    document = study.model_dump(mode="json", exclude={"output", "resources"})
+    document = study.model_dump(mode="json", exclude={"output", "resources", "tracking"})
     trials = [trial_key(study, trial, dense_digest) for trial in study.trials()]
     has_profile = run.is_complete(schemas.PROFILE_FILE, profile_key(study))
     return digest(["report/1", __version__, document, trials, has_profile])

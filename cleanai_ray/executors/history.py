@@ -29,7 +29,7 @@ _TABLES = (*ALWAYS_WRITTEN, schemas.SENSITIVITY_FILE, schemas.BLOCKS_FILE)
 _OUTCOME = (*_TABLES, "charts", "report.pdf", "report.html", "layer_ratios.yaml")
 _STUDY, _RECORD = "study.yaml", "environment.json"
 _SCRATCH = ("cache", "tune", "train", "status.json")
-_NOT_OF_RESULTS = ("output", "resources")
+_NOT_OF_RESULTS = ("output", "resources", "tracking")
 
 
 class History:
@@ -79,8 +79,8 @@ class History:
             if trial_id not in keys or not self._run.is_complete(record_name(trial_id), keys[trial_id])
         ]
         names = [name for trial_id in gone for name in (record_name(trial_id), model_folder(trial_id))]
-        exported = tuple(f"{trial_id}." for trial_id in gone)
-        names += [f"exports/{name}" for name in self._run.list("exports") if name.startswith(exported)]
+        files = tuple(f"{trial_id}." for trial_id in gone)  # a format that is a folder adds nothing to the id
+        names += [f"exports/{name}" for name in self._run.list("exports") if name in gone or name.startswith(files)]
         trials = "trial" if len(gone) == 1 else "trials"
         self._move(*names, told=f"{len(gone)} {trials} that the study no longer has, or has with other settings,")
 

@@ -122,6 +122,11 @@ class LocalExecutor(Executor):
                 f"allowed: at most {self.resources.gpus:g}"
             )
 
+    def notices(self, study: Study) -> list[str]:
+        """Return a sentence if the study has trackers, which Ray's callbacks report to."""
+        services = ", ".join(f"tracking.{name}" for name in study.tracking.services)
+        return [f"{services}: nothing is reported by the local executor; --executor ray reports"] if services else []
+
     def allot(self, study: Study, num_trials: int, measure: Callable[[], int]) -> Allotment:
         """Give every trial the GPU, if the study uses one: only one trial runs at a time."""
         return Allotment(cpus=study.resources.cpus_per_trial, gpus=float(self._best_device != "cpu"))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
 from torch import Tensor, nn
 
 from cleanai_ray.graph.graph import ChannelGraph
@@ -13,6 +12,9 @@ from cleanai_ray.profile.fitted import LatencyProfile, TimedModel
 from cleanai_ray.profile.widths import step_of
 from cleanai_ray.pruning.cost import CostModel
 from cleanai_ray.pruning.granularity import Granularity
+
+if TYPE_CHECKING:
+    import polars as pl  # half a second, which pruning in Python does without
 
 
 def fit_profile(

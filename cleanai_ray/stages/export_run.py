@@ -13,23 +13,33 @@ from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.named_trial import NAMES, named_trial
 from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.config.study import parse_study
+from cleanai_ray.deploy.standalone_files import CARD_FILE
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.models import build_model, example_input
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.saved_model import load_model
 from cleanai_ray.registry import FORMATS
+from cleanai_ray.stages.model_card import UNKNOWN_LICENSE, model_card
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
 
 
-def export_trial(run: RunDirectory, trial: str, format_name: str, out: Path | None = None) -> str:
+def export_trial(
+    run: RunDirectory,
+    trial: str,
+    format_name: str,
+    out: Path | None = None,
+    license_name: str = UNKNOWN_LICENSE,
+) -> str:
     """Write the pruned model of a trial, and return its location.
 
     Args:
         run: The run directory.
         trial: As `analysis.named_trial` takes it: an id, `recommended` or `best`.
         format_name: A name of `cleanai list formats`.
-        out: The file; by default `exports/<trial><suffix>` of the run directory.
+        out: The file or folder; by default `exports/<trial><suffix>` of the run directory.
+        license_name: The licence that a model card states, as Hugging Face's hub names it. Formats that are folders
+            have a card.
 
     Raises:
         ArtifactError: When the run, the trial or its model is missing, or the exported model's outputs differ.
@@ -43,13 +53,22 @@ def export_trial(run: RunDirectory, trial: str, format_name: str, out: Path | No
     suffix = getattr(export, "suffix", f".{format_name}")
     extra = [_calibration_batches(run, trial_id)] if getattr(export, "needs_images", False) else []
     example = example_input(section, batch_size=2)
-    if out is not None or run.is_local:
-        target = out or run.local_path(f"exports/{trial_id}{suffix}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return str(export(model, example, target, *extra))
     with tempfile.TemporaryDirectory() as folder:
-        written = export(model, example, Path(folder) / f"{trial_id}{suffix}", *extra)
-        run.write_bytes(f"exports/{trial_id}{suffix}", written.read_bytes())
+        is_here = out is not None or run.is_local
+        target = Path(folder) / f"{trial_id}{suffix}"
+        if is_here:
+            target = out or run.local_path(f"exports/{trial_id}{suffix}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+        written = export(model, example, target, *extra)
+        if written.is_dir():
+            plan = PruningPlan.from_json(run.read_text(f"models/{trial_id}/{PLAN_FILE}"))
+            card = model_card(StudyFrames.load(run), trial_id, plan, written, license_name)
+            (written / CARD_FILE).write_text(card, encoding="utf-8")
+        if is_here:
+            return str(written)
+        files = sorted(written.iterdir()) if written.is_dir() else [written]
+        for file in files:
+            run.write_bytes(f"exports/{file.relative_to(folder)}", file.read_bytes())
     return f"{run.location.rstrip('/')}/exports/{trial_id}{suffix}"
 
 

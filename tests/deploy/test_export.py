@@ -70,7 +70,7 @@ def in_a_fresh_process(code: str, *arguments: object) -> None:
 
 
 def test_the_formats_are_registered() -> None:
-    assert FORMATS.names() == ("onnx", "onnx_int8", "state_dict", "torch_export")
+    assert FORMATS.names() == ("onnx", "onnx_int8", "standalone", "state_dict", "torch_export")
     assert all(FORMATS.summaries().values())
 
 
@@ -123,7 +123,7 @@ def test_a_vision_transformer_is_exported(tmp_path: Path, name: str) -> None:
     assert export(name, model, tmp_path).stat().st_size > 4 * sum(value.numel() for value in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["onnx", "state_dict", "torch_export"])
+@pytest.mark.parametrize("name", ["onnx", "standalone", "state_dict", "torch_export"])
 def test_the_model_is_not_changed_and_nothing_is_printed(
     tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -146,7 +146,7 @@ class DependsOnTheBatch(nn.Module):
         return images.flatten(1) if images.sum() > 0 else -images.flatten(1)
 
 
-@pytest.mark.parametrize("name", ["onnx", "torch_export"])
+@pytest.mark.parametrize("name", ["onnx", "standalone", "torch_export"])
 def test_what_cannot_be_captured_leaves_no_file(tmp_path: Path, name: str) -> None:
     if name == "onnx":
         pytest.importorskip("onnxruntime")

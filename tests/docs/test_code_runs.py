@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from docs_markdown import ROOT, blocks
 from torch import nn
 
 import cleanai_ray as cleanai
+from cleanai_ray.deploy.standalone import export_standalone
 
 ELSEWHERE = {
     "CONTRIBUTING.md": "tests/test_contributing.py",
@@ -117,11 +119,14 @@ def test_the_code_of_a_document_runs(document: str, folder: Path) -> None:
         pytest.importorskip("timm", reason="timm is not installed")
     if document == "docs/how-to/deploying.md":
         model = torchvision.models.squeezenet1_1(num_classes=10).eval()
-        cleanai.save(cleanai.prune(model, torch.randn(1, 3, 64, 64), method="magnitude", ratio=0.5), "small/")
+        result = cleanai.prune(model, torch.randn(1, 3, 64, 64), method="magnitude", ratio=0.5)
+        cleanai.save(result, "small/")
+        export_standalone(result.model, torch.randn(1, 3, 64, 64), folder / "small_elsewhere")
     names = given()
     if document in ("docs/how-to/latency.md", "docs/concepts/repair.md"):
         names["images"] = names["batches"][0]
     names = run(document, names)
+    sys.modules.pop("model", None)  # of the folder small_elsewhere
     if "small" in names:
         widths = [parameter.shape for parameter in names["small"].parameters()]
         assert widths == [parameter.shape for parameter in names["result"].model.parameters()]

@@ -35,6 +35,7 @@ from cleanai_ray.executors.ray.object_store import ObjectStoreValue, references_
 from cleanai_ray.executors.ray.remote_writer import RemoteWriter, remote_writer
 from cleanai_ray.executors.ray.shard_pool import ActorPool
 from cleanai_ray.executors.ray.sweep import run_sweep_on_ray
+from cleanai_ray.executors.ray.tracking import check_trackers
 from cleanai_ray.executors.shared import Shared
 from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup
 from cleanai_ray.stages.numerics import restore_numerics
@@ -78,8 +79,9 @@ class RayExecutor(Executor):
         )
 
     def check(self, study: Study) -> None:
-        """Refuse a study whose trials can never be placed; see `require_room`."""
+        """Refuse a study whose trials can never be placed, or whose trackers cannot be reached."""
         require_room(study, self.cluster)
+        check_trackers(study, self._run)
 
     def watch(self, status: StudyStatus) -> None:
         """Publish the status on Ray's metrics port."""

@@ -13,6 +13,7 @@ from cleanai_ray.executors.counts import SweepState
 from cleanai_ray.executors.ray.cluster import assigned_device, places_for_workers
 from cleanai_ray.executors.ray.fresh_process import faults_recorded, replaced_by_tune
 from cleanai_ray.executors.ray.gpu_share import limit_gpu_memory
+from cleanai_ray.executors.ray.tracking import tracking_callbacks
 from cleanai_ray.executors.ray.trial_config import configurations, epoch_numbers, group_of, numbers_of, takes_workers
 from cleanai_ray.executors.ray.trial_workers import COORDINATOR_BYTES, run_with_workers
 from cleanai_ray.executors.trial_work import SweepInputs, TrialGroup, run_group
@@ -78,7 +79,7 @@ def _tuner(
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=_MAX_CRASHES),
             verbose=0,
-            callbacks=[callback],
+            callbacks=[callback, *tracking_callbacks(study, run)],
         ),
     )
 

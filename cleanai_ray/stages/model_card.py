@@ -1,0 +1,175 @@
+"""The model card of an exported trial: Markdown with a header in YAML, as Hugging Face's hub reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import yaml
+
+from cleanai_ray import __version__
+from cleanai_ray.analysis.chosen import has_test_images, reported_row
+from cleanai_ray.analysis.frames import StudyFrames, as_mapping
+from cleanai_ray.analysis.image_evidence import against_dense
+from cleanai_ray.analysis.intervals import interval_of, speedup_of
+from cleanai_ray.analysis.numbers import NONE, change, milliseconds, percent, plural, quantity, size
+from cleanai_ray.analysis.wording import describe_trial
+from cleanai_ray.deploy.standalone_files import PROGRAM_FILE
+from cleanai_ray.errors import ArtifactError
+from cleanai_ray.pruning.plan import PruningPlan
+from cleanai_ray.storage.image_schemas import TEST
+
+UNKNOWN_LICENSE = "unknown"
+"""The name that Hugging Face's hub has for a licence that is not known."""
+
+_TAGS = ["pytorch", "pruning", "structured-pruning", "model-compression", "cleanai-ray"]
+
+
+def model_card(frames: StudyFrames, trial_id: str, plan: PruningPlan, folder: Path, license_name: str) -> str:
+    """Return the card of a trial.
+
+    Args:
+        frames: The study.
+        trial_id: The trial, which succeeded.
+        plan: Its plan.
+        folder: The folder that the model was exported to, for how it is loaded.
+        license_name: The licence of the model, as Hugging Face's hub names it.
+
+    Raises:
+        ArtifactError: When the tables do not hold the trial.
+    """
+    if frames.ok.filter(pl.col("trial_id") == trial_id).is_empty():
+        raise ArtifactError(f"results.parquet holds no trial '{trial_id}' that succeeded, so there is no card of it")
+    trial = reported_row(frames, trial_id, has_test=has_test_images(frames))
+    parts = [
+        f"# {plan.model.get('class', 'A network')}, pruned",
+        _summary(frames, trial, plan),
+        "## How to load it",
+        _loading(frames, folder),
+        "## Numbers",
+        _numbers(frames, trial),
+        "## How it was pruned",
+        _pruned(frames, trial, plan),
+        "## Licence",
+        _licence(frames, license_name),
+    ]
+    return f"---\n{_header(frames, trial, license_name)}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _header(frames: StudyFrames, trial: Mapping[str, Any], license_name: str) -> str:
+    data = str(as_mapping(frames.study.get("data")).get("name", "unknown"))
+    split = str(as_mapping(frames.study.get("evaluation")).get("split", "test"))
+    measured = {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": data, "type": data, "split": split},
+        "metrics": [{"type": "accuracy", "name": "Top-1 accuracy", "value": round(float(trial["accuracy"]), 6)}],
+    }
+    header = {
+        "library_name": "pytorch",
+        "license": license_name,
+        "pipeline_tag": "image-classification",
+        "tags": _TAGS,
+        "metrics": ["accuracy"],
+        "model-index": [{"name": f"{frames.name}/{trial['trial_id']}", "results": [measured]}],
+    }
+    return yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _summary(frames: StudyFrames, trial: Mapping[str, Any], plan: PruningPlan) -> str:
+    interval, images = interval_of(trial), trial.get("num_evaluated")
+    words = f"A {plan.model.get('class', 'network')} with {percent(trial['params_share'], 0)} of the parameters and "
+    words += f"{percent(trial['macs_share'], 0)} of the multiply-accumulates (MACs) of the dense network. It gets "
+    words += f"{percent(trial['accuracy'])} right"
+    words += f" (95 % interval {interval})" if interval else ""
+    words += f" of {plural(images, 'image')} of `{as_mapping(frames.study.get('data')).get('name')}`" if images else ""
+    dense = trial.get("accuracy_dense")
+    return words + (f", the dense network {percent(dense)}." if dense is not None else ".")
+
+
+def _loading(frames: StudyFrames, folder: Path) -> str:
+    model = as_mapping(frames.study.get("model"))
+    shape, classes = model.get("input_shape", "?"), model.get("num_classes", "?")
+    text = f"""With torch alone; neither CleanAI-Ray nor Ray is needed. In this folder:
+
+```python
+import torch
+from model import load
+
+model = load()
+with torch.no_grad():
+    scores = model(images)
+```
+
+`images` is a float tensor [N, {", ".join(map(str, shape))}] with N of any size; `scores` is [N, {classes}]."""
+    if (folder / PROGRAM_FILE).exists():
+        text += f" The network is a `torch.export` program, `{PROGRAM_FILE}`."
+    preprocessing = as_mapping(frames.environment.get("preprocessing"))
+    if preprocessing:
+        text += " Images are prepared as in the study:\n\n"
+        text += "\n".join(f"- {name}: `{value}`" for name, value in preprocessing.items())
+    return text
+
+
+def _numbers(frames: StudyFrames, trial: Mapping[str, Any]) -> str:
+    interval = interval_of(trial)
+    dense = interval_of({**trial, "accuracy": trial.get("accuracy_dense")})
+    found = against_dense(frames, trial, TEST if has_test_images(frames) else None)
+    rows = [
+        ("Top-1 accuracy", _with(trial.get("accuracy_dense"), dense), _with(trial["accuracy"], interval), NONE),
+        *_costs(trial),
+        (
+            "Latency, " + (frames.target or "batch 1"),
+            milliseconds(trial.get("latency_ms_dense")),
+            milliseconds(trial.get("latency_ms")),
+            speedup_of(trial),
+        ),
+    ]
+    if found is not None:
+        rows[0] = (*rows[0][:3], str(found))
+    table = ["| | dense | pruned | difference |", "| --- | --- | --- | --- |"]
+    table += ["| " + " | ".join(cells) + " |" for cells in rows if cells[2] != NONE]
+    images = trial.get("num_evaluated")
+    note = "Intervals are of 95 %: Wilson's for an accuracy, the paired score interval for a difference."
+    if images:
+        decided = "decided nothing" if has_test_images(frames) else "also decided which trial was chosen"
+        note = f"Accuracies are on {plural(images, 'image')} that {decided}. {note}"
+    return "\n".join(table) + f"\n\n{note}"
+
+
+def _with(value: float | None, interval: Any) -> str:
+    return percent(value) + (f" ({interval})" if interval else "")
+
+
+def _costs(trial: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    kinds = (("Parameters", "params", quantity), ("MACs, batch 1", "macs", quantity), ("Weights", "size_bytes", size))
+    return [
+        (
+            name,
+            write(trial.get(f"{key}_dense")),
+            write(trial.get(key)),
+            change(trial.get(key), trial.get(f"{key}_dense")),
+        )
+        for name, key, write in kinds
+    ]
+
+
+def _pruned(frames: StudyFrames, trial: dict[str, Any], plan: PruningPlan) -> str:
+    epochs, environment = trial.get("epochs_run"), frames.environment
+    commit = environment.get("commit")
+    lines = [
+        f"- Trial `{trial['trial_id']}` of the study `{frames.name}`: {describe_trial(trial)}.",
+        f"- Repair without labels: {trial.get('repair') or 'none'}.",
+        f"- Fine-tuning: {plural(epochs, 'epoch') if epochs else 'none'}.",
+        f"- Made by CleanAI-Ray {environment.get('version', __version__)}" + (f", commit {commit}." if commit else "."),
+    ]
+    return "\n".join(lines) + f"\n\n```text\n{plan.explain()}\n```"
+
+
+def _licence(frames: StudyFrames, license_name: str) -> str:
+    if license_name != UNKNOWN_LICENSE:
+        return f"`{license_name}`."
+    weights = as_mapping(frames.study.get("model")).get("weights")
+    origin = f"the weights that it was made of (`{weights}`) and their data" if weights else "the data it learned from"
+    return f"Not stated. Whoever passes the model on has to state it, as the licence of {origin} allows."
