@@ -58,9 +58,12 @@ class ModelSection(Section):
     weights: str | None = Field(
         None, description="A safetensors or state_dict file, `pretrained` (torchvision's), or null (see `train`)."
     )
-    num_classes: PositiveInt = Field(10, description="Outputs of the classifier.")
-    input_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
-        (3, 224, 224), description="Channels, height, width of one input."
+    num_classes: PositiveInt = Field(
+        10, description="Outputs of the classifier: classes; of a language model its vocabulary."
+    )
+    input_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
+        (3, 224, 224),
+        description="Channels, height, width of one input; of a language model its tokens, of a table its columns.",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the builder or factory.")
     train: TrainSection | None = Field(None, description="How to train the dense model if weights is null.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,8 @@ from cleanai_ray.config.sections import (
     Section,
     Seed,
 )
-from cleanai_ray.config.sweep import Budget, Quantization, SweepSection
+from cleanai_ray.config.sweep import Budget, Quantization, SweepSection, uses_coverage_metric
+from cleanai_ray.config.task import TaskSection, check_task
 from cleanai_ray.errors import StudyError
 from cleanai_ray.registry import DATASETS, METHODS, METRICS, load_plugins
 
@@ -97,6 +97,7 @@ class Study(Section):
 
     name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name in reports and dashboards.")
     question: str = Field("", description="The question that the study asks; printed on the report's cover.")
+    task: TaskSection = Field(default_factory=lambda: TaskSection())
     model: ModelSection
     data: DataSection
     sweep: SweepSection
@@ -130,7 +131,7 @@ class Study(Section):
             if name not in sweep.methods:
                 choices = name_among(name, sweep.methods)
                 raise ValueError(f"sweep.method_options: '{name}' is not among sweep.methods; {choices}")
-        readers = [name for name in sweep.methods if _uses_coverage_metric(sweep, name)]
+        readers = [name for name in sweep.methods if uses_coverage_metric(sweep, name)]
         if readers and not sweep.coverage_metrics:
             raise ValueError(f"sweep.coverage_metrics is []; allowed: at least one entry, which {readers[0]} needs")
         return sweep
@@ -160,6 +161,7 @@ class Study(Section):
             raise ValueError(f"evaluation.latency is null, but sweep.budgets holds {timed}; needed: how to time")
         if self.recommend is not None:
             self.recommend.check_timed(self.evaluation)
+        check_task(self)
         self.finetune.check_steps(self.sweep)
         self.finetune.check_images(min(draw.samples for draw in self.draws()))
         return self
@@ -233,7 +235,7 @@ class Study(Section):
         amounts += [{"budget": budget} for budget in sweep.budgets]
         trials = []
         for method in sweep.methods:
-            metrics = sweep.coverage_metrics if _uses_coverage_metric(sweep, method) else (None,)
+            metrics = sweep.coverage_metrics if uses_coverage_metric(sweep, method) else (None,)
             options = sweep.method_options.get(method, {})
             for metric, amount, mode, steps, seed, draw, bits in itertools.product(
                 metrics, amounts, sweep.modes, sweep.steps, sweep.seeds, draws, sweep.quantization
@@ -246,22 +248,6 @@ class Study(Section):
     def to_yaml(self) -> str:
         """Return the resolved study: every key, with its default if the file left it out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
-
-
-def _uses_coverage_metric(sweep: SweepSection, name: str) -> bool:
-    """Return whether a method, with its options, runs once for each coverage metric.
-
-    Raises:
-        ValueError: When an option does not fit the method.
-    """
-    method, options = METHODS.get(name), sweep.method_options.get(name, {})
-    try:
-        return bool(method(**options).uses_coverage_metric)
-    except TypeError as error:
-        known = ", ".join(inspect.signature(method).parameters) or "no options"
-        raise ValueError(f"sweep.method_options.{name}: {error}; allowed: {known}") from None
-    except ValueError as error:
-        raise ValueError(f"sweep.method_options.{name}: {error}") from None
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from cleanai_ray.config.sections import Fraction, Mode, Ratio, Section
+from cleanai_ray.registry import METHODS
 
 Quantization = Literal["none", "int8", "bf16"]
 
@@ -94,3 +96,19 @@ class SweepSection(Section):
             if repeated is not None:
                 raise ValueError(f"sweep.{name} holds {repeated} twice; allowed: each value once")
         return self
+
+
+def uses_coverage_metric(sweep: SweepSection, name: str) -> bool:
+    """Return whether a method, with its options, runs once for each coverage metric.
+
+    Raises:
+        ValueError: When an option does not fit the method.
+    """
+    method, options = METHODS.get(name), sweep.method_options.get(name, {})
+    try:
+        return bool(method(**options).uses_coverage_metric)
+    except TypeError as error:
+        known = ", ".join(inspect.signature(method).parameters) or "no options"
+        raise ValueError(f"sweep.method_options.{name}: {error}; allowed: {known}") from None
+    except ValueError as error:
+        raise ValueError(f"sweep.method_options.{name}: {error}") from None

@@ -13,6 +13,7 @@ from cleanai_ray.models.factory import build_from_factory
 from cleanai_ray.models.family import ModelFamily, TorchvisionFamily, find_classifier, one_line
 from cleanai_ray.models.weights import load_pretrained, load_weights
 from cleanai_ray.registry import MODELS
+from cleanai_ray.tasks.base import Task
 
 
 def _family_of(name: str) -> ModelFamily:
@@ -59,7 +60,7 @@ def _check_outputs(model: nn.Module, section: ModelSection) -> None:
         )
 
 
-def build_model(section: ModelSection, *, seed: int = 0) -> nn.Module:
+def build_model(section: ModelSection, *, seed: int = 0, task: Task | None = None) -> nn.Module:
     """Build the dense model of a study, on the CPU and in evaluation mode.
 
     Torch's global random state is left as it was. The model is run once, on a random input, to check its output.
@@ -67,6 +68,7 @@ def build_model(section: ModelSection, *, seed: int = 0) -> nn.Module:
     Args:
         section: The study's `model`.
         seed: Seed of the random initialisation, where `weights` is null or a classifier is new.
+        task: What the model is for, classification by default; of another task, the output is not checked here.
 
     Raises:
         ModelError: When name, options, input shape and weights do not fit together; one sentence says which.
@@ -83,7 +85,8 @@ def build_model(section: ModelSection, *, seed: int = 0) -> nn.Module:
             load_pretrained(model, _family_of(str(section.name)), section.num_classes)
         elif section.weights is not None:
             load_weights(model, section.weights)
-        _check_outputs(model, section)
+        if task is None or task.name == "classification":
+            _check_outputs(model, section)
     return model
 
 
@@ -114,7 +117,8 @@ def ignored_layers(section: ModelSection) -> tuple[str, ...]:
     return () if classifier is None else (classifier,)
 
 
-def example_input(section: ModelSection, batch_size: int = 1) -> Tensor:
-    """Return standard normal inputs [batch_size, C, H, W], the same at every call."""
+def example_input(section: ModelSection, batch_size: int = 1, task: Task | None = None) -> Tensor:
+    """Return standard normal inputs [batch_size, C, H, W], or what the task makes of them, the same at every call."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch_size, *section.input_shape, generator=generator)
+    noise = torch.randn(batch_size, *section.input_shape, generator=generator)
+    return noise if task is None else task.as_inputs(noise, section.num_classes)
