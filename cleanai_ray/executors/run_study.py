@@ -209,6 +209,12 @@ def _run_trials(
         refresh()
 
 
+def _score_text(best: dict[str, Any]) -> str:
+    if best.get("score") is None:
+        return f"accuracy {best['accuracy']:.2%} (dense {best['accuracy_dense']:.2%})"
+    return f"{best['metric']} {best['score']:.4g} (dense {best['score_dense']:.4g})"
+
+
 def _say_outcome(
     study: Study, rows: list[dict[str, Any]], run: RunDirectory, seconds: float, progress: ProgressReporter
 ) -> None:
@@ -219,7 +225,7 @@ def _say_outcome(
     best = chosen_row(study, rows)
     if best is not None:
         progress.say(
-            f"best: {best['trial_id']}: accuracy {best['accuracy']:.2%} (dense {best['accuracy_dense']:.2%}) with "
+            f"best: {best['trial_id']}: {_score_text(best)} with "
             f"{best['macs'] / best['macs_dense']:.0%} of the MACs and {best['params'] / best['params_dense']:.0%} of "
             "the parameters"
         )

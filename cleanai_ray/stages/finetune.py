@@ -18,6 +18,7 @@ from cleanai_ray.registry import STAGES
 from cleanai_ray.repair.images import is_held_back
 from cleanai_ray.stages.base import Stage
 from cleanai_ray.stages.state import TrialState
+from cleanai_ray.stages.task_scores import history_row
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.training.context import TrainingContext
 from cleanai_ray.training.data import Batches, TrainingData
@@ -103,10 +104,11 @@ def fine_tune_part(
     part = part or TrainingPart(step=trial.steps)
     if part.step < trial.steps:
         section = section.model_copy(update={"epochs": section.between_steps})
+    task = workspace.task
     images = _labelled if section.data == "training" else _unlabelled
     train_batches, steps, validation_batches = images(workspace, trial.seed, section.batch_size, share)
     tuned = fine_tune(
-        model,
+        task.restored(model),  # which has the same weights
         section=section,
         data=TrainingData(
             train_batches=train_batches,
@@ -117,10 +119,10 @@ def fine_tune_part(
         ),
         context=context,
         seed=trial.seed,
-        supervision=Supervision(teacher=teacher if section.distillation else None),
+        supervision=Supervision(task=task, teacher=task.restored(teacher) if section.distillation else None),
         part=part,
     )
-    return replace(tuned, history=tuple({**row, "step": part.step} for row in tuned.history))
+    return replace(tuned, history=tuple({**history_row(row), "step": part.step} for row in tuned.history))
 
 
 def _is_start_impartial(study: Study) -> bool:
