@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cleanai_ray.analysis.numbers import percent
@@ -48,19 +49,28 @@ class ScoreWords:
         if self.name == ACCURACY:
             return text
         text = text.replace("cross-entropy (nats)", self.loss)
+        for counted, instead in _COUNTED.items():
+            text = text.replace(counted, instead)
         for pattern, words in _PATTERNS:
-            text = re.sub(pattern, lambda found, words=words: self._cased(words, found[0]), text)
+            text = re.sub(pattern, partial(self._cased, words), text)
         if self.sample != "image":
             text = re.sub(r"\bimages\b", f"{self.sample}s", text)
             text = re.sub(r"\bimage\b", self.sample, text)
             text = re.sub(r"\bImages\b", f"{self.sample.capitalize()}s", text)
         return text
 
-    def _cased(self, words: str, replaced: str) -> str:
+    def _cased(self, words: str, replaced: re.Match[str]) -> str:
         """Return words with the name of the score, with a capital where the replaced words begin with one."""
         found = words.replace("SCORE", self.compared)
-        return found.capitalize() if replaced[0].isupper() and found.islower() else found
+        return found.capitalize() if replaced[0][0].isupper() and found.islower() else found
 
+
+_COUNTED = {
+    " with half the width of its 95 % interval (Wilson)": "",
+    "yes where McNemar's test tells the two from each other, image by image (p < 0.05, not corrected)": "not tested, "
+    "since single answers were not kept",
+}
+"""What is said of intervals and tests that count right answers, and what is said instead."""
 
 _PATTERNS = (
     (r"\b[Tt]op-1 accurac(y|ies)", "SCORE"),
@@ -100,8 +110,8 @@ def words_of(metric: str | None) -> ScoreWords:
 
 def words_of_study(study: StudyFrames) -> ScoreWords:
     """Return the words for the score of a study."""
-    found = study.results["metric"].drop_nulls() if "metric" in study.results.columns else []
-    return words_of(found[0] if len(found) else None)
+    found = study.results["metric"].drop_nulls().to_list() if "metric" in study.results.columns else []
+    return words_of(found[0] if found else None)
 
 
 def is_counted(trial: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from cleanai_ray.models import published_transform
 from cleanai_ray.registry import DATASETS
 
 Shape = tuple[int, ...]
-ImageDataset = Dataset[tuple[Tensor, int]]
+ImageDataset = Dataset[tuple[Tensor, Any]]
 
 _ALIASES = {"val": ("validation", "test"), "validation": ("val", "test"), "test": ("val", "validation")}
 

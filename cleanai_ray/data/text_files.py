@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ class TextFiles(ImageSource):
         return f"{self._root} {self.resolve(split)}, from token {index * self.input_shape[0]}"
 
 
-def _tokenizer(given: object) -> object:
+def _tokenizer(given: object) -> Any:
     if given is None or given == "bytes":
         return None
     if not isinstance(given, str) or not Path(given).expanduser().is_file():

@@ -65,7 +65,10 @@ def _score_of(content: dict[str, Any]) -> Accuracy | TaskScore:
     """Return a score from what the run directory holds of it."""
     if "metric_name" in content:
         return TaskScore.from_json(content)
-    return Accuracy(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+    score: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
+    }
+    return Accuracy(**score)
 
 
 def _scored_anew(context: RunContext, weights_key: str) -> DenseModel | None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
@@ -82,7 +82,8 @@ class Workspace:
         if role not in self._kept or (known is not None and known.images.is_gone):
             split = self.source.location, getattr(self.roles, f"{role}_split")
             decoder = choose_decoder(self.study.data.decoder, dataset, self.device)
-            self._kept[role] = kept_images(cache, split, dataset, shape, decoder)
+            # Images alone are kept, whose shape has three numbers.
+            self._kept[role] = kept_images(cache, split, dataset, cast("tuple[int, int, int]", shape), decoder)
         return self._kept[role]
 
     @cached_property

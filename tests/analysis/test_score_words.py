@@ -27,6 +27,11 @@ def test_accuracy_is_called_by_the_name_of_the_score(text: str, expected: str) -
     assert words_of(None).write(text) == text
 
 
+def test_no_interval_by_counting_is_promised() -> None:
+    text = "8 trials, the best first, accuracy with half the width of its 95 % interval (Wilson); against dense"
+    assert words_of("mAP").write(text) == "8 trials, the best first, mAP; against dense"
+
+
 def test_samples_are_called_what_they_are() -> None:
     assert words_of("perplexity").write("Images decide; one image, 2 images") == "Texts decide; one text, 2 texts"
 

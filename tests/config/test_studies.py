@@ -34,6 +34,10 @@ GRIDS = {
     "small_vgg_fashion_mnist": (0, 1, 2, 1, 1, 1),
     "small_mobilenet_v2_fashion_mnist": (0, 1, 2, 1, 1, 1),
     "small_vit_fashion_mnist": (0, 1, 2, 1, 1, 1),
+    "segmentation": (0, 1, 4, 2, 1, 1),
+    "detection": (0, 1, 3, 1, 1, 1),
+    "language_model": (0, 1, 4, 2, 1, 1),
+    "regression": (0, 1, 4, 2, 1, 1),
 }
 # Numbers of calibration samples, and seeds of their draw.
 DRAWS = {"research_fashion_mnist": 2 * 3}

@@ -31,7 +31,7 @@ class FewImages(Check):
         if interval is None:
             sentence = "The number of evaluated images was not recorded, so accuracies have no intervals."
             if not is_counted(best):
-                sentence = "This score is no share of right answers, so accuracies have no intervals here."
+                sentence = "This score is no share of right answers, so that no interval is given of it."
             yield Risk("info", "uncertainty", sentence)
         elif (interval.high - interval.low) / 2 > WIDE_INTERVAL:
             sentence = (

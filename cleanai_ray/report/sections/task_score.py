@@ -5,7 +5,7 @@ from __future__ import annotations
 from cleanai_ray.analysis.numbers import NONE, percent, plural
 from cleanai_ray.analysis.score_words import score_number, words_of_study
 from cleanai_ray.registry import CHAPTERS
-from cleanai_ray.report.blocks import Chapter, Column, Paragraph, Table
+from cleanai_ray.report.blocks import Block, Chapter, Column, Paragraph, Table
 from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
 
 _MOST = 20
@@ -53,7 +53,7 @@ class TaskScoreChapter(ChapterWriter):
             Column("id ends in", 0.12),
         )
         note = f"The dense model and the best {plural(len(ranked), 'trial')}, on all scored samples."
-        blocks = (
+        blocks: tuple[Block, ...] = (
             Paragraph(words.explained),
             Table(columns, (first, *rows), highlighted=(0,)),
             Paragraph(note, is_small=True),
