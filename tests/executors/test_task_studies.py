@@ -271,3 +271,17 @@ def test_the_best_model_is_exported(finished: Any, capsys: pytest.CaptureFixture
     _, _, run, _ = finished
     code = main(["export", str(run.local_path("")), "--format", "state_dict"])
     assert code == 0, capsys.readouterr()
+
+
+@pytest.mark.ray
+def test_ray_gives_the_tables_of_the_local_executor(ray_session: Any, tmp_path: Path) -> None:
+    own = regression(tmp_path / "data")
+    own["data"]["calibration"] = {"samples": 48, "shard_size": 24}
+    sweep = {"methods": ["taylor"], "ratios": [0.3], "modes": ["local"]}
+    study = parse_study({"name": "small", **own, **COMMON, "sweep": sweep, "evaluation": {"split": "val"}})
+    for executor in ("local", "ray"):
+        failed, said = small.run(study, tmp_path / executor, executor)
+        assert failed == 0, said
+    local, distributed = (small.timeless_table(tmp_path / executor) for executor in ("local", "ray"))
+    assert distributed == local
+    assert local[0]["metric"] == "RMSE"
