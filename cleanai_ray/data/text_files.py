@@ -122,6 +122,6 @@ def _tokenizer(given: object) -> Any:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise DataError(
-            f"data.options.tokenizer is {given!r}, which the package tokenizers reads; pip install tokenizers"
+            f"data.options.tokenizer is {given!r}, read by tokenizers; pip install 'cleanai-ray[language]'"
         ) from error
     return Tokenizer.from_file(str(Path(given).expanduser()))

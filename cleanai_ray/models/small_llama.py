@@ -26,7 +26,7 @@ def build(
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError as error:
-        raise ModelError("small_llama is a model of transformers; pip install transformers") from error
+        raise ModelError("small_llama is a model of transformers; pip install 'cleanai-ray[language]'") from error
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=num_classes,
