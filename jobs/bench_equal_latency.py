@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import bench_accuracy
 import torch
@@ -77,7 +78,11 @@ class Bench:
     def rows(self) -> Iterator[list[str]]:
         """Yield the rows of all budgets."""
         peers = {f"ratio {ratio:.3f}": self.peer(ratio) for ratio in self._ratios()}
-        given = {"target": self.target.model_dump(), "latency": self.often, "ignored_layers": self.ignored}
+        given: dict[str, Any] = {
+            "target": self.target.model_dump(),
+            "latency": self.often,
+            "ignored_layers": self.ignored,
+        }
         profile = cleanai.latency_profile(self.dense, self.example, round_to="auto", **given)
         curves = cleanai.measure_sensitivity(self.dense, self.example, self.batches, ignored_layers=self.ignored)
         for budget in self.options.budgets:

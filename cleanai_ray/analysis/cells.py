@@ -62,7 +62,9 @@ def _trials(name: str, study: StudyFrames) -> pl.DataFrame:
         pl.struct("trial_seed", "calibration_seed").rank("dense").cast(pl.Int64).alias("replicate"),
         *points,
         _chance().alias("chance"),
-        pl.when(pl.col("num_evaluated") > 0).then(100 / pl.col("num_evaluated")).alias("grain"),
+        pl.when((pl.col("num_evaluated") > 0) & (pl.col("metric").fill_null("accuracy") == "accuracy"))
+        .then(100 / pl.col("num_evaluated"))
+        .alias("grain"),
     )
 
 

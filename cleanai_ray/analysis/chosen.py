@@ -22,6 +22,7 @@ from cleanai_ray.analysis.numbers import percent, plural
 from cleanai_ray.analysis.optimism import simulated_optimism
 from cleanai_ray.analysis.paired import PairedDifference
 from cleanai_ray.analysis.recommendation import Recommendation, cost_in_words, recommend
+from cleanai_ray.analysis.score_words import score_text
 from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.storage.image_schemas import TEST
 
@@ -136,7 +137,7 @@ def reported_row(study: StudyFrames, trial_id: str, *, has_test: bool) -> dict[s
     row = study.ok.row(by_predicate=pl.col("trial_id") == trial_id, named=True)
     if not has_test:
         return row
-    row |= {"accuracy": row["accuracy_test"], "num_evaluated": row["num_test"]}
+    row |= {"accuracy": row["accuracy_test"], "num_evaluated": row["num_test"], "score": row["score_test"]}
     row["accuracy_dense"] = (
         row["accuracy_test_dense"] if row["accuracy_test_dense"] is not None else row["accuracy_dense"]
     )
@@ -163,7 +164,7 @@ def _sentence(choice: Choice, found: Recommendation) -> str:
         )
         return found.sentence + flattered
     interval = interval_of(trial)
-    words = f"Take {describe_trial(trial)}, trial {trial['trial_id']}: {percent(trial['accuracy'])} top-1"
+    words = f"Take {describe_trial(trial)}, trial {trial['trial_id']}: {score_text(trial)}"
     words += f" (95 % interval {interval})" if interval else ""
     words += f" on {plural(trial['num_evaluated'], 'test image')}, which decided nothing."
     if choice.num_replicates > 1 and choice.replicate_mean is not None:

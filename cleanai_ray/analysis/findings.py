@@ -19,6 +19,7 @@ from cleanai_ray.analysis.questions import answer_questions
 from cleanai_ray.analysis.recommendation import Recommendation
 from cleanai_ray.analysis.risks import find_risks
 from cleanai_ray.analysis.risks.base import LARGE_LOSS, Risk
+from cleanai_ray.analysis.score_words import score_text
 from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.analysis.verdict import Verdict, judge
 from cleanai_ray.analysis.wording import describe_trial
@@ -131,7 +132,7 @@ def _all_failed(study: StudyFrames) -> str:
 
 def _describe_best(best: dict[str, Any], where: str) -> str:
     interval = interval_of(best)
-    words = f"{describe_trial(best)} reaches {percent(best['accuracy'])} top-1"
+    words = f"{describe_trial(best)} reaches {score_text(best)}"
     words += "" if interval is None else f" (95 % interval {interval})"
     if best["accuracy_dense"] is not None:
         words += f", {_against_dense(best)}"

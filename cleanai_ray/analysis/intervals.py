@@ -52,6 +52,8 @@ def wilson(num_hits: float, num_samples: int) -> Interval:
 def interval_of(trial: Mapping[str, Any], column: str = "accuracy") -> Interval | None:
     """Return the interval of a trial's accuracy; None where it, or the number of images, is not known."""
     accuracy, count = trial.get(column), trial.get("num_evaluated")
+    if trial.get("metric") not in (None, "accuracy"):  # not a share of right answers
+        return None
     if not isinstance(accuracy, float) or not isinstance(count, int) or count <= 0:
         return None
     return wilson(min(max(accuracy, 0.0), 1.0) * count, count)

@@ -27,6 +27,8 @@ def simulated_optimism(study: StudyFrames, chosen: Mapping[str, Any]) -> float |
         study: The study.
         chosen: The row of the chosen trial.
     """
+    if chosen.get("metric") not in (None, "accuracy"):  # its noise is not that of a share
+        return None
     rivals = study.ok.filter((pl.col("amount") == chosen["amount"]) & (pl.col("num_evaluated") > 0))
     if rivals.is_empty():
         return None

@@ -17,6 +17,7 @@ from cleanai_ray.analysis.intervals import interval_of
 from cleanai_ray.analysis.numbers import NONE, milliseconds, p_text, percent, plural, points, quantity, size, times
 from cleanai_ray.analysis.pareto import pareto_front
 from cleanai_ray.analysis.risks.base import BLOCKING_LOSS
+from cleanai_ray.analysis.score_words import score_text
 from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.analysis.wording import describe_trial
 
@@ -190,7 +191,7 @@ def _take(study: StudyFrames, order: pl.DataFrame, why: str) -> Recommendation:
     chosen = _row(study, order, 0)
     runner_up = _row(study, order, 1) if len(order) > 1 else None
     interval = interval_of(chosen)
-    words = f"Take {describe_trial(chosen)}, trial {chosen['trial_id']}: {percent(chosen['accuracy'])} top-1"
+    words = f"Take {describe_trial(chosen)}, trial {chosen['trial_id']}: {score_text(chosen)}"
     words += f" (95 % interval {interval})" if interval else ""
     return Recommendation(chosen, f"{words}.", why, cost_in_words(chosen, study.target), runner_up)
 

@@ -48,11 +48,14 @@ class ModelSection(Section):
         "full stops, or the words before its names; null: the one that fits.",
     )
     num_classes: PositiveInt = Field(
-        10, description="Outputs of the classifier; with timm: and hf:, by default those of the source."
+        10,
+        description="Outputs of the classifier: classes; of a language model its vocabulary. With timm: and hf:, by "
+        "default those of the source.",
     )
-    input_shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+    input_shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = Field(
         (3, 224, 224),
-        description="Channels, height, width of one input; with timm: and hf:, by default those of the source.",
+        description="Channels, height, width of one input; of a language model its tokens, of a table its columns. "
+        "With timm: and hf:, by default those of the source.",
     )
     output: str | Annotated[int, Field(ge=0)] | None = Field(
         None,

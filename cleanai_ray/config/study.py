@@ -32,6 +32,7 @@ from cleanai_ray.config.sections import (
     Section,
 )
 from cleanai_ray.config.sweep import SweepSection, uses_coverage_metric
+from cleanai_ray.config.task import TaskSection, check_task
 from cleanai_ray.config.tracking import TrackingSection
 from cleanai_ray.config.trial import Trial
 from cleanai_ray.errors import StudyError
@@ -47,6 +48,7 @@ class Study(Section):
 
     name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Name in reports and dashboards.")
     question: str = Field("", description="The question that the study asks; printed on the report's cover.")
+    task: TaskSection = Field(default_factory=lambda: TaskSection())
     model: ModelSection
     data: DataSection
     sweep: SweepSection
@@ -117,6 +119,7 @@ class Study(Section):
             raise ValueError(f"evaluation.latency is null, but sweep.budgets holds {timed}; needed: how to time")
         if self.recommend is not None:
             self.recommend.check_timed(self.evaluation)
+        check_task(self)
         self.finetune.check_steps(self.sweep)
         self.finetune.check_images(min(draw.samples for draw in self.draws()))
         check_controls(self.sweep, self._labels, self.model, self.finetune)

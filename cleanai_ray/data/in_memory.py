@@ -56,7 +56,7 @@ class InMemoryDataset(Dataset[tuple[Tensor, int]]):
         labels: Tensor,
         *,
         pixels: PixelFormat,
-        input_shape: tuple[int, int, int],
+        input_shape: Shape,
         augment: bool = False,
     ) -> None:
         self._images = images

@@ -17,8 +17,8 @@ from cleanai_ray.data.source_preprocessing import order_of_classes, with_publish
 from cleanai_ray.errors import DataError
 from cleanai_ray.registry import DATASETS
 
-Shape = tuple[int, int, int]
-ImageDataset = Dataset[tuple[Tensor, int]]
+Shape = tuple[int, ...]
+ImageDataset = Dataset[tuple[Tensor, Any]]
 
 _ALIASES = {"val": ("validation", "test"), "validation": ("val", "test"), "test": ("val", "validation")}
 
@@ -34,8 +34,11 @@ class ImageSource(ABC):
         DataError: When the data set is missing or malformed, or an option is unknown.
     """
 
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    """Names of the tasks whose targets it delivers."""
+
     channels: ClassVar[tuple[int, ...]] = (3,)
-    """Numbers of channels that the images can be delivered with."""
+    """Numbers of channels that the images can be delivered with; empty where samples are no images."""
 
     option_names: ClassVar[tuple[str, ...]] = ()
     """Keys that `data.options` may have."""
@@ -200,7 +203,7 @@ def find_root(root: str | None, usual: Iterable[str], expected: str) -> Path:
     raise DataError(f"data.root is null{looked}; expected {expected}")
 
 
-def open_image_source(data: DataSection, model: ModelSection) -> ImageSource:
+def open_image_source(data: DataSection, model: ModelSection, task: str = "classification") -> ImageSource:
     """Open a data set for a model's inputs and classes.
 
     Images are preprocessed as the model's source or its pretrained weights ask for, where `data.transform` does not say
@@ -209,13 +212,17 @@ def open_image_source(data: DataSection, model: ModelSection) -> ImageSource:
     Args:
         data: The study's `data`.
         model: The study's `model`: `input_shape`, `num_classes`, and whose weights it has.
+        task: Name of the study's task.
 
     Raises:
         RegistryError: When no data set has this name.
-        DataError: When it is missing or malformed, or does not fit the model.
+        DataError: When it is missing or malformed, or does not fit the model or the task.
     """
     kind: type[ImageSource] = DATASETS.get(data.name)
-    if model.input_shape[0] not in kind.channels:
+    if task not in kind.tasks:
+        fitting = [name for name in DATASETS.names() if task in getattr(DATASETS.get(name), "tasks", ())]
+        raise DataError(f"data.name is '{data.name}'; allowed for task {task}: {', '.join(fitting) or 'a plug-in'}")
+    if kind.channels and model.input_shape[0] not in kind.channels:
         raise DataError(
             f"model.input_shape is {list(model.input_shape)}; allowed channels with data set '{data.name}': "
             f"{', '.join(map(str, kind.channels))}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,11 +36,18 @@ def to_device(
     """
     target = torch.device(device)
     if target.type == "cuda":
-        found = ((numbers, images.pin_memory(), labels.pin_memory()) for numbers, images, labels in found)
+        found = ((numbers, images.pin_memory(), _each(labels, Tensor.pin_memory)) for numbers, images, labels in found)
         found = fetched_ahead(found) if ahead else found
     for numbers, images, labels in found:
-        moved = images.to(target, non_blocking=True), labels.to(target, non_blocking=True)
+        moved = images.to(target, non_blocking=True), _each(labels, lambda value: value.to(target, non_blocking=True))
         yield numbers, (moved[0] if normalise is None else normalise(moved[0])), moved[1]
+
+
+def _each(labels: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return labels, a tensor or a list of dicts of tensors, with every tensor changed."""
+    if isinstance(labels, Tensor):
+        return change(labels)
+    return [{name: change(value) for name, value in entry.items()} for entry in labels]
 
 
 def fetched_ahead(values: Iterable[T], count: int = _AHEAD) -> Iterator[T]:

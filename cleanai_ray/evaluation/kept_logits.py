@@ -47,7 +47,7 @@ class KeptLogits:
         """16 hexadecimal digits of the samples, their labels and the model's answers."""
         hasher = hashlib.sha256(self.numbers.tobytes())
         hasher.update(b"" if self.labels is None else self.labels.tobytes())
-        hasher.update(self.values.argmax(axis=1).astype(np.int64).tobytes() if len(self.values) else b"")
+        hasher.update(self.values.argmax(axis=1).astype(np.int64).tobytes() if self.values.size else b"")
         return hasher.hexdigest()[:16]
 
     def places_of(self, numbers: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -59,6 +59,12 @@ class SweepState:
         """Accuracy of the best trial so far; -1 before one has ended."""
         return -1.0 if self.best_row is None else self.best_row["accuracy"]
 
+    def _best_score(self) -> str:
+        row = self.best_row or {}
+        if row.get("score") is None:
+            return f"{self.best_accuracy:.2%}"
+        return f"{row['metric']} {row['score']:.4g}"
+
     @property
     def seconds_left(self) -> float | None:
         """Estimated seconds left, from the pace so far; None before the first trial has ended."""
@@ -75,7 +81,7 @@ class SweepState:
             f"{self.running} running",
             f"{self.failed} failed",
             f"of {self.total}",
-            f"best {self.best_accuracy:.2%} ({self.best})" if self.best else "best -",
+            f"best {self._best_score()} ({self.best})" if self.best else "best -",
             f"{format_seconds(left)} left" if left is not None else "time left unknown",
         ]
         return ", ".join(parts)

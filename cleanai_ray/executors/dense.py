@@ -18,6 +18,7 @@ from cleanai_ray.stages.footprint import Footprint, batch_of, measure_footprint
 from cleanai_ray.stages.scores import score_dense
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.tasks.accuracy import Accuracy
+from cleanai_ray.tasks.score import TaskScore
 from cleanai_ray.training.context import LocalContext
 
 _WEIGHTS, _SCORE = "cache/dense.safetensors", "cache/dense.json"
@@ -56,10 +57,18 @@ def obtain_dense(context: RunContext) -> DenseModel:
 
     logits_key = _logits_key(key, kept["digest"])
     logits = KeptLogits.from_bytes(context.cached(_LOGITS, logits_key, compute_logits, needs=(_LOGITS,)))
+    score = _score_of(kept["accuracy"])
+    return DenseModel(weights=weights, accuracy=score, logits=logits, history=tuple(kept["history"]))
+
+
+def _score_of(content: dict[str, Any]) -> Accuracy | TaskScore:
+    """Return a score from what the run directory holds of it."""
+    if "metric_name" in content:
+        return TaskScore.from_json(content)
     score: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in kept["accuracy"].items()
+        name: tuple(value) if isinstance(value, list) else value for name, value in content.items()
     }
-    return DenseModel(weights=weights, accuracy=Accuracy(**score), logits=logits, history=tuple(kept["history"]))
+    return Accuracy(**score)
 
 
 def _scored_anew(context: RunContext, weights_key: str) -> DenseModel | None:
@@ -74,11 +83,11 @@ def _scored_anew(context: RunContext, weights_key: str) -> DenseModel | None:
     return DenseModel(weights=weights, accuracy=accuracy, logits=logits, history=tuple(kept["history"]))
 
 
-def _score(context: RunContext, weights: bytes) -> tuple[Accuracy, KeptLogits]:
+def _score(context: RunContext, weights: bytes) -> tuple[Accuracy | TaskScore, KeptLogits]:
     """Have a worker run the dense model over the evaluation samples."""
     study, executor = context.study, context.executor
     arguments = study.model_dump_json(), executor.store, weights
-    found: tuple[Accuracy, KeptLogits] = executor.call(f"dense-score-{study.name}", _score_here, *arguments)
+    found: tuple[Accuracy | TaskScore, KeptLogits] = executor.call(f"dense-score-{study.name}", _score_here, *arguments)
     return found
 
 
@@ -97,7 +106,9 @@ def _prepare(device: str, study_json: str, store: RunStore, checkpoint: str) -> 
     return dense
 
 
-def _score_here(device: str, study_json: str, store: RunStore, weights: bytes) -> tuple[Accuracy, KeptLogits]:
+def _score_here(
+    device: str, study_json: str, store: RunStore, weights: bytes
+) -> tuple[Accuracy | TaskScore, KeptLogits]:
     workspace = open_workspace(study_json, device)
     model = workspace.dense_model(weights)
     found = run_noted(store, workspace, "the dense model", lambda: score_dense(workspace, model))

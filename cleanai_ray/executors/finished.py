@@ -16,6 +16,7 @@ from cleanai_ray.stages.multiple import known_multiple
 from cleanai_ray.stages.planning import cached_dense
 from cleanai_ray.stages.tables import ALWAYS_WRITTEN
 from cleanai_ray.storage import schemas
+from cleanai_ray.storage.image_schemas import CORRECT_FILE, IMAGES_FILE
 from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
 from cleanai_ray.storage.status import read_status
 
@@ -42,7 +43,7 @@ def finished_rows(study: Study, run: RunDirectory) -> list[dict[str, Any]] | Non
     """Return the rows of results.parquet if every trial of a study succeeded and its report is made; else None."""
     study = known_multiple(study, run)
     dense = cached_dense(study, run)
-    if dense is None or not run.is_complete(_REPORT, report_key(study, run, dense)) or not _ended(run):
+    if dense is None or not run.is_complete(_REPORT, report_key(study, run, dense)) or not _ended(study, run):
         return None
     records = completed_records(study, run, dense)
     if len(records) < len(study.trials()):
@@ -59,8 +60,11 @@ def finished_rows(study: Study, run: RunDirectory) -> list[dict[str, Any]] | Non
     return rows
 
 
-def _ended(run: RunDirectory) -> bool:
+def _ended(study: Study, run: RunDirectory) -> bool:
+    left_out = () if study.task.is_classification else (IMAGES_FILE, CORRECT_FILE)  # which other tasks do not have
     try:
-        return read_status(run).state == "finished" and all(map(run.exists, _NEEDED))
+        return read_status(run).state == "finished" and all(
+            run.exists(name) for name in _NEEDED if name not in left_out
+        )
     except ArtifactError:
         return False

@@ -103,7 +103,7 @@ def gpu_share(room: Room, measure: Callable[[], int], input_shape: Sequence[int]
         measure: Returns the bytes of memory that one worker needs; called only if that matters.
         input_shape: Channels, height and width of an input.
     """
-    height, width = input_shape[-2:]
+    height, width = (1, *input_shape)[-2:]
     if not room.num_gpus:
         return 0.0, "the cluster has none"
     if not _fit(room, SHARES[0]):

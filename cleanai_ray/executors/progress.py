@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from cleanai_ray.evaluation.accuracy import Accuracy
 from cleanai_ray.executors.counts import ShardState, SweepState
 from cleanai_ray.storage.durations import format_seconds
+from cleanai_ray.tasks.base import Score
 
 __all__ = ["ProgressReporter", "ShardState", "SweepState", "Watcher"]
 
@@ -71,11 +71,14 @@ class ProgressReporter:
         yield
         self.say(f"{name}: {format_seconds(time.monotonic() - started)}")
 
-    def dense(self, accuracy: Accuracy) -> None:
+    def dense(self, score: Score) -> None:
         """Print the score of the dense model."""
-        self.say(f"dense accuracy: {accuracy.accuracy:.2%} of {accuracy.num_samples} images")
+        if score.metric_name == "accuracy":
+            self.say(f"dense accuracy: {score.value:.2%} of {score.num_samples} images")
+        else:
+            self.say(f"dense {score.metric_name}: {score.value:.4g} of {score.num_samples} samples")
         if self._watcher is not None:
-            self._watcher.dense(accuracy.accuracy)
+            self._watcher.dense(score.merit)
 
     def complete(self, rows: Iterable[dict[str, Any]], total: int) -> None:
         """Print how many trials were complete before this run; they count when the best so far is chosen.

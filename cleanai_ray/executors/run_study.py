@@ -36,6 +36,7 @@ from cleanai_ray.storage import schemas
 from cleanai_ray.storage.durations import format_seconds
 from cleanai_ray.storage.locking import locked
 from cleanai_ray.storage.run_directory import RunDirectory
+from cleanai_ray.tasks.accuracy import Accuracy
 
 Records = dict[str, dict[str, Any]]
 """The record of each trial, by trial id: its rows, by table."""
@@ -167,8 +168,9 @@ def _begin(context: RunContext, record: RunRecord) -> DenseModel:
     with progress.stage("dense model"):
         dense = obtain_dense(context)
     progress.dense(dense.accuracy)
-    for warning in check_dense(context.study, dense.accuracy):
-        progress.say(warning)
+    if isinstance(dense.accuracy, Accuracy):
+        for warning in check_dense(context.study, dense.accuracy):
+            progress.say(warning)
     record.note_weights(context.workspace.study, dense)
     return dense
 
@@ -212,6 +214,12 @@ def _run_trials(
         refresh()
 
 
+def _score_text(best: dict[str, Any]) -> str:
+    if best.get("score") is None:
+        return f"accuracy {best['accuracy']:.2%} (dense {best['accuracy_dense']:.2%})"
+    return f"{best['metric']} {best['score']:.4g} (dense {best['score_dense']:.4g})"
+
+
 def _say_outcome(
     study: Study, rows: list[dict[str, Any]], run: RunDirectory, seconds: float, progress: ProgressReporter
 ) -> None:
@@ -222,7 +230,7 @@ def _say_outcome(
     best = chosen_row(study, rows)
     if best is not None:
         progress.say(
-            f"best: {best['trial_id']}: accuracy {best['accuracy']:.2%} (dense {best['accuracy_dense']:.2%}) with "
+            f"best: {best['trial_id']}: {_score_text(best)} with "
             f"{best['macs'] / best['macs_dense']:.0%} of the MACs and {best['params'] / best['params_dense']:.0%} of "
             "the parameters"
         )

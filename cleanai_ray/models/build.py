@@ -18,6 +18,7 @@ from cleanai_ray.models.source import SourcedFamily
 from cleanai_ray.models.timm_models import TimmFamily
 from cleanai_ray.models.weights import load_pretrained, load_weights
 from cleanai_ray.registry import MODELS
+from cleanai_ray.tasks.base import Task
 
 _SOURCES: dict[str, type[SourcedFamily]] = {"timm": TimmFamily, "hf": HuggingFaceFamily}
 
@@ -85,7 +86,7 @@ def _with_scores(model: nn.Module, section: ModelSection) -> nn.Module:
     return model
 
 
-def build_model(section: ModelSection | str, *, seed: int = 0) -> nn.Module:
+def build_model(section: ModelSection | str, *, seed: int = 0, task: Task | None = None) -> nn.Module:
     """Build the dense model of a study, on the CPU and in evaluation mode.
 
     Torch's global random state is left as it was. The model is run once, on a random input, to check its output. A
@@ -95,6 +96,7 @@ def build_model(section: ModelSection | str, *, seed: int = 0) -> nn.Module:
     Args:
         section: The study's `model`, or a name that it can have.
         seed: Seed of the random initialisation, where `weights` is null or a classifier is new.
+        task: What the model is for, classification by default; of another task, the output is not checked here.
 
     Raises:
         ModelError: When name, options, input shape and weights do not fit together; one sentence says which.
@@ -105,7 +107,9 @@ def build_model(section: ModelSection | str, *, seed: int = 0) -> nn.Module:
         model = (_pretrained(section) if section.weights == "pretrained" else _construct(section)).eval()
         if section.weights not in (None, "pretrained"):
             load_weights(model, section.weights, section.weights_key)
-        return _with_scores(model, section)
+        if task is None or task.name == "classification":
+            model = _with_scores(model, section)
+    return model
 
 
 def _pretrained(section: ModelSection) -> nn.Module:
@@ -166,7 +170,8 @@ def ignored_layers(section: ModelSection) -> tuple[str, ...]:
     return () if classifier is None else (classifier,)
 
 
-def example_input(section: ModelSection, batch_size: int = 1) -> Tensor:
-    """Return standard normal inputs [batch_size, C, H, W], the same at every call."""
+def example_input(section: ModelSection, batch_size: int = 1, task: Task | None = None) -> Tensor:
+    """Return standard normal inputs [batch_size, C, H, W], or what the task makes of them, the same at every call."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch_size, *section.input_shape, generator=generator)
+    noise = torch.randn(batch_size, *section.input_shape, generator=generator)
+    return noise if task is None else task.as_inputs(noise, section.num_classes)

@@ -13,7 +13,7 @@ from torch import nn
 from cleanai_ray.config.images import TransformSection
 from cleanai_ray.errors import ModelError
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 def one_line(error: BaseException) -> str:

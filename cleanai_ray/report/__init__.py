@@ -64,22 +64,26 @@ def _figures(study: StudyFrames, parts: Parts) -> dict[str, Figure]:
 
 
 def _figure(study: StudyFrames, name: str) -> Figure | None:
+    from cleanai_ray.analysis.score_words import words_of_study
     from cleanai_ray.charts import style
     from cleanai_ray.registry import CHARTS
     from cleanai_ray.report.blocks import Figure
+    from cleanai_ray.report.words import chart_in_words
 
     chart = CHARTS.get(name)(study)
     if chart is None:
         return None
-    specification = style.specification(chart)
+    specification = chart_in_words(style.specification(chart), words_of_study(study))
     return Figure(name, style.draw(specification), specification)
 
 
 def _document(study: StudyFrames, figures: dict[str, Figure]) -> Document:
     from cleanai_ray.analysis.findings import find
+    from cleanai_ray.analysis.score_words import words_of_study
     from cleanai_ray.report.sections import write_document
+    from cleanai_ray.report.words import in_words
 
-    return write_document(study, find(study), figures)
+    return in_words(write_document(study, find(study), figures), words_of_study(study))
 
 
 def _files(document: Document, parts: Parts) -> dict[str, bytes]:

@@ -75,7 +75,8 @@ def calibrate_batches(
         squared_gradients=needs.squared_gradients,
         precision=calibration.precision,
     )
-    return calibrate(model, batches, options)
+    loss = None if workspace.study.task.is_classification else workspace.task.network_loss
+    return calibrate(model, batches, options, loss=loss)
 
 
 def count_shard(

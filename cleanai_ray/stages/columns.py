@@ -18,7 +18,9 @@ from cleanai_ray.evaluation.significance import mcnemar_p
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.stages.scores import StageScore
+from cleanai_ray.stages.task_scores import task_columns
 from cleanai_ray.tasks.accuracy import Accuracy
+from cleanai_ray.tasks.score import TaskScore
 
 _SCORED_STAGES = ("pruned", "repaired", "finetuned", "quantized")
 """The stages whose score has a column of its own."""
@@ -124,7 +126,7 @@ def cost_columns(
     return columns
 
 
-def score_columns(dense: Accuracy, scores: Mapping[str, StageScore], num_classes: int) -> dict[str, Any]:
+def score_columns(dense: Accuracy | TaskScore, scores: Mapping[str, StageScore], num_classes: int) -> dict[str, Any]:
     """Return the columns of results.parquet about scores.
 
     Args:
@@ -133,20 +135,25 @@ def score_columns(dense: Accuracy, scores: Mapping[str, StageScore], num_classes
         num_classes: Number of classes.
     """
     last = list(scores.values())[-1]
-    assert last.comparison is not None, "the last score is compared with the dense model's"
-    stages = {
-        f"accuracy_{stage}": scores[stage].accuracy.accuracy if stage in scores else None for stage in _SCORED_STAGES
-    }
-    return {
-        "metric": last.accuracy.metric_name,
-        "accuracy_dense": dense.accuracy,
-        **stages,
-        "accuracy": last.accuracy.accuracy,
-        "top5_dense": dense.top5,
-        "top5": last.accuracy.top5,
+    found = last.accuracy
+    columns = {
+        "metric": found.metric_name,
+        "accuracy_dense": dense.merit,
+        **{f"accuracy_{stage}": scores[stage].accuracy.merit if stage in scores else None for stage in _SCORED_STAGES},
+        "accuracy": found.merit,
         "loss_dense": dense.loss,
-        "loss": last.accuracy.loss,
-        "num_evaluated": last.accuracy.num_samples,
+        "loss": found.loss,
+        "num_evaluated": found.num_samples,
+    }
+    if isinstance(dense, TaskScore) or isinstance(found, TaskScore):
+        assert isinstance(dense, TaskScore)
+        assert isinstance(found, TaskScore)
+        return {**columns, **task_columns(dense, found)}
+    assert last.comparison is not None, "the last score is compared with the dense model's"
+    return {
+        **columns,
+        "top5_dense": dense.top5,
+        "top5": found.top5,
         **comparison_columns(last.comparison, num_classes),
     }
 

@@ -10,10 +10,14 @@ from cleanai_ray.evaluation.kept_logits import KeptLogits
 from cleanai_ray.models import build_model
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.stages.scores import score_dense
+from cleanai_ray.stages.task_scores import history_row
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.tasks.accuracy import Accuracy
+from cleanai_ray.tasks.score import TaskScore
 from cleanai_ray.training.context import LocalContext, TrainingContext
+from cleanai_ray.training.data import TrainingData
+from cleanai_ray.training.distillation import Supervision
 from cleanai_ray.training.train import train_dense
 
 
@@ -29,7 +33,7 @@ class DenseModel:
     """
 
     weights: bytes
-    accuracy: Accuracy
+    accuracy: Accuracy | TaskScore
     logits: KeptLogits
     history: tuple[dict[str, Any], ...] = ()
 
@@ -53,19 +57,22 @@ def prepare_dense(workspace: Workspace, context: TrainingContext | None = None) 
     """
     section = workspace.study.model
     train = section.train
-    model = build_model(section, seed=train.seed if train else 0).to(workspace.device)
+    model = build_model(section, seed=train.seed if train else 0, task=workspace.task).to(workspace.device)
     history: tuple[dict[str, Any], ...] = ()
     if train is not None:
         epoch_batches, steps = workspace.training_batches(train.seed, train.batch_size)
         outcome = train_dense(
             model,
             section=train,
-            train_batches=epoch_batches,
-            steps_per_epoch=steps,
-            validation_batches=lambda: workspace.batches("validation"),
+            data=TrainingData(
+                train_batches=epoch_batches,
+                steps_per_epoch=steps,
+                validation_batches=lambda: workspace.batches("validation"),
+                later_batches=epoch_batches,
+            ),
             context=context or LocalContext(device=workspace.device),
-            later_batches=epoch_batches,
+            supervision=Supervision(task=workspace.task),
         )
-        history = tuple({"trial_id": schemas.DENSE, **row} for row in outcome.history)
+        history = tuple({"trial_id": schemas.DENSE, **history_row(row)} for row in outcome.history)
     accuracy, logits = score_dense(workspace, model)
     return DenseModel(weights=safetensors_bytes(model), accuracy=accuracy, logits=logits, history=history)

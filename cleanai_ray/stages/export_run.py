@@ -5,9 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.named_trial import NAMES, named_trial
@@ -22,6 +24,7 @@ from cleanai_ray.registry import FORMATS
 from cleanai_ray.stages.model_card import UNKNOWN_LICENSE, model_card
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
+from cleanai_ray.tasks import find_task
 
 
 def export_trial(
@@ -47,12 +50,16 @@ def export_trial(
     """
     export = FORMATS.get(format_name)
     trial_id = _saved_trial(run, trial)
-    section = ModelSection.model_validate(yaml.safe_load(run.read_text("study.yaml"))["model"])
-    dense = build_model(section.model_copy(update={"weights": None, "train": None}))
+    study = yaml.safe_load(run.read_text("study.yaml"))
+    section = ModelSection.model_validate(study["model"])
+    task = find_task((study.get("task") or {}).get("name", "classification"))
+    dense = build_model(section.model_copy(update={"weights": None, "train": None}), task=task)
     model = load_model(dense, run, f"models/{trial_id}").eval()
     suffix = getattr(export, "suffix", f".{format_name}")
     extra = [_calibration_batches(run, trial_id)] if getattr(export, "needs_images", False) else []
-    example = example_input(section, batch_size=2)
+    example = example_input(section, batch_size=2, task=task)
+    if format_name != "state_dict" and task.name != "classification":
+        _require_tensor(model, example, format_name)
     with tempfile.TemporaryDirectory() as folder:
         is_here = out is not None or run.is_local
         target = Path(folder) / f"{trial_id}{suffix}"
@@ -70,6 +77,17 @@ def export_trial(
         for file in files:
             run.write_bytes(f"exports/{file.relative_to(folder)}", file.read_bytes())
     return f"{run.location.rstrip('/')}/exports/{trial_id}{suffix}"
+
+
+def _require_tensor(model: nn.Module, example: Tensor, format_name: str) -> None:
+    """Refuse to export a model that does not return one tensor; only its weights can be."""
+    with torch.no_grad():
+        found: Any = model(example)
+    if not isinstance(found, Tensor):
+        raise ArtifactError(
+            f"the model returns {type(found).__name__}; allowed for format '{format_name}': one tensor (state_dict "
+            "exports the weights of any model)"
+        )
 
 
 def _calibration_batches(run: RunDirectory, trial_id: str) -> Iterator[tuple[Tensor, Tensor]]:

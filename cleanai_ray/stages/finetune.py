@@ -18,6 +18,7 @@ from cleanai_ray.registry import STAGES
 from cleanai_ray.repair.images import is_held_back
 from cleanai_ray.stages.base import Stage
 from cleanai_ray.stages.state import TrialState
+from cleanai_ray.stages.task_scores import history_row
 from cleanai_ray.stages.train_anew import train_anew, with_random_weights
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.training.context import TrainingContext
@@ -115,10 +116,11 @@ def fine_tune_part(
         return _at_step(train_anew(workspace, trial, model, teacher, context), part)
     if part.step < trial.steps:
         section = section.model_copy(update={"epochs": section.between_steps})
+    task = workspace.task
     images = _labelled if section.data == "training" else _unlabelled
     train_batches, steps, validation_batches = images(workspace, trial.seed, section.batch_size, share)
     tuned = fine_tune(
-        model,
+        task.restored(model),  # which has the same weights
         section=section,
         data=TrainingData(
             train_batches=train_batches,
@@ -129,14 +131,14 @@ def fine_tune_part(
         ),
         context=context,
         seed=trial.seed,
-        supervision=Supervision(teacher=teacher if section.distillation else None),
+        supervision=Supervision(task=task, teacher=task.restored(teacher) if section.distillation else None),
         part=part,
     )
     return _at_step(tuned, part)
 
 
 def _at_step(tuned: FineTuneResult, part: TrainingPart) -> FineTuneResult:
-    return replace(tuned, history=tuple({**row, "step": part.step} for row in tuned.history))
+    return replace(tuned, history=tuple({**history_row(row), "step": part.step} for row in tuned.history))
 
 
 def _is_start_impartial(study: Study) -> bool:

@@ -173,7 +173,8 @@ def _evaluation(study: Study) -> dict[str, Any]:
     left_out = {name for name, value in unsaid.items() if getattr(study.evaluation, name) == value}
     if study.evaluation.samples is None:
         left_out.add("sampling")  # it decides nothing
-    left_out.add("validation_share")  # every image is scored, whatever it decides
+    if study.task.is_classification:
+        left_out.add("validation_share")  # every image is scored, whatever it decides
     return study.evaluation.model_dump(exclude=left_out)
 
 

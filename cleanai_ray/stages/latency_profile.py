@@ -23,6 +23,7 @@ from cleanai_ray.pruning.granularity import Granularity, granularity_for_time
 from cleanai_ray.pruning.predicted_latency import PredictedLatency
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.storage import schemas
+from cleanai_ray.tasks import find_task
 
 
 def require_target(study: Study) -> None:
@@ -103,8 +104,9 @@ def predicted_latency(workspace: Workspace, table: pl.DataFrame | None) -> Predi
 
 
 def architecture(study: Study) -> nn.Module:
-    """Return the dense model with its initial weights, on the CPU."""
-    return build_model(study.model.model_copy(update={"weights": None, "train": None}))
+    """Return the dense model with its initial weights, on the CPU, as the network of the study's task."""
+    task = find_task(study.task.name)
+    return task.network(build_model(study.model.model_copy(update={"weights": None, "train": None}), task=task))
 
 
 def ignored_of(workspace: Workspace) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -20,9 +20,12 @@ from cleanai_ray.stages.dense import DenseModel
 from cleanai_ray.stages.dense_measures import DenseMeasures
 from cleanai_ray.stages.evidence import correct_row, role_columns
 from cleanai_ray.stages.pipeline import plan_stages, run_stages
+from cleanai_ray.stages.scores import StageScore
 from cleanai_ray.stages.state import TrialState
+from cleanai_ray.stages.task_scores import class_rows
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
+from cleanai_ray.tasks.score import TaskScore
 from cleanai_ray.training.context import LocalContext, TrainingContext
 
 _TIMED = ("prune", "repair", "finetune", "quantize", "evaluate")
@@ -106,8 +109,9 @@ def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, stat
     assert state.pruned is not None
     study, pruned, repaired = workspace.study, state.pruned.result, state.repaired
     last = list(state.scores.values())[-1]
-    comparison = last.comparison
-    assert comparison is not None, "the last score is compared with the dense model's"
+    plan, is_classification = pruned.plan, study.task.is_classification
+    if not is_classification:
+        plan = replace(plan, model={**plan.model, "task": study.task.name})
     hits = () if last.hits is None else (correct_row(trial.trial_id, dense.logits, last.hits),)
     row = {
         **describe_trial(study, trial),
@@ -123,7 +127,7 @@ def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, stat
         **state.costs,
         "channel_ratio_achieved": pruned.plan.channel_ratio,
         "removed_blocks": [block.name for block in pruned.plan.blocks] or None,
-        "num_classes": study.model.num_classes,
+        "num_classes": study.model.num_classes if is_classification else None,
         "epochs_run": len(state.history),
         "best_epoch": state.best_epoch,
         "node": platform.node(),
@@ -137,16 +141,24 @@ def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, stat
     return TrialOutcome(
         row=row,
         layers=tuple({**name, **layer} for layer in pruned.layers),
-        classes=tuple({**name, **entry} for entry in comparison.class_rows()),
+        classes=tuple({**name, **entry} for entry in _class_rows(dense, last)),
         history=tuple({**name, **epoch} for epoch in state.history),
         latency=tuple({**name, **entry} for entry in state.latency),
         hits=hits,
         removed={name: len(channels) for name, channels in pruned.plan.removed.items()},
         blocks=blocks_as_json(pruned.plan.blocks),
         model=state.model,
-        plan=pruned.plan,
+        plan=plan,
         quantized=state.quantized,
     )
+
+
+def _class_rows(dense: DenseModel, last: StageScore) -> Iterable[dict[str, Any]]:
+    if last.comparison is not None:
+        return last.comparison.class_rows()
+    assert isinstance(dense.accuracy, TaskScore)
+    assert isinstance(last.accuracy, TaskScore)
+    return class_rows(dense.accuracy, last.accuracy)
 
 
 def failed_outcome(study: Study, trial: Trial, error: str) -> TrialOutcome:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
 import yaml
+from torch import nn
 
 from cleanai_ray.config.sections import HELD_BACK
 from cleanai_ray.config.study import Study, Trial
@@ -67,12 +70,22 @@ def check_study(study: Study) -> Workspace:
     if section.weights == "pretrained":
         section = section.model_copy(update={"weights": None})
     ignored = [*study.pruning.ignored_layers, *workspace.ignored_layers()]
-    model = build_model(section)
+    own = build_model(section, task=workspace.task)
+    if not study.task.is_classification:
+        _require_scores(workspace, own)
+    model = workspace.task.network(own)
     ChannelGraph(model, workspace.example_input(), ignored)
     if study.pruning.remove_blocks is not None:
         names = study.pruning.remove_blocks.names or ()
         chosen_blocks(find_blocks(model, workspace.example_input()), names, "pruning.remove_blocks.names")
     return workspace
+
+
+def _require_scores(workspace: Workspace, model: nn.Module) -> None:
+    """Run a model on the first evaluation sample, and refuse one whose output does not fit the task."""
+    _, inputs, targets = next(iter(workspace.scored_batches(np.arange(1))))
+    with torch.no_grad():
+        workspace.task.new_scorer().add(workspace.task.predict(model, inputs, targets), targets)
 
 
 def _require_unscored_training(study: Study, workspace: Workspace) -> None:

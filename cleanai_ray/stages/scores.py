@@ -18,8 +18,10 @@ from cleanai_ray.evaluation.hits import Hits, HitsKeeper
 from cleanai_ray.evaluation.kept_logits import KeptLogits, LogitsKeeper
 from cleanai_ray.evaluation.one_pass import NumberedBatch, run_over
 from cleanai_ray.nn.batch_limit import process_limit
+from cleanai_ray.stages.task_scores import score_task_model
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.tasks.accuracy import Accuracy
+from cleanai_ray.tasks.score import TaskScore
 from cleanai_ray.training.context import TrainingContext
 from cleanai_ray.training.part import ScoringPart
 
@@ -34,12 +36,14 @@ class StageScore:
         hits: The images that the model gets right, if it is compared.
     """
 
-    accuracy: Accuracy
+    accuracy: Accuracy | TaskScore
     comparison: Comparison | None = None
     hits: Hits | None = None
 
     def __add__(self, other: StageScore) -> StageScore:
         """Return the score on both shares together."""
+        assert isinstance(self.accuracy, Accuracy)
+        assert isinstance(other.accuracy, Accuracy), "one process scores models of other tasks"
         comparison = None
         if self.comparison is not None and other.comparison is not None:
             comparison = self.comparison + other.comparison
@@ -47,8 +51,10 @@ class StageScore:
         return StageScore(self.accuracy + other.accuracy, comparison, hits)
 
 
-def score_dense(workspace: Workspace, model: nn.Module) -> tuple[Accuracy, KeptLogits]:
+def score_dense(workspace: Workspace, model: nn.Module) -> tuple[Accuracy | TaskScore, KeptLogits]:
     """Return the dense model's score on the evaluation samples, and its logits, from one pass.
+
+    Of other tasks than classification, no logits are kept.
 
     Args:
         workspace: The opened study.
@@ -57,6 +63,8 @@ def score_dense(workspace: Workspace, model: nn.Module) -> tuple[Accuracy, KeptL
     Raises:
         EvaluationError: When there is no image to score.
     """
+    if not workspace.study.task.is_classification:
+        return process_limit.within_memory(partial(score_task_model, workspace, model), "scoring")
 
     def score() -> tuple[ClassifierScorer, LogitsKeeper]:
         scorer, keeper = ClassifierScorer(), LogitsKeeper(len(workspace.roles.evaluation))
@@ -98,6 +106,8 @@ def _score_share(
     workspace: Workspace, dense: KeptLogits, model: nn.Module, part: ScoringPart, share: Share
 ) -> StageScore | None:
     rank, world_size = share
+    if not workspace.study.task.is_classification:
+        return None if rank else StageScore(score_task_model(workspace, model)[0])
     size, positions = workspace.study.data.batch_size, np.arange(len(workspace.roles.evaluation))
     own = np.array_split(np.arange(0, len(positions), size), world_size)[rank]
     if not len(own):

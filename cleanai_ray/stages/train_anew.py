@@ -21,6 +21,7 @@ from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.saved_model import apply_plan
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.training.context import TrainingContext
+from cleanai_ray.training.data import TrainingData
 from cleanai_ray.training.fine_tune import FineTuneResult
 from cleanai_ray.training.train import train_dense
 
@@ -99,9 +100,11 @@ def train_anew(
     return train_dense(
         model,
         section=section,
-        train_batches=epoch_batches,
-        steps_per_epoch=steps,
-        validation_batches=lambda: workspace.batches("validation", share=share),
+        data=TrainingData(
+            train_batches=epoch_batches,
+            steps_per_epoch=steps,
+            validation_batches=lambda: workspace.batches("validation", share=share),
+            later_batches=epoch_batches,
+        ),
         context=context,
-        later_batches=epoch_batches,
     )

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import safetensors.torch
@@ -38,6 +38,7 @@ from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model, example_input, ignored_layers
 from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.stages.numerics import apply_numerics
+from cleanai_ray.tasks.base import Task, find_task
 
 EpochBatches = Callable[..., Iterator[tuple[Tensor, Any]]]
 """(epoch, batches to leave out = 0) -> batches."""
@@ -81,8 +82,14 @@ class Workspace:
         if role not in self._kept or (known is not None and known.images.is_gone):
             split = self.source.location, getattr(self.roles, f"{role}_split")
             decoder = choose_decoder(self.study.data.decoder, dataset, self.device)
-            self._kept[role] = kept_images(cache, split, dataset, shape, decoder)
+            # Images alone are kept, whose shape has three numbers.
+            self._kept[role] = kept_images(cache, split, dataset, cast("tuple[int, int, int]", shape), decoder)
         return self._kept[role]
+
+    @cached_property
+    def task(self) -> Task:
+        """The task of the study."""
+        return find_task(self.study.task.name)
 
     @cached_property
     def unreadable(self) -> UnreadableSamples:
@@ -201,19 +208,28 @@ class Workspace:
         return positions[self.source.reading_order(self.roles.calibration_split, indices)]
 
     def example_input(self) -> Tensor:
-        """Return one input [1, C, H, W] on the device."""
-        return example_input(self.study.model).to(self.device)
+        """Return one input [1, C, H, W], or of the shape that the task has, on the device."""
+        return example_input(self.study.model, task=self.task).to(self.device)
 
     def ignored_layers(self) -> tuple[str, ...]:
         """Return the names of the modules that keep their width whatever the study says."""
-        return ignored_layers(self.study.model)
+        own = ignored_layers(self.study.model)
+        if self.study.task.is_classification:
+            return own
+        return tuple(dict.fromkeys([*own, *self.task.ignored_layers(self._built())]))
+
+    def _built(self) -> nn.Module:
+        """Return the dense model with random weights."""
+        return build_model(self.study.model.model_copy(update={"weights": None, "train": None}), task=self.task)
 
     def dense_model(self, weights: bytes) -> nn.Module:
-        """Return the dense model with the given weights (a safetensors file's content), on the device."""
-        section = self.study.model.model_copy(update={"weights": None, "train": None})
-        model = build_model(section)
+        """Return the dense model with the given weights (a safetensors file's content), on the device.
+
+        It is the network of the task, by which it is pruned and repaired; `task.restored` gives the model itself.
+        """
+        model = self._built()
         model.load_state_dict(safetensors.torch.load(weights), strict=True)
-        return model.to(self.device).eval()
+        return self.task.network(model.to(self.device).eval())
 
 
 def open_workspace(study_json: str, device: str, draw: CalibrationDraw | None = None) -> Workspace:
@@ -242,7 +258,7 @@ def open_workspace(study_json: str, device: str, draw: CalibrationDraw | None = 
 @lru_cache(maxsize=2)  # of a study of several draws, the whole and the one of a draw
 def _open(study_json: str) -> tuple[Study, ImageSource, dict[tuple[CalibrationDraw, str], Workspace]]:
     study = parse_study(json.loads(study_json))
-    return study, open_image_source(study.data, study.model), {}
+    return study, open_image_source(study.data, study.model, study.task.name), {}
 
 
 def methods_need(study: Study, attribute: str) -> bool:

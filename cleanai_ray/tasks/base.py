@@ -93,6 +93,14 @@ class Task(ABC):
         """Return an input of a given shape, on the CPU, to trace a model with."""
         return torch.zeros(tuple(shape))
 
+    def as_inputs(self, noise: Tensor, num_classes: int) -> Tensor:
+        """Return inputs of the shape of standard normal noise, to run models of a study with: the noise itself."""
+        return noise
+
+    def chosen(self, predicted: Any, targets: Any, places: Sequence[int]) -> tuple[Any, Any]:
+        """Return what `predict` returned for a batch, and its targets, for the samples at some places of it."""
+        return predicted[list(places)], targets[list(places)]
+
     def train_outputs(self, model: nn.Module, inputs: Tensor, targets: Any) -> Any:
         """Return the outputs of a model in training mode for a batch."""
         return model(inputs)

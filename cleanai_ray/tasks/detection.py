@@ -123,6 +123,11 @@ class Detection(Task):
                 found.append(name)
         return tuple(found)
 
+    def chosen(self, predicted: Any, targets: Targets, places: Sequence[int]) -> tuple[Any, Any]:
+        """Return the detections and the boxes of some images; the loss is the batch's mean."""
+        found, loss = predicted
+        return ([found[place] for place in places], loss), [targets[place] for place in places]
+
     def train_outputs(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Any:
         """Return the dict of losses."""
         return model(list(inputs), list(targets))

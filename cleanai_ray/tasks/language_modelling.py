@@ -93,6 +93,10 @@ class LanguageModelling(DenseLabels):
         """Return tokens, all of them 0."""
         return torch.zeros(tuple(shape), dtype=torch.int64)
 
+    def as_inputs(self, noise: Tensor, num_classes: int) -> Tensor:
+        """Return tokens of a vocabulary of `num_classes`, drawn by the noise."""
+        return (noise.abs() * 1e6).long() % num_classes
+
     def logits(self, outputs: Any) -> Tensor:
         """Return the logits [N, vocabulary, T]."""
         return _logits(outputs).transpose(1, 2)

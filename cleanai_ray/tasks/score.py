@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,7 @@ class TaskScore:
         loss: Mean loss.
         num_samples: Number of scored samples.
         parts: The score of each class, where there is one; None for a class that does not occur.
+        by_role: In a study, the scores on the samples that decide which trial is chosen, and on the others.
     """
 
     metric_name: str
@@ -24,3 +27,10 @@ class TaskScore:
     loss: float
     num_samples: int
     parts: tuple[float | None, ...] = field(default=())
+    by_role: Mapping[str, TaskScore] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TaskScore:
+        """Return the score whose `dataclasses.asdict` went through JSON."""
+        by_role = {role: cls.from_json(score) for role, score in content.get("by_role", {}).items()}
+        return cls(**{**content, "parts": tuple(content.get("parts", ())), "by_role": by_role})

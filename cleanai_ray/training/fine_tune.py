@@ -211,6 +211,7 @@ class _Run:
             "train_accuracy": trained.accuracy,
             "validation_loss": found.loss,
             f"validation_{found.metric_name}": found.value,
+            **({} if found.metric_name == "accuracy" else {"validation_merit": found.merit}),
             "learning_rate": trained.learning_rate,
             "images_per_second": share * trained.num_images / seconds,
             "is_best": is_best,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import nn
 
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.sections import TrainSection
 from cleanai_ray.training.context import TrainingContext
-from cleanai_ray.training.data import Batches, TrainingData
+from cleanai_ray.training.data import TrainingData
+from cleanai_ray.training.distillation import Supervision
 from cleanai_ray.training.fine_tune import FineTuneResult, fine_tune
 
 _WARMUP_SHARE = 0.05
@@ -40,11 +39,9 @@ def train_dense(
     model: nn.Module,
     *,
     section: TrainSection,
-    train_batches: Callable[[int], Batches],
-    steps_per_epoch: int,
-    validation_batches: Callable[[], Batches],
+    data: TrainingData,
     context: TrainingContext,
-    later_batches: Callable[[int, int], Batches] | None = None,
+    supervision: Supervision | None = None,
 ) -> FineTuneResult:
     """Train a dense model in place; it ends with the weights of its best epoch.
 
@@ -54,12 +51,8 @@ def train_dense(
     return fine_tune(
         model,
         section=dense_recipe(section),
-        data=TrainingData(
-            train_batches=train_batches,
-            steps_per_epoch=steps_per_epoch,
-            validation_batches=validation_batches,
-            later_batches=later_batches,
-        ),
+        data=data,
         context=context,
         seed=section.seed,
+        supervision=supervision,
     )

@@ -15,6 +15,7 @@ from cleanai_ray.data import assign_roles, open_image_source
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.models import build_model
 from cleanai_ray.registry import METHODS, METRICS
+from cleanai_ray.tasks import find_task
 
 STUDIES = Path(__file__).parents[2] / "jobs" / "studies"
 
@@ -38,6 +39,10 @@ GRIDS = {
     "research_second_edition_resnet20": (2, 1, 5, 3, 1, 1),
     "research_second_edition_vgg": (2, 1, 5, 3, 1, 1),
     "research_second_edition_mobilenet_v2": (2, 1, 5, 3, 1, 1),
+    "segmentation": (0, 1, 4, 2, 1, 1),
+    "detection": (0, 1, 3, 1, 1, 1),
+    "language_model": (0, 1, 4, 2, 1, 1),
+    "regression": (0, 1, 4, 2, 1, 1),
 }
 SECOND_EDITION = [name for name in GRIDS if name.startswith("research_second_edition")]
 # Numbers of calibration samples, and seeds of their draw.
@@ -92,7 +97,7 @@ def test_the_published_scenarios_are_asked_as_they_were(name):
 def test_the_network_of_a_study_can_be_built(name):
     """With random weights, at the study's own input shape."""
     study = load_study(STUDIES / f"{name}.yaml", overrides=["model.weights=null"])
-    build_model(study.model)
+    build_model(study.model, task=find_task(study.task.name))
 
 
 @pytest.mark.parametrize("name", ["imagenet_resnet50_training_free", "imagenet_deit_b_training_free"])

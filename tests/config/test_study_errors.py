@@ -116,10 +116,10 @@ def message_of(path: Path, *overrides: str) -> str:
         (["sweep.methods=[]"], "sweep.methods is []; allowed: a list of at least 1 entry, each entry text"),
         (["sweep.methods=wanda"], "sweep.methods is 'wanda'; allowed: a list of at least 1 entry, each entry text"),
         (["sweep.methods=[1]"], "sweep.methods[0] is 1; allowed: text"),
-        (["model.input_shape=[1, 8]"], f"model.input_shape is [1, 8]; allowed: a list of 3 entries, each {INTEGER}"),
+        (["model.input_shape=[1, 8]"], "model.input_shape is [1, 8]; allowed for task classification: 3 numbers"),
         (
             ["model.input_shape=[1, 8, 8, 8]"],
-            f"model.input_shape is [1, 8, 8, 8]; allowed: a list of 3 entries, each {INTEGER}",
+            "model.input_shape is [1, 8, 8, 8]; allowed for task classification: 3 numbers",
         ),
         (["model.input_shape=[1, 8, 0]"], f"model.input_shape[2] is 0; allowed: {INTEGER}"),
         (["model.train=3"], f"model.train is 3; allowed: null or a mapping with keys among {TRAIN}"),

@@ -49,7 +49,7 @@ def test_a_url_that_pyarrow_does_not_know_is_named():
 
 
 def test_unknown_names_options_and_splits_list_what_is_allowed(cifar_root):
-    with pytest.raises(RegistryError, match=r"unknown data set 'svhn'; known: cifar10, digits"):
+    with pytest.raises(RegistryError, match=r"unknown data set 'svhn'; known: cifar10, coco, digits"):
         opened("svhn")
     with pytest.raises(
         DataError, match=r"holds 'dowload'; allowed for data set 'cifar10': crop_padding, flip, download"

@@ -193,7 +193,7 @@ def test_dense_training_can_use_adamw() -> None:
 def test_dense_training_uses_its_recipe(digits: Any, make_net: MakeNet) -> None:
     model = make_net()
     section = TrainSection.model_validate({"epochs": 10})
-    result = train_dense(model, section=section, context=LocalContext(), **digits.arguments())
+    result = train_dense(model, section=section, data=TrainingData(**digits.arguments()), context=LocalContext())
     rates = [row["learning_rate"] for row in result.history]
     # Warm-up for half an epoch (6 of 120 steps); the last step is 113/114 of the way along the cosine.
     assert all(first > second for first, second in pairwise(rates))

@@ -8,6 +8,7 @@ from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.intervals import interval_of
 from cleanai_ray.analysis.numbers import percent
 from cleanai_ray.analysis.risks.base import Check, Risk
+from cleanai_ray.analysis.score_words import is_counted
 from cleanai_ray.registry import RISKS
 
 WIDE_INTERVAL = 0.02
@@ -29,6 +30,8 @@ class FewImages(Check):
         interval = interval_of(best)
         if interval is None:
             sentence = "The number of evaluated images was not recorded, so accuracies have no intervals."
+            if not is_counted(best):
+                sentence = "This score is no share of right answers, so that no interval is given of it."
             yield Risk("info", "uncertainty", sentence)
         elif (interval.high - interval.low) / 2 > WIDE_INTERVAL:
             sentence = (

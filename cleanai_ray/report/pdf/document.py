@@ -245,8 +245,13 @@ class _Setter:
     def _risk(self, block: blocks.RiskNote) -> list[Flowable]:
         colour = look.SEVERITIES[block.severity]
         tag = self._text(block.severity.upper(), look.risk_tag(colour))
-        row = [tag, [self._text(block.title.capitalize(), look.RISK_TITLE), self._text(block.text, look.RISK)]]
+        row = [tag, [self._text(_capital(block.title), look.RISK_TITLE), self._text(block.text, look.RISK)]]
         widths, commands = [look.RISK_INDENT, look.WIDTH - look.RISK_INDENT], look.risk_commands(colour)
         head = Grid([row], colWidths=widths, style=self._with_font(commands))
         lines = [self._text(f"\N{BULLET} {line}", look.RISK_DETAIL) for line in block.details]
         return [KeepTogether([head, *lines[:3]]), *lines[3:], Spacer(0, 9)]
+
+
+def _capital(title: str) -> str:
+    """Return a title with a capital; a name of its own, such as mIoU, stays as it is."""
+    return title.capitalize() if title.islower() else title

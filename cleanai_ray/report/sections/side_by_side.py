@@ -12,11 +12,13 @@ from cleanai_ray.analysis.numbers import NONE, percent
 from cleanai_ray.analysis.plugins import load_plugins_of
 from cleanai_ray.analysis.questions import answer_questions
 from cleanai_ray.analysis.recommendation import recommend
+from cleanai_ray.analysis.score_words import words_of_study
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.report.blocks import Block, Chapter, Column, Document, Heading, Paragraph, Table
 from cleanai_ray.report.html.page import to_html
 from cleanai_ray.report.pdf.document import to_pdf
 from cleanai_ray.report.sections.findings import finding_row, findings_chapter
+from cleanai_ray.report.words import in_words
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.schemas import COMPARISON, COMPARISON_FILE, RESULTS_FILE, to_table
 
@@ -46,7 +48,8 @@ def compare_studies(runs: Sequence[RunDirectory]) -> SideBySide:
     """Read run directories and compare their studies.
 
     Raises:
-        ArtifactError: When there are fewer than two, one is given twice, or one is not a run directory.
+        ArtifactError: When there are fewer than two, one is given twice, one is not a run directory, or their scores
+            are not the same.
     """
     if len(runs) < 2:
         raise ArtifactError(f"compare: number of run directories is {len(runs)}; needed: at least 2")
@@ -55,10 +58,15 @@ def compare_studies(runs: Sequence[RunDirectory]) -> SideBySide:
     if repeated is not None:
         raise ArtifactError(f"compare: '{repeated}' is given twice; allowed: each run directory once")
     loaded = [_load(run) for run in runs]
+    words = [words_of_study(study) for study in loaded]
+    if len(set(words)) > 1:
+        scores = " and ".join(sorted({each.name for each in words}))
+        raise ArtifactError(f"compare: the studies are scored by {scores}; allowed: studies with the same score")
     names = [study.name for study in loaded]
     labels = [f"{name} ({place})" if names.count(name) > 1 else name for name, place in zip(names, places, strict=True)]
     studies = dict(zip(labels, loaded, strict=True))
-    return SideBySide(tuple(labels), _facts(loaded), _differences(loaded), answer_questions(studies))
+    answers, facts = in_words((answer_questions(studies), _facts(loaded)), words[0])
+    return SideBySide(tuple(labels), facts, _differences(loaded), answers)
 
 
 def _load(run: RunDirectory) -> StudyFrames:

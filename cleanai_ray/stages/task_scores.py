@@ -1,0 +1,110 @@
+"""Scores of models of tasks other than classification, on all evaluation samples and by their role.
+
+One process scores: sums over shares exist for some tasks only, and no single answers are kept, so that such a model is
+compared with the dense one by their scores alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cleanai_ray.errors import EvaluationError
+from cleanai_ray.evaluation.kept_logits import KeptLogits
+from cleanai_ray.nn.hooks import require_no_hooks
+from cleanai_ray.nn.modes import evaluation_mode, to_device
+from cleanai_ray.stages.workspace import Workspace
+from cleanai_ray.storage.image_schemas import TEST, VALIDATION, roles_of_images
+from cleanai_ray.tasks.base import Scorer
+from cleanai_ray.tasks.score import TaskScore
+
+_ALL = ""
+
+
+def score_task_model(workspace: Workspace, model: nn.Module) -> tuple[TaskScore, KeptLogits]:
+    """Return a model's score on the evaluation samples, and the numbers of the samples, without any logits.
+
+    The score has those by role beside it, unless one of the roles has no sample.
+
+    Args:
+        workspace: The opened study.
+        model: The model, or its network, on the workspace's device.
+
+    Raises:
+        EvaluationError: When there is no sample, the score is not a number, or the output does not fit the task.
+    """
+    task, device = workspace.task, workspace.device
+    model = task.restored(model)
+    require_no_hooks(model)
+    scorers = {role: task.new_scorer() for role in (_ALL, VALIDATION, TEST)}
+    counts = dict.fromkeys(scorers, 0)
+    numbers: list[np.ndarray] = []
+    with evaluation_mode(model), torch.no_grad():
+        for batch, inputs, targets in workspace.scored_batches():
+            targets = to_device(targets, device)
+            predicted = task.predict(model, to_device(inputs, device), targets)
+            numbers.append(batch.numpy())
+            decides = roles_of_images(batch.tolist(), workspace.study.evaluation.validation_share)
+            places = {_ALL: np.arange(len(decides)), VALIDATION: np.flatnonzero(decides)}
+            for role, chosen in {**places, TEST: np.flatnonzero(~decides)}.items():
+                if len(chosen):
+                    scorers[role].add(*task.chosen(predicted, targets, chosen.tolist()))
+                    counts[role] += len(chosen)
+    if not counts[_ALL]:
+        raise EvaluationError("there are 0 samples to evaluate on, at least 1 is needed")
+    found = _result(scorers[_ALL])
+    if counts[VALIDATION] and counts[TEST]:
+        found = replace(found, by_role={role: _result(scorers[role]) for role in (VALIDATION, TEST)})
+    order = np.sort(np.concatenate(numbers))
+    return found, KeptLogits(numbers=order, values=np.zeros((len(order), 0), dtype=np.float32))
+
+
+def _result(scorer: Scorer) -> TaskScore:
+    found = scorer.result()
+    if isinstance(found, TaskScore):
+        return found
+    return TaskScore(found.metric_name, found.value, found.merit, found.loss, found.num_samples)
+
+
+def task_columns(dense: TaskScore, last: TaskScore) -> dict[str, Any]:
+    """Return the columns of results.parquet that only tasks other than classification have, and those by role.
+
+    Args:
+        dense: The dense model's score.
+        last: The score of the trial's model after the last stage.
+    """
+    columns: dict[str, Any] = {"score_dense": _finite(dense.value), "score": _finite(last.value)}
+    for role in (VALIDATION, TEST) if dense.by_role and last.by_role else ():
+        columns[f"accuracy_{role}"] = last.by_role[role].merit
+        columns[f"accuracy_{role}_dense"] = dense.by_role[role].merit
+        columns[f"num_{role}"] = last.by_role[role].num_samples
+        columns |= {"score_test": _finite(last.by_role[role].value)} if role == TEST else {}
+    return columns
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def class_rows(dense: TaskScore, last: TaskScore) -> list[dict[str, Any]]:
+    """Return the rows of classes.parquet, without the trial: the score of each class that occurs, the worst first."""
+    rows = []
+    for label, (before, after) in enumerate(zip(dense.parts, last.parts, strict=False)):
+        if before is not None and after is not None:
+            row = {"label": label, "num_evaluated": last.num_samples, "accuracy_dense": before, "accuracy": after}
+            rows.append({**row, "change": after - before})
+    return sorted(rows, key=lambda row: (row["change"], row["label"]))
+
+
+def history_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a training's history with the columns of history.parquet: of other tasks, the score's merit."""
+    if "validation_merit" not in row:
+        return dict(row)
+    known = {name: value for name, value in row.items() if not name.startswith("validation_")}
+    kept = {"validation_loss": row["validation_loss"], "validation_accuracy": row["validation_merit"]}
+    return {**known, "train_accuracy": None, **kept}
