@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import polars as pl
 
+from cleanai_ray.analysis.cells import near_chance_points
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import percent
 from cleanai_ray.charts import style
@@ -27,11 +28,18 @@ _PIECES = {
 
 @CHARTS.register("recovery")
 def recovery(study: StudyFrames) -> ChartType | None:
-    """Mean accuracy of every method after pruning, and what repair and fine-tuning add to it."""
+    """Mean accuracy of every method after pruning, and what repair and fine-tuning add to it.
+
+    Trials that are near chance after pruning or in the end are left out: a mean of what models without knowledge score
+    says nothing of a method.
+    """
     present = [name for name in _STAGES if study.ok[name].count()]
     if len(present) < 2 or present[0] != _STAGES[0]:
         return None
-    means = study.ok.drop_nulls(present).group_by("label").agg(pl.mean(*present))
+    staged = study.ok.drop_nulls(present)
+    knows = 100 * pl.col("accuracy_pruned") > near_chance_points()
+    clear = staged.filter(knows.fill_null(True) & ~pl.col("is_broken").fill_null(False))
+    means = clear.group_by("label").agg(pl.mean(*present))
     if means.is_empty():
         return None
     means = means.sort([present[-1], "label"], descending=[True, False])
@@ -72,7 +80,9 @@ def recovery(study: StudyFrames) -> ChartType | None:
         width=style.WIDTH,
         height=alt.Step(24),
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-        title=alt.TitleParams("Accuracy that each stage recovers", subtitle=[_subtitle(dense)]),
+        title=alt.TitleParams(
+            "Accuracy that each stage recovers", subtitle=_subtitle(dense, len(staged) - len(clear), len(staged))
+        ),
     )
 
 
@@ -83,9 +93,12 @@ def _dense_line(dense: float | None, scale: alt.Scale) -> list[alt.Chart]:
     return [line.mark_rule(color=style.DENSE, strokeDash=[2, 3]).encode(x=alt.X("dense:Q", scale=scale))]
 
 
-def _subtitle(dense: float | None) -> str:
+def _subtitle(dense: float | None, num_left_out: int, num_trials: int) -> list[str]:
     line = "" if dense is None else f"; dotted: dense, {percent(dense)}"
-    return f"Mean over the trials of a method; number: after the last stage{line}"
+    lines = [f"Mean over the trials of a method; number: after the last stage{line}"]
+    if num_left_out:
+        lines.append(f"Left out: {num_left_out} of {num_trials} trials, near chance after pruning or in the end")
+    return lines
 
 
 def _pieces(row: dict[str, Any], present: list[str]) -> list[dict[str, Any]]:
