@@ -78,7 +78,7 @@ def _domain(study: StudyFrames, lines: pl.DataFrame) -> list[float]:
 
 def _panel(
     study: StudyFrames, drawn: pl.DataFrame, lines: pl.DataFrame, domain: list[float], *, is_first: bool
-) -> alt.LayerChart:
+) -> ChartType:
     shares = [*study.ok["macs_share"].drop_nulls()]
     x = alt.X(
         "macs_share:Q",

@@ -110,7 +110,7 @@ def _panel(
     colours: dict[str, str],
     *,
     is_first: bool,
-) -> alt.LayerChart:
+) -> ChartType:
     """Return a panel; the first of a line has the names of the methods at its left."""
     end = axis[0] + (axis[1] - axis[0]) / max(1 - _TEXT / width, 0.3)
     scale = alt.Scale(domain=[axis[0], end], nice=False, zero=False)
