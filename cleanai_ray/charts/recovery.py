@@ -39,14 +39,17 @@ def recovery(study: StudyFrames) -> ChartType | None:
     staged = study.ok.drop_nulls(present)
     knows = 100 * pl.col("accuracy_pruned") > near_chance_points()
     clear = staged.filter(knows.fill_null(True) & ~pl.col("is_broken").fill_null(False))
-    means = clear.group_by("label").agg(pl.mean(*present))
+    means = clear.group_by("label").agg(pl.mean(*present), pl.len().alias("count"))
     if means.is_empty():
         return None
     means = means.sort([present[-1], "label"], descending=[True, False])
     order = means["label"].to_list()
+    totals = dict(staged.group_by("label").len().rows())
     rows = [piece for row in means.iter_rows(named=True) for piece in _pieces(row, present)]
     dense = study.dense.get("accuracy")
-    scale = alt.Scale(domain=[0, 1.1 * max([dense or 0.0, *(row["end"] for row in rows)])], nice=False)
+    is_whole = len(clear) == len(staged)
+    end = (1.1 if is_whole else 1.2) * max([dense or 0.0, *(row["end"] for row in rows)])
+    scale = alt.Scale(domain=[0, end], nice=False)
     ticks = [tick / 5 for tick in range(6)]
     x = alt.X("start:Q", title="top-1 accuracy", scale=scale, axis=alt.Axis(format="~%", values=ticks))
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=8))
@@ -66,7 +69,7 @@ def recovery(study: StudyFrames) -> ChartType | None:
         {
             "label": row["label"],
             "end": max(dense or 0.0, *(row[name] for name in present)),
-            "text": percent(row[present[-1]]),
+            "text": _text(row[present[-1]], row["count"], totals[row["label"]], is_whole=is_whole),
         }
         for row in means.iter_rows(named=True)
     ]
@@ -93,11 +96,16 @@ def _dense_line(dense: float | None, scale: alt.Scale) -> list[alt.Chart]:
     return [line.mark_rule(color=style.DENSE, strokeDash=[2, 3]).encode(x=alt.X("dense:Q", scale=scale))]
 
 
+def _text(accuracy: float, count: int, total: int, *, is_whole: bool) -> str:
+    return percent(accuracy) if is_whole else f"{percent(accuracy)}, {count} of {total}"
+
+
 def _subtitle(dense: float | None, num_left_out: int, num_trials: int) -> list[str]:
     line = "" if dense is None else f"; dotted: dense, {percent(dense)}"
     lines = [f"Mean over the trials of a method; number: after the last stage{line}"]
     if num_left_out:
-        lines.append(f"Left out: {num_left_out} of {num_trials} trials, near chance after pruning or in the end")
+        lines.append(f"Left out: {num_left_out} of {num_trials} trials, near chance after pruning or in the end; each")
+        lines.append("method is shown over its own that are left, so this ranks no methods")
     return lines
 
 

@@ -97,7 +97,7 @@ def test_recovery_leaves_out_what_is_near_chance() -> None:
     study = study_of(after, labels=("wanda", "random"), pruned=before)
     chart = CHARTS.get("recovery")(study)
     (ends,) = [row["text"] for rows in chart.to_dict()["datasets"].values() for row in rows if row.get("text")][:1]
-    assert ends == "80.0 %"
+    assert ends == "80.0 %, 3 of 12"
     assert "Left out: 18 of 24 trials, near chance after pruning or in the end" in style.to_svg(chart)
     assert CHARTS.get("recovery")(study_of(lambda *_: 80.0, labels=("wanda",), pruned=lambda *_: 11.0)) is None
 
