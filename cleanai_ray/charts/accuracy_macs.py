@@ -31,7 +31,7 @@ def accuracy_macs(study: StudyFrames) -> ChartType | None:
     inside = frame.filter(pl.col("accuracy") >= domain[0])
     drawn = style.thinned(inside)
     modes = style.ordered_modes(frame["mode"])
-    width = (style.WIDTH - 70 - 16 * (len(modes) - 1)) / len(modes)
+    width = (style.WIDTH - 70 - 30 * (len(modes) - 1)) / len(modes)
     panels = []
     for mode in modes:
         in_mode = pl.col("mode") == mode
@@ -43,7 +43,7 @@ def accuracy_macs(study: StudyFrames) -> ChartType | None:
     if len(panels) == 1:
         fit = alt.AutoSizeParams(type="fit-x", contains="padding")
         return panels[0].properties(width=style.WIDTH, autosize=fit, title=title)
-    row = alt.hconcat(*panels, spacing=16, bounds="flush")
+    row = alt.hconcat(*panels, spacing=30, bounds="flush")
     shared = row.resolve_scale(stroke="shared", fill="shared", shape="shared", fillOpacity="shared")
     return shared.properties(title=title)
 
@@ -83,7 +83,7 @@ def _panel(
     x = alt.X(
         "macs_share:Q",
         title=_x_title(study.dense),
-        axis=alt.Axis(format="%", tickCount=6),
+        axis=alt.Axis(format="%", tickCount=4, labelOverlap="greedy", labelSeparation=8),
         scale=alt.Scale(domain=[max(0.0, min(shares) - 0.06), max(1.0, *shares)], nice=False, zero=False),
     )
     axis = alt.Axis(format="~%", labels=is_first, ticks=is_first)
