@@ -25,6 +25,9 @@ _PIECES = {
     "lost again": "#d7301f",
 }
 
+_COUNTS = 110
+"""Width of an accuracy with the number of its trials, in pixels."""
+
 
 @CHARTS.register("recovery")
 def recovery(study: StudyFrames) -> ChartType | None:
@@ -48,7 +51,9 @@ def recovery(study: StudyFrames) -> ChartType | None:
     rows = [piece for row in means.iter_rows(named=True) for piece in _pieces(row, present)]
     dense = study.dense.get("accuracy")
     is_whole = len(clear) == len(staged)
-    end = (1.1 if is_whole else 1.2) * max([dense or 0.0, *(row["end"] for row in rows)])
+    plot = style.WIDTH - min(260.0, style.CHARACTER * max(map(len, order))) - 20
+    room = 1.1 if is_whole else 1 / (1 - _COUNTS / plot)
+    end = room * max([dense or 0.0, *(row["end"] for row in rows)])
     scale = alt.Scale(domain=[0, end], nice=False)
     ticks = [tick / 5 for tick in range(6)]
     x = alt.X("start:Q", title="top-1 accuracy", scale=scale, axis=alt.Axis(format="~%", values=ticks))
