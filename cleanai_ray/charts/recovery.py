@@ -51,9 +51,7 @@ def recovery(study: StudyFrames) -> ChartType | None:
     rows = [piece for row in means.iter_rows(named=True) for piece in _pieces(row, present)]
     dense = study.dense.get("accuracy")
     is_whole = len(clear) == len(staged)
-    plot = style.WIDTH - min(260.0, style.CHARACTER * max(map(len, order))) - 20
-    room = 1.1 if is_whole else 1 / (1 - _COUNTS / plot)
-    end = room * max([dense or 0.0, *(row["end"] for row in rows)])
+    end = _room(order, is_whole=is_whole) * max([dense or 0.0, *(row["end"] for row in rows)])
     scale = alt.Scale(domain=[0, end], nice=False)
     ticks = [tick / 5 for tick in range(6)]
     x = alt.X("start:Q", title="top-1 accuracy", scale=scale, axis=alt.Axis(format="~%", values=ticks))
@@ -99,6 +97,12 @@ def _dense_line(dense: float | None, scale: alt.Scale) -> list[alt.Chart]:
         return []
     line = alt.Chart(alt.InlineData(values=[{"dense": dense}]))
     return [line.mark_rule(color=style.DENSE, strokeDash=[2, 3]).encode(x=alt.X("dense:Q", scale=scale))]
+
+
+def _room(order: list[str], *, is_whole: bool) -> float:
+    """Return how much longer than the longest bar the axis is, so that the text behind it has room."""
+    plot = style.WIDTH - min(260.0, style.CHARACTER * max(map(len, order))) - 20
+    return 1.1 if is_whole else 1 / (1 - _COUNTS / plot)
 
 
 def _text(accuracy: float, count: int, total: int, *, is_whole: bool) -> str:
