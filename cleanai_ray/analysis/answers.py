@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -29,6 +30,7 @@ class Answer:
         num_dropped: Pairs left out because one of their trials failed.
         unit: `points` of accuracy, `rank correlation`, `correlation` or `overlap`.
         is_primary: True if the study file declared it before the study ran; every other question is exploratory.
+        detectable: The least difference that would be found four times in five; None where there is no interval.
     """
 
     key: str
@@ -43,6 +45,7 @@ class Answer:
     num_dropped: int = 0
     unit: str = "points"
     is_primary: bool = False
+    detectable: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Draft:
         remark: A sentence for the end.
         missing: Why nothing can be said; the other attributes then do not count.
         settled: A verdict that does not depend on the sign of the effect; None: yes above zero, no below.
+        resolve: Where they depend on the correction, what gives `settled` and `remark` from the corrected comparison.
+        threshold: The value from which the effect is to be told.
     """
 
     comparison: Comparison = field(default_factory=Comparison)
@@ -62,6 +67,12 @@ class Draft:
     remark: str = ""
     missing: str = ""
     settled: AnswerVerdict | None = None
+    resolve: Callable[[Comparison], tuple[AnswerVerdict | None, str]] | None = None
+    threshold: float = 0.0
+
+    def among(self, count: int) -> Draft:
+        """Return the draft as one of `count` that are shown together; see `Comparison.among`."""
+        return replace(self, comparison=self.comparison.among(count))
 
 
 def put_in_words(asked: Answer, draft: Draft) -> Answer:
@@ -79,34 +90,41 @@ def put_in_words(asked: Answer, draft: Draft) -> Answer:
             or f"{draft.subject}: in no pair did both trials succeed, so nothing can be compared{dropped}."
         )
         return replace(asked, sentence=sentence, num_dropped=found.num_dropped)
+    settled, remark = (draft.settled, draft.remark) if draft.resolve is None else draft.resolve(found)
     verdict: AnswerVerdict = "cannot tell"
-    if draft.settled is not None:
-        verdict = draft.settled
+    if settled is not None:
+        verdict = settled
     elif found.is_above_zero and not found.changes_sign:
         verdict = "yes"
     elif found.is_below_zero and not found.changes_sign:
         verdict = "no"
-    told = _detectable(found, asked.unit) if verdict == "cannot tell" else ""
+    told = _detectable(draft, asked.unit) if verdict == "cannot tell" else ""
     parts = [f"{draft.subject}: {_numbers(draft, asked.unit)}{dropped}.", told, _by_amount(found, asked.unit)]
     return replace(
         asked,
         verdict=verdict,
-        sentence=" ".join(part for part in [*parts, draft.remark] if part),
+        sentence=" ".join(part for part in [*parts, remark] if part),
         effect=found.effect,
         low=found.low,
         high=found.high,
         num_pairs=found.num_pairs,
         p_value=found.p_value,
         num_dropped=found.num_dropped,
+        detectable=found.detectable,
     )
 
 
-def _detectable(found: Comparison, unit: str) -> str:
+def _detectable(draft: Draft, unit: str) -> str:
     """Say what difference would have been found, where none was."""
-    if found.detectable is None or not found.is_tested:
-        return ""
-    points = " points" if unit == "points" else ""
-    return f"A difference from {found.detectable:.2f}{points} on would be found four times in five."
+    least = draft.comparison.detectable
+    if least is None:
+        return "No difference can be told from so little."
+    if unit == "points":
+        return f"A difference from {least:.2f} points on would be found four times in five."
+    article, above = "An" if unit[0] in "aeiou" else "A", f"{draft.threshold:g}"
+    return (
+        f"{article} {unit} from {draft.threshold + least:.2f} on would be told to be above {above} four times in five."
+    )
 
 
 def _by_amount(found: Comparison, unit: str) -> str:

@@ -61,14 +61,14 @@ def _trials(name: str, study: StudyFrames) -> pl.DataFrame:
         # Fewer images of a draw are part of the more, so that both are one draw.
         pl.struct("trial_seed", "calibration_seed").rank("dense").cast(pl.Int64).alias("replicate"),
         *points,
-        _chance().alias("chance"),
+        near_chance_points().alias("chance"),
         pl.when((pl.col("num_evaluated") > 0) & (pl.col("metric").fill_null("accuracy") == "accuracy"))
         .then(100 / pl.col("num_evaluated"))
         .alias("grain"),
     )
 
 
-def _chance() -> pl.Expr:
+def near_chance_points() -> pl.Expr:
     """Return the accuracy up to which a model is near chance, in points; null where it is not known."""
     chance = 1 / pl.col("num_classes")
     lead = (pl.col("accuracy_dense") - chance).clip(lower_bound=0)

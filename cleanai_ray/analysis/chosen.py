@@ -18,11 +18,12 @@ import polars as pl
 from cleanai_ray.analysis.frames import StudyFrames, best_first
 from cleanai_ray.analysis.image_evidence import against_dense, between
 from cleanai_ray.analysis.intervals import interval_of
-from cleanai_ray.analysis.numbers import percent, plural
+from cleanai_ray.analysis.numbers import percent, plural, times
 from cleanai_ray.analysis.optimism import simulated_optimism
 from cleanai_ray.analysis.paired import PairedDifference
 from cleanai_ray.analysis.recommendation import Recommendation, cost_in_words, recommend
 from cleanai_ray.analysis.score_words import score_text
+from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.storage.image_schemas import TEST
 
@@ -38,6 +39,21 @@ CONFIGURATION = (
     "quantization",
 )
 """The columns that make a configuration; seeds and draws of the calibration images are its replicates."""
+
+COSTS = (
+    "macs",
+    "params",
+    "size_bytes",
+    "throughput",
+    "latency_predicted_ms",
+    "speedup_predicted",
+    *(f"latency_ms_{where}" for where in ("b1_p50_dense", "b1_p50", "target_dense", "target")),
+    *(f"speedup_{where}{end}" for where in ("b1", "target") for end in ("", "_low", "_high")),
+)
+"""The columns that say what a trial costs: a configuration has their medians over the replicates that have a value.
+
+The most accurate replicate may be the fastest by luck, too, so its own would flatter the configuration.
+"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,9 @@ def choose(study: StudyFrames) -> Choice:
     picked = found.trial if found.trial is not None else view.ranked.row(0, named=True)
     role = TEST if has_test else None
     trial = reported_row(study, picked["trial_id"], has_test=has_test)
+    against = against_dense(study, trial, role)
+    if against is not None:  # one p-value of it in the whole report, which agrees with the interval
+        trial |= {"mcnemar_p": against.p_value}
     runner_up = None
     if found.runner_up is not None:
         runner_up = reported_row(study, found.runner_up["trial_id"], has_test=has_test)
@@ -87,7 +106,7 @@ def choose(study: StudyFrames) -> Choice:
         is_recommended=found.trial is not None,
         recommendation=found,
         has_test_images=has_test,
-        against_dense=against_dense(study, trial, role),
+        against_dense=against,
         against_runner_up=between(study, trial["trial_id"], runner_up["trial_id"], role) if runner_up else None,
         num_replicates=picked["num_replicates"],
         replicate_mean=picked["accuracy"],
@@ -95,13 +114,12 @@ def choose(study: StudyFrames) -> Choice:
     )
     if found.trial is None:
         return choice
-    own = {} if choice.against_dense is None else {"mcnemar_p": choice.against_dense.p_value}
     told = replace(
         found,
         trial=trial,
         runner_up=runner_up,
-        sentence=_sentence(choice, found),
-        cost=cost_in_words({**trial, **own}, study.target),
+        sentence=_sentence(choice),
+        cost=" ".join(filter(None, [cost_in_words(trial, study.target), _speed_of_replicates(picked, study)])),
     )
     return replace(choice, recommendation=told)
 
@@ -115,7 +133,8 @@ def has_test_images(study: StudyFrames) -> bool:
 def selection_view(study: StudyFrames) -> StudyFrames:
     """Return the study as its choice sees it: a row per configuration, with its mean on the images that decide.
 
-    The other columns are those of its best trial on these images; `num_replicates` counts its trials.
+    Its `COSTS` are medians over its trials, and the other columns those of its best trial on these images;
+    `num_replicates` counts its trials, and `num_timed` those whose speed is known.
     """
     good = study.ok
     if has_test_images(study):
@@ -126,10 +145,16 @@ def selection_view(study: StudyFrames) -> StudyFrames:
         )
     keys = list(CONFIGURATION)
     first = best_first(good).unique(keys, keep="first", maintain_order=True)
-    means = good.group_by(keys).agg(pl.mean("accuracy").alias("mean"), pl.len().cast(pl.Int64).alias("num_replicates"))
-    rows = first.join(means, on=keys, how="left", nulls_equal=True, maintain_order="left")
-    own = [*study.results.columns, "num_replicates"]
-    return replace(study, results=rows.with_columns(pl.col("mean").alias("accuracy")).select(own))
+    kinds = study.results.schema
+    known = [name for name in COSTS if name in kinds]
+    summary = good.group_by(keys).agg(
+        pl.mean("accuracy"),
+        *(pl.median(name).cast(kinds[name]) for name in known),
+        pl.len().cast(pl.Int64).alias("num_replicates"),
+        pl.count("speedup").cast(pl.Int64).alias("num_timed"),
+    )
+    rows = first.drop("accuracy", *known).join(summary, on=keys, how="left", nulls_equal=True, maintain_order="left")
+    return replace(study, results=rows.select(*study.results.columns, "num_replicates", "num_timed"))
 
 
 def reported_row(study: StudyFrames, trial_id: str, *, has_test: bool) -> dict[str, Any]:
@@ -151,25 +176,33 @@ def reported_row(study: StudyFrames, trial_id: str, *, has_test: bool) -> dict[s
     return row
 
 
-def _sentence(choice: Choice, found: Recommendation) -> str:
+def _sentence(choice: Choice) -> str:
+    """Say which trial to take, with its own accuracy on the images that it is reported on."""
     trial = choice.trial
     assert trial is not None
-    if not choice.has_test_images:
-        flattered = (
-            ""
-            if choice.optimism is None
-            else (
-                f" These images also chose it: expect about {choice.optimism:.1f} points less on new ones (simulated)."
-            )
-        )
-        return found.sentence + flattered
     interval = interval_of(trial)
     words = f"Take {describe_trial(trial)}, trial {trial['trial_id']}: {score_text(trial)}"
     words += f" (95 % interval {interval})" if interval else ""
-    words += f" on {plural(trial['num_evaluated'], 'test image')}, which decided nothing."
+    if choice.has_test_images:
+        words += f" on {plural(trial['num_evaluated'], 'test image')}, which decided nothing."
+    else:
+        words += "."
     if choice.num_replicates > 1 and choice.replicate_mean is not None:
+        where = " on the images that decide" if choice.has_test_images else ""
         words += (
-            f" It stands for {choice.num_replicates} trials that differ in seed or draw alone; their mean on the "
-            f"images that decide is {percent(choice.replicate_mean)}."
+            f" It stands for {choice.num_replicates} trials that differ in seed or draw alone; their mean{where} is "
+            f"{percent(choice.replicate_mean)}."
         )
+    if choice.optimism is not None:
+        words += f" These images also chose it: expect about {choice.optimism:.1f} points less on new ones (simulated)."
     return words
+
+
+def _speed_of_replicates(picked: dict[str, Any], study: StudyFrames) -> str:
+    """Say the median speed-up of a configuration, by which it was chosen; the trial's own is told before it."""
+    if picked["num_replicates"] < 2 or picked["speedup"] is None:
+        return ""
+    count, speed = picked["num_timed"], f"{times(picked['speedup'])} the speed {where_timed(study.target)}"
+    if count == 1:
+        return f"Of the trials that differ from it in seed or draw alone, it or another one was timed: {speed}."
+    return f"The median of the {count} timed trials that differ in seed or draw alone is {speed}."

@@ -1,10 +1,10 @@
 """Paired comparisons of methods over the cells that both have: effects with intervals and tests that agree.
 
 The effect is the mean over cells (study, ratio or budget, mode, steps); draws and seeds are averaged within a cell. Its
-error is that of `estimates`: what another draw and other images would change. Interval and p-value come from the same t
-distribution, so that the interval excludes zero exactly where p < 0.05, also after a correction: of `family`
-comparisons that are shown together, each is held to a level of 5 % / family (Bonferroni), and all intervals hold at
-once.
+error is that of `estimates`: what another draw and other images would change. Interval and p-value come from the same
+distribution (`two_errors`), so that the interval excludes zero exactly where p < 0.05, also after a correction: of
+`family` comparisons that are shown together, each is held to a level of 5 % / family (Bonferroni), and all intervals
+hold at once.
 
 Left out are pairs in which both models are near chance, and cells that are copies of another one: the same accuracies,
 trial by trial, as where a method removes the same channels in both modes by construction.
@@ -13,16 +13,17 @@ trial by trial, as where a method removes the same channels in both modes by con
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
 from cleanai_ray.analysis.estimates import FEWEST_UNITS, ImageMeans, Matrix, Unit, estimate
 from cleanai_ray.analysis.image_differences import ImageHits, image_means
 from cleanai_ray.analysis.paired import POWER
+from cleanai_ray.analysis.two_errors import quantile, tail
 
 ALPHA = 0.05
 
@@ -36,7 +37,7 @@ class Comparison:
     Attributes:
         effect: Mean difference, in the unit of the values; None where there is no pair.
         error: Its standard error; None where too little varies to tell.
-        freedom: Degrees of freedom of the error.
+        freedom: Degrees of freedom of the part of it that is not `image_error`.
         unit: What varies, besides the images.
         has_images: True if the error is that of other images as well.
         num_pairs: Pairs of trials that both succeeded.
@@ -48,6 +49,7 @@ class Comparison:
         family: Comparisons that are shown together.
         is_tested: False if zero is not a value to test against; there is then no p-value.
         by_amount: The comparison at each ratio or budget, where there are several.
+        image_error: Part of the error, in squares, that other images alone would make.
     """
 
     effect: float | None = None
@@ -64,6 +66,7 @@ class Comparison:
     family: int = 1
     is_tested: bool = True
     by_amount: tuple[tuple[str, Comparison], ...] = ()
+    image_error: float = 0.0
 
     def among(self, count: int) -> Comparison:
         """Return the comparison as one of `count` that are shown together, so that all intervals hold at once."""
@@ -75,7 +78,13 @@ class Comparison:
         """Half the width of the interval."""
         if self.error is None:
             return None
-        return float(stats.t.ppf(1 - ALPHA / (2 * self.family), self.freedom)) * self.error
+        return quantile(ALPHA / (2 * self.family), self._unit_error, self.freedom, self.image_error)
+
+    @property
+    def _unit_error(self) -> float:
+        """The part of the error that is not that of other images."""
+        assert self.error is not None
+        return math.sqrt(max(self.error**2 - self.image_error**2, 0.0))
 
     @property
     def low(self) -> float | None:
@@ -94,14 +103,14 @@ class Comparison:
             return None
         if self.error == 0:
             return float(self.effect == 0)
-        return min(1.0, self.family * float(2 * stats.t.sf(abs(self.effect) / self.error, self.freedom)))
+        return min(1.0, self.family * 2 * tail(abs(self.effect), self._unit_error, self.freedom, self.image_error))
 
     @property
     def detectable(self) -> float | None:
         """The least true difference that would be found with a power of 80 %; None where there is no interval."""
         if self.reach is None or self.error is None:
             return None
-        return self.reach + float(stats.t.ppf(POWER, self.freedom)) * self.error
+        return self.reach + quantile(1 - POWER, self._unit_error, self.freedom, self.image_error)
 
     @property
     def is_above_zero(self) -> bool:
@@ -230,7 +239,8 @@ def compare_cells(differences: Matrix, *, grain: float = 0.0, images: ImageMeans
     found = estimate(differences[present], grain=grain, images=images)
     if found is None:
         return counts
-    return replace(counts, error=found.error, freedom=found.freedom, unit=found.unit, has_images=found.has_images)
+    names = ("error", "freedom", "unit", "has_images", "image_error")
+    return replace(counts, **{name: getattr(found, name) for name in names})
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

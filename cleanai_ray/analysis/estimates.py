@@ -3,8 +3,8 @@
 Budgets and modes are fixed: a study names them, and its answers are about them. What another study would draw anew is
 the calibration images, the seeds, and the images that are scored. Draws and images are crossed, since every draw is
 scored on the same images, so the error has two parts (Cameron, Gelbach and Miller, Journal of Business & Economic
-Statistics 29, 2011): that of the means of draws, and that of the means of images, less what both contain. Degrees of
-freedom are those of Satterthwaite (Biometrics Bulletin 2, 1946).
+Statistics 29, 2011): that of the means of draws, and that of the means of images, less what both contain. The first
+rests on few draws, and `two_errors` says how both together are distributed.
 
 With fewer than three draws that differ, cells take their place: the answer is then about cells like these.
 """
@@ -22,6 +22,9 @@ Unit = Literal["draws", "cells", "images"]
 
 FEWEST_UNITS = 3
 """The fewest cells or draws that a test needs."""
+
+FEWEST_IMAGES = 30
+"""The fewest images whose mean is taken to be normal beside an error of units."""
 
 _SAME = 1e-9
 
@@ -45,10 +48,11 @@ class Estimate:
 
     Attributes:
         error: The standard error.
-        freedom: Degrees of freedom of its t distribution.
+        freedom: Degrees of freedom of the part of it that is not `image_error`.
         unit: What varies, besides the images.
         num_units: Their number.
         has_images: True if the scored images are taken to vary.
+        image_error: Part of the error, in squares, that other images alone would make, beside that of the units.
     """
 
     error: float
@@ -56,6 +60,7 @@ class Estimate:
     unit: Unit
     num_units: int
     has_images: bool
+    image_error: float = 0.0
 
 
 def estimate(differences: Matrix, *, grain: float = 0.0, images: ImageMeans | None = None) -> Estimate | None:
@@ -95,12 +100,12 @@ def _two_way(means: Matrix, unit: Unit, grain: float, images: Matrix | None) -> 
     """Return the error of the mean of units, and of images where units x images are given."""
     count = len(means)
     between = max(float(means.var(ddof=1)), grain**2) / count
-    if images is None or images.shape[1] < FEWEST_UNITS:
+    if images is None or images.shape[1] < FEWEST_IMAGES:
         return Estimate(float(np.sqrt(between)), count - 1, unit, count, False)
     num_images = images.shape[1]
-    of_images = float(images.mean(axis=0).var(ddof=1)) / num_images
     rest = images - images.mean(axis=0) - images.mean(axis=1, keepdims=True) + images.mean()
+    # The mean of each image over the units also varies with what is left of both, which `between` contains.
     shared = float((rest**2).sum()) / ((count - 1) * (num_images - 1)) / (count * num_images)
-    variance = max(between + of_images - shared, between, of_images)
-    freedom = variance**2 / (between**2 / (count - 1) + of_images**2 / (num_images - 1)) if variance else count - 1
-    return Estimate(float(np.sqrt(variance)), freedom, unit, count, True)
+    of_images = max(float(images.mean(axis=0).var(ddof=1)) / num_images - shared, 0.0)
+    error = float(np.sqrt(between + of_images))
+    return Estimate(error, count - 1, unit, count, True, float(np.sqrt(of_images)))

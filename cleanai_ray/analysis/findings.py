@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from cleanai_ray.analysis.answers import Answer
 from cleanai_ray.analysis.chosen import reported_row, selection_view
-from cleanai_ray.analysis.comparisons import ALPHA
+from cleanai_ray.analysis.comparisons import ALPHA, holm
+from cleanai_ray.analysis.decision import Decision, weigh
 from cleanai_ray.analysis.frames import StudyFrames, best_first
 from cleanai_ray.analysis.image_evidence import between
 from cleanai_ray.analysis.intervals import Interval, interval_of
 from cleanai_ray.analysis.method_ranks import MethodRank, rank_methods
 from cleanai_ray.analysis.numbers import percent, plural, times
+from cleanai_ray.analysis.paired import PairedDifference, exact_p
 from cleanai_ray.analysis.questions import answer_questions
 from cleanai_ray.analysis.recommendation import Recommendation
 from cleanai_ray.analysis.risks import find_risks
@@ -57,7 +59,9 @@ class Headline:
 class CellBest:
     """The best trial at one ratio or budget, and the runner-up of another method.
 
-    `is_separable` says if McNemar's test tells the two apart, image by image; None where single images were not kept.
+    `is_separable` says if McNemar's exact test tells the two apart, image by image, corrected by Holm for all ratios
+    and budgets; None where single images were not kept. `detectable` is the least difference, in points, that would be
+    told.
     """
 
     amount: str
@@ -65,11 +69,12 @@ class CellBest:
     interval: Interval | None
     runner_up: dict[str, Any] | None
     is_separable: bool | None
+    detectable: float | None = None
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that a report says in words."""
+    """Everything that a report says in words; `decision` says how sure the recommendation is."""
 
     headline: Headline
     cells: tuple[CellBest, ...]
@@ -78,6 +83,7 @@ class Findings:
     risks: tuple[Risk, ...]
     answers: tuple[Answer, ...]
     recommendation: Recommendation
+    decision: Decision
 
 
 def find(study: StudyFrames) -> Findings:
@@ -91,6 +97,7 @@ def find(study: StudyFrames) -> Findings:
         risks=risks,
         answers=answer_questions({study.name: study}),
         recommendation=study.choice.recommendation,
+        decision=weigh(study),
     )
 
 
@@ -161,19 +168,29 @@ def _savings(best: dict[str, Any], where: str) -> str:
 
 def _best_of_cells(study: StudyFrames) -> tuple[CellBest, ...]:
     """Return the best of every ratio and budget on the images that decide, with accuracies on the others."""
-    cells, has_test = [], study.choice.has_test_images
+    cells: list[CellBest] = []
+    compared: list[PairedDifference | None] = []
+    has_test = study.choice.has_test_images
     deciding = selection_view(study).ranked
     for amount in study.ok.sort("amount_order")["amount"].unique(maintain_order=True):
         ranked = deciding.filter(pl.col("amount") == amount)
         names = [ranked["trial_id"][0], *ranked.filter(pl.col("method") != ranked["method"][0])["trial_id"].head(1)]
         best, *others = [reported_row(study, name, has_test=has_test) for name in names]
         found = between(study, names[0], names[1], TEST if has_test else None) if others else None
-        is_separable = None if found is None else found.p_value < ALPHA
-        cells.append(CellBest(amount, best, interval_of(best), others[0] if others else None, is_separable))
-    return tuple(cells)
+        compared.append(found)
+        cells.append(CellBest(amount, best, interval_of(best), others[0] if others else None, None))
+    corrected = holm([None if pair is None else exact_p(pair.lost, pair.gained) for pair in compared])
+    return tuple(
+        cell
+        if pair is None or p_value is None
+        else replace(cell, is_separable=p_value < ALPHA, detectable=pair.detectable)
+        for cell, pair, p_value in zip(cells, compared, corrected, strict=True)
+    )
 
 
 def _smallest_within(study: StudyFrames, points: float) -> dict[str, Any] | None:
-    near = study.ok.filter((pl.col("loss_points") <= points) & pl.col("macs").is_not_null())
+    """Return the row of the smallest configuration that loses no more on the images that decide; None if all do."""
+    deciding = selection_view(study).ok
+    near = deciding.filter((pl.col("loss_points") <= points) & pl.col("macs").is_not_null())
     near = best_first(near).sort("macs", maintain_order=True)
-    return near.row(0, named=True) if len(near) else None
+    return reported_row(study, near["trial_id"][0], has_test=study.choice.has_test_images) if len(near) else None

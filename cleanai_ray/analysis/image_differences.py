@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 
 from cleanai_ray.analysis.estimates import ImageMeans
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.storage.image_schemas import unpack
+from cleanai_ray.storage.image_schemas import pack, unpack
+
+DENSE = "dense"
+"""The name of the dense model among the trials."""
 
 
 class ImageHits:
-    """The images that the trials of a study get right.
+    """The images that the trials of a study, and its dense model, get right.
 
     Args:
         study: The study.
@@ -25,6 +28,8 @@ class ImageHits:
         rows = study.correct.filter((pl.col("num_images") == count) & pl.col("scored").is_null())
         self.num_images = count
         self._bits = dict(rows.select("trial_id", "correct").rows())
+        if self._bits:
+            self._bits[DENSE] = pack(study.images["correct_dense"].to_numpy())
 
     @classmethod
     def of(cls, studies: Mapping[str, StudyFrames]) -> ImageHits | None:

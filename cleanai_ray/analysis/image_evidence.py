@@ -60,17 +60,3 @@ def between(study: StudyFrames, first: str, second: str, role: str | None = TEST
         return None
     part = one[1] & other[1] & mask_of(study, role)
     return pair_up(one[0][part], other[0][part]) if part.any() else None
-
-
-def by_class(study: StudyFrames, trial_id: str, role: str | None = TEST) -> dict[int, PairedDifference]:
-    """Return how a trial differs from the dense model on the images of each class; empty where it is not known."""
-    found = hits_of(study, trial_id)
-    if found is None:
-        return {}
-    part = found[1] & mask_of(study, role)
-    labels, dense = study.images["label"].to_numpy(), study.images["correct_dense"].to_numpy()
-    differences = {}
-    for label in np.unique(labels[part]).tolist():
-        own = part & (labels == label)
-        differences[label] = pair_up(found[0][own], dense[own])
-    return differences

@@ -92,7 +92,7 @@ def _within_limits(study: StudyFrames, limits: dict[str, float]) -> Recommendati
         order = order.sort("macs" if study.target is None else "time_share", nulls_last=True, maintain_order=True)
     cheapest = "the one with the least MACs" if study.target is None else "the fastest"
     what = cheapest if is_cheapest else "the most accurate"
-    why = f"{len(met)} of {len(study.ok)} trials meet the limits ({words}); this is {what} of them."
+    why = f"{len(met)} of {plural(len(study.ok), _noun(study))} meet the limits ({words}); this is {what} of them."
     return _take(study, order, why + _left_out(study, len(met) - len(good)))
 
 
@@ -103,7 +103,7 @@ def _cost_of(study: StudyFrames) -> tuple[str, str]:
 
 def _slower(study: StudyFrames, count: int) -> str:
     verb = "is" if count == 1 else "are"
-    return f"{plural(count, 'trial')} {verb} slower than the dense model {where_timed(study.target)}"
+    return f"{plural(count, _noun(study))} {verb} slower than the dense model {where_timed(study.target)}"
 
 
 def _left_out(study: StudyFrames, count: int) -> str:
@@ -131,12 +131,25 @@ def _nearest(study: StudyFrames, limits: dict[str, float], name: str) -> str:
     if measured.is_empty():
         return f"{text}: not measured in any trial"
     others = measured.filter(*(_meets(other, value) for other, value in limits.items() if other != name))
-    pool, which = (others, "trials that meet the rest") if len(others) and len(limits) > 1 else (measured, "trials")
+    nouns = f"{_noun(study)}s"
+    pool, which = (others, f"{nouns} that meet the rest") if len(others) and len(limits) > 1 else (measured, nouns)
     order = pool.sort([limit.column, "trial_id"], descending=[limit.is_least, False])
     nearest = order.row(0, named=True)
     met = len(pool.filter(_meets(name, limits[name])))
     known = f"{met} of {len(pool)} {which} meet it" if met else "none meets it"
-    return f"{text}: {known}; the nearest has {limit.write(nearest[limit.column])} ({nearest['trial_id']})"
+    return f"{text}: {known}; the nearest has {limit.write(nearest[limit.column])} ({_named(nearest)})"
+
+
+def _noun(study: StudyFrames) -> str:
+    """Return what a row of a study is: a trial, or a configuration whose replicates differ in seed or draw alone."""
+    columns = study.ok.columns
+    return "configuration" if "num_replicates" in columns and max(study.ok["num_replicates"]) > 1 else "trial"
+
+
+def _named(trial: dict[str, Any]) -> str:
+    """Name a trial, or the configuration that it stands for: the numbers of a configuration are not the trial's own."""
+    count = trial.get("num_replicates") or 1
+    return str(trial["trial_id"]) if count < 2 else f"{count} trials like {trial['trial_id']}, taken together"
 
 
 def _knee(study: StudyFrames) -> Recommendation:
@@ -149,7 +162,7 @@ def _knee(study: StudyFrames) -> Recommendation:
         best = study.ranked.row(0, named=True)
         lost = NONE if best["loss_points"] is None else f"{best['loss_points']:.1f} points below the dense model"
         missing = (
-            f"accuracy: the best trial ({best['trial_id']}) reaches {percent(best['accuracy'])}, {lost}; where the "
+            f"accuracy: the best ({_named(best)}) reaches {percent(best['accuracy'])}, {lost}; where the "
             f"study sets no limit, a trial may lose at most {BLOCKING_LOSS:g} points and must not be near chance",
         )
         return Recommendation(None, "No trial can be recommended: all of them lost too much accuracy.", missing=missing)
@@ -163,7 +176,7 @@ def _knee(study: StudyFrames) -> Recommendation:
     last = "smallest model" if study.target is None else "fastest model"
     why = (
         f"The study sets no limits, so this is the knee of the Pareto front of accuracy against {cost}: of its "
-        f"{len(front)} trials, the one farthest above the line from the {last} to the dense one."
+        f"{plural(len(front), _noun(study))}, the one farthest above the line from the {last} to the dense one."
     )
     if len(front) == 1:
         as_cheap = "with as few MACs" if study.target is None else f"and as fast in {study.target}"

@@ -1,4 +1,4 @@
-"""Accuracy against measured speed of every trial, with the intervals of both."""
+"""Accuracy against measured speed with the intervals of both: at most six methods, and every other trial in grey."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import polars as pl
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import milliseconds, percent
 from cleanai_ray.charts import style
-from cleanai_ray.charts.trial_marks import accuracy_bounds, mode_fills, trial_points, trial_tooltip
+from cleanai_ray.charts.trial_marks import accuracy_bounds, mode_fills, shown_labels, trial_points, trial_tooltip
 from cleanai_ray.registry import CHARTS
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def accuracy_latency(study: StudyFrames) -> ChartType | None:
     layers.append(trial_points(study, drawn).encode(x=x, y=y, tooltip=_tooltip()))
     lines = [
         "; ".join(["Line: the trials that no other trial beats in accuracy and speed", *mode_fills(frame["mode"])]),
-        "; ".join([*_spread_note(spread, drawn), *style.thinned_note(len(drawn), len(frame))]),
+        "; ".join([*_spread_note(spread, drawn), *_grey_note(study), *style.thinned_note(len(drawn), len(frame))]),
     ]
     return alt.layer(*layers).properties(
         width=style.WIDTH,
@@ -123,7 +123,9 @@ def _dense_layers(dense: dict[str, Any], x: alt.X, y: alt.Y) -> list[alt.Chart]:
 def _interval_layers(study: StudyFrames, frame: pl.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
     """Return the intervals as thin lines; `clip` keeps them inside the axes, which are set by the points alone."""
     # Colours as values and not by a scale, whose missing legend would be missing from the points as well.
-    colours = style.label_colours(study.labels)
+    shown = shown_labels(study)
+    known = style.label_colours(study.labels).items()
+    colours = {name: colour if name in shown else style.FAINT for name, colour in known}
     frame = frame.with_columns(pl.col("label").replace_strict(colours, return_dtype=pl.String).alias("colour"))
     colour = alt.Stroke("colour:N", scale=None)
     layers = []
@@ -137,6 +139,10 @@ def _interval_layers(study: StudyFrames, frame: pl.DataFrame, x: alt.X, y: alt.Y
         rule = lines.mark_rule(strokeWidth=1, opacity=0.55, clip=True)
         layers.append(rule.encode(x=x, y=_at(y, "lowest"), y2="highest:Q", stroke=colour))
     return layers
+
+
+def _grey_note(study: StudyFrames) -> list[str]:
+    return ["grey: all other methods"] if len(set(study.ok["label"])) > len(shown_labels(study)) else []
 
 
 def _at(axis: Any, field: str) -> Any:

@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
 @CHARTS.register("critical_difference")
 def critical_difference(study: StudyFrames) -> ChartType | None:
-    """Mean rank of every method over the cells that all share, with bars as wide as Nemenyi's critical difference."""
+    """Mean rank of every method over the cells that all share, with bars as wide as Nemenyi's critical difference.
+
+    There is none where no two methods differ by it: a ranking would be read into what may be chance.
+    """
     found = average_ranks(study)
-    if found is None:
+    if found is None or found.ranks[-1] - found.ranks[0] <= found.critical_difference:
         return None
     half = found.critical_difference / 2
     colours, shapes = style.label_colours(study.labels), style.label_shapes(study.labels)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import polars as pl
 
+from cleanai_ray.analysis.cells import near_chance_points
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import percent
 from cleanai_ray.charts import style
@@ -24,21 +25,34 @@ _PIECES = {
     "lost again": "#d7301f",
 }
 
+_COUNTS = 110
+"""Width of an accuracy with the number of its trials, in pixels."""
+
 
 @CHARTS.register("recovery")
 def recovery(study: StudyFrames) -> ChartType | None:
-    """Mean accuracy of every method after pruning, and what repair and fine-tuning add to it."""
+    """Mean accuracy of every method after pruning, and what repair and fine-tuning add to it.
+
+    Trials that are near chance after pruning or in the end are left out: a mean of what models without knowledge score
+    says nothing of a method.
+    """
     present = [name for name in _STAGES if study.ok[name].count()]
     if len(present) < 2 or present[0] != _STAGES[0]:
         return None
-    means = study.ok.drop_nulls(present).group_by("label").agg(pl.mean(*present))
+    staged = study.ok.drop_nulls(present)
+    knows = 100 * pl.col("accuracy_pruned") > near_chance_points()
+    clear = staged.filter(knows.fill_null(True) & ~pl.col("is_broken").fill_null(False))
+    means = clear.group_by("label").agg(pl.mean(*present), pl.len().alias("count"))
     if means.is_empty():
         return None
     means = means.sort([present[-1], "label"], descending=[True, False])
     order = means["label"].to_list()
+    totals = dict(staged.group_by("label").len().rows())
     rows = [piece for row in means.iter_rows(named=True) for piece in _pieces(row, present)]
     dense = study.dense.get("accuracy")
-    scale = alt.Scale(domain=[0, 1.1 * max([dense or 0.0, *(row["end"] for row in rows)])], nice=False)
+    is_whole = len(clear) == len(staged)
+    end = _room(order, is_whole=is_whole) * max([dense or 0.0, *(row["end"] for row in rows)])
+    scale = alt.Scale(domain=[0, end], nice=False)
     ticks = [tick / 5 for tick in range(6)]
     x = alt.X("start:Q", title="top-1 accuracy", scale=scale, axis=alt.Axis(format="~%", values=ticks))
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=8))
@@ -58,7 +72,7 @@ def recovery(study: StudyFrames) -> ChartType | None:
         {
             "label": row["label"],
             "end": max(dense or 0.0, *(row[name] for name in present)),
-            "text": percent(row[present[-1]]),
+            "text": _text(row[present[-1]], row["count"], totals[row["label"]], is_whole=is_whole),
         }
         for row in means.iter_rows(named=True)
     ]
@@ -72,7 +86,9 @@ def recovery(study: StudyFrames) -> ChartType | None:
         width=style.WIDTH,
         height=alt.Step(24),
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-        title=alt.TitleParams("Accuracy that each stage recovers", subtitle=[_subtitle(dense)]),
+        title=alt.TitleParams(
+            "Accuracy that each stage recovers", subtitle=_subtitle(dense, len(staged) - len(clear), len(staged))
+        ),
     )
 
 
@@ -83,9 +99,23 @@ def _dense_line(dense: float | None, scale: alt.Scale) -> list[alt.Chart]:
     return [line.mark_rule(color=style.DENSE, strokeDash=[2, 3]).encode(x=alt.X("dense:Q", scale=scale))]
 
 
-def _subtitle(dense: float | None) -> str:
+def _room(order: list[str], *, is_whole: bool) -> float:
+    """Return how much longer than the longest bar the axis is, so that the text behind it has room."""
+    plot = style.WIDTH - min(260.0, style.CHARACTER * max(map(len, order))) - 20
+    return 1.1 if is_whole else 1 / (1 - _COUNTS / plot)
+
+
+def _text(accuracy: float, count: int, total: int, *, is_whole: bool) -> str:
+    return percent(accuracy) if is_whole else f"{percent(accuracy)}, {count} of {total}"
+
+
+def _subtitle(dense: float | None, num_left_out: int, num_trials: int) -> list[str]:
     line = "" if dense is None else f"; dotted: dense, {percent(dense)}"
-    return f"Mean over the trials of a method; number: after the last stage{line}"
+    lines = [f"Mean over the trials of a method; number: after the last stage{line}"]
+    if num_left_out:
+        lines.append(f"Left out: {num_left_out} of {num_trials} trials, near chance after pruning or in the end; each")
+        lines.append("method is shown over its own that are left, so this ranks no methods")
+    return lines
 
 
 def _pieces(row: dict[str, Any], present: list[str]) -> list[dict[str, Any]]:

@@ -58,6 +58,7 @@ def test_a_run_directory_holds_what_the_contract_lists(small_run):
     assert environment["samples"]["calibration"] == 200
     charts = {"accuracy_by_method", "accuracy_macs", "coverage_heatmap", "dense_vs_best"}
     charts |= {"layer_channels", "recovery", "channel_overlap", "time_by_stage", "accuracy_latency", "class_change"}
+    charts |= {"differences", "selection_test"}
     assert {file.stem for file in (folder / "charts").glob("*.svg")} == charts
     assert len(PdfReader(folder / "report.pdf").pages) >= 5
     assert "small" in (folder / "report.html").read_text()

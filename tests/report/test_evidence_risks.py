@@ -58,7 +58,7 @@ def test_classes_that_lost_much_where_nothing_can_be_tested() -> None:
     assert (risk.severity, risk.is_about_best) == ("info", True)
     assert "1 of 4 classes lost 10 points or more" in risk.sentence
     assert "single images were not kept" in risk.sentence
-    assert risk.details == ("class 3: from 90.0 % to 80.0 % of 1000 images",)
+    assert risk.details == ("class 3 fell from 90.0 % to 80.0 % (100 of 1000 images)",)
     assert not risks_of(class_rows(study_of(flat, **GRID), (0.0, 1.0, 1.0, 9.9)), "uneven classes")
 
 

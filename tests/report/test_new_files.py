@@ -136,7 +136,8 @@ def test_a_chapter_stands_between_two_others_with_its_own_chart(with_files: tupl
     page = with_files[1].partition("<script")[0]
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == [
-        *("Summary", "Findings", "Results", "Every trial", "Nodes", "Best trial", "Risks", "How to reproduce")
+        *("Summary", "Comparisons", "Findings", "Results", "Every trial", "Nodes", "Best trial", "Risks"),
+        "How to reproduce",
     ]
     assert "Trials ran on &lt;worker-1&gt;." in page
     place = page.index('data-chart="time_by_stage"')

@@ -144,6 +144,7 @@ def test_charts_are_drawn_and_tell_which_trial_is_under_the_pointer(page: OpenPa
 
 def test_a_press_on_the_legend_dims_the_other_methods(page: OpenPage, tables: synthetic.Tables) -> None:
     chart = page.page.locator('figure[data-chart="accuracy_macs"]')
+    chart.scroll_into_view_if_needed()
     chart.locator(".live svg").wait_for()
     dimmed = chart.locator('.live path[opacity="0.08"]')
     assert dimmed.count() == 0
@@ -166,7 +167,7 @@ def test_the_theme_follows_the_system_until_the_button_is_pressed(chromium: Any,
         page = found.page
         background = "getComputedStyle(document.body).backgroundColor"
         assert page.evaluate(background) == "rgb(18, 24, 30)"
-        drawn = "figure[data-chart=accuracy_macs] .live svg"
+        drawn = "figure[data-chart=differences] .live svg"
         page.locator(drawn).wait_for()
         chart = f"getComputedStyle(document.querySelector('{drawn}')).backgroundColor"
         assert page.evaluate(chart) == "rgb(18, 24, 30)"
@@ -187,6 +188,15 @@ def test_without_scripts_the_printed_charts_and_table_are_there(chromium: Any, r
         assert found.page.locator('figure[data-chart="accuracy_macs"] .drawn svg').is_visible()
         assert found.page.locator(".trials .printed tbody tr").count() == 140
         assert found.page.locator(".tools").is_hidden()
+
+
+def test_on_a_narrow_window_only_the_table_of_trials_scrolls_sideways(chromium: Any, report: Path) -> None:
+    wide = """[...document.querySelectorAll('figure, pre, .scroll:not(.rows)')]
+        .filter((part) => part.scrollWidth > part.clientWidth + 1).length"""
+    with opened(chromium, report, width=500) as found:
+        assert found.page.evaluate(wide) == 0
+        found.page.locator('figure[data-chart="differences"] .live svg').wait_for()
+        assert found.page.evaluate(wide) == 0
 
 
 @pytest.mark.parametrize("width", [1280, 390])

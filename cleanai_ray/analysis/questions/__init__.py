@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from cleanai_ray.analysis.answers import Answer, put_in_words
 from cleanai_ray.analysis.cells import gather
@@ -16,7 +15,8 @@ def answer_questions(studies: Mapping[str, StudyFrames]) -> tuple[Answer, ...]:
     """Answer every question from the trials of one study, or from those of several together.
 
     Cells of different studies are different cells: pairs are formed within a study only. The question that the study
-    files declare as primary stands alone, at 5 %; all others are exploratory and are corrected together (Bonferroni).
+    files declare as primary stands alone, at 5 %; all others are exploratory and are corrected together (Bonferroni),
+    each that has an interval, for each can give a verdict that is wrong.
     """
     evidence = Evidence(studies, gather(studies))
     declared = {as_mapping(study.study.get("questions")).get("primary") for study in studies.values()}
@@ -26,15 +26,10 @@ def answer_questions(studies: Mapping[str, StudyFrames]) -> tuple[Answer, ...]:
         asked.append(Answer(key, question.text, unit=question.unit, is_primary=key == primary))
         drafts.append(question.draft(evidence))
     family = sum(
-        not one.is_primary and not draft.missing and draft.comparison.p_value is not None
+        not one.is_primary and not draft.missing and draft.comparison.error is not None
         for one, draft in zip(asked, drafts, strict=True)
     )
-    corrected = [
-        draft
-        if one.is_primary or not draft.comparison.is_tested
-        else replace(draft, comparison=draft.comparison.among(family))
-        for one, draft in zip(asked, drafts, strict=True)
-    ]
+    corrected = [draft if one.is_primary else draft.among(family) for one, draft in zip(asked, drafts, strict=True)]
     return tuple(put_in_words(*one) for one in zip(asked, corrected, strict=True))
 
 

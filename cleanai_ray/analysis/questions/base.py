@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import polars as pl
 
-from cleanai_ray.analysis.answers import Draft
+from cleanai_ray.analysis.answers import AnswerVerdict, Draft
 from cleanai_ray.analysis.cells import CELL, grain_of
 from cleanai_ray.analysis.comparisons import Comparison, compare
 from cleanai_ray.analysis.frames import StudyFrames, as_mapping
@@ -164,18 +164,28 @@ class BeatsRandom(Question):
             missing = f"No trial has an accuracy {self.words}."
         if missing:
             return Draft(missing=missing)
-        found = [evidence.compare(name, CONTROL, self.stage).among(len(others)) for name in others]
-        better = [index for index, one in enumerate(found) if one.is_above_zero]
-        leading = max(range(len(others)), key=lambda index: support(found[index]))
-        names = ", ".join(f"{others[index]} {signed(found[index].effect or 0.0)}" for index in better)
-        count = f"{len(better)} of {plural(len(others), 'method')} beyond doubt, in points" if better else ""
-        remark = f"Better than random: {count}: {names}." if better else "No method is better than random beyond doubt."
-        chosen = found[leading]
-        subject = f"{evidence.name(others[leading])}, the clearest of {plural(len(others), 'method')}, against random"
-        all_worse = all(one.is_below_zero for one in found)
-        # That one method loses does not tell if another one wins.
-        undecided = chosen.effect is not None and chosen.effect < 0 and not all_worse
-        return Draft(chosen, subject, remark, settled="cannot tell" if undecided else None)
+        found = {name: evidence.compare(name, CONTROL, self.stage).among(len(others)) for name in others}
+        leading = max(others, key=lambda name: support(found[name]))
+        subject = f"{evidence.name(leading)}, the clearest of {plural(len(others), 'method')}, against random"
+        return Draft(found[leading], subject, resolve=lambda chosen: _against_random(found, chosen))
+
+
+def _against_random(found: Mapping[str, Comparison], chosen: Comparison) -> tuple[AnswerVerdict | None, str]:
+    """Return a verdict that the clearest method does not give, and the methods that are better than random.
+
+    Args:
+        found: Every method against random.
+        chosen: The clearest of them, corrected for all questions that are shown; all methods are held to its level.
+    """
+    corrected = {name: replace(one, family=chosen.family) for name, one in found.items()}
+    better = [f"{name} {signed(one.effect or 0.0)}" for name, one in corrected.items() if one.is_above_zero]
+    count = f"{len(better)} of {plural(len(found), 'method')} beyond doubt, in points"
+    none = "No method is better than random beyond doubt."
+    remark = f"Better than random: {count}: {', '.join(better)}." if better else none
+    # That one method loses does not tell if another one wins.
+    all_worse = all(one.is_below_zero for one in corrected.values())
+    undecided = chosen.effect is not None and chosen.effect < 0 and not all_worse
+    return ("cannot tell" if undecided else None), remark
 
 
 def metrics_by_mean(trials: pl.DataFrame) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import polars as pl
 
 from cleanai_ray.analysis.answers import Draft
@@ -33,11 +35,12 @@ class MoreSamples(Question):
         readers = known.filter((pl.col("kin") == chosen) & pl.col("reads_data"))
         found = {count: _gain(readers, most, count, evidence).among(len(fewer)) for count in fewer}
         subject = f"{most} calibration samples against {fewer[0]}, methods that read them"
-        return Draft(found[fewer[0]], subject, _remark(most, found))
+        return Draft(found[fewer[0]], subject, resolve=lambda chosen: (None, _remark(most, found, chosen.family)))
 
 
-def _remark(most: int, found: dict[int, Comparison]) -> str:
+def _remark(most: int, uncorrected: dict[int, Comparison], family: int) -> str:
     """Say what the numbers of samples between the fewest and the most gain, and which is enough."""
+    found = {count: replace(one, family=family) for count, one in uncorrected.items()}
     remarks = []
     if len(found) > 1:
         others = [f"{count} {_with_interval(one)}" for count, one in list(found.items())[1:]]

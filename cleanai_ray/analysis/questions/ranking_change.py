@@ -31,7 +31,8 @@ class RankingChange(Question):
         """Compare the two orders.
 
         Yes where two methods change places, each being ahead beyond doubt where it is ahead (Bonferroni over all pairs
-        of methods); no where none do and the rank correlation is above `SAME_RANKING` with its whole interval.
+        of methods and all questions); no where none do and the rank correlation is above `SAME_RANKING` with its whole
+        interval.
         """
         both = evidence.trials.drop_nulls(["pruned", "repaired"])
         if both.is_empty():
@@ -39,12 +40,21 @@ class RankingChange(Question):
         found = _correlation(both)
         if found.effect is None:
             return Draft(missing="No cell has three methods to rank both before and after repair.")
-        swaps = _swaps(evidence)
-        remark = f"Places change: {', '.join(swaps)}." if swaps else "No two methods change places beyond doubt."
-        is_same = not swaps and found.low is not None and found.low > SAME_RANKING
-        verdict: AnswerVerdict = "yes" if swaps else "no" if is_same else "cannot tell"
+        pairs = _pairs(evidence)
         subject = "Order of the methods before repair against after it, one correlation for each cell and seed"
-        return Draft(replace(found, is_tested=False), subject, remark, settled=verdict)
+        untested = replace(found, is_tested=False)
+        return Draft(untested, subject, resolve=lambda own: _resolve(own, pairs), threshold=SAME_RANKING)
+
+
+_Pairs = dict[tuple[str, str], tuple[Comparison, Comparison]]
+"""Two methods, compared before repair and after it."""
+
+
+def _resolve(found: Comparison, pairs: _Pairs) -> tuple[AnswerVerdict, str]:
+    swaps = _swaps(pairs, found.family)
+    remark = f"Places change: {', '.join(swaps)}." if swaps else "No two methods change places beyond doubt."
+    is_same = not swaps and found.low is not None and found.low > SAME_RANKING
+    return ("yes" if swaps else "no" if is_same else "cannot tell"), remark
 
 
 def _correlation(both: pl.DataFrame) -> Comparison:
@@ -62,17 +72,23 @@ def _correlation(both: pl.DataFrame) -> Comparison:
     return compare_cells(matrix)
 
 
-def _swaps(evidence: Evidence) -> list[str]:
-    """Return the pairs of methods that change places beyond doubt, in words."""
-    methods = sorted(set(evidence.trials["method"]))
-    pairs = list(itertools.combinations(methods, 2))
+def _pairs(evidence: Evidence) -> _Pairs:
+    """Return every pair of methods, compared before repair and after it."""
+    return {
+        pair: (evidence.compare(*pair, "pruned"), evidence.compare(*pair, "repaired"))
+        for pair in itertools.combinations(sorted(set(evidence.trials["method"])), 2)
+    }
+
+
+def _swaps(pairs: _Pairs, family: int) -> list[str]:
+    """Return the pairs of methods that change places beyond doubt, in words, as one of so many questions."""
     found = []
-    for first, second in pairs:
-        before, after = (evidence.compare(first, second, stage).among(len(pairs)) for stage in ("pruned", "repaired"))
-        for ahead, behind, is_first in ((first, second, True), (second, first, False)):
-            led, lost = (
-                (before.is_above_zero, after.is_below_zero) if is_first else (before.is_below_zero, after.is_above_zero)
-            )
+    for (first, second), compared in pairs.items():
+        before, after = (one.among(len(pairs) * family) for one in compared)
+        for ahead, behind, led, lost in (
+            (first, second, before.is_above_zero, after.is_below_zero),
+            (second, first, before.is_below_zero, after.is_above_zero),
+        ):
             if led and lost:
                 found.append(f"{ahead} is ahead of {behind} before, and behind it after")
     return found

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from cleanai_ray.analysis.answers import AnswerVerdict, Draft
-from cleanai_ray.analysis.comparisons import compare_cells, to_matrix
+from cleanai_ray.analysis.comparisons import Comparison, compare_cells, to_matrix
 from cleanai_ray.analysis.draws import ONE_DRAW, REPLICATE_UNITS, known_draws
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.method_ranks import CONTROL
@@ -45,15 +45,18 @@ class SamePlan(Question):
         keys = ["label", *REPLICATE_UNITS]
         pooled = read.group_by([*keys, "seed"]).agg(pl.mean("overlap"))
         found = compare_cells(to_matrix(pooled, keys, "overlap"))
-        verdict: AnswerVerdict = "cannot tell"
-        if found.low is not None and found.high is not None:
-            verdict = "yes" if found.high < SAME_PLAN else "no" if found.low > SAME_PLAN else "cannot tell"
         what = "two draws" if is_draw else "two numbers of calibration samples"
         subject = f"Channels kept with {what}, intersection over union, methods that read the samples"
         # The p-value of an overlap against zero answers nothing.
         bare = replace(found, num_pairs=len(read), is_tested=False)
         remark = f"1 is the same plan; above {SAME_PLAN:g} plans count as the same.{_by_method(plans, read)}"
-        return Draft(bare, subject, remark, settled=verdict)
+        return Draft(bare, subject, resolve=lambda own: (_verdict(own), remark), threshold=SAME_PLAN)
+
+
+def _verdict(found: Comparison) -> AnswerVerdict:
+    if found.low is None or found.high is None:
+        return "cannot tell"
+    return "yes" if found.high < SAME_PLAN else "no" if found.low > SAME_PLAN else "cannot tell"
 
 
 def _by_method(plans: pl.DataFrame, read: pl.DataFrame) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import dropwhile
 from typing import Any
@@ -124,6 +125,14 @@ def _build(
     return buffer.getvalue(), placements, template
 
 
+def _first_trials(block: blocks.TrialTable) -> blocks.Table:
+    """Return the first of the trials, and the one that is tinted wherever it stands."""
+    table = block.printed
+    kept = [*range(look.MOST_TRIALS), *(place for place in table.highlighted if place >= look.MOST_TRIALS)]
+    rows = tuple(table.rows[place] for place in kept if place < len(table.rows))
+    return replace(table, rows=rows, highlighted=tuple(kept.index(place) for place in table.highlighted))
+
+
 class _Setter:
     """Turns blocks into reportlab's flowables."""
 
@@ -167,7 +176,7 @@ class _Setter:
         if isinstance(block, blocks.Table):
             return [self._table(block), Spacer(0, 8)]
         if isinstance(block, blocks.TrialTable):
-            return self.flowables(block.printed)
+            return self.flowables(_first_trials(block))
         if isinstance(block, blocks.Figure):
             return [
                 _Chart(block, self._charts[block.name], self._placements, least_share),

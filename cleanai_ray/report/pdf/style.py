@@ -28,6 +28,9 @@ CHART_FACTOR, CHART_HEIGHT = 0.755, PAGE_HEIGHT - TOP - BOTTOM - 42
 GAP, ROOM_AFTER_HEADING, ROOM_FOR_CHAPTER = 13, 90, 240
 """Space below a chart, and the room that a heading or a chapter needs on a page to begin there."""
 
+MOST_TRIALS = 30
+"""The most trials that are printed; the page and results.parquet have them all."""
+
 CODE_COLUMNS, CODE_SIZE, CODE_LEADING = 104, 7.3, 9.0
 TABLE_SIZE, LARGEST_DENSE, SMALLEST_DENSE = 7.5, 7.2, 5.6
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 
+from cleanai_ray.analysis.class_changes import ClassChange, class_changes
 from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.registry import CHAPTERS
 from cleanai_ray.report.blocks import Block, Chapter, Heading, Paragraph
 from cleanai_ray.report.sections import tables
 from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
+
+_CLASSES = 3
+"""The most classes that are told in words."""
 
 
 @CHAPTERS.register("best_trial")
@@ -32,7 +38,17 @@ class BestTrial(ChapterWriter):
         timed = tables.latency(study, best["trial_id"])
         blocks += [Heading("Speed"), timed] if timed is not None else []
         blocks += of_classes
+        worst = class_changes(study)[:_CLASSES]
+        blocks += [Paragraph(f"The classes that fare worst. {_in_words(worst)}")] if worst else []
         layers = tables.layers(study, best["trial_id"])
         if layers is not None:
             blocks += [*of_layers, Heading("Layers"), layers]
         return Chapter("Best trial", tuple(blocks), starts_page=True)
+
+
+def _in_words(classes: Sequence[ClassChange]) -> str:
+    """Tell what happened to some classes; that nothing was tested is said once."""
+    if any(one.p_value is None for one in classes):
+        told = "; ".join(str(one) for one in classes)
+        return f"{told[0].upper()}{told[1:]}. Single images were not kept, so it is not known what of it is chance."
+    return " ".join(one.sentence for one in classes)

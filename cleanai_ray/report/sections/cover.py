@@ -11,7 +11,7 @@ from cleanai_ray.report.blocks import Block, Callout, KeyNumber, KeyNumbers, Par
 from cleanai_ray.report.sections.base import ReportContent
 from cleanai_ray.report.sections.reproduction import run_facts
 
-_BY_MACS, _BY_LATENCY = "accuracy_macs", "accuracy_latency"
+_DIFFERENCES, _BY_MACS, _BY_LATENCY = "differences", "accuracy_macs", "accuracy_latency"
 
 _TONES: dict[str, Tone] = {
     "acceptable": "good",
@@ -33,17 +33,17 @@ def cover_blocks(content: ReportContent) -> list[Block]:
     blocks: list[Block] = [Callout(_VERDICTS[headline.verdict], headline.sentence, _TONES[headline.verdict])]
     blocks += [_why(headline)] if headline.reasons else []
     blocks += [KeyNumbers(numbers)] if (numbers := _key_numbers(headline, content.study.target)) else []
-    return [*blocks, run_facts(content.study), *content.charts(cover_chart(content.study))]
+    return [*blocks, run_facts(content.study), *content.charts(cover_chart(content))]
 
 
-def cover_chart(study: StudyFrames) -> str:
-    """Return the chart of the first page: accuracy against latency where a target was timed, and else against MACs."""
-    return _BY_MACS if study.target is None else _BY_LATENCY
+def cover_chart(content: ReportContent) -> str:
+    """Return the chart of the first page: differences from a reference or, where there are none, accuracy and cost."""
+    return _DIFFERENCES if _DIFFERENCES in content.figures else cost_charts(content.study)[0]
 
 
-def other_chart(study: StudyFrames) -> str:
-    """Return the one of the two that the first page does not show."""
-    return _BY_LATENCY if study.target is None else _BY_MACS
+def cost_charts(study: StudyFrames) -> tuple[str, str]:
+    """Return the charts of accuracy against cost, that of latency first where the study names a target."""
+    return (_BY_MACS, _BY_LATENCY) if study.target is None else (_BY_LATENCY, _BY_MACS)
 
 
 def _why(headline: Headline) -> Paragraph:

@@ -6,8 +6,9 @@ from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import plural
 from cleanai_ray.registry import CHAPTERS
 from cleanai_ray.report.blocks import Chapter, Paragraph
+from cleanai_ray.report.pdf.style import MOST_TRIALS
 from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
-from cleanai_ray.report.sections.trial_table import MAX_TRIALS, SIGNIFICANT, trial_table
+from cleanai_ray.report.sections.trial_table import SIGNIFICANT, trial_table
 
 
 @CHAPTERS.register("every_trial")
@@ -33,8 +34,8 @@ def _note(study: StudyFrames) -> str:
         note += " In brackets its 95 % interval (bootstrap)."
     if study.ok["mcnemar_p"].count():
         note += f" *: McNemar's exact test tells it apart from the dense model, p < {SIGNIFICANT:g}."
-    if len(study.ok) > MAX_TRIALS or len(study.failed) > MAX_TRIALS:
+    if len(study.results) > MOST_TRIALS:
         note += (
-            f" Print lists at most {MAX_TRIALS} with a result and {MAX_TRIALS} that failed; the HTML page has them all."
+            f" The PDF lists the first {MOST_TRIALS} and the chosen one; report.html and results.parquet have them all."
         )
     return note

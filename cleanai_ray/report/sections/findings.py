@@ -15,8 +15,9 @@ _METHOD = (
     "of other draws of calibration images and seeds, and of other test images where single images were kept; with "
     "fewer than three draws, of other cells in place of draws. The primary question is the one that the study file "
     "declares (questions.primary). All others are exploratory, and their 95 % intervals hold at once (Bonferroni): "
-    "p < 0.05 exactly where the interval excludes zero. Effects are in percentage points of top-1 unless another unit "
-    "is named. They hold for this model."
+    "p < 0.05 exactly where the interval excludes zero. Could tell: the least difference that would be found four "
+    "times in five; a smaller one may well be there where the answer is that one cannot tell. Effects are in "
+    "percentage points of top-1 unless another unit is named. They hold for this model."
 )
 
 
@@ -51,18 +52,19 @@ def findings_chapter(answers: Sequence[Answer], figures: Mapping[str, Figure]) -
     if reasons:
         blocks.append(Heading("Not answered"))
         blocks += [Paragraph(f"{' '.join(asked)} {reason}") for reason, asked in reasons.items()]
-    return Chapter("Findings", tuple(blocks), starts_page=True)
+    return Chapter("Findings", tuple(blocks))
 
 
 def findings_table(answers: Sequence[Answer]) -> Table:
-    """Return one row per question: verdict, effect, interval, pairs and p-value."""
+    """Return one row per question: verdict, effect, interval, detectable difference, pairs and p-value."""
     columns = (
-        Column("question", 0.35),
+        Column("question", 0.31),
         Column("answer", 0.1),
-        Column("effect", 0.21, True),
-        Column("95 % interval", 0.16, True),
-        Column("pairs", 0.08, True),
-        Column("p", 0.1, True),
+        Column("effect", 0.2, True),
+        Column("95 % interval", 0.15, True),
+        Column("could tell", 0.09, True),
+        Column("pairs", 0.07, True),
+        Column("p", 0.08, True),
     )
     rows = tuple(finding_row(answer) for answer in answers)
     decided = tuple(place for place, answer in enumerate(answers) if answer.verdict != "cannot tell")
@@ -75,4 +77,5 @@ def finding_row(answer: Answer) -> tuple[str, ...]:
     interval = NONE if answer.low is None or answer.high is None else f"{signed(answer.low)} to {signed(answer.high)}"
     p_value = NONE if answer.p_value is None else p_text(answer.p_value).removeprefix("p ").removeprefix("= ")
     question = f"{answer.question} (primary)" if answer.is_primary else answer.question
-    return question, answer.verdict, effect, interval, str(answer.num_pairs), p_value
+    could_tell = NONE if answer.detectable is None else f"{answer.detectable:.2f}"
+    return question, answer.verdict, effect, interval, could_tell, str(answer.num_pairs), p_value

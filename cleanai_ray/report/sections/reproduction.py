@@ -25,13 +25,13 @@ def run_facts(study: StudyFrames) -> Table:
     environment = study.environment
     model, data = as_mapping(study.study.get("model")), as_mapping(study.study.get("data"))
     succeeded = int((study.results["status"] == OK).sum())
+    name, source = str(model.get("name") or model.get("factory") or ""), str(data.get("name") or "")
+    on_what = " on ".join(filter(None, [name, source]))
+    trials = f"{plural(len(study.results), 'trial')}, {succeeded} succeeded"
     rows = [
-        ("model", str(model.get("name") or model.get("factory") or "")),
-        ("data", str(data.get("name") or "")),
+        ("study", ": ".join(filter(None, [on_what, trials]))),
         ("target", study.target or ""),
-        ("trials", f"{plural(len(study.results), 'trial')}, {succeeded} succeeded"),
-        ("run", ", ".join(filter(None, [_date(environment.get("started")), _lasted(environment)]))),
-        ("versions", _versions(environment)),
+        ("run", _join(_date(environment.get("started")), _lasted(environment), _versions(environment))),
     ]
     return Table(_FACT_COLUMNS, tuple(row for row in rows if row[1]), has_header=False)
 

@@ -11,7 +11,6 @@ from cleanai_ray.analysis.frames import StudyFrames, as_mapping
 from cleanai_ray.analysis.numbers import NONE, percent
 from cleanai_ray.analysis.plugins import load_plugins_of
 from cleanai_ray.analysis.questions import answer_questions
-from cleanai_ray.analysis.recommendation import recommend
 from cleanai_ray.analysis.score_words import words_of_study
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.report.blocks import Block, Chapter, Column, Document, Heading, Paragraph, Table
@@ -22,7 +21,7 @@ from cleanai_ray.report.words import in_words
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.schemas import COMPARISON, COMPARISON_FILE, RESULTS_FILE, to_table
 
-FINDING_COLUMNS = ("question", "answer", "effect", "95 % interval", "pairs", "p")
+FINDING_COLUMNS = ("question", "answer", "effect", "95 % interval", "could tell", "pairs", "p")
 
 _SECTIONS = ("model", "data", "sweep", "pruning", "repair", "finetune", "evaluation", "recommend")
 
@@ -92,7 +91,7 @@ def _facts(studies: Sequence[StudyFrames]) -> tuple[tuple[str, ...], ...]:
 
 
 def _recommended(study: StudyFrames) -> str:
-    trial = recommend(study).trial
+    trial = study.choice.recommendation.trial
     if trial is None:
         return "none"
     return f"{trial['trial_id']}: {percent(trial['accuracy'])} at {percent(trial['macs_share'], 0)} of the MACs"

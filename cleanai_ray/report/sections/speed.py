@@ -10,8 +10,8 @@ from cleanai_ray.analysis.numbers import NONE, change, milliseconds, percent, pl
 from cleanai_ray.analysis.speed import BUSY, PROMISE_TOLERANCE, busy_rows
 from cleanai_ray.registry import CHAPTERS
 from cleanai_ray.report.blocks import Block, Chapter, Column, Paragraph, Table
+from cleanai_ray.report.pdf.style import MOST_TRIALS
 from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
-from cleanai_ray.report.sections.trial_table import MAX_TRIALS
 
 _COLUMNS = (
     Column("method", 0.2),
@@ -112,11 +112,11 @@ def _table(timed: pl.DataFrame) -> Table:
             milliseconds(trial["latency_ms_dense"]),
             str(trial["trial_id"]).rpartition("-")[2][-8:],
         )
-        for trial in timed.head(MAX_TRIALS).iter_rows(named=True)
+        for trial in timed.head(MOST_TRIALS).iter_rows(named=True)
     ]
     return Table(_COLUMNS, tuple(rows), is_dense=True)
 
 
 def _note(timed: pl.DataFrame) -> str:
-    rest = len(timed) - MAX_TRIALS
-    return _NOTE if rest <= 0 else f"{_NOTE} {rest} slower ones are left out; results.parquet has them all."
+    rest = len(timed) - MOST_TRIALS
+    return _NOTE if rest <= 0 else f"{_NOTE} {rest} slower ones are left out; report.html lists them under Every trial."

@@ -1,22 +1,21 @@
-"""The summary: the answer, the recommendation, and the best of every cell and method."""
+"""The summary, one page for whoever decides: what to take, what it costs, how sure that is, what would change it."""
 
 from __future__ import annotations
 
+from cleanai_ray.analysis.answers import Answer
 from cleanai_ray.analysis.findings import Findings
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.numbers import NONE, percent, plural, points, times
+from cleanai_ray.analysis.numbers import percent, plural
 from cleanai_ray.analysis.recommendation import Recommendation
 from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.registry import CHAPTERS
 from cleanai_ray.report.blocks import Block, Callout, Chapter, Heading, Paragraph
-from cleanai_ray.report.sections import tables
 from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
-from cleanai_ray.report.sections.quantization import quantization_blocks, quantization_costs
 
 
 @CHAPTERS.register("summary")
 class Summary(ChapterWriter):
-    """The answer, the recommendation and how methods compare, on a page or two."""
+    """The recommendation with its price, its certainty and its conditions."""
 
     position = 10
 
@@ -25,65 +24,39 @@ class Summary(ChapterWriter):
         study, findings = content.study, content.findings
         if study.best is None:
             return None
-        blocks = answer_blocks(str(study.study.get("question") or ""), findings)
-        blocks += [*_smallest(study, findings), _risk_count(findings)]
-        blocks += [Heading("Dense against best"), tables.dense_against_best(study)]
-        if findings.cells:
-            note = (
-                "The best at every ratio or budget on the images that decide, and the best of any other method. Apart: "
-                "yes where McNemar's test tells the two from each other, image by image (p < 0.05, not corrected)."
-            )
-            blocks += [
-                Heading("Best at every ratio and budget"),
-                tables.cells(findings),
-                Paragraph(note, is_small=True),
-            ]
-        costs = quantization_costs(study)
-        if costs:
-            blocks += [Heading("Quantisation"), *quantization_blocks(costs)]
-        if findings.ranking:
-            explained = Paragraph(_ranking_note(findings), is_small=True)
-            blocks += [Heading("Methods compared"), tables.ranking(findings), explained]
+        blocks: list[Block] = [Heading("What to take"), *recommendation_blocks(findings.recommendation)]
+        if findings.recommendation.cost:
+            blocks += [Heading("What it costs"), Paragraph(findings.recommendation.cost)]
+        blocks += [Heading("How sure that is"), *(Paragraph(text) for text in findings.decision.sureness)]
+        blocks.append(_risk_count(findings))
+        blocks += [Heading("What would change the answer"), *(Paragraph(text) for text in findings.decision.changes)]
+        blocks += _smallest(study, findings)
+        answered = _answers(findings.answers)
+        if answered:
+            blocks += [Heading("What the study found"), Paragraph(answered)]
         return Chapter("Summary", tuple(blocks))
 
 
-def answer_blocks(question: str, findings: Findings) -> list[Block]:
-    """Return the study's question, the answer and the recommendation."""
-    blocks: list[Block] = []
-    if question:
-        blocks += [Heading("Question"), Paragraph(question)]
-    blocks += [Heading("Answer"), Paragraph(findings.headline.sentence)]
-    decided = [answer for answer in findings.answers if answer.verdict != "cannot tell"]
-    blocks += [
-        Paragraph(f"{answer.question} {answer.verdict.capitalize()}. {answer.sentence}") for answer in decided[:4]
-    ]
-    if len(decided) > 4:
-        blocks.append(Paragraph(f"{len(decided) - 4} more under Findings.", is_small=True))
-    return [*blocks, *recommendation_blocks(findings.recommendation)]
-
-
 def recommendation_blocks(found: Recommendation) -> list[Block]:
-    """Return the recommended trial, the reason, its cost and the runner-up; or what is missing for one to qualify."""
+    """Return the recommended trial and the reason; or what is missing for one to qualify."""
     if found.trial is None:
         lines = "; ".join(found.missing)
-        return [
-            Heading("Recommendation"),
-            Callout("No recommendation", f"{found.sentence} {_sentence(lines)}".strip(), "bad"),
-        ]
-    text = " ".join(filter(None, [found.sentence, found.cost]))
-    blocks: list[Block] = [Heading("Recommendation"), Callout("Recommended", text, "plain")]
-    blocks.append(Paragraph(found.why))
-    other = found.runner_up
-    if other is not None:
-        lost = NONE if other["loss_points"] is None else points(-other["loss_points"] / 100, 2)
-        speed = "" if other["speedup"] is None else f" and {times(other['speedup'])} the speed"
-        blocks.append(
-            Paragraph(
-                f"Runner-up: {describe_trial(other)}, trial {other['trial_id']}: {percent(other['accuracy'])} ({lost} "
-                f"against dense) at {percent(other['macs_share'], 0)} of the MACs{speed}."
-            )
-        )
-    return blocks
+        return [Callout("No recommendation", f"{found.sentence} {_sentence(lines)}".strip(), "bad")]
+    return [Callout("Recommended", found.sentence, "plain"), Paragraph(found.why)]
+
+
+def _answers(answers: tuple[Answer, ...]) -> str:
+    """Say which questions have an answer, and how many have none."""
+    shown = [answer for answer in answers if answer.effect is not None]
+    decided = [answer for answer in shown if answer.verdict != "cannot tell"]
+    words = [
+        f"{answer.question} {answer.verdict.capitalize()}{' (primary)' if answer.is_primary else ''}."
+        for answer in decided
+    ]
+    open_ones = len(shown) - len(decided)
+    if open_ones:
+        words.append(f"{plural(open_ones, 'question')} cannot be told from these trials.")
+    return " ".join([*words, "Findings has the numbers."]) if shown else ""
 
 
 def _sentence(text: str) -> str:
@@ -94,27 +67,18 @@ def _smallest(study: StudyFrames, findings: Findings) -> list[Block]:
     """Return a paragraph on the smallest model within one point of the dense one, where that is not the best trial."""
     smallest, best = findings.smallest_within_a_point, study.best
     assert best is not None
+    where = " on the images that decide" if study.choice.has_test_images else ""
     if smallest is None:
-        return [] if best["loss_points"] is None else [Paragraph("No trial stays within one point of the dense model.")]
+        none = f"One point: no trial stays within it{where}."
+        return [] if best["loss_points"] is None else [Paragraph(none)]
     if smallest["trial_id"] == best["trial_id"]:
         return []
     text = (
-        f"The smallest model within one point of the dense one is {describe_trial(smallest)}: "
+        f"One point: the smallest model within one point of the dense one{where} is {describe_trial(smallest)}: "
         f"{percent(smallest['accuracy'])} at {percent(smallest['macs_share'], 0)} of the MACs "
         f"({smallest['trial_id']})."
     )
     return [Paragraph(text)]
-
-
-def _ranking_note(findings: Findings) -> str:
-    first = findings.ranking[0]
-    where = (
-        f"Mean accuracy over the {plural(first.num_cells, 'cell')} (ratio or budget, mode, steps) of all methods."
-        if first.is_shared
-        else "The methods share no cell (ratio or budget, mode, steps): each mean is over the method's own cells."
-    )
-    wins = "Wins: shared cells in which the method is the best."
-    return f"{where} {wins} Against random: mean difference over the cells that both have."
 
 
 def _risk_count(findings: Findings) -> Paragraph:

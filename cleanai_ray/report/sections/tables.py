@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from cleanai_ray.analysis.findings import Findings
+from cleanai_ray.analysis.findings import CellBest, Findings
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.intervals import interval_of, speedup_of
 from cleanai_ray.analysis.numbers import (
@@ -78,15 +78,14 @@ def _against_dense(best: dict[str, Any], where: str) -> list[tuple[str, str, str
 def cells(findings: Findings) -> Table:
     """Return the best trial of every ratio and budget."""
     columns = (
-        Column("asked for", 0.14),
-        Column("best", 0.23),
+        Column("asked for", 0.13),
+        Column("best", 0.2),
         Column("mode", 0.09),
         Column("top-1 (95 % interval)", 0.24, True),
         Column("MACs", 0.08, True),
-        Column("next method", 0.24),
-        Column("apart", 0.08),
+        Column("next method", 0.22),
+        Column("apart", 0.14),
     )
-    words = {True: "yes", False: "no", None: NONE}
     rows = []
     for cell in findings.cells:
         interval = f" ({100 * cell.interval.low:.1f}\N{EN DASH}{100 * cell.interval.high:.1f})" if cell.interval else ""
@@ -102,10 +101,17 @@ def cells(findings: Findings) -> Table:
                 accuracy,
                 percent(best["macs_share"], 0),
                 second,
-                words[cell.is_separable],
+                _apart(cell),
             )
         )
     return Table(columns, tuple(rows))
+
+
+def _apart(cell: CellBest) -> str:
+    """Say if two methods can be told apart and, where they cannot, what difference could be."""
+    if cell.is_separable is None:
+        return NONE
+    return "yes" if cell.is_separable else f"cannot tell (could from {cell.detectable:.1f} on)"
 
 
 def ranking(findings: Findings) -> Table:

@@ -15,7 +15,7 @@ SIGNIFICANT = 0.05
 """The p-value of McNemar's test below which the table of trials marks a difference from the dense model."""
 
 MAX_TRIALS = 300
-"""The most trials with a result, and the most failed ones, that print lists; results.parquet has them all."""
+"""The most trials with a result, and the most failed ones, that a page lists for readers without scripts."""
 
 _COLUMNS: tuple[tuple[str, float, DataColumn], ...] = (
     ("label", 1, DataColumn("method", filter="choice", hint="Importance method, with its coverage metric.")),

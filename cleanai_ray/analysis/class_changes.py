@@ -1,0 +1,92 @@
+"""The accuracy of the chosen trial in each class against the dense model's, in numbers and in plain words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from cleanai_ray.analysis.comparisons import ALPHA, holm
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.image_evidence import hits_of, mask_of
+from cleanai_ray.analysis.numbers import p_text, percent
+from cleanai_ray.analysis.paired import exact_p
+from cleanai_ray.storage.image_schemas import TEST
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """One class.
+
+    Attributes:
+        label: The class.
+        dense: Accuracy of the dense model in it, in [0, 1].
+        accuracy: That of the trial.
+        num_images: Its images.
+        p_value: P-value of McNemar's exact test, corrected by Holm for all classes; None where single images were not
+            kept, so that there is no test.
+    """
+
+    label: int
+    dense: float
+    accuracy: float
+    num_images: int
+    p_value: float | None
+
+    @property
+    def is_worse(self) -> bool:
+        """True if the class lost accuracy beyond chance."""
+        return self.p_value is not None and self.p_value < ALPHA and self.accuracy < self.dense
+
+    def __str__(self) -> str:
+        moved = round(self.num_images * (self.accuracy - self.dense))
+        if not moved:
+            return f"class {self.label} stayed at {percent(self.dense)}"
+        verb = "fell" if moved < 0 else "rose"
+        span = f"from {percent(self.dense)} to {percent(self.accuracy)}"
+        return f"class {self.label} {verb} {span} ({abs(moved)} of {self.num_images} images)"
+
+    @property
+    def sentence(self) -> str:
+        """The change in a sentence, with whether it may be chance."""
+        text = str(self)
+        text = text[0].upper() + text[1:]
+        if self.p_value is None:
+            return f"{text}; single images were not kept, so it is not known if that is chance."
+        if round(self.num_images * (self.accuracy - self.dense)) == 0:
+            return f"{text}."
+        if self.p_value >= ALPHA:
+            return f"{text}, which may be chance."
+        return f"{text}, more than chance explains ({p_text(self.p_value)})."
+
+
+def class_changes(study: StudyFrames) -> tuple[ClassChange, ...]:
+    """Return how each class fares with the chosen trial, on the images that it is reported on, the worst first."""
+    best = study.best
+    if best is None:
+        return ()
+    found = _image_by_image(study, best["trial_id"]) or _recorded(study, best["trial_id"])
+    return tuple(sorted(found, key=lambda one: (one.accuracy - one.dense, one.label)))
+
+
+def _image_by_image(study: StudyFrames, trial_id: str) -> list[ClassChange]:
+    found = hits_of(study, trial_id)
+    if found is None:
+        return []
+    part = found[1] & mask_of(study, TEST if study.choice.has_test_images else None)
+    own, labels = found[0][part], study.images["label"].to_numpy()[part]
+    dense = study.images["correct_dense"].to_numpy()[part]
+    classes = [labels == label for label in np.unique(labels)]
+    counts = [(int((dense & ~own)[one].sum()), int((own & ~dense)[one].sum())) for one in classes]
+    corrected = holm([exact_p(lost, gained) for lost, gained in counts])
+    return [
+        ClassChange(int(labels[one][0]), float(dense[one].mean()), float(own[one].mean()), int(one.sum()), p_value)
+        for one, p_value in zip(classes, corrected, strict=True)
+    ]
+
+
+def _recorded(study: StudyFrames, trial_id: str) -> list[ClassChange]:
+    columns = ("label", "accuracy_dense", "accuracy", "num_evaluated")
+    rows = study.classes.filter(pl.col("trial_id") == trial_id).select(columns).drop_nulls()
+    return [ClassChange(label, dense, accuracy, count, None) for label, dense, accuracy, count in rows.rows()]

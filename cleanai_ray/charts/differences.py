@@ -1,0 +1,159 @@
+"""Differences of all methods from one reference, per ratio or budget and mode, with intervals: a forest plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import altair as alt
+
+from cleanai_ray.analysis.differences import Difference, Differences, find_differences
+from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.numbers import NONE, signed
+from cleanai_ray.charts import style
+from cleanai_ray.registry import CHARTS
+
+if TYPE_CHECKING:
+    from altair.typing import ChartType
+
+_TEXT = 92
+"""Room for the numbers at the right of a panel, in pixels."""
+
+
+@CHARTS.register("differences")
+def differences(study: StudyFrames) -> ChartType | None:
+    """Difference of every method from a reference at each ratio or budget and in each mode, with its intervals.
+
+    There is none of a single difference whose interval is not known: a number says it as well.
+    """
+    found = find_differences(study)
+    if found is None or (len(found.rows) == 1 and found.rows[0].found.reach is None):
+        return None
+    amounts = list(dict.fromkeys(row.amount for row in found.rows))
+    modes = list(dict.fromkeys(row.mode for row in found.rows))
+    names = sorted({row.name for row in found.rows})
+    label_width = min(230.0, style.CHARACTER * max(len(name) for name in names)) + 14
+    width = (style.WIDTH - label_width - 16 * (len(modes) - 1) - 12) / len(modes)
+    colours = style.method_colours(study.methods)
+    lines = []
+    for amount in amounts:
+        panels = []
+        axis = _axis([row for row in found.rows if row.amount == amount])
+        for mode in modes:
+            cell = [row for row in found.rows if (row.amount, row.mode) == (amount, mode)]
+            panel = _panel(cell, names, axis, width, colours, is_first=mode == modes[0])
+            title = alt.TitleParams(f"{amount}, {mode}", fontSize=11.5, offset=5, anchor="start", frame="group")
+            step = 15 if len(amounts) * len(names) <= 30 else 12
+            panels.append(panel.properties(width=width, height=alt.Step(step), title=title))
+        lines.append(alt.hconcat(*panels, spacing=16, bounds="flush"))
+    title = alt.TitleParams(f"Differences from {found.reference}, in points of top-1", subtitle=_subtitle(found))
+    return alt.vconcat(*lines, spacing=8).properties(title=title)
+
+
+def _subtitle(found: Differences) -> list[str]:
+    known = [row.found for row in found.rows if row.found.reach is not None]
+    if not known:
+        return ["Without intervals: there are too few draws and seeds, and single images were not kept"]
+    unit = {"draws": "draws and seeds", "cells": "cells", "images": "images"}[known[0].unit]
+    varied = f"{unit} and images" if known[0].has_images and known[0].unit != "images" else unit
+    return [
+        f"Thick: 95 % interval of one difference alone, over {varied}; thin: all {len(found.rows)} hold at once",
+        f"Filled: differs from {found.reference} beyond doubt, all taken together; hollow: cannot tell",
+        "In brackets: the difference from which on one could tell, four times in five (\N{EN DASH}: no interval)",
+    ]
+
+
+def _axis(rows: Sequence[Difference]) -> tuple[float, float]:
+    """Return the ends of the axis: every effect, and of the intervals as much as leaves effects apart."""
+    effects = [0.0, *(row.found.effect or 0.0 for row in rows)]
+    room = 0.6 * max(max(effects) - min(effects), 1.0)
+    alone = [replace(row.found, family=1) for row in rows]
+    low = min([*effects, *(one.low for one in alone if one.low is not None)])
+    high = max([*effects, *(one.high for one in alone if one.high is not None)])
+    low, high = max(low, min(effects) - room), min(high, max(effects) + room)
+    margin = max(0.04 * (high - low), 0.05)
+    return low - margin, high + margin
+
+
+def _row(row: Difference, axis: tuple[float, float]) -> dict[str, Any]:
+    """Return what is drawn of a difference; intervals end where the axis does."""
+    effect, alone = row.found.effect, replace(row.found, family=1)
+    assert effect is not None
+
+    def inside(value: float | None) -> float | None:
+        return None if value is None else min(max(value, axis[0]), axis[1])
+
+    detectable = row.found.detectable
+    least = "" if row.is_told else f" ({NONE if detectable is None else f'{detectable:.1f}'})"
+    return {
+        "name": row.name,
+        "effect": effect,
+        "low": inside(alone.low),
+        "high": inside(alone.high),
+        "lowest": inside(row.found.low),
+        "highest": inside(row.found.high),
+        "told": "beyond doubt" if row.is_told else "cannot tell",
+        "interval": NONE if alone.low is None else f"{signed(alone.low)} to {signed(alone.high or 0.0)}",
+        "together": NONE if row.found.low is None else f"{signed(row.found.low)} to {signed(row.found.high or 0.0)}",
+        "pairs": row.found.num_pairs,
+        "text": f"{signed(effect, 1)}{least}",
+    }
+
+
+def _panel(
+    cell: Sequence[Difference],
+    names: list[str],
+    axis: tuple[float, float],
+    width: float,
+    colours: dict[str, str],
+    *,
+    is_first: bool,
+) -> ChartType:
+    """Return a panel; the first of a line has the names of the methods at its left."""
+    end = axis[0] + (axis[1] - axis[0]) / max(1 - _TEXT / width, 0.3)
+    scale = alt.Scale(domain=[axis[0], end], nice=False, zero=False)
+    ticks = alt.Axis(format="+.3~r", values=_ticks(axis), labelFontSize=9.5)
+    x = alt.X("effect:Q", scale=scale, axis=ticks, title=None)
+    left = alt.Axis(labels=is_first, ticks=False, domain=False, grid=True, labelPadding=6, labelFontSize=9.5)
+    y = alt.Y("name:N", sort=names, scale=alt.Scale(domain=names), axis=left, title=None)
+    rows = [{**_row(row, axis), "colour": colours[row.method]} for row in cell]
+    data = alt.Chart(alt.InlineData(values=rows))
+    known = data.transform_filter("datum.low != null")
+    stroke = alt.Stroke("colour:N", scale=None)
+    zero = alt.Chart(alt.InlineData(values=[{"effect": 0.0}])).mark_rule(color=style.DENSE, strokeDash=[2, 3])
+    tooltip = [
+        alt.Tooltip("name:N", title="method"),
+        alt.Tooltip("effect:Q", format="+.2f"),
+        alt.Tooltip("interval:N", title="95 % alone"),
+        alt.Tooltip("together:N", title="95 % of all at once"),
+        alt.Tooltip("told:N", title="difference"),
+        alt.Tooltip("pairs:Q"),
+    ]
+    fill = alt.condition("datum.told == 'beyond doubt'", alt.Fill("colour:N", scale=None), alt.value("white"))
+    return alt.layer(
+        zero.encode(x=x),
+        known.mark_rule(strokeWidth=1, opacity=0.8).encode(x=_at(x, "lowest"), x2="highest:Q", y=y, stroke=stroke),
+        known.mark_rule(strokeWidth=3.4, opacity=0.55).encode(x=_at(x, "low"), x2="high:Q", y=y, stroke=stroke),
+        data.mark_point(size=42, strokeWidth=1.6, opacity=1).encode(
+            x=x, y=y, stroke=stroke, fill=fill, tooltip=tooltip
+        ),
+        data.mark_text(align="right", fontSize=10, color=style.INK).encode(
+            x=alt.XDatum(end, scale=scale), y=y, text="text:N"
+        ),
+    )
+
+
+def _at(axis: alt.X, field: str) -> alt.X:
+    own = axis.copy()
+    own.shorthand = f"{field}:Q"
+    return own
+
+
+def _ticks(axis: tuple[float, float]) -> list[float]:
+    """Return round numbers for at most six steps."""
+    low, high = axis
+    steps = (factor * 10.0**power for power in range(-3, 3) for factor in (1, 2, 5))
+    step = next(step for step in steps if (high - low) / step <= 6)
+    return [round(place * step, 6) for place in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -1,0 +1,55 @@
+"""The chapter that compares: the chosen trial with the dense model, ratios and budgets, quantisations, methods."""
+
+from __future__ import annotations
+
+from cleanai_ray.analysis.findings import Findings
+from cleanai_ray.analysis.numbers import plural
+from cleanai_ray.registry import CHAPTERS
+from cleanai_ray.report.blocks import Block, Chapter, Heading, Paragraph
+from cleanai_ray.report.sections import tables
+from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
+from cleanai_ray.report.sections.quantization import quantization_blocks, quantization_costs
+
+_CELLS = (
+    "The best at every ratio or budget on the images that decide, and the best of any other method. Apart: yes where "
+    "McNemar's exact test tells the two from each other, image by image (Holm's correction for all rows); else the "
+    "difference in points from which on they could be told apart, four times in five."
+)
+
+
+@CHAPTERS.register("comparisons")
+class Comparisons(ChapterWriter):
+    """Tables of what the summary says in words."""
+
+    position = 15
+
+    def write(self, content: ReportContent) -> Chapter | None:
+        """Return the chapter; None where every trial failed."""
+        study, findings = content.study, content.findings
+        if study.best is None:
+            return None
+        blocks: list[Block] = [Heading("Dense against best"), tables.dense_against_best(study)]
+        if len(findings.cells) > 1 or any(cell.runner_up for cell in findings.cells):
+            blocks += [
+                Heading("Best at every ratio and budget"),
+                tables.cells(findings),
+                Paragraph(_CELLS, is_small=True),
+            ]
+        costs = quantization_costs(study)
+        if costs:
+            blocks += [Heading("Quantisation"), *quantization_blocks(costs)]
+        if len(findings.ranking) > 1:
+            explained = Paragraph(_ranking_note(findings), is_small=True)
+            blocks += [Heading("Methods compared"), tables.ranking(findings), explained]
+        return Chapter("Comparisons", tuple(blocks))
+
+
+def _ranking_note(findings: Findings) -> str:
+    first = findings.ranking[0]
+    where = (
+        f"Mean accuracy over the {plural(first.num_cells, 'cell')} (ratio or budget, mode, steps) of all methods."
+        if first.is_shared
+        else "The methods share no cell (ratio or budget, mode, steps): each mean is over the method's own cells."
+    )
+    wins = "Wins: shared cells in which the method is the best."
+    return f"{where} {wins} Against random: mean difference over the cells that both have."
