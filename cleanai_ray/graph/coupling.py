@@ -11,6 +11,8 @@ import torch_pruning as tp
 from torch import nn
 from torch_pruning._helpers import _HybridIndex
 
+from cleanai_ray.graph.recurrent import RECURRENT
+
 
 @dataclass(eq=False)
 class Reached:
@@ -174,6 +176,8 @@ def _is_lost(graph: tp.DependencyGraph, dep: Any, indices: Sequence[Any]) -> boo
     a circle of operations, a wrong mapping may multiply the indices without end.
     """
     node = dep.target
+    if isinstance(node.module, RECURRENT):
+        return False
     is_read = not graph.is_out_channel_pruning_fn(dep.handler)
     most = graph.get_in_channels(node) if is_read else graph.get_out_channels(node)
     if node.type == tp.ops.OPTYPE.OUTPUT:

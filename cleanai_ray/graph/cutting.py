@@ -9,6 +9,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
+from cleanai_ray.graph.channelwise import channelwise_width, cut_channelwise
 from cleanai_ray.graph.group import ChannelGroup, Side
 
 Cuts = dict[tuple[str, Side], np.ndarray]
@@ -49,6 +50,9 @@ def cut(model: nn.Module, cuts: Cuts, parameters: Mapping[str, int]) -> None:
 
 def cut_layer(layer: nn.Module, side: Side, channels: np.ndarray) -> None:
     """Cut channels out of one layer, in place."""
+    if channelwise_width(layer) is not None:
+        cut_channelwise(layer, channels.tolist())
+        return
     kind = tp.ops.module2type(layer)
     if isinstance(layer, tp.ops.TORCH_CONV):  # Cut to one channel a group, another convolution looks depthwise.
         kind = tp.ops.OPTYPE.DEPTHWISE_CONV if side == "both" else tp.ops.OPTYPE.CONV

@@ -105,7 +105,7 @@ def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
             f"({found['class']}): their tensors differ in name or shape"
         )
     network, example = without_blocks(task.network(dense), plan.blocks), inputs if len(inputs) > 1 else inputs[0]
-    graph = ChannelGraph(network, example)
+    graph = ChannelGraph(network, example, only=plan.removed)
     if not {*plan.removed} <= {group.name for group in graph.groups}:  # The plan was made without the checks.
         graph = ChannelGraph(network, example, check=False)
     graph.remove(plan.removed)

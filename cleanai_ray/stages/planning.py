@@ -69,7 +69,7 @@ def check_study(study: Study) -> Workspace:
         section = section.model_copy(update={"weights": None})
     ignored = [*study.pruning.ignored_layers, *workspace.ignored_layers()]
     model = build_model(section)
-    ChannelGraph(model, workspace.example_input(), ignored)
+    ChannelGraph(model, workspace.example_input(), ignored, check=study.pruning.check)
     if study.pruning.remove_blocks is not None:
         names = study.pruning.remove_blocks.names or ()
         chosen_blocks(find_blocks(model, workspace.example_input()), names, "pruning.remove_blocks.names")
