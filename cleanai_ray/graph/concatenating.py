@@ -23,7 +23,8 @@ def map_concatenation(graph: tp.DependencyGraph, node: Any) -> None:
     """Map the channels of parts of a concatenation that torch-pruning has not seen to be one of channels.
 
     It takes one of tokens' features for one of tokens, and one of two features for one with a class token where a class
-    token is upstream. Channels they are if every part is as long as its layer before is wide.
+    token is upstream. Channels they are if every part is as long as its layer before is wide; in the last dimension, if
+    one is, since the widths behind a concatenation of tokens are inferred wrongly.
     """
     shapes = _shapes(node)
     if not shapes or any(dep.index_mapping[1] is not None for dep in node.dependencies):
@@ -32,7 +33,8 @@ def map_concatenation(graph: tp.DependencyGraph, node: Any) -> None:
     dim = (dim - 2 * _WRAPPED if dim >= _WRAPPED else dim) % dims
     sizes = [int(shape[dim]) for shape in shapes]
     widths = [tp.dependency.shape_infer.infer_channels_between(graph, part, node) for part in node.inputs]
-    if dim == 0 or sizes != widths:
+    same = [size == width for size, width in zip(sizes, widths, strict=True)]
+    if dim == 0 or not (any(same) if dim == dims - 1 else all(same)):
         return
     ends = list(accumulate(sizes, initial=0))
     mapping = tp.dependency.index_mapping._ConcatIndexMapping

@@ -12,6 +12,7 @@ from torch import nn
 from torch_pruning._helpers import _HybridIndex
 
 from cleanai_ray.graph.recurrent import RECURRENT
+from cleanai_ray.graph.splitting import sizes_of_parts
 
 
 @dataclass(eq=False)
@@ -191,7 +192,7 @@ def _is_lost(graph: tp.DependencyGraph, dep: Any, indices: Sequence[Any]) -> boo
 
 def _all_chunks(node: Any, indices: list[Any]) -> list[Any]:
     """Return indices with the same positions of all parts of a split, which `chunk` would else cut elsewhere."""
-    sizes = (node.module.split_sizes or []) if node.type == tp.ops.OPTYPE.SPLIT else []
+    sizes = sizes_of_parts(node)
     if len(sizes) < 2 or len(set(sizes)) > 1 or not sizes[0]:
         return indices
     found = {

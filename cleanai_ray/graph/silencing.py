@@ -144,13 +144,13 @@ def _silent_parameters(model: nn.Module, cuts: Cuts, parameters: Mapping[str, in
 
 
 def _norms_of(model: nn.Module, cuts: Cuts, parameters: Mapping[str, int]) -> dict[str, nn.Module]:
-    """Return the modules that are norms by name, and have nothing but free parameters with one value a channel."""
+    """Return the modules that have nothing but free parameters with one value a channel, as norms have."""
     owners = {name.rpartition(".")[0] for name, _ in cuts if name in parameters}
     found = {}
     for name in owners:
         module = model.get_submodule(name)
         own = [f"{name}.{each}".lstrip(".") for each, _ in module.named_parameters()]
-        if "norm" in type(module).__name__.lower() and all(
+        if own and all(
             each in parameters
             and model.get_parameter(each).numel() == model.get_parameter(each).shape[parameters[each]]
             for each in own
@@ -171,6 +171,8 @@ def _on_the_others(cuts: Cuts, parameters: Mapping[str, int], name: str) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         smaller = copied(module)
         smaller._forward_hooks.clear()
+        if not isinstance(output, Tensor) or output.shape != args[0].shape:
+            return output
         layer, _ = next(iter(inner))
         width = module.get_parameter(layer).shape[dims[layer]]
         cut(smaller, inner, dims)

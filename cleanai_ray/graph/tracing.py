@@ -18,6 +18,8 @@ from cleanai_ray.graph.channelwise import ChannelwisePruner, channelwise_classes
 from cleanai_ray.graph.concatenating import joining, map_concatenation, measure_concatenation
 from cleanai_ray.graph.explaining import explain, nodes_in, op_name
 from cleanai_ray.graph.recurrent import RECURRENT, KeepingPruner, recurrent_as_one
+from cleanai_ray.graph.reducing import part_where_no_channels_pass
+from cleanai_ray.graph.splitting import align_split, map_split
 from cleanai_ray.nn.attention import OpenAttention
 from cleanai_ray.nn.calls import tensors_in
 from cleanai_ray.nn.copying import leaving_no_trace
@@ -54,16 +56,17 @@ class _Graph(tp.DependencyGraph):
         self.failed: dict[Any, str] = {}
         while not self._maps_indices():
             pass
+        self.nodes, self.module2node = module2node, {}  # Torch-pruning would map the indices of these once more.
 
     def _maps_indices(self) -> bool:
         """Map the indices of all operations; where that fails, end the graph at the operation, and return False."""
         try:
             tp.dependency.shape_infer.init_shape_information(self)
+            _align_splits(self)
             tp.dependency.index_mapping.update_index_mapping(self)
-            for node in self.module2node.values():
-                map_concatenation(self, node)
+            _map_parts(self)
         except Exception as error:
-            node = next(iter(nodes_in(error)), None)
+            node = next((each for each in nodes_in(error) if each.type != tp.ops.OPTYPE.OUTPUT), None)
             if node is None or node in self.failed:
                 raise
             self.give_up(node, error)
@@ -78,6 +81,17 @@ class _Graph(tp.DependencyGraph):
         for joined in joining(list(self.module2node.values()), self.failed):
             self.failed[joined] = self.failed[node]
             _end(joined)
+
+
+def _align_splits(graph: tp.DependencyGraph) -> None:
+    for node in graph.module2node.values():
+        align_split(node)
+
+
+def _map_parts(graph: tp.DependencyGraph) -> None:
+    for node in graph.module2node.values():
+        map_split(graph, node)
+        map_concatenation(graph, node)
 
 
 def _measure_flattening(graph: tp.DependencyGraph, node: Any) -> None:
@@ -193,6 +207,8 @@ def trace(model: nn.Module, example_inputs: Tensor) -> tp.DependencyGraph:
                 output_transform=tensors_in,
                 customized_pruners=pruners,
             )
+        graph.module2node = graph.nodes
+        part_where_no_channels_pass(graph)
         for node in list(graph.module2node.values()):
             try:
                 _measure_flattening(graph, node)

@@ -41,7 +41,7 @@ class _Fault:
 
 
 class Trials:
-    """Cuts half of the units of groups out of copies of a model, and compares these with the model.
+    """Cuts about half of the units of groups out of copies of a model, and compares these with the model.
 
     Whether groups pass does not depend on the weights: parameters that are all the same number, as scales often are at
     first, are random in the copies, and so is the input.
@@ -131,7 +131,7 @@ class Trials:
         """Return in which way a model without half of the units of groups is wrong, or None."""
         rng = np.random.default_rng(0)
         removed = {
-            group.name: group.expand(rng.permutation(group.num_units)[: max(1, group.num_units // 2)])
+            group.name: group.expand(rng.permutation(group.num_units)[left_in_trials(group.num_units) :])
             for group in groups
             if group.num_units > 1
         }
@@ -156,6 +156,16 @@ class Trials:
             return _Fault(in_training)
         where = place if place in (None, OUTPUT) else f"what layer '{place}' reads"
         return None if place is None else _Fault(f"{where} would change by more than what is removed", place)
+
+
+def left_in_trials(num_units: int) -> int:
+    """Return how many of several units a trial leaves: a prime from half of them on, which divides as little as it can.
+
+    Code that relies on the width of a layer often runs at half of it.
+    """
+    candidates = range(max(1, num_units // 2), num_units)
+    primes = (n for n in candidates if n > 1 and num_units % n and all(n % each for each in range(2, int(n**0.5) + 1)))
+    return next(primes, num_units - 1)
 
 
 def failing_alone(
