@@ -14,6 +14,8 @@ from torch_pruning._helpers import _HybridIndex
 from cleanai_ray.graph.recurrent import RECURRENT
 from cleanai_ray.graph.splitting import sizes_of_parts
 
+_MOST_INDICES = 2**20
+
 
 @dataclass(eq=False)
 class Reached:
@@ -160,9 +162,11 @@ def _is_constant(node: Any) -> bool:
 
 
 def _mapped(dep: Any, indices: list[Any]) -> list[Any] | None:
-    """Return indices of one operation in the next; None if the mapping fails, as it does for some splits."""
+    """Return indices of one operation in the next; None if the mapping fails, or might multiply them without end."""
     try:
         for mapping in dep.index_mapping:
+            if len(indices) * getattr(mapping, "_stride", 1) > _MOST_INDICES:
+                return None
             if mapping is not None:
                 indices = mapping(indices)
     except (ArithmeticError, LookupError, TypeError, ValueError):

@@ -97,6 +97,8 @@ def _map_parts(graph: tp.DependencyGraph) -> None:
 def _measure_flattening(graph: tp.DependencyGraph, node: Any) -> None:
     """Take the number of positions of a flattened map from the tensors, for the same reason."""
     before = tuple(getattr(node.grad_fn, "_saved_self_sym_sizes", ()))
+    if _moves_channels(node, before):
+        graph.give_up(node, ValueError(f"{list(before)} becomes {list(_shape(node))}"))
     after = _shape(node) if node.type == tp.ops.OPTYPE.RESHAPE and len(before) > 2 else ()
     if not after or after not in ((before[0], math.prod(before[1:])), (*before[:2], math.prod(before[2:]))):
         return
@@ -112,6 +114,23 @@ def _measure_flattening(graph: tp.DependencyGraph, node: Any) -> None:
         for dep in source.dependencies:
             if dep.target is node and source.type not in (tp.ops.OPTYPE.SPLIT, tp.ops.OPTYPE.UNBIND):
                 dep.index_mapping[0] = flatten(stride=stride, reverse=False) if stride > 1 else None
+
+
+def _moves_channels(node: Any, before: tuple[int, ...]) -> bool:
+    """Return whether channels are taken for flattened, or features for a map, and are neither, as in ECA attention."""
+    deps = [dep for each in (node, *node.inputs, *node.outputs) for dep in each.dependencies]
+    own = [dep for dep in deps if dep.source is node or dep.target is node]
+    flattening = tp.dependency.index_mapping._FlattenIndexMapping
+    if (
+        not before
+        or node.type != tp.ops.OPTYPE.RESHAPE
+        or not any(isinstance(dep.index_mapping[0], flattening) for dep in own)
+    ):
+        return False
+    after = _shape(node)
+    flattened = after == (before[0], math.prod(before[1:])) or after == (*before[:2], math.prod(before[2:]))
+    unflattened = len(before) == 2 and after[0] == before[0] and len(after) > 2 and after[1] > 1
+    return not flattened and not unflattened
 
 
 def _end(node: Any) -> None:
