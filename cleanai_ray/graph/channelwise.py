@@ -85,10 +85,9 @@ def channelwise_classes(model: nn.Module, inputs: Tensor) -> list[type[nn.Module
     fits: dict[type[nn.Module], bool] = {}
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        pair = (args[0] if args else None, output)
-        ok = all(isinstance(value, Tensor) and value.dim() > 1 for value in pair)
+        pair = [value for value in (*args[:1], output) if isinstance(value, Tensor) and value.dim() > 1]
         width = channelwise_width(module)
-        ok = ok and any(all(value.shape[axis] == width for value in pair) for axis in (1, -1))
+        ok = len(pair) == 2 and any(all(value.shape[axis] == width for value in pair) for axis in (1, -1))
         fits[type(module)] = fits.get(type(module), True) and ok
 
     handles = [module.register_forward_hook(hook) for module in candidates]

@@ -28,7 +28,8 @@ def find_groups(
         names: Names of the model's modules.
         ignored: Layers that keep their output width.
     """
-    found, reasons = [], {}
+    found: list[ChannelGroup] = []
+    reasons: dict[str, str] = {}
     for coupled in coupled_groups(graph, ignored):
         if any(_keeps_width(graph, item.dep, ignored) for item in coupled.items):
             reason = _reason(graph, names, [item.dep.target for item in coupled.items], ignored)

@@ -79,7 +79,7 @@ class ChannelGraph:
         axes = head_axes(self._graph.attention, self._names)
         self._kept: dict[tuple[str, str], np.ndarray] = {}
         found, whole, notes = self._find_groups(axes, only) if like is None else like._found
-        self._found = (tuple(found), whole, notes)
+        self._found: _Found = (tuple(found), whole, notes)
         self._axes = {axis.name: axis for axis in axes if axis.name not in whole}
         self._followed = list(found)
         self.notes = (*notes_on_attention(self.model, self._graph.attention), *notes)

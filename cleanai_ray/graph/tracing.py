@@ -56,7 +56,8 @@ class _Graph(tp.DependencyGraph):
         self.failed: dict[Any, str] = {}
         while not self._maps_indices():
             pass
-        self.nodes, self.module2node = module2node, {}  # Torch-pruning would map the indices of these once more.
+        self.nodes = module2node
+        self.module2node: dict[Any, Any] = {}  # Torch-pruning would map the indices of these once more.
 
     def _maps_indices(self) -> bool:
         """Map the indices of all operations; where that fails, end the graph at the operation, and return False."""
