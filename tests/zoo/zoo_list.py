@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from zoo_architectures import Architecture
+from zoo_architectures import KEEPS, PRUNED, Architecture
 
 _TIMM = [
     "resnet50d",
@@ -215,7 +215,19 @@ _OWN: dict[str, tuple[int, ...]] = {
     "ScaleUsedTwice": (3, 32, 32),
 }
 
-_EXPECTED: dict[str, str] = {}
+_EXPECTED: dict[str, str] = {
+    "r3d_18": PRUNED,
+    "mc3_18": PRUNED,
+    "mnasnet0_5": PRUNED,
+    "swin_v2_t": KEEPS,
+    "Yolo11": KEEPS,
+    "FrozenResNet": PRUNED,
+    "RecurrentReader": KEEPS,
+    "DigitsByLstm": KEEPS,
+    "ExpandedQuery": PRUNED,
+    "ChunkedAttention": KEEPS,
+    "ScaleUsedTwice": PRUNED,
+}
 """What the test suite expects of those that it tries."""
 
 
