@@ -71,11 +71,17 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
     outcomes = Counter(outcome_of(each).partition(":")[0] for each in tried.values())
     exact, half = outcomes["pruned"] + outcomes["keeps"], sum(map(is_half, tried.values()))
     reference = sum(_is_number(each.get("reference", "")) for each in tried.values())
-    lines = [
+    sentence = (
         f"Of {len(tried)} architectures {exact} are pruned exactly at ratio {RATIO:g} ({outcomes['keeps']} keep some "
         f"layers at their width, and warnings name these), {outcomes['refused']} are refused by name, and {half} reach "
-        f"half of their MACs. torch-pruning's own pruner gives {reference} smaller models that run; what these compute "
-        "was not compared.",
+        "half of their MACs."
+    )
+    if any("reference" in each for each in tried.values()):
+        sentence += (
+            f" torch-pruning's own gives {reference} smaller models that run; what they compute was not compared."
+        )
+    lines = [
+        sentence,
         "",
         f"| architecture | input | ratio {RATIO:g} | groups | MACs left | largest difference | loaded | macs {MACS:g} "
         "| seconds | torch-pruning |",

@@ -227,6 +227,16 @@ _EXPECTED: dict[str, str] = {
     "ExpandedQuery": PRUNED,
     "ChunkedAttention": KEEPS,
     "ScaleUsedTwice": PRUNED,
+    "ViT": PRUNED,
+    "DeiT": PRUNED,
+    "Beit": KEEPS,
+    "Dinov2": PRUNED,
+    "Swin": KEEPS,
+    "Swinv2": KEEPS,
+    "ConvNext": PRUNED,
+    "ConvNextV2": PRUNED,
+    "ResNet": PRUNED,
+    "RegNet": PRUNED,
 }
 """What the test suite expects of those that it tries."""
 
