@@ -208,12 +208,19 @@ class _Job:
         if statistics is None and method.needs_statistics:
             statistics = calibrate(network)
         if curves is None and method.needs_curves:
-            shown = watched("sensitivity", batches)
-            curves = measure_sensitivity(network, self.example_inputs, shown, ignored_layers=ignored)
+            curves = measure_sensitivity(
+                network,
+                self.example_inputs,
+                watched("sensitivity", batches),
+                ignored_layers=ignored,
+                check=self.bounds.check,
+            )
 
         def allocate(problem: AllocationProblem) -> Allocation:
             assert curves is not None
-            scorer = score_candidates(network, self.example_inputs, batches, curves, ignored_layers=ignored)
+            scorer = score_candidates(
+                network, self.example_inputs, batches, curves, ignored_layers=ignored, check=self.bounds.check
+            )
             return search_allocation(problem, scorer)
 
         return replace(given, statistics=statistics, curves=curves, remeasure=calibrate, allocate=allocate)
@@ -239,6 +246,7 @@ class _Job:
                 granularity=granularity,
                 ignored_layers=ignored,
                 restored=self.task.restored,
+                check=self.bounds.check,
             )
         blocks_save = clock.compare(self.model, self.task.restored(bare))["ratio"] if self.blocks else 1.0
         latency = PredictedLatency(predict=profile.predict, dense_ms=profile.dense_ms / blocks_save)

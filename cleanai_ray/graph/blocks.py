@@ -25,7 +25,6 @@ position.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -40,6 +39,7 @@ from torch.nn.modules.conv import _ConvNd
 from cleanai_ray.graph.block import Block, same_as_held
 from cleanai_ray.graph.tracing import single_input
 from cleanai_ray.nn.calls import Call, CallLog, Vertex, entering, tensors_in, vertex_of
+from cleanai_ray.nn.copying import copied
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.nn.segments import depth_first
@@ -60,7 +60,7 @@ def find_blocks(model: nn.Module, example_inputs: Any) -> tuple[Block, ...]:
     """
     images = single_input(example_inputs)[:2]
     images = images if len(images) == 2 else torch.cat([images, images])
-    model = copy.deepcopy(open_attention(model))
+    model = copied(open_attention(model))
     found: dict[str, Block] = {}
     for candidates in _Search(model, images).run():
         block = next((block for block in candidates if same_as_held(model, block, images)), None)

@@ -11,6 +11,11 @@ import torch_pruning as tp
 from torch import nn
 from torch_pruning._helpers import _HybridIndex
 
+from cleanai_ray.graph.recurrent import RECURRENT
+from cleanai_ray.graph.splitting import sizes_of_parts
+
+_MOST_INDICES = 2**20
+
 
 @dataclass(eq=False)
 class Reached:
@@ -157,9 +162,11 @@ def _is_constant(node: Any) -> bool:
 
 
 def _mapped(dep: Any, indices: list[Any]) -> list[Any] | None:
-    """Return indices of one operation in the next; None if the mapping fails, as it does for some splits."""
+    """Return indices of one operation in the next; None if the mapping fails, or might multiply them without end."""
     try:
         for mapping in dep.index_mapping:
+            if len(indices) * getattr(mapping, "_stride", 1) > _MOST_INDICES:
+                return None
             if mapping is not None:
                 indices = mapping(indices)
     except (ArithmeticError, LookupError, TypeError, ValueError):
@@ -174,6 +181,8 @@ def _is_lost(graph: tp.DependencyGraph, dep: Any, indices: Sequence[Any]) -> boo
     a circle of operations, a wrong mapping may multiply the indices without end.
     """
     node = dep.target
+    if isinstance(node.module, RECURRENT):
+        return False
     is_read = not graph.is_out_channel_pruning_fn(dep.handler)
     most = graph.get_in_channels(node) if is_read else graph.get_out_channels(node)
     if node.type == tp.ops.OPTYPE.OUTPUT:
@@ -187,7 +196,7 @@ def _is_lost(graph: tp.DependencyGraph, dep: Any, indices: Sequence[Any]) -> boo
 
 def _all_chunks(node: Any, indices: list[Any]) -> list[Any]:
     """Return indices with the same positions of all parts of a split, which `chunk` would else cut elsewhere."""
-    sizes = (node.module.split_sizes or []) if node.type == tp.ops.OPTYPE.SPLIT else []
+    sizes = sizes_of_parts(node)
     if len(sizes) < 2 or len(set(sizes)) > 1 or not sizes[0]:
         return indices
     found = {

@@ -9,6 +9,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
+from cleanai_ray.graph.channelwise import channelwise_width, cut_channelwise
 from cleanai_ray.graph.group import ChannelGroup, Side
 
 Cuts = dict[tuple[str, Side], np.ndarray]
@@ -49,6 +50,9 @@ def cut(model: nn.Module, cuts: Cuts, parameters: Mapping[str, int]) -> None:
 
 def cut_layer(layer: nn.Module, side: Side, channels: np.ndarray) -> None:
     """Cut channels out of one layer, in place."""
+    if channelwise_width(layer) is not None:
+        cut_channelwise(layer, channels.tolist())
+        return
     kind = tp.ops.module2type(layer)
     if isinstance(layer, tp.ops.TORCH_CONV):  # Cut to one channel a group, another convolution looks depthwise.
         kind = tp.ops.OPTYPE.DEPTHWISE_CONV if side == "both" else tp.ops.OPTYPE.CONV
@@ -67,6 +71,15 @@ def _cut_parameter(model: nn.Module, name: str, channels: np.ndarray, dimension:
     if parameter.grad is not None:
         smaller.grad = parameter.grad.index_select(dimension, index)
     setattr(module, leaf, smaller)
+    _update_shapes(module, parameter.shape[dimension], len(kept))
+
+
+def _update_shapes(module: nn.Module, width: int, kept: int) -> None:
+    """Update the shapes that a module with a parameter of its own gives to it: a width among ones, as (64, 1, 1)."""
+    for name, value in vars(module).items():
+        is_shape = isinstance(value, (tuple, list)) and all(type(size) is int for size in value)
+        if is_shape and sorted(value) == [1] * (len(value) - 1) + [width]:
+            setattr(module, name, type(value)([kept if size == width else 1 for size in value]))
 
 
 def _finish_surgery(model: nn.Module) -> None:

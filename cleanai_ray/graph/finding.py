@@ -11,6 +11,7 @@ from torch import nn
 
 from cleanai_ray.graph.coupling import Coupled, Reached, coupled_groups, num_blocks
 from cleanai_ray.graph.group import ChannelGroup, Member, Side
+from cleanai_ray.graph.recurrent import RECURRENT
 
 _COUPLED = (tp.ops.OPTYPE.DEPTHWISE_CONV, tp.ops.OPTYPE.MHA)
 
@@ -20,16 +21,19 @@ def find_groups(
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """Return the groups that can be removed, and why others cannot, by the name of the first layer.
 
-    Nothing is said of groups that reach the output, shuffled channels or an ignored layer.
+    Nothing is said of groups that reach the output or an ignored layer.
 
     Args:
         graph: torch-pruning's graph of the model.
         names: Names of the model's modules.
         ignored: Layers that keep their output width.
     """
-    found, reasons = [], {}
+    found: list[ChannelGroup] = []
+    reasons: dict[str, str] = {}
     for coupled in coupled_groups(graph, ignored):
         if any(_keeps_width(graph, item.dep, ignored) for item in coupled.items):
+            reason = _reason(graph, names, [item.dep.target for item in coupled.items], ignored)
+            reasons |= {} if reason is None else {names[coupled.root]: reason}
             continue
         if coupled.is_lost:
             reasons[names[coupled.root]] = "its channels cannot be followed to the layers that read them"
@@ -44,9 +48,24 @@ def _keeps_width(graph: tp.DependencyGraph, dependency: Any, ignored: Sequence[n
         return True
     if not graph.is_out_channel_pruning_fn(dependency.handler):
         return False
-    if isinstance(dependency.target.module, nn.RNNBase):
+    if isinstance(dependency.target.module, RECURRENT):
         return True
     return not dependency.target.outputs or dependency.target.module in ignored
+
+
+def _reason(
+    graph: Any, names: Mapping[nn.Module, str], reached: Sequence[Any], ignored: Sequence[nn.Module]
+) -> str | None:
+    """Return why what reaches some operations keeps its width; None if it is the output, or was asked to."""
+    if any(isinstance(node.module, tp.ops._OutputOp) or node.module in ignored for node in reached):
+        return None
+    for node in reached:
+        if node in graph.failed:
+            return str(graph.failed[node])
+        if isinstance(node.module, RECURRENT):
+            return f"recurrent layer '{names[node.module]}' reads or computes its channels"
+    ends = any(node.type == tp.ops.OPTYPE.OUTPUT for node in reached)
+    return "its channels are shuffled, or cut into blocks or heads" if ends else None
 
 
 def _cuts_blocks_in_part(graph: tp.DependencyGraph, names: Mapping[nn.Module, str], item: Reached) -> bool:

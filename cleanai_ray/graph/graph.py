@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,17 +13,23 @@ from torch import Tensor, nn
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.attention import notes_on_attention
 from cleanai_ray.graph.cutting import Cuts, cut, cuts_of
+from cleanai_ray.graph.explaining import explain, running_error
 from cleanai_ray.graph.finding import find_groups
 from cleanai_ray.graph.group import ChannelGroup, Member, without
-from cleanai_ray.graph.heads import head_axes, width_of
-from cleanai_ray.graph.readiness import parametrized_layers, require_parameters
+from cleanai_ray.graph.heads import HeadAxis, head_axes, width_of
+from cleanai_ray.graph.readiness import parametrized_layers, require_parameters, told_together
 from cleanai_ray.graph.silencing import OUTPUT, Reading, can_be_silenced, difference, probe_inputs, read, silenced
-from cleanai_ray.graph.tracing import explain, modules_named, single_input, trace
-from cleanai_ray.graph.trials import Trials
+from cleanai_ray.graph.tracing import modules_named, single_input, trace
+from cleanai_ray.graph.trials import Trials, failing_alone
 from cleanai_ray.nn.attention import HeadProduct
+from cleanai_ray.nn.copying import copied
 from cleanai_ray.nn.open_attention import open_attention
 
 __all__ = ["ChannelGraph", "ChannelGroup", "Member"]
+
+
+_Found = tuple[Sequence[ChannelGroup], tuple[str, ...], list[str]]
+"""Groups outside attention, names of the groups of heads that must stay, and sentences."""
 
 
 class ChannelGraph:
@@ -40,6 +45,8 @@ class ChannelGraph:
             (with the keys) and `value` can be named one by one; a packed `qkv` stands for the layers that replace it.
         check: Whether to try each group on a copy, and to compare the model after each cut with what it computed before
             when the removed channels were silent. A group that fails keeps its width; a cut that fails is an error.
+        only: Names of the groups that are needed; others are not tried, and left out.
+        like: A graph of the same model, whatever its weights are, whose groups are taken over without a trial.
 
     Attributes:
         notes: Sentences about what cannot be narrowed.
@@ -49,10 +56,17 @@ class ChannelGraph:
     """
 
     def __init__(
-        self, model: nn.Module, example_inputs: Any, ignored_layers: Sequence[str] = (), *, check: bool = True
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        ignored_layers: Sequence[str] = (),
+        *,
+        check: bool = True,
+        only: Collection[str] | None = None,
+        like: ChannelGraph | None = None,
     ) -> None:
         require_parameters(model)
-        self.model = copy.deepcopy(open_attention(model))
+        self.model = copied(open_attention(model))
         self.example_inputs = single_input(example_inputs)
         self._ignored_layers, self._check = tuple(ignored_layers), check
         self._removals: list[dict[str, np.ndarray]] = []
@@ -62,21 +76,28 @@ class ChannelGraph:
         self._graph = trace(self.model, self.example_inputs)
         self._names = {module: name for name, module in self.model.named_modules()}
         self._free = {name: self._graph.module2node.get(each) for each, name in self._graph._param_to_name.items()}
-        self._axes = {axis.name: axis for axis in head_axes(self._graph.attention, self._names)}
+        axes = head_axes(self._graph.attention, self._names)
         self._kept: dict[tuple[str, str], np.ndarray] = {}
-        self._followed, notes = self._find_groups()
+        found, whole, notes = self._find_groups(axes, only) if like is None else like._found
+        self._found: _Found = (tuple(found), whole, notes)
+        self._axes = {axis.name: axis for axis in axes if axis.name not in whole}
+        self._followed = list(found)
         self.notes = (*notes_on_attention(self.model, self._graph.attention), *notes)
         self.groups = (*self._followed, *self._groups_in_attention())
         self.kept_channels = {group.name: np.arange(group.num_channels) for group in self.groups}
 
-    def _find_groups(self) -> tuple[list[ChannelGroup], list[str]]:
-        """Return the groups of the dense model outside attention, and what to say of those that must stay whole."""
+    def _find_groups(self, axes: Sequence[HeadAxis], only: Collection[str] | None) -> _Found:
+        """Return the groups outside attention, heads that must stay, and what to say of what keeps its width."""
         found, reasons = find_groups(self._graph, self._names, self._ignored)
+        found = [group for group in found if only is None or group.name in only]
+        whole: dict[str, str] = {}
         if self._check:
-            found, failed = Trials(self.model, self.example_inputs, self._dimensions).sort_out(found)
-            reasons |= failed
+            trials = Trials(self.model, self.example_inputs, self._dimensions)
+            whole = {axis.name: fault for axis in axes if (fault := trials.fault_of_heads(axis)) is not None}
+            found, failed = trials.sort_out(found)
+            reasons |= failed | whole
         reasons |= parametrized_layers(self.model)
-        return found, [f"layer '{name}' keeps its width: {reason}" for name, reason in reasons.items()]
+        return found, tuple(whole), told_together(reasons)
 
     def _groups_in_attention(self) -> Iterator[ChannelGroup]:
         ignored = {self._names[module] for module in self._ignored}
@@ -162,7 +183,7 @@ class ChannelGraph:
         gone = {name: np.unique(np.asarray(channels, dtype=np.int64)) for name, channels in removed.items()}
         gone = {name: known[name].whole_units(channels) for name, channels in gone.items() if len(channels)}
         cuts = self._cuts(gone)
-        expected = self._silenced(cuts, gone)
+        before, expected = copied(self.model) if self._check else None, self._silenced(cuts)
         self._track(cuts)
         cut(self.model, {key: each for key, each in cuts.items() if self._holds_weights(key[0])}, self._dimensions)
         for name in self._free:
@@ -175,7 +196,7 @@ class ChannelGraph:
         nothing = np.empty(0, dtype=np.int64)
         self._followed = [without(group, gone.get(group.name, nothing), cuts) for group in self._followed]
         self.groups = (*self._followed, *self._groups_in_attention())
-        self._check_runs()
+        self._check_runs(before, gone, known)
         if expected is not None:
             self._compare(expected, cuts, [known[name] for name in gone])
 
@@ -191,7 +212,7 @@ class ChannelGraph:
     def _holds_weights(self, layer: str) -> bool:
         return layer in self._free or width_of(self.model.get_submodule(layer), "out") is None
 
-    def _silenced(self, cuts: Cuts, gone: Mapping[str, np.ndarray]) -> Reading | None:
+    def _silenced(self, cuts: Cuts) -> Reading | None:
         """Return what the model must read and return after a cut; None where that is not checked."""
         layers = [self.model.get_submodule(layer) for layer, _ in cuts if layer not in self._free]
         if not self._check or not all(map(can_be_silenced, layers)):
@@ -231,7 +252,7 @@ class ChannelGraph:
         Args:
             dense: The model that this graph was made from; it is left as it is.
         """
-        other = ChannelGraph(dense, self.example_inputs, self._ignored_layers, check=self._check)
+        other = ChannelGraph(dense, self.example_inputs, self._ignored_layers, check=self._check, like=self)
         for removed in self._removals:
             other.remove(removed)
         return other
@@ -246,15 +267,18 @@ class ChannelGraph:
                     self._kept[key] = np.arange(self.width(layer, dimension))
                 self._kept[key] = np.delete(self._kept[key], channels)
 
-    def _check_runs(self) -> None:
-        try:
-            with torch.no_grad():
-                self.model.eval()(self.example_inputs)
-        except Exception as error:
-            raise PruningError(
-                f"the pruned model does not run: {explain(error, self.model)}; "
-                "if its code relies on the width of a layer, name that layer in ignored_layers"
-            ) from error
+    def _check_runs(
+        self, before: nn.Module | None, gone: Mapping[str, np.ndarray], groups: Mapping[str, ChannelGroup]
+    ) -> None:
+        error = running_error(self.model, self.example_inputs)
+        if error is None:
+            return
+        advice = "if its code relies on the width of a layer, name that layer in ignored_layers"
+        followed = [groups[name] for name in gone if name not in self._axes]
+        if before is not None:
+            alone = failing_alone(before, self.example_inputs, followed, gone, self._dimensions)
+            advice = f"name {' and '.join(map(repr, alone))} in ignored_layers" if alone else advice
+        raise PruningError(f"the pruned model does not run: {explain(error, self.model)}; {advice}") from error
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.graph.group import ChannelGroup, Member
 from cleanai_ray.graph.silencing import channel_axis
+from cleanai_ray.nn.copying import leaving_no_trace
 from cleanai_ray.nn.modes import evaluation_mode
 
 _SIGNS = (1.0, -1.0)
@@ -84,7 +85,7 @@ def _inputs_of(
             if disturbed is not None and member.side == "out" and member.layer in dict(model.named_modules()):
                 layer = model.get_submodule(member.layer)
                 handles.append(layer.register_forward_hook(_disturbing(member, disturbed)))
-        with evaluation_mode(model):
+        with evaluation_mode(model), leaving_no_trace(model):
             model(inputs)
     finally:
         for handle in handles:

@@ -1,6 +1,8 @@
-"""Models whose weights are not yet, or not only, what their parameters say."""
+"""Models whose weights are not yet, or not only, what their parameters say; and layers that keep their width."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -17,6 +19,10 @@ _HOOKS: dict[type, tuple[str, str]] = {
     SpectralNorm: ("torch.nn.utils.spectral_norm", "torch.nn.utils.remove_spectral_norm(layer)"),
 }
 """Hooks that compute a weight before each pass: what they are, and what makes the weight a parameter again."""
+
+
+_MOST_NAMES = 6
+"""Layers that one sentence names."""
 
 
 def require_parameters(model: nn.Module) -> None:
@@ -42,3 +48,25 @@ def parametrized_layers(model: nn.Module) -> dict[str, str]:
         for name, module in model.named_modules()
         if is_parametrized(module)
     }
+
+
+def _listed(names: Sequence[str]) -> str:
+    others = len(names) - _MOST_NAMES
+    return ", ".join(map(repr, names[:_MOST_NAMES])) + (f" and {others} others" if others > 0 else "")
+
+
+def told_together(reasons: Mapping[str, str]) -> list[str]:
+    """Return sentences about layers that keep their width, one for those with the same reason.
+
+    Args:
+        reasons: The reason of each layer, by its name.
+    """
+    layers: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        layers.setdefault(reason, []).append(name)
+    return [
+        f"layer '{names[0]}' keeps its width: {reason}"
+        if len(names) == 1
+        else f"{len(names)} layers ({_listed(names)}) keep their width: {reason}"
+        for reason, names in layers.items()
+    ]

@@ -7,7 +7,6 @@ must read in the pruned model. Nothing of this is taken from the index mappings,
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from cleanai_ray.graph.channelwise import channelwise_width
 from cleanai_ray.graph.cutting import Cuts, cut, cut_layer
 from cleanai_ray.nn.attention import HeadChannels
 from cleanai_ray.nn.calls import tensors_in
+from cleanai_ray.nn.copying import copied, leaving_no_trace
 from cleanai_ray.nn.modes import evaluation_mode
 
 TOLERANCE = 1e-3
@@ -57,7 +58,12 @@ def silenced(model: nn.Module, inputs: Tensor, cuts: Cuts, parameters: Mapping[s
         parameters: The dimension of each free parameter that has channels, by name.
     """
     reading: Reading = []
-    with evaluation_mode(model), _silent_parameters(model, cuts, parameters), _hooked() as handles:
+    with (
+        evaluation_mode(model),
+        leaving_no_trace(model),
+        _silent_parameters(model, cuts, parameters),
+        _hooked() as handles,
+    ):
         for name, owner in _norms_of(model, cuts, parameters).items():
             handles.append(owner.register_forward_hook(_on_the_others(cuts, parameters, name)))
         for (name, side), channels in cuts.items():
@@ -78,7 +84,7 @@ def silenced(model: nn.Module, inputs: Tensor, cuts: Cuts, parameters: Mapping[s
 def read(model: nn.Module, inputs: Tensor, cuts: Cuts, parameters: Mapping[str, int]) -> Reading:
     """Return the same of the model after the cut."""
     reading: Reading = []
-    with evaluation_mode(model), _hooked() as handles:
+    with evaluation_mode(model), leaving_no_trace(model), _hooked() as handles:
         for name, side in cuts:
             if name not in parameters and _reads(model.get_submodule(name), side):
                 handles.append(model.get_submodule(name).register_forward_pre_hook(_note(name, reading)))
@@ -138,13 +144,13 @@ def _silent_parameters(model: nn.Module, cuts: Cuts, parameters: Mapping[str, in
 
 
 def _norms_of(model: nn.Module, cuts: Cuts, parameters: Mapping[str, int]) -> dict[str, nn.Module]:
-    """Return the modules that are norms by name, and have nothing but free parameters with one value a channel."""
+    """Return the modules that have nothing but free parameters with one value a channel, as norms have."""
     owners = {name.rpartition(".")[0] for name, _ in cuts if name in parameters}
     found = {}
     for name in owners:
         module = model.get_submodule(name)
         own = [f"{name}.{each}".lstrip(".") for each, _ in module.named_parameters()]
-        if "norm" in type(module).__name__.lower() and all(
+        if own and all(
             each in parameters
             and model.get_parameter(each).numel() == model.get_parameter(each).shape[parameters[each]]
             for each in own
@@ -163,8 +169,10 @@ def _on_the_others(cuts: Cuts, parameters: Mapping[str, int], name: str) -> Any:
     channels = next(iter(own.values()))
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        smaller = copy.deepcopy(module)
+        smaller = copied(module)
         smaller._forward_hooks.clear()
+        if not isinstance(output, Tensor) or output.shape != args[0].shape:
+            return output
         layer, _ = next(iter(inner))
         width = module.get_parameter(layer).shape[dims[layer]]
         cut(smaller, inner, dims)
@@ -175,7 +183,7 @@ def _on_the_others(cuts: Cuts, parameters: Mapping[str, int], name: str) -> Any:
 
 def _norm_of_the_others(channels: np.ndarray) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        smaller = copy.deepcopy(module)
+        smaller = copied(module)
         smaller._forward_hooks.clear()
         smaller._forward_pre_hooks.clear()
         cut_layer(smaller, "both", channels)
@@ -225,14 +233,28 @@ def _index(channels: np.ndarray, value: Tensor) -> Tensor:
     return torch.as_tensor(channels, dtype=torch.int64, device=value.device)
 
 
+@torch.no_grad()
+def _normalises_maps(norm: nn.LayerNorm, num_dims: int) -> bool:
+    """Return whether a kind of layer-norm takes channels in the second dimension, by trying."""
+    width = norm.normalized_shape[-1]
+    value = norm.weight.new_zeros(1, width, *range(width + 1, width + num_dims - 1))
+    try:
+        norm.forward(value)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
 def channel_axis(module: nn.Module, value: Tensor) -> int:
     """Return the dimension of what a layer reads or computes that holds its channels."""
     if isinstance(module, _ConvNd):
         return value.dim() - module.weight.dim() + 1
     if isinstance(module, _CHANNELS_SECOND):
         return 1
-    if isinstance(module, nn.LayerNorm) and type(module) is not nn.LayerNorm and value.dim() > 3:
-        width = module.normalized_shape[-1]
+    width = channelwise_width(module)
+    if width is not None:
         return 1 if value.shape[1] == width else -1
+    if isinstance(module, nn.LayerNorm) and type(module) is not nn.LayerNorm and value.dim() > 3:
+        return 1 if _normalises_maps(module, value.dim()) else -1
     assert isinstance(module, (nn.Linear, nn.LayerNorm, nn.Embedding, HeadChannels)), type(module).__name__
     return -1

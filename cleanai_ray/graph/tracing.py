@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,8 +14,15 @@ from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.attention import Attention, find_attention
+from cleanai_ray.graph.channelwise import ChannelwisePruner, channelwise_classes
+from cleanai_ray.graph.concatenating import joining, map_concatenation, measure_concatenation
+from cleanai_ray.graph.explaining import explain, nodes_in, op_name
+from cleanai_ray.graph.recurrent import RECURRENT, KeepingPruner, recurrent_as_one
+from cleanai_ray.graph.reducing import part_where_no_channels_pass
+from cleanai_ray.graph.splitting import align_split, map_split
 from cleanai_ray.nn.attention import OpenAttention
 from cleanai_ray.nn.calls import tensors_in
+from cleanai_ray.nn.copying import leaving_no_trace
 
 _MAX_DIMS = 4
 """Dimensions of a feature map. Reshaped to more, a tensor has its channels or its positions in blocks."""
@@ -29,6 +36,10 @@ class _Graph(tp.DependencyGraph):
 
     A channel shuffle, windows of a feature map and attention heads are all a reshape to more dimensions, a
     transposition and a reshape back. In between, torch-pruning's index mappings fail, or fill the memory.
+
+    Attributes:
+        attention: The modules whose heads can be pruned.
+        failed: Why indices cannot be mapped through operations at which the graph ends as well.
     """
 
     def _build_dependency(self, module2node: dict[Any, Any]) -> None:
@@ -36,29 +47,59 @@ class _Graph(tp.DependencyGraph):
         super()._build_dependency(module2node)
         nodes = list(module2node.values())
         for node in nodes:
-            _measure_concatenation(node)
+            measure_concatenation(node)
         ended = dict.fromkeys(_in_blocks(nodes))
-        for node in _joining(nodes, ended):
+        for node in joining(nodes, ended):
             ended[node] = None
         for node in ended:
             _end(node)
-            node.dependencies = []
+        self.failed: dict[Any, str] = {}
+        while not self._maps_indices():
+            pass
+        self.nodes = module2node
+        self.module2node: dict[Any, Any] = {}  # Torch-pruning would map the indices of these once more.
+
+    def _maps_indices(self) -> bool:
+        """Map the indices of all operations; where that fails, end the graph at the operation, and return False."""
+        try:
+            tp.dependency.shape_infer.init_shape_information(self)
+            _align_splits(self)
+            tp.dependency.index_mapping.update_index_mapping(self)
+            _map_parts(self)
+        except Exception as error:
+            node = next((each for each in nodes_in(error) if each.type != tp.ops.OPTYPE.OUTPUT), None)
+            if node is None or node in self.failed:
+                raise
+            self.give_up(node, error)
+            return False
+        return True
+
+    def give_up(self, node: Any, error: Exception) -> None:
+        """End the graph at an operation through which indices cannot be mapped."""
+        reason = f"its channels cannot be followed through operation {op_name(node)}"
+        self.failed[node] = f"{reason} ({' '.join(str(error).split()) or type(error).__name__})"
+        _end(node)
+        for joined in joining(list(self.module2node.values()), self.failed):
+            self.failed[joined] = self.failed[node]
+            _end(joined)
 
 
-def _measure_concatenation(node: Any) -> None:
-    """Take the widths of what is concatenated from the tensors; torch-pruning infers them, wrongly behind a reshape."""
-    if node.type != tp.ops.OPTYPE.CONCAT or not hasattr(node.grad_fn, "_saved_dim"):
-        return
-    dim = node.grad_fn._saved_dim
-    if dim != 1 or len(node.grad_fn.next_functions) != len(node.inputs):
-        return
-    shapes = [function._input_metadata[position].shape for function, position in node.grad_fn.next_functions]
-    node.module.concat_sizes = [int(shape[dim]) for shape in shapes]
+def _align_splits(graph: tp.DependencyGraph) -> None:
+    for node in graph.module2node.values():
+        align_split(node)
+
+
+def _map_parts(graph: tp.DependencyGraph) -> None:
+    for node in graph.module2node.values():
+        map_split(graph, node)
+        map_concatenation(graph, node)
 
 
 def _measure_flattening(graph: tp.DependencyGraph, node: Any) -> None:
     """Take the number of positions of a flattened map from the tensors, for the same reason."""
     before = tuple(getattr(node.grad_fn, "_saved_self_sym_sizes", ()))
+    if _moves_channels(node, before):
+        graph.give_up(node, ValueError(f"{list(before)} becomes {list(_shape(node))}"))
     after = _shape(node) if node.type == tp.ops.OPTYPE.RESHAPE and len(before) > 2 else ()
     if not after or after not in ((before[0], math.prod(before[1:])), (*before[:2], math.prod(before[2:]))):
         return
@@ -76,18 +117,26 @@ def _measure_flattening(graph: tp.DependencyGraph, node: Any) -> None:
                 dep.index_mapping[0] = flatten(stride=stride, reverse=False) if stride > 1 else None
 
 
-def _joining(nodes: Sequence[Any], ended: Mapping[Any, None]) -> list[Any]:
-    """Return the concatenations that have an ended input, since the channels of the others would be counted wrongly."""
-    return [
-        node
-        for node in nodes
-        if node.type == tp.ops.OPTYPE.CONCAT and node not in ended and any(part in ended for part in node.inputs)
-    ]
+def _moves_channels(node: Any, before: tuple[int, ...]) -> bool:
+    """Return whether channels are taken for flattened, or features for a map, and are neither, as in ECA attention."""
+    deps = [dep for each in (node, *node.inputs, *node.outputs) for dep in each.dependencies]
+    own = [dep for dep in deps if dep.source is node or dep.target is node]
+    flattening = tp.dependency.index_mapping._FlattenIndexMapping
+    if (
+        not before
+        or node.type != tp.ops.OPTYPE.RESHAPE
+        or not any(isinstance(dep.index_mapping[0], flattening) for dep in own)
+    ):
+        return False
+    after = _shape(node)
+    flattened = after == (before[0], math.prod(before[1:])) or after == (*before[:2], math.prod(before[2:]))
+    unflattened = len(before) == 2 and after[0] == before[0] and len(after) > 2 and after[1] > 1
+    return not flattened and not unflattened
 
 
 def _end(node: Any) -> None:
     node.type = tp.ops.OPTYPE.OUTPUT
-    node.inputs, node.outputs = [], []
+    node.inputs, node.outputs, node.dependencies = [], [], []
 
 
 def _set_apart(attention: Attention, module2node: dict[Any, Any]) -> bool:
@@ -123,7 +172,7 @@ def _in_blocks(nodes: Sequence[Any]) -> Iterator[Any]:
     for node in nodes:
         if node.type == tp.ops.OPTYPE.RESHAPE:
             yield from _within_blocks(node)
-        elif node.type == tp.ops.OPTYPE.ELEMENTWISE and any(name in _op_name(node).lower() for name in _SHUFFLES):
+        elif node.type == tp.ops.OPTYPE.ELEMENTWISE and any(name in op_name(node).lower() for name in _SHUFFLES):
             yield node
 
 
@@ -149,7 +198,7 @@ def _splits_heads(reshape: Any, before: tuple[int, ...], after: tuple[int, ...])
     """Return whether tokens [N, T, C] become heads [N, T, H, C / H], and not a map that a convolution reads."""
     if len(before) != 3 or len(after) != 4 or before[:2] != after[:2] or before[2] != after[2] * after[3]:
         return False
-    if any("unsqueeze" in _op_name(later).lower() for later in reshape.outputs):
+    if any("unsqueeze" in op_name(later).lower() for later in reshape.outputs):
         return False  # The packed projections of nn.MultiheadAttention, which torch-pruning knows.
     return not any(isinstance(later.module, (nn.Conv2d, nn.BatchNorm2d)) for later in reshape.outputs)
 
@@ -157,10 +206,6 @@ def _splits_heads(reshape: Any, before: tuple[int, ...], after: tuple[int, ...])
 def _shape(node: Any) -> tuple[int, ...]:
     """Return the shape of an operation's (first) output."""
     return tuple(node.grad_fn._input_metadata[0].shape)
-
-
-def _op_name(node: Any) -> str:
-    return str(node.grad_fn.name())
 
 
 def trace(model: nn.Module, example_inputs: Tensor) -> tp.DependencyGraph:
@@ -172,45 +217,26 @@ def trace(model: nn.Module, example_inputs: Tensor) -> tp.DependencyGraph:
         PruningError: When the model does not run, or a part of it cannot be traced; the message names the part.
     """
     try:
-        with torch.enable_grad(), _quiet():
-            graph = _Graph().build_dependency(model, example_inputs=example_inputs, output_transform=tensors_in)
-            for node in graph.module2node.values():
+        pruners: dict[Any, Any] = {kind: ChannelwisePruner() for kind in channelwise_classes(model, example_inputs)}
+        pruners |= {type(module): KeepingPruner() for module in model.modules() if isinstance(module, RECURRENT)}
+        with torch.enable_grad(), _quiet(), leaving_no_trace(model), recurrent_as_one(model):
+            graph = _Graph().build_dependency(
+                model,
+                example_inputs=example_inputs,
+                forward_fn=lambda network, inputs: network(inputs),
+                output_transform=tensors_in,
+                customized_pruners=pruners,
+            )
+        graph.module2node = graph.nodes
+        part_where_no_channels_pass(graph)
+        for node in list(graph.module2node.values()):
+            try:
                 _measure_flattening(graph, node)
-            return graph
+            except Exception as error:
+                graph.give_up(node, error)
+        return graph
     except Exception as error:
         raise PruningError(f"the model cannot be traced with the example inputs: {explain(error, model)}") from error
-
-
-def explain(error: BaseException, model: nn.Module) -> str:
-    """Return an error's message in one line, with the layer or operation that raised it."""
-    names = {module: name for name, module in model.named_modules()}
-    place = ""
-    step = error.__traceback__
-    while step is not None:
-        nodes = [value for value in step.tb_frame.f_locals.values() if isinstance(value, tp.dependency.Node)]
-        if nodes:  # Arguments come first.
-            place = f"at {_describe(nodes[0], names)}: "
-        owner = step.tb_frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and names.get(owner):
-            place = f"in layer '{names[owner]}' ({type(owner).__name__}): "
-        step = step.tb_next
-    return f"{place}{' '.join(str(error).split()) or type(error).__name__}"
-
-
-def _describe(node: Any, names: dict[nn.Module, str]) -> str:
-    """Return the name of an operation, and the layers whose outputs it reads."""
-    if node.module in names:
-        return f"layer '{names[node.module]}'"
-    seen, waiting, layers = {node}, [node], []
-    while waiting:
-        for before in waiting.pop().inputs:
-            if before.module in names:
-                layers.append(f"'{names[before.module]}'")
-            elif before not in seen:
-                seen.add(before)
-                waiting.append(before)
-    behind = f" behind layer {', '.join(sorted(set(layers)))}" if layers else ""
-    return f"operation {_op_name(node)}{behind}"
 
 
 def modules_named(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.graph.tracing import explain
+from cleanai_ray.graph.explaining import explain
+from cleanai_ray.nn.copying import copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class TrainingPass:
         """
         pair = torch.cat([inputs[:1], inputs[:1]])
         try:
-            more = _ran(copy.deepcopy(model).train(), pair) - _ran(copy.deepcopy(model).eval(), pair)
+            more = _ran(copied(model).train(), pair) - _ran(copied(model).eval(), pair)
         except Exception:  # It needs targets, or several devices.
             return None
         layers = tuple(name for name, _ in model.named_modules() if name in more)
@@ -41,7 +41,7 @@ class TrainingPass:
 
     def fault(self, smaller: nn.Module) -> str | None:
         """Return why a smaller model does not run in training mode, or None; the model is left as it is."""
-        model = copy.deepcopy(smaller).train()
+        model = copied(smaller).train()
         try:
             _ran(model, self.inputs)
         except Exception as error:

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.graph.cutting import cut, cuts_of
+from cleanai_ray.graph.cutting import Cuts, cut, cuts_of
+from cleanai_ray.graph.explaining import explain, module_of, running_error
 from cleanai_ray.graph.group import ChannelGroup
+from cleanai_ray.graph.heads import HeadAxis
 from cleanai_ray.graph.measuring import measured
 from cleanai_ray.graph.silencing import OUTPUT, can_be_silenced, difference, probe_inputs, read, silenced
-from cleanai_ray.graph.tracing import explain
 from cleanai_ray.graph.training_pass import TrainingPass
+from cleanai_ray.nn.copying import copied
 
 _MOST_TRIALS = 300
 _HALF = (torch.float16, torch.bfloat16)
 
 
+@dataclass(frozen=True)
+class _Fault:
+    """Something wrong with a smaller model.
+
+    Attributes:
+        reason: What it is.
+        place: Name of the layer, or of the module, in which it was found; `OUTPUT` or empty if it was in none.
+    """
+
+    reason: str
+    place: str = ""
+
+    def concerns(self, group: ChannelGroup) -> bool:
+        """Return whether a group has channels at the place."""
+        within = f"{self.place}."
+        return any(member.layer == self.place or member.layer.startswith(within) for member in group.members)
+
+
 class Trials:
-    """Cuts half of the units of groups out of copies of a model, and compares these with the model.
+    """Cuts about half of the units of groups out of copies of a model, and compares these with the model.
 
     Whether groups pass does not depend on the weights: parameters that are all the same number, as scales often are at
     first, are random in the copies, and so is the input.
@@ -33,7 +53,7 @@ class Trials:
     """
 
     def __init__(self, model: nn.Module, example_inputs: Tensor, parameters: Mapping[str, int]) -> None:
-        self._model, self._parameters = copy.deepcopy(model), parameters
+        self._model, self._parameters = copied(model), parameters
         self._inputs = probe_inputs(
             torch.zeros_like(example_inputs[:1]) if _is_real(example_inputs) else example_inputs
         )
@@ -58,16 +78,41 @@ class Trials:
         order = {group.name: place for place, group in enumerate([*silent, *others])}
         return sorted([*good, *others], key=lambda group: order[group.name]), reasons
 
+    def fault_of_heads(self, axis: HeadAxis) -> str | None:
+        """Return in which way a model without half of the heads of a module is wrong, or None.
+
+        Attention that was opened is our own, and needs no trial.
+        """
+        number = axis.attention.num_heads
+        if axis.attention.opened is not None or number == 1:
+            return None
+        channels = np.arange(axis.head_dim * max(1, number // 2))
+        fault = self._fault_of_cuts({(part.layer, part.side): part.channels for part in axis.cuts(channels)})
+        return None if fault is None else fault.reason
+
     def _sort_out(self, groups: Sequence[ChannelGroup]) -> tuple[list[ChannelGroup], dict[str, str]]:
-        """Return the same of groups that can be silenced: by halves, and the halves that pass together again."""
-        reason = self._fault(groups)
-        if reason is None:
+        """Return the same of groups that can be silenced.
+
+        First tried alone are those that have channels where the fault is. Where that is none of them, halves are tried,
+        and those that pass together again.
+        """
+        fault = self._fault(groups)
+        if fault is None:
             return list(groups), {}
         if len(groups) == 1:
             found = measured(self._model, self._inputs, groups[0]) if self._number < _MOST_TRIALS else None
             if found is not None and self._fault([found]) is None:
                 return [found], {}
-            return [], {groups[0].name: reason}
+            return [], {groups[0].name: fault.reason}
+        suspects = [group for group in groups if fault.concerns(group)]
+        if suspects and len(suspects) < len(groups):
+            good, reasons = self._sort_out(suspects)
+            if good != suspects:
+                rest, more = self._sort_out([*good, *(group for group in groups if group not in suspects)])
+                return rest, reasons | more
+        return self._sort_out_halves(groups)
+
+    def _sort_out_halves(self, groups: Sequence[ChannelGroup]) -> tuple[list[ChannelGroup], dict[str, str]]:
         middle = len(groups) // 2
         first, reasons = self._sort_out(groups[:middle])
         second, more = self._sort_out(groups[middle:])
@@ -75,39 +120,80 @@ class Trials:
         if not first or not second or self._fault([*first, *second]) is None:
             return [*first, *second], reasons
         for group in second:
-            reason = self._fault([*first, group])
-            if reason is None:
+            fault = self._fault([*first, group])
+            if fault is None:
                 first.append(group)
             else:
-                reasons[group.name] = reason
+                reasons[group.name] = fault.reason
         return first, reasons
 
-    def _fault(self, groups: Sequence[ChannelGroup]) -> str | None:
+    def _fault(self, groups: Sequence[ChannelGroup]) -> _Fault | None:
         """Return in which way a model without half of the units of groups is wrong, or None."""
         rng = np.random.default_rng(0)
         removed = {
-            group.name: group.expand(rng.permutation(group.num_units)[: max(1, group.num_units // 2)])
+            group.name: group.expand(rng.permutation(group.num_units)[left_in_trials(group.num_units) :])
             for group in groups
             if group.num_units > 1
         }
         if not removed:
             return None
         if self._number == _MOST_TRIALS:
-            return f"it was not reached within {_MOST_TRIALS} trials"
+            return _Fault(f"it was not reached within {_MOST_TRIALS} trials")
         self._number += 1
-        cuts = cuts_of(groups, removed)
-        expected = silenced(self._model, self._inputs, cuts, self._parameters)
-        smaller = copy.deepcopy(self._model)
+        return self._fault_of_cuts(cuts_of(groups, removed))
+
+    def _fault_of_cuts(self, cuts: Cuts) -> _Fault | None:
+        smaller = copied(self._model)
         try:
+            expected = silenced(self._model, self._inputs, cuts, self._parameters)
             cut(smaller, cuts, self._parameters)
             place = difference(expected, read(smaller, self._inputs, cuts, self._parameters))
         except Exception as error:
-            return f"the model does not run without some of its channels: {explain(error, smaller)}"
+            reason = f"the model does not run without some of its channels: {explain(error, smaller)}"
+            return _Fault(reason, module_of(error, smaller))
         in_training = None if self._training is None or place is not None else self._training.fault(smaller)
         if in_training is not None:
-            return in_training
+            return _Fault(in_training)
         where = place if place in (None, OUTPUT) else f"what layer '{place}' reads"
-        return None if where is None else f"{where} would change by more than the channels that are removed"
+        return None if place is None else _Fault(f"{where} would change by more than what is removed", place)
+
+
+def left_in_trials(num_units: int) -> int:
+    """Return how many of several units a trial leaves: a prime from half of them on, which divides as little as it can.
+
+    Code that relies on the width of a layer often runs at half of it.
+    """
+    candidates = range(max(1, num_units // 2), num_units)
+    primes = (n for n in candidates if n > 1 and num_units % n and all(n % each for each in range(2, int(n**0.5) + 1)))
+    return next(primes, num_units - 1)
+
+
+def failing_alone(
+    model: nn.Module,
+    inputs: Tensor,
+    groups: Iterable[ChannelGroup],
+    gone: Mapping[str, np.ndarray],
+    parameters: Mapping[str, int],
+) -> list[str]:
+    """Return the names of the groups without some of whose channels a model does not run, whatever else it loses.
+
+    Args:
+        model: The model before the cut; it is left as it is.
+        inputs: Its input.
+        groups: The groups.
+        gone: The channels of each group that go, by name.
+        parameters: The dimension of each free parameter that has channels, by name.
+    """
+    names = []
+    for group in groups:
+        smaller = copied(model)
+        try:
+            cut(smaller, cuts_of([group], gone), parameters)
+            failed = running_error(smaller, inputs) is not None
+        except Exception:
+            failed = True
+        names += [group.name] if failed else []
+    return names
 
 
 def _is_real(value: Tensor) -> bool:

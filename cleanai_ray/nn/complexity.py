@@ -11,19 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from cleanai_ray.nn.attention import HeadProduct
+from cleanai_ray.nn.copying import leaving_no_trace
 from cleanai_ray.nn.hooks import require_no_hooks
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.weights import safetensors_bytes
 
-_COUNTED = (_ConvNd, nn.Linear, nn.MultiheadAttention, HeadProduct)
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_COUNTED = (_ConvNd, nn.Linear, nn.MultiheadAttention, HeadProduct, *_RECURRENT)
 
 
 @dataclass(frozen=True)
 class LayerComplexity:
-    """The cost of one convolution, Linear, MultiheadAttention or product of heads, with batch size 1.
+    """The cost of one convolution, Linear, MultiheadAttention, product of heads or recurrent layer, with batch size 1.
 
     Attributes:
         name: Name of the module in the model.
@@ -71,13 +74,18 @@ class _LayerMeter:
     name: str
     index: int | None = None
     flops: int = 0
+    missed: int = 0
     _starts: list[int] = field(default_factory=list)
 
     def start(self) -> None:
         self._starts.append(self.counter.get_total_flops())
 
-    def stop(self) -> None:
-        self.flops += self.counter.get_total_flops() - self._starts.pop()
+    def stop(self, output: Any) -> None:
+        counted = self.counter.get_total_flops() - self._starts.pop()
+        if isinstance(self.module, _RECURRENT):  # Fused kernels do all steps, and are not counted.
+            self.missed += 2 * _recurrent_macs(self.module, output) - counted
+            counted = 2 * _recurrent_macs(self.module, output)
+        self.flops += counted
 
     def result(self) -> LayerComplexity:
         inputs, outputs = _channels(self.module)
@@ -92,10 +100,22 @@ def _channels(module: nn.Module) -> tuple[int, int]:
         return module.in_channels, module.out_channels
     if isinstance(module, nn.Linear):
         return module.weight.shape[1], module.weight.shape[0]
+    if isinstance(module, nn.RNNBase):
+        return module.input_size, (module.proj_size or module.hidden_size) * (1 + module.bidirectional)
+    if isinstance(module, nn.RNNCellBase):
+        return module.input_size, module.hidden_size
     if isinstance(module, HeadProduct):
         return module.num_heads * (module.query_dim + module.value_dim), module.num_heads * module.value_dim
     assert isinstance(module, nn.MultiheadAttention)
     return module.embed_dim, module.out_proj.weight.shape[0]
+
+
+def _recurrent_macs(module: nn.Module, output: Any) -> int:
+    """Return the multiply-accumulates of one call: every weight of a matrix counts once for each step and sample."""
+    states = output if isinstance(output, Tensor) else output[0]
+    values = states.data if isinstance(states, PackedSequence) else states
+    steps = values.numel() // values.shape[-1]
+    return steps * sum(weight.numel() for weight in module.parameters() if weight.dim() > 1)
 
 
 @contextmanager
@@ -144,8 +164,8 @@ def _metered(model: nn.Module, counter: FlopCounterMode) -> Iterator[list[_Layer
         return hook
 
     def after(meter: _LayerMeter) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            meter.stop()
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            meter.stop(output)
 
         return hook
 
@@ -165,7 +185,8 @@ def measure_complexity(model: nn.Module, example_input: Tensor) -> Complexity:
     """Count a model's parameters, multiply-accumulates and bytes.
 
     Operations are counted by `torch.utils.flop_counter.FlopCounterMode`, which sees what is dispatched: subclasses of
-    Conv2d, functional calls and attention included. The model is left as it was, with no hook on it.
+    Conv2d, functional calls and attention included. Recurrent layers are counted by their weights and steps. The model
+    is left as it was, with no hook on it.
 
     Args:
         model: Any module that takes one tensor.
@@ -178,13 +199,13 @@ def measure_complexity(model: nn.Module, example_input: Tensor) -> Complexity:
     parameter = next(model.parameters(), None)
     example = example_input[:1] if parameter is None else example_input[:1].to(parameter.device)
     counter = FlopCounterMode(display=False)
-    with evaluation_mode(model), _without_gradients(model), _countable_attention(), _metered(model, counter) as meters:
-        with counter:
+    with evaluation_mode(model), leaving_no_trace(model), _without_gradients(model), _countable_attention():
+        with _metered(model, counter) as meters, counter:
             model(example)
         layers = tuple(meter.result() for meter in meters)
     return Complexity(
         params=sum(parameter.numel() for parameter in model.parameters()),
-        macs=counter.get_total_flops() // 2,
+        macs=(counter.get_total_flops() + sum(meter.missed for meter in meters)) // 2,
         size_bytes=len(safetensors_bytes(model)),
         layers=layers,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from typing import Any, TypeVar
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.nn.attention import HeadProduct, OpenAttention, OpenMultiheadAttention, OpenSelfAttention, linear_like
+from cleanai_ray.nn.copying import copied
 from cleanai_ray.nn.view import shared_copy
 from cleanai_ray.nn.window_attention import OpenWindowAttention
 
@@ -40,11 +40,11 @@ def open_attention(model: M) -> M:
             found[module] = opened
     if not found:
         return model
-    copied = shared_copy(model, found)
-    for module in copied.modules():
+    result = shared_copy(model, found)
+    for module in result.modules():
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # Nested tensors are for the fused path alone.
-    return copied
+    return result
 
 
 def _opened(module: nn.Module) -> OpenAttention | None:
@@ -127,7 +127,7 @@ def _is_plain(module: Any) -> bool:
     """Return whether a module with packed projections is attention and nothing else, by trying."""
     generator = torch.Generator().manual_seed(0)
     try:
-        trial = copy.deepcopy(module).cpu().double().eval()
+        trial = copied(module).cpu().double().eval()
     except (RuntimeError, NotImplementedError, TypeError):  # It cannot be copied by itself, or holds no numbers.
         return False
     for parameter in trial.parameters():

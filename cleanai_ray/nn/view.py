@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from cleanai_ray.nn.copying import copied
+
 M = TypeVar("M", bound=nn.Module)
 Forward = Callable[[Any, Tensor], Any]
 """(module, inputs) -> outputs; within it, `own_forward(module)` is the model's own forward pass."""
@@ -36,8 +38,8 @@ def shared_copy(model: M, replaced: Mapping[nn.Module, nn.Module] | None = None)
     tensors = [tensor for source in sources for tensor in (*source.parameters(), *source.buffers())]
     memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
     for module, other in modules.items():
-        memo[id(module)] = copy.deepcopy(other, dict(memo))
-    return copy.deepcopy(model, memo)
+        memo[id(module)] = copied(other, memo)
+    return copied(model, memo)
 
 
 def as_model(network: nn.Module) -> nn.Module:

@@ -52,6 +52,7 @@ def measure_profile(
     time_models: TimeModels,
     *,
     ignored_layers: Sequence[str] = (),
+    check: bool = True,
 ) -> tuple[float, list[TimedModel]]:
     """Time narrowed models, and return the dense model's milliseconds and every model that was timed.
 
@@ -61,12 +62,13 @@ def measure_profile(
         request: How much to measure.
         time_models: Times models in turns, in the target.
         ignored_layers: Module names that keep their width.
+        check: Whether each group is tried before it is narrowed.
 
     Raises:
         PruningError: When the model cannot be traced.
         EvaluationError: When the target cannot run here, or not one of the models.
     """
-    graph = ChannelGraph(model, example_input, ignored_layers)
+    graph = ChannelGraph(model, example_input, ignored_layers, check=check)
     groups, dense = graph.groups, copy.deepcopy(graph.model)
     dense_times: list[float] = []
     found: list[TimedModel] = []
@@ -79,17 +81,14 @@ def measure_profile(
             for name in models
         )
 
-    for index, group in enumerate(groups):
+    for group in groups:
         widths = grid(group, request.granularity, request.points)
         if widths:
-            own = graph if index == 0 else ChannelGraph(model, example_input, ignored_layers)
+            own = graph.rebuild(model)
             models = {str(width): _narrowed(own, {group.name: width}) for width in reversed(widths)}
             time_all("group", models, {str(width): {group.name: width} for width in widths})
     for kind, chosen in (("uniform", _uniform(groups, request)), ("check", _drawn(groups, request))):
-        models = {
-            name: _narrowed(ChannelGraph(model, example_input, ignored_layers), widths)
-            for name, widths in chosen.items()
-        }
+        models = {name: _narrowed(graph.rebuild(model), widths) for name, widths in chosen.items()}
         if models:
             time_all(kind, models, chosen)
     return float(np.median(dense_times)) if dense_times else time_models({DENSE: dense})[DENSE].fast, found

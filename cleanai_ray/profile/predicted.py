@@ -31,6 +31,7 @@ def latency_profile(
     round_to: int | str | None = "auto",
     ignored_layers: Sequence[str] = (),
     task: str | Task = "classification",
+    check: bool = True,
 ) -> LatencyProfile:
     """Measure how the time of a model falls as its layers get narrower, for several calls of `prune` with a budget.
 
@@ -46,6 +47,7 @@ def latency_profile(
         round_to: Widths are multiples of this.
         ignored_layers: Module names that keep their output width.
         task: What the model is for.
+        check: Whether each group is tried first; as in the calls of `prune`.
 
     Raises:
         CleanAIError: When an argument is not allowed, the target cannot run here, or the model cannot be traced.
@@ -58,6 +60,7 @@ def latency_profile(
         granularity=granularity_for_time(checked(PruningSection, round_to=round_to), multiple=multiple),
         ignored_layers=[*ignored_layers, *task.ignored_layers(model)],
         restored=task.restored,
+        check=check,
     )
 
 
@@ -69,6 +72,7 @@ def profile_model(
     granularity: Granularity = AUTOMATIC,
     ignored_layers: Sequence[str] = (),
     restored: Callable[[nn.Module], nn.Module] = lambda network: network,
+    check: bool = True,
 ) -> LatencyProfile:
     """Measure the latency profile of a network in this process.
 
@@ -79,6 +83,7 @@ def profile_model(
         granularity: The granularity of widths.
         ignored_layers: Module names that keep their width.
         restored: Returns the model that a network is a view of, which is timed.
+        check: Whether each group is tried before it is narrowed.
 
     Raises:
         PruningError: When the network cannot be traced.
@@ -89,8 +94,11 @@ def profile_model(
         return clock.time_models({name: restored(network) for name, network in models.items()})
 
     request = ProfileRequest(granularity=granularity)
-    dense_ms, timed = measure_profile(model, example_input, request, time_models, ignored_layers=ignored_layers)
-    return fit_profile(ChannelGraph(model, example_input, ignored_layers), granularity, dense_ms, timed)
+    dense_ms, timed = measure_profile(
+        model, example_input, request, time_models, ignored_layers=ignored_layers, check=check
+    )
+    graph = ChannelGraph(model, example_input, ignored_layers, check=check)
+    return fit_profile(graph, granularity, dense_ms, timed)
 
 
 def clock_of(

@@ -83,6 +83,7 @@ def read_profile(
     example_input: Tensor,
     granularity: Granularity,
     ignored_layers: Sequence[str] = (),
+    check: bool = True,
 ) -> LatencyProfile:
     """Return the profile of a dense model from profile.parquet.
 
@@ -92,6 +93,7 @@ def read_profile(
         example_input: Images [N, ...], to trace it with.
         granularity: The granularity of the widths that were timed.
         ignored_layers: Module names that keep their width.
+        check: Whether each group is tried before it is narrowed, as when the table was made.
 
     Raises:
         PruningError: When the model cannot be traced.
@@ -100,5 +102,5 @@ def read_profile(
     for _, rows in table.group_by("model", maintain_order=True):
         widths = dict(zip(rows["group"], rows["width"], strict=True))
         timed.append(TimedModel(kind=rows["kind"][0], widths=widths, ratio=rows["ratio"][0]))
-    graph = ChannelGraph(model, example_input, ignored_layers)
+    graph = ChannelGraph(model, example_input, ignored_layers, check=check)
     return fit_profile(graph, granularity, float(table["milliseconds_dense"][0]), timed)

@@ -15,7 +15,6 @@ A group of layers that a removed block was part of is named by the layers that a
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -30,6 +29,7 @@ from cleanai_ray.graph.block import Block, branch_output, remove_blocks
 from cleanai_ray.graph.blocks import find_blocks
 from cleanai_ray.graph.tracing import single_input
 from cleanai_ray.nn.complexity import Complexity, measure_complexity
+from cleanai_ray.nn.copying import copied
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.pruning.plan import BlockPlan
@@ -175,7 +175,7 @@ def without_blocks(model: nn.Module, plans: Sequence[BlockPlan]) -> nn.Module:
         for name in plan.block.modules:
             if name not in known:
                 raise PruningError(f"the plan removes block '{plan.name}', but the model has no module '{name}'")
-    smaller = copy.deepcopy(opened)
+    smaller = copied(opened)
     remove_blocks(smaller, [(plan.block, torch.tensor(plan.mean)) for plan in plans])
     return smaller
 

@@ -25,11 +25,15 @@ def group_plan(group: ChannelGroup, kept: np.ndarray) -> GroupPlan:
 
 
 def identify(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
-    """Return the identity of an architecture: class, digest of its tensors' shapes, shapes of the example inputs."""
+    """Return the identity of an architecture: class, digest of its tensors' shapes, shapes of the example inputs.
+
+    `tokens` is among it where these are integers.
+    """
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
     return {
         "class": type(model).__qualname__,
         "shapes": digest(shapes),
         "example_inputs": [list(value.shape) for value in inputs],
+        **({} if all(value.is_floating_point() for value in inputs) else {"tokens": True}),
     }

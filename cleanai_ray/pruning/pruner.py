@@ -17,6 +17,7 @@ from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.importance.base import ScoringContext, create_method, give_gradients, price_groups, score_groups
 from cleanai_ray.nn.complexity import Complexity, measure_complexity
 from cleanai_ray.nn.consumers import add_biases
+from cleanai_ray.nn.copying import copied
 from cleanai_ray.nn.modes import restore_flags
 from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.pruning.allocation import Allocation
@@ -106,7 +107,7 @@ class Pruner:
 
     def present(self) -> PruneResult:
         """Return the result of the steps so far; its model is a copy."""
-        return self._result(copy.deepcopy(self._graph.model))
+        return self._result(copied(self._graph.model))
 
     def finish(self) -> PruneResult:
         """Return the result of all steps; no step can follow.
@@ -132,8 +133,8 @@ class Pruner:
         other._warnings = list(self._warnings)
         other._graph = self._graph.rebuild(self.bare)
         other.adopt(self._graph.model)
-        for own, copied in zip(self._graph.model.parameters(), other._graph.model.parameters(), strict=True):
-            copied.grad = None if own.grad is None else own.grad.clone()
+        for own, same in zip(self._graph.model.parameters(), other._graph.model.parameters(), strict=True):
+            same.grad = None if own.grad is None else own.grad.clone()
         return other
 
     def adopt(self, model: nn.Module) -> None:

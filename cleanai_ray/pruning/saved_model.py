@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import safetensors
 import safetensors.torch
@@ -102,6 +102,10 @@ def load_model(dense: nn.Module, run: RunDirectory, folder: str = "") -> nn.Modu
     return model
 
 
+def _integers(shape: Sequence[int]) -> Tensor:
+    return torch.zeros(tuple(shape), dtype=torch.int64)
+
+
 def _like(value: Tensor, model: nn.Module) -> Tensor:
     """Return an input in the floating-point type of a model's first parameter."""
     dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), value.dtype)
@@ -132,8 +136,9 @@ def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
 def _apply(dense: nn.Module, plan: PruningPlan) -> nn.Module:
     given, dense = dense, open_attention(dense)
     device = next((value.device for value in dense.parameters()), torch.device("cpu"))
-    task = find_task(plan.model.get("task", "classification"))
-    inputs = tuple(_like(task.example_input(shape).to(device), dense) for shape in plan.model["example_inputs"])
+    task, given_shapes = find_task(plan.model.get("task", "classification")), plan.model["example_inputs"]
+    examples = [_integers(shape) if plan.model.get("tokens") else task.example_input(shape) for shape in given_shapes]
+    inputs = tuple(_like(example.to(device), dense) for example in examples)
     found = identify(dense, inputs)
     if found["shapes"] != plan.model["shapes"] == identify(given, inputs)["shapes"]:
         raise ArtifactError(
@@ -146,7 +151,7 @@ def _apply(dense: nn.Module, plan: PruningPlan) -> nn.Module:
             f"({found['class']}): their tensors differ in name or shape"
         )
     network, example = without_blocks(task.network(dense), plan.blocks), inputs if len(inputs) > 1 else inputs[0]
-    graph = ChannelGraph(network, example)
+    graph = ChannelGraph(network, example, only=plan.removed)
     if not {*plan.removed} <= {group.name for group in graph.groups}:  # The plan was made without the checks.
         graph = ChannelGraph(network, example, check=False)
     graph.remove(plan.removed)

@@ -123,6 +123,7 @@ def score_candidates(
     curves: SensitivityCurves,
     *,
     ignored_layers: Sequence[str] = (),
+    check: bool = True,
 ) -> CandidateScorer:
     """Return a scorer of a model's candidates: four fifths of the images search, the rest judge.
 
@@ -132,12 +133,13 @@ def score_candidates(
         batches: Calibration inputs [N, ...] or (inputs, targets).
         curves: Sensitivity curves of the model, with the same ignored layers.
         ignored_layers: Module names that keep their output width, with all below them.
+        check: Whether each group is tried before it is narrowed, as when the curves were measured.
 
     Raises:
         PruningError: When the model cannot be traced.
         CalibrationError: When there are no images, or a batch cannot be run.
     """
-    graph = ChannelGraph(model, example_inputs, ignored_layers)
+    graph = ChannelGraph(model, example_inputs, ignored_layers, check=check)
     working, held = split_images(read_images(batches))
     features = reading_features(graph)
     moments = collect_moments(graph.model, working or held, layers=list(features), features=features)

@@ -42,6 +42,7 @@ def measure_sensitivity(
     ignored_layers: Sequence[str] = (),
     ridge: float = 1e-3,
     task: str | Task = "classification",
+    check: bool = True,
 ) -> SensitivityCurves:
     """Measure the cost of narrowing each dependency group of a model. No labels are used; the model is left as it was.
 
@@ -56,6 +57,7 @@ def measure_sensitivity(
         ignored_layers: Module names that keep their output width, with all below them.
         ridge: Regularisation, as a share of the mean variance of a layer's inputs.
         task: What the model is for: a name of `cleanai_ray.registry.TASKS`, or a task.
+        check: Whether each group is tried before it is narrowed; as in the calls of `prune`.
 
     Raises:
         PruningError: When the model cannot be traced, or no layer with weights reads a group.
@@ -63,7 +65,7 @@ def measure_sensitivity(
     """
     task = find_task(task)
     ignored = dict.fromkeys([*ignored_layers, *task.ignored_layers(model)])
-    graph = ChannelGraph(task.network(model), example_inputs, tuple(ignored))
+    graph = ChannelGraph(task.network(model), example_inputs, tuple(ignored), check=check)
     working, held = split_images(read_images(batches))
     features = reading_features(graph)
     moments = collect_moments(graph.model, working or held, layers=list(features), features=features)

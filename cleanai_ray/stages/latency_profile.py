@@ -78,8 +78,9 @@ def measure_study_profile(workspace: Workspace) -> list[dict[str, Any]]:
         ProfileRequest(granularity=granularity),
         study_clock(workspace).time_models,
         ignored_layers=ignored_of(workspace),
+        check=study.pruning.check,
     )
-    graph = ChannelGraph(model, example, ignored_of(workspace))
+    graph = ChannelGraph(model, example, ignored_of(workspace), check=study.pruning.check)
     conditions = profile_conditions(target, section, device_name(torch.device(used)))
     return profile_rows(graph, granularity, dense_ms, timed, conditions)
 
@@ -88,7 +89,8 @@ def profile_of(workspace: Workspace, table: pl.DataFrame) -> LatencyProfile:
     """Return the profile of an opened study from its profile.parquet."""
     study = workspace.study
     example = workspace.example_input().cpu()
-    return read_profile(table, architecture(study), example, profile_granularity(study), ignored_of(workspace))
+    ignored, check = ignored_of(workspace), study.pruning.check
+    return read_profile(table, architecture(study), example, profile_granularity(study), ignored, check)
 
 
 def predicted_latency(workspace: Workspace, table: pl.DataFrame | None) -> PredictedLatency:

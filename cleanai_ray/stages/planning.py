@@ -74,7 +74,7 @@ def check_study(study: Study) -> Workspace:
     if not study.task.is_classification:
         _require_scores(workspace, own)
     model = workspace.task.network(own)
-    ChannelGraph(model, workspace.example_input(), ignored)
+    ChannelGraph(model, workspace.example_input(), ignored, check=study.pruning.check)
     if study.pruning.remove_blocks is not None:
         names = study.pruning.remove_blocks.names or ()
         chosen_blocks(find_blocks(model, workspace.example_input()), names, "pruning.remove_blocks.names")

@@ -203,4 +203,5 @@ def _readable(workspace: Workspace, positions: np.ndarray) -> np.ndarray:
 def study_graph(workspace: Workspace, model: nn.Module, blocks: Sequence[BlockPlan] = ()) -> ChannelGraph:
     """Return the dependency graph of a study's model, which may be without some blocks."""
     ignored = [*workspace.study.pruning.ignored_layers, *workspace.ignored_layers()]
-    return ChannelGraph(model, workspace.example_input(), left_of(ignored, blocks))
+    check = workspace.study.pruning.check
+    return ChannelGraph(model, workspace.example_input(), left_of(ignored, blocks), check=check)

@@ -56,7 +56,8 @@ def time_alone(
     dense = architecture(workspace.study)
     plans = [BlockPlan.from_dict(fields) for fields in blocks]
     ignored = left_of(ignored_of(workspace), plans)
-    pruned: nn.Module = _narrowed(without_blocks(dense, plans), example.cpu(), removed, ignored)
+    bare, check = without_blocks(dense, plans), workspace.study.pruning.check
+    pruned: nn.Module = _narrowed(ChannelGraph(bare, example.cpu(), ignored, check=check), removed)
     where, rows = torch.device(device), []
     if _runs(target, quantization):
         final = _quantized(pruned, example.cpu(), quantization) if quantization == "int8" else pruned
@@ -70,8 +71,7 @@ def time_alone(
     return [{**row, "exclusive": True} for row in rows]
 
 
-def _narrowed(dense: nn.Module, example: torch.Tensor, removed: Mapping[str, int], ignored: Sequence[str]) -> nn.Module:
-    graph = ChannelGraph(dense, example, ignored)
+def _narrowed(graph: ChannelGraph, removed: Mapping[str, int]) -> nn.Module:
     groups = {group.name: group for group in graph.groups}
     gone = {}
     if unknown := sorted(removed.keys() - groups.keys()):

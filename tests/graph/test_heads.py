@@ -203,11 +203,12 @@ def test_attention_that_keeps_its_heads_is_named() -> None:
     assert graph.notes == (
         "1 attention module ('attn', WindowAttention) keeps all heads and their dimensions: they are of no kind that "
         "can be narrowed",
+        "layer 'attn.qkv' keeps its width: its channels are shuffled, or cut into blocks or heads",
     )
     assert ChannelGraph(packed_vit(), images()).notes == ()
     without_heads = Windows().eval()
     del without_heads.attn.num_heads  # as attention to channels has none, whatever its name
-    assert ChannelGraph(without_heads, example()).notes == ()
+    assert ChannelGraph(without_heads, example()).notes == graph.notes[1:]
     assert ChannelGraph(tiny_vit(), images()).notes == ()
 
 

@@ -14,8 +14,9 @@ from torch.nn import functional
 from torchvision.models import shufflenet_v2_x0_5
 
 from cleanai_ray.errors import PruningError
+from cleanai_ray.graph.explaining import explain
 from cleanai_ray.graph.graph import ChannelGraph
-from cleanai_ray.graph.tracing import explain
+from cleanai_ray.graph.readiness import told_together
 
 Between = Callable[[Tensor], Tensor]
 
@@ -52,10 +53,6 @@ def of_any_width(x: Tensor) -> Tensor:
     return x.unflatten(1, (-1, 2)).permute(0, 2, 1, 3, 4).flatten(1, 2)
 
 
-def halves_swapped(x: Tensor) -> Tensor:
-    return torch.cat(x.chunk(2, dim=1)[::-1], dim=1)
-
-
 def summed_over_blocks(x: Tensor) -> Tensor:
     return x.unflatten(1, (2, -1)).sum(dim=1).repeat(1, 2, 1, 1)
 
@@ -68,7 +65,6 @@ SHUFFLES = [
     in_five_dimensions,
     in_four_dimensions,
     of_any_width,
-    halves_swapped,
     summed_over_blocks,
     through_pixels,
     nn.ChannelShuffle(2),
@@ -170,3 +166,86 @@ def test_an_error_of_torch_pruning_is_told_with_the_operation_and_the_layers_bef
     assert re.fullmatch(
         r"at operation \w*ViewBackward0 behind layer 'stage4\.\d\.branch.*: integer division.*", told
     ), told
+
+
+class NotSeven(nn.Module):
+    """Two layers, the first of which must not have seven channels, which no trial leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if x.shape[1] == 7:
+            raise ValueError("seven channels")
+        return self.fc(torch.relu(self.second(x)).mean((2, 3)))
+
+
+def test_a_refusal_names_the_layer_to_ignore_and_not_the_one_that_fails() -> None:
+    graph = ChannelGraph(NotSeven().eval(), images())
+    with pytest.raises(PruningError, match=r"seven channels; name 'first' in ignored_layers"):
+        graph.remove({"first": [0], "second": [0, 1, 2]})
+    graph = ChannelGraph(NotSeven().eval(), images(), ["first"])
+    graph.remove({"second": [0, 1, 2]})
+
+
+def test_only_the_groups_that_are_needed_are_tried() -> None:
+    graph = ChannelGraph(NotSeven().eval(), images(), only=["second"])
+    assert [group.name for group in graph.groups] == ["second"]
+    twin = graph.rebuild(NotSeven().eval())
+    assert [group.name for group in twin.groups] == ["second"]
+    twin.remove({"second": [0]})
+    assert graph.groups[0].num_channels == 8
+    assert twin.groups[0].num_channels == 7
+
+
+def test_an_operation_through_which_indices_cannot_be_mapped_costs_its_layers_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mapping = tp.dependency.index_mapping
+
+    def broken(graph: object, node: object) -> None:
+        raise IndexError("no such chunk")
+
+    monkeypatch.setattr(mapping, "update_split_index_mapping", broken)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.wide, self.fc = nn.Conv2d(2, 6, 1), nn.Conv2d(6, 8, 1), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            one, two = self.wide(torch.relu(self.stem(x))).chunk(2, 1)
+            return self.fc((one * two).mean((2, 3)))
+
+    graph = ChannelGraph(Net().eval(), images())
+    assert [group.name for group in graph.groups] == ["stem"]
+    assert graph.notes == (
+        "layer 'wide' keeps its width: its channels cannot be followed through operation SplitBackward0 "
+        "(no such chunk)",
+    )
+
+
+def test_a_batch_is_one_input_also_where_its_samples_would_pass_as_several() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.fc = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+            assert other is None
+            return self.fc(torch.relu(self.first(x)))
+
+    graph = ChannelGraph(Optional().eval(), torch.randn(2, 5))
+    assert [group.name for group in graph.groups] == ["first"]
+
+
+def test_layers_that_keep_their_width_for_one_reason_are_told_together() -> None:
+    assert told_together({"a": "x", "b": "y", "c": "x"}) == [
+        "2 layers ('a', 'c') keep their width: x",
+        "layer 'b' keeps its width: y",
+    ]
+    assert told_together(dict.fromkeys("abcdefgh", "x")) == [
+        "8 layers ('a', 'b', 'c', 'd', 'e', 'f' and 2 others) keep their width: x"
+    ]
