@@ -208,13 +208,8 @@ class _Job:
         if statistics is None and method.needs_statistics:
             statistics = calibrate(network)
         if curves is None and method.needs_curves:
-            curves = measure_sensitivity(
-                network,
-                self.example_inputs,
-                watched("sensitivity", batches),
-                ignored_layers=ignored,
-                check=self.bounds.check,
-            )
+            shown, check = watched("sensitivity", batches), self.bounds.check
+            curves = measure_sensitivity(network, self.example_inputs, shown, ignored_layers=ignored, check=check)
 
         def allocate(problem: AllocationProblem) -> Allocation:
             assert curves is not None

@@ -52,11 +52,13 @@ def _normalised(data: DataSection, published: TransformSection, kind: Any) -> Tr
     return own.model_copy(update=found)
 
 
-def _completed(own: TransformSection | None, published: TransformSection, input_shape: Shape) -> TransformSection:
+def _completed(
+    own: TransformSection | None, published: TransformSection, input_shape: tuple[int, ...]
+) -> TransformSection:
     """Return a study's preprocessing with what it leaves open; the crop is the input, and resizing in proportion."""
     assert published.resize is not None
     assert published.crop is not None
-    _, height, width = input_shape
+    height, width = input_shape[-2:]
     resize: int | tuple[int, int]
     if isinstance(published.resize, int):
         resize = round(published.resize * max(height, width) / published.crop)

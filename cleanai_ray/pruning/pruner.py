@@ -88,7 +88,7 @@ class Pruner:
         self._dense_groups = {group.name: group for group in self._graph.groups}
         self._warnings += self._graph.notes
         if not self._dense_groups:
-            why = "; ".join([*self._graph.notes[:3]]) or "all of them reach the output or are ignored"
+            why = "; ".join(self._graph.notes[:3]) or "all of them reach the output or are ignored"
             raise PruningError(f"the model has no prunable group of layers: {why}")
         if self._measured.statistics is not None:
             give_gradients(self._graph, self._method, self._measured.statistics)
@@ -244,9 +244,9 @@ class Pruner:
         budget, latency = self._trial.budget, self._measured.latency
         if budget is None:
             return None
-        return (
-            latency.dense_ms * budget.limit**share if self._by_time and latency else budget_limit(budget, dense, share)
-        )
+        if self._by_time and latency is not None:
+            return latency.dense_ms * budget.limit**share
+        return budget_limit(budget, dense, share)
 
     def _cost(self) -> Callable[[Mapping[str, int]], float] | None:
         if self._trial.budget is None:
@@ -269,11 +269,9 @@ class Pruner:
         plan = PruningPlan(
             model=identify(self._dense, self._graph.example_inputs),
             groups=tuple(group_plan(group, kept[name]) for name, group in self._dense_groups.items()),
-            request={
-                **self._trial.request,
-                **({"by_price": True} if self._by_price else {}),
-                "bounds": self._told_bounds(),
-            },
+            request=self._trial.request
+            | ({"by_price": True} if self._by_price else {})
+            | {"bounds": self._told_bounds()},
             warnings=(*self._warnings, *([missed] if missed else [])),
             blocks=self._blocks,
             earlier=self._earlier,
