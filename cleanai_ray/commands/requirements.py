@@ -49,7 +49,7 @@ EXTRAS = {
     "tensorrt": Extra("evaluation.target in TensorRT", ("tensorrt",)),
     "onnx": Extra("export to ONNX, int8, and timing in onnxruntime", ("onnx", "onnxruntime", "onnxscript")),
     "detection": Extra("detection and its mean average precision", ("torchmetrics", "pycocotools")),
-    "language": Extra("language models", ("transformers",)),
+    "language": Extra("language models", ("transformers", "tokenizers")),
     "huggingface": Extra("data sets of Hugging Face's hub", ("datasets",)),
     "timm": Extra("models by the name timm:NAME", ("timm",)),
     "transformers": Extra("models by the name hf:NAME", ("transformers",)),

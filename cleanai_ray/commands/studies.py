@@ -23,7 +23,6 @@ from cleanai_ray.commands.common import (
     print_table,
     resumable,
 )
-from cleanai_ray.config.shipped import QUICKSTART
 from cleanai_ray.executors.reserved_options import reserving
 
 
@@ -55,6 +54,8 @@ def quickstart(
     out: OutOption = None, set_: OverrideOption = None, fresh: FreshOption = False, executor: ExecutorOption = "ray"
 ) -> int:
     """Run the study that ships with the package: a small network on 8 x 8 digits, pruned in 52 ways."""
+    from cleanai_ray.config.shipped import QUICKSTART
+
     return run(str(QUICKSTART), out, None, set_, fresh, executor)
 
 

@@ -8,8 +8,6 @@ from cleanai_ray.config.sections import DataSection, ModelSection, TransformSect
 from cleanai_ray.models import class_names, is_from_source, published_transform
 from cleanai_ray.nn.notices import notice
 
-Shape = tuple[int, int, int]
-
 
 def with_published(data: DataSection, model: ModelSection, kind: Any) -> DataSection:
     """Return a data section whose transform is completed by what the model's weights were trained or published with.

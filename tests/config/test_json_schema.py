@@ -60,8 +60,7 @@ def test_the_first_line_of_a_study_leads_to_the_schema(path: Path) -> None:
         ("sweep", "ratioz", [0.5], "sweep"),
         ("sweep", "methods", [], "sweep/methods"),
         ("data", "batch_size", "many", "data/batch_size"),
-        ("model", "input_shape", [3, 8], "model/input_shape"),
-        ("model", "input_shape", [3, 8, 8, 8], "model/input_shape"),
+        ("model", "input_shape", [], "model/input_shape"),
         ("output", "save_models", "most", "output/save_models"),
     ],
 )
