@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import importlib.util
 import operator
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -86,7 +88,7 @@ def shown(stage: str, progress: bool | None, console: Console | None = None) -> 
         progress: As for `with_progress`.
         console: Where to show it; by default the standard error.
     """
-    if progress is False or current():
+    if progress is False or current() or (progress is None and console is None and not _may_be_watched()):
         yield
         return
     from rich.console import Console
@@ -105,6 +107,11 @@ def shown(stage: str, progress: bool | None, console: Console | None = None) -> 
             yield
         finally:
             _SHOWN.reset(token)
+
+
+def _may_be_watched() -> bool:
+    """Return whether it is worth asking rich, which takes a moment to load."""
+    return sys.stderr.isatty() or "IPython" in sys.modules or bool({"FORCE_COLOR", "TTY_INTERACTIVE"} & set(os.environ))
 
 
 def _is_watched(console: Console) -> bool:

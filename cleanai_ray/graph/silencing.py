@@ -174,11 +174,21 @@ def _on_the_others(cuts: Cuts, parameters: Mapping[str, int], name: str) -> Any:
         if not isinstance(output, Tensor) or output.shape != args[0].shape:
             return output
         layer, _ = next(iter(inner))
-        width = module.get_parameter(layer).shape[dims[layer]]
+        axis = _axis_of(module.get_parameter(layer), dims[layer], args[0])
         cut(smaller, inner, dims)
-        return _within(smaller, args[0], channels, -1 if args[0].shape[-1] == width else 1)
+        return _within(smaller, args[0], channels, axis)
 
     return hook
+
+
+def _axis_of(parameter: Tensor, dim: int, value: Tensor) -> int:
+    """Return the dimension of a value that a parameter has one entry for each of.
+
+    A parameter [C, 1, 1] says where its channels are. One of [C] is for the last dimension if that fits, else for maps.
+    """
+    if parameter.dim() > 1:
+        return dim - parameter.dim()
+    return -1 if value.shape[-1] == len(parameter) else 1
 
 
 def _norm_of_the_others(channels: np.ndarray) -> Any:

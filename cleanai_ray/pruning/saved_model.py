@@ -18,7 +18,7 @@ from cleanai_ray.nn.consumers import add_biases
 from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.pruning.block_removal import without_blocks
-from cleanai_ray.pruning.history import remember_plan
+from cleanai_ray.pruning.history import earlier_plans, remember_plan
 from cleanai_ray.pruning.plan import BIASES, PruningPlan
 from cleanai_ray.pruning.plan_fit import require_fit, unwrapped
 from cleanai_ray.pruning.plan_parts import identify
@@ -122,10 +122,14 @@ def _with_versions(state: dict[str, Tensor], model: nn.Module) -> OrderedDict[st
 def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
     """Return a pruned copy of a dense model: what a plan leaves of it, and every earlier plan before.
 
+    A model that some of the earlier plans made is taken from there on.
+
     Raises:
         ArtifactError: When the plan was made for another architecture.
     """
-    for earlier in plan.earlier:
+    made = earlier_plans(dense)
+    same = all(one.groups == other.groups for one, other in zip(made, plan.earlier, strict=False))
+    for earlier in plan.earlier[len(made) if same else 0 :]:
         dense = _apply(dense, earlier)
         add_biases(dense, earlier.model.get(BIASES, ()))
     model = _apply(dense, plan)

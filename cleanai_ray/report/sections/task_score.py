@@ -15,7 +15,7 @@ _MOST = 20
 class TaskScoreChapter(ChapterWriter):
     """Perplexity or RMSE of the best trials, and what the rest of the report compares instead."""
 
-    position = 15
+    position = 17
     charts = ("score_macs",)
 
     def write(self, content: ReportContent) -> Chapter | None:
