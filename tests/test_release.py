@@ -146,7 +146,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
     wheel = built("build_wheel", tree, dist)
     (folder / "python").mkdir()
     python = python_without_package(folder / "python")
-    install = ["install", "--quiet", "--no-deps", "--no-index", "--no-compile", str(wheel)]
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--no-compile", "--ignore-installed", str(wheel)]
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--python", str(python), *install], capture_output=True, text=True, check=False
     )
