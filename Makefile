@@ -44,7 +44,7 @@ test-lower-bounds: setup
 	$(BIN)/python .ci/lower_bounds.py > $(LOWER)/constraints.txt
 	$(PYTHON) -m venv --clear $(LOWER)/venv
 	$(LOWER)/venv/bin/python -m pip install --quiet -c $(LOWER)/constraints.txt -e . pytest pytest-timeout \
-		hypothesis 'moto[server]'
+		hypothesis 'moto[server]' pypdfium2
 	$(LOWER)/venv/bin/python -m pytest -m 'not slow and not ray and not gpu' $(CORE_TESTS)
 
 dist: setup

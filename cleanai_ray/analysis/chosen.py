@@ -163,6 +163,8 @@ def reported_row(study: StudyFrames, trial_id: str, *, has_test: bool) -> dict[s
     if not has_test:
         return row
     row |= {"accuracy": row["accuracy_test"], "num_evaluated": row["num_test"], "score": row["score_test"]}
+    if row["score"] is not None:
+        row["score_dense"] = None  # that of all images, with which these do not compare
     row["accuracy_dense"] = (
         row["accuracy_test_dense"] if row["accuracy_test_dense"] is not None else row["accuracy_dense"]
     )

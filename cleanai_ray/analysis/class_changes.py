@@ -12,6 +12,7 @@ from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.image_evidence import hits_of, mask_of
 from cleanai_ray.analysis.numbers import p_text, percent
 from cleanai_ray.analysis.paired import exact_p
+from cleanai_ray.analysis.score_words import ACCURACY, words_of_study
 from cleanai_ray.storage.image_schemas import TEST
 
 
@@ -26,6 +27,7 @@ class ClassChange:
         num_images: Its images.
         p_value: P-value of McNemar's exact test, corrected by Holm for all classes; None where single images were not
             kept, so that there is no test.
+        is_counted: True if the scores are shares of right answers.
     """
 
     label: int
@@ -33,6 +35,7 @@ class ClassChange:
     accuracy: float
     num_images: int
     p_value: float | None
+    is_counted: bool = True
 
     @property
     def is_worse(self) -> bool:
@@ -40,6 +43,9 @@ class ClassChange:
         return self.p_value is not None and self.p_value < ALPHA and self.accuracy < self.dense
 
     def __str__(self) -> str:
+        if not self.is_counted:
+            verb = "fell" if self.accuracy < self.dense else "rose"
+            return f"class {self.label} {verb} from {percent(self.dense)} to {percent(self.accuracy)}"
         moved = round(self.num_images * (self.accuracy - self.dense))
         if not moved:
             return f"class {self.label} stayed at {percent(self.dense)}"
@@ -52,6 +58,8 @@ class ClassChange:
         """The change in a sentence, with whether it may be chance."""
         text = str(self)
         text = text[0].upper() + text[1:]
+        if not self.is_counted:
+            return f"{text}; single answers were not kept, so it is not known if that is chance."
         if self.p_value is None:
             return f"{text}; single images were not kept, so it is not known if that is chance."
         if round(self.num_images * (self.accuracy - self.dense)) == 0:
@@ -89,4 +97,5 @@ def _image_by_image(study: StudyFrames, trial_id: str) -> list[ClassChange]:
 def _recorded(study: StudyFrames, trial_id: str) -> list[ClassChange]:
     columns = ("label", "accuracy_dense", "accuracy", "num_evaluated")
     rows = study.classes.filter(pl.col("trial_id") == trial_id).select(columns).drop_nulls()
-    return [ClassChange(label, dense, accuracy, count, None) for label, dense, accuracy, count in rows.rows()]
+    counted = words_of_study(study).name == ACCURACY
+    return [ClassChange(label, dense, found, count, None, counted) for label, dense, found, count in rows.rows()]

@@ -16,6 +16,7 @@ from cleanai_ray.analysis.image_evidence import against_dense
 from cleanai_ray.analysis.named_trial import RECOMMENDED, named_trial
 from cleanai_ray.analysis.numbers import MINUS, times
 from cleanai_ray.analysis.risks import find_risks
+from cleanai_ray.analysis.score_words import is_counted
 from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.storage.image_schemas import TEST
 
@@ -75,7 +76,9 @@ def _sentence(outcome: str, why: str) -> str:
 def _loss(study: StudyFrames, row: dict[str, Any], limit: float) -> _Check:
     has_test = study.choice.has_test_images
     found = against_dense(study, row, TEST if has_test else None)
-    allowed = f"at most {limit:g} allowed"
+    allowed = f"less than {limit:g} allowed"
+    if not is_counted(row):
+        return _Check(False, f"has a score in {row['metric']}, and limits are of accuracy ({allowed})")
     if found is None:
         return _Check(False, f"has no interval of the accuracy lost in its tables ({allowed})")
     flattered = study.choice.optimism or 0.0
@@ -84,12 +87,21 @@ def _loss(study: StudyFrames, row: dict[str, Any], limit: float) -> _Check:
     images = f"{found.num_images:,} images that decided nothing" if has_test else f"{found.num_images:,} images"
     taken = f", {flattered:.2f} of them for the choice on the same images" if flattered else ""
     words = f"loses {_points(lost)} points of accuracy{taken}"
-    words += f" (95 % interval {_points(low)} to {_points(high)}, {allowed}) on {images}"
+    words += f" (95 % interval {_points(low)} to {_points(high, limit)}, {allowed}) on {images}"
     return _Check(high < limit, words)
 
 
-def _points(value: float) -> str:
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", MINUS)
+def _points(value: float, limit: float | None = None) -> str:
+    return _digits(value, limit).replace("-", MINUS)
+
+
+def _digits(value: float, limit: float | None) -> str:
+    """Return a number with two digits after the point, or as many as tell it from a limit that it is not."""
+    for digits in range(2, 7):
+        text = f"{round(value, digits) + 0.0:.{digits}f}"
+        if limit is None or value == limit or float(text) != limit:
+            break
+    return text
 
 
 def _speedup(study: StudyFrames, row: dict[str, Any], limit: float) -> _Check:
@@ -99,5 +111,5 @@ def _speedup(study: StudyFrames, row: dict[str, Any], limit: float) -> _Check:
         return _Check(False, f"was not timed {where} ({needed})")
     if low is None or high is None:
         return _Check(False, f"has {times(speed)} the speed {where}, without an interval ({needed})")
-    words = f"has {times(speed)} the speed {where} (95 % interval {low:.2f} to {high:.2f}, {needed})"
+    words = f"has {times(speed)} the speed {where} (95 % interval {_digits(low, limit)} to {high:.2f}, {needed})"
     return _Check(low >= limit, words)

@@ -16,8 +16,8 @@ from cleanai_ray.analysis.frames import StudyFrames, as_mapping, best_first
 from cleanai_ray.analysis.intervals import interval_of
 from cleanai_ray.analysis.numbers import NONE, milliseconds, p_text, percent, plural, points, quantity, size, times
 from cleanai_ray.analysis.pareto import pareto_front
-from cleanai_ray.analysis.risks.base import BLOCKING_LOSS
-from cleanai_ray.analysis.score_words import score_text
+from cleanai_ray.analysis.risks.base import BLOCKING_LOSS, BLOCKING_SHARE
+from cleanai_ray.analysis.score_words import ACCURACY, score_text
 from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.analysis.wording import describe_trial
 
@@ -186,7 +186,9 @@ def _knee(study: StudyFrames) -> Recommendation:
 
 def _usable(study: StudyFrames) -> pl.DataFrame:
     within = pl.col("loss_points").is_null() | (pl.col("loss_points") <= BLOCKING_LOSS)
-    return study.ok.filter(within & ~pl.col("is_broken").fill_null(False))
+    counted = pl.col("metric").fill_null(ACCURACY) == ACCURACY
+    keeps = (pl.col("accuracy") >= (1 - BLOCKING_SHARE) * pl.col("accuracy_dense")).fill_null(True)
+    return study.ok.filter(within & (counted | keeps) & ~pl.col("is_broken").fill_null(False))
 
 
 def _height(front: pl.DataFrame, study: StudyFrames, cost: str) -> pl.Expr:

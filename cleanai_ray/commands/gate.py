@@ -30,8 +30,14 @@ def gate(
     from cleanai_ray.analysis.gate import judge_gate
     from cleanai_ray.analysis.plugins import load_plugins_of
     from cleanai_ray.storage.run_directory import RunDirectory
+    from cleanai_ray.storage.status import STATUS_FILE, read_status
 
-    study = StudyFrames.load(RunDirectory(directory))
+    run = RunDirectory(directory)
+    state = read_status(run).state if run.exists(STATUS_FILE) else "finished"
+    if state != "finished":
+        print(f"Gate not passed: the last run in {run.location} is {state}, so its tables may be of an earlier one.")
+        return 1
+    study = StudyFrames.load(run)
     load_plugins_of(study)
     found = judge_gate(study, max_loss=max_loss, min_speedup=min_speedup, trial=trial)
     print(found.sentence)

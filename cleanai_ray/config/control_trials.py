@@ -76,6 +76,11 @@ def check_controls(sweep: SweepSection, labels: Sequence[str], model: ModelSecti
             "sweep.controls.kinds holds dense_finetuned, and finetune.epochs is 0; needed: at least 1, the fine-tuning "
             "that trials get"
         )
+    if finetune.between_steps and any(steps > 1 for steps in sweep.steps):
+        raise ValueError(
+            f"sweep.controls is given, and finetune.between_steps is {finetune.between_steps}, which controls do not "
+            "get; allowed beside controls: 0"
+        )
     timed = next((budget for budget in sweep.budgets if budget.resource == "latency"), None)
     if "torch_pruning" in section.kinds and timed is not None:
         raise ValueError(

@@ -57,6 +57,8 @@ def check_task(study: Study) -> None:
     if found is not None:
         key, value, usual = found
         raise ValueError(f"{key} is {value}; allowed for task {name}: {'null' if usual is None else usual}")
+    if study.finetune.label_smoothing and name in ("regression", "detection") and study.fine_tunes:
+        raise ValueError(f"finetune.label_smoothing is {study.finetune.label_smoothing:g}; allowed for task {name}: 0")
     if study.sweep.controls is not None:
         raise ValueError(f"sweep.controls is given; allowed for task {name}: null")
     if study.finetune.distillation is not None and name not in _TAUGHT:

@@ -19,6 +19,7 @@ from cleanai_ray.errors import DataError
 from cleanai_ray.registry import DATASETS
 
 _SPLITS = ("train", "val", "validation", "test")
+_CONSTANT = 1e-9
 _EXPECTED = "a folder with train.csv and val.csv or test.csv, whose columns are numbers and have the same names"
 
 
@@ -75,7 +76,9 @@ class Table(ImageSource):
                 f"[{len(self._columns)}], the number of its other columns"
             )
         values = self._values("train")
-        self._mean, self._std = values.mean(0), np.maximum(values.std(0), 1e-12)
+        self._mean, std = values.mean(0), values.std(0)
+        # A column that is constant in train.csv has no scale of its own.
+        self._std = np.where(std > _CONSTANT * np.maximum(np.abs(self._mean), 1.0), std, 1.0)
         self._tensors: dict[str, tuple[Tensor, Tensor]] = {}
 
     def _table(self, split: str) -> pa.Table:

@@ -52,7 +52,10 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 
 def check_batch(example_input: Tensor) -> Tensor:
-    """Return a random batch, of another size than models are traced with."""
+    """Return a random batch, of another size than models are traced with; of integers, the example's own."""
+    if not example_input.is_floating_point():
+        rolled = [example_input[:1].roll(place, -1) for place in range(_CHECK_BATCH)]
+        return torch.cat(rolled)
     generator = torch.Generator().manual_seed(0)
     return torch.randn(_CHECK_BATCH, *example_input.shape[1:], generator=generator, dtype=example_input.dtype)
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from cleanai_ray.deploy._files import check_batch, file_suffix, private_copy, quiet, require_same_output
 from cleanai_ray.deploy.plain_code import plain_code, program_code
 from cleanai_ray.deploy.plain_trace import record
-from cleanai_ray.deploy.standalone_files import CARD_FILE, CODE_FILE, PROGRAM_FILE, WEIGHTS_FILE
+from cleanai_ray.deploy.standalone_files import CARD_FILE, CODE_FILE, MARK, NEW_CARD_FILE, PROGRAM_FILE, WEIGHTS_FILE
 from cleanai_ray.deploy.torch_export import export_torch
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.registry import FORMATS
 
-_OWN = {CODE_FILE, CARD_FILE, WEIGHTS_FILE, PROGRAM_FILE, "__pycache__"}
+_OWN = {CODE_FILE, CARD_FILE, NEW_CARD_FILE, WEIGHTS_FILE, PROGRAM_FILE, "__pycache__"}
 """The names that an earlier export may have left in the folder."""
 
 
@@ -45,9 +45,14 @@ def export_standalone(model: nn.Module, example_input: Tensor, path: Path) -> Pa
         EvaluationError: When a hook is left on the model.
     """
     path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ArtifactError(f"'{path}' is a file, and this format is a folder; name another place")
     others = sorted({entry.name for entry in path.iterdir()} - _OWN) if path.is_dir() else []
     if others:
         raise ArtifactError(f"folder '{path}' holds '{others[0]}', which no export wrote; name an empty folder")
+    code = path / CODE_FILE
+    if code.exists() and MARK not in code.read_text(encoding="utf-8", errors="replace"):
+        raise ArtifactError(f"folder '{path}' holds a '{CODE_FILE}' that no export wrote; name an empty folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as made:
         folder = Path(made)
@@ -56,7 +61,7 @@ def export_standalone(model: nn.Module, example_input: Tensor, path: Path) -> Pa
             (folder / CODE_FILE).write_text(program_code(type(model).__name__, reason), encoding="utf-8")
             _require_same(model, example_input, folder)
         path.mkdir(exist_ok=True)
-        for name in _OWN - {entry.name for entry in folder.iterdir()}:
+        for name in _OWN - {CARD_FILE} - {entry.name for entry in folder.iterdir()}:
             _remove(path / name)
         for entry in folder.iterdir():
             entry.replace(path / entry.name)

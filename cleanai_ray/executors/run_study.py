@@ -217,6 +217,8 @@ def _run_trials(
 def _score_text(best: dict[str, Any]) -> str:
     if best.get("score") is None:
         return f"accuracy {best['accuracy']:.2%} (dense {best['accuracy_dense']:.2%})"
+    if best["score_dense"] is None:
+        return f"{best['metric']} {best['score']:.4g}"
     return f"{best['metric']} {best['score']:.4g} (dense {best['score_dense']:.4g})"
 
 

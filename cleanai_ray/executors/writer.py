@@ -238,7 +238,7 @@ class RunWriter:
         for trial_id in self._run.list("models"):
             if self._run.exists(record_name(trial_id)):
                 row = self._run.read_json(record_name(trial_id))["row"]
-                if row["status"] == schemas.OK:
+                if row["status"] == schemas.OK and (self._save_models == "all" or not row.get("control")):
                     yield row
 
 

@@ -184,11 +184,11 @@ def _on_the_others(cuts: Cuts, parameters: Mapping[str, int], name: str) -> Any:
 def _axis_of(parameter: Tensor, dim: int, value: Tensor) -> int:
     """Return the dimension of a value that a parameter has one entry for each of.
 
-    A parameter [C, 1, 1] says where its channels are. One of [C] is for the last dimension if that fits, else for maps.
+    The shape of a parameter says where it is, [C, 1, 1] before two others; if that does not fit, the second is taken.
     """
-    if parameter.dim() > 1:
-        return dim - parameter.dim()
-    return -1 if value.shape[-1] == len(parameter) else 1
+    axis = dim - parameter.dim()
+    fits = value.dim() >= -axis and value.shape[axis] == parameter.shape[dim]
+    return axis if fits else 1
 
 
 def _norm_of_the_others(channels: np.ndarray) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 import yaml
 from torch import Tensor, nn
@@ -15,13 +16,13 @@ from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.named_trial import NAMES, named_trial
 from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.config.study import parse_study
-from cleanai_ray.deploy.standalone_files import CARD_FILE
+from cleanai_ray.deploy.standalone_files import CARD_FILE, NEW_CARD_FILE
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.models import build_model, example_input
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.pruning.saved_model import load_model
 from cleanai_ray.registry import FORMATS
-from cleanai_ray.stages.model_card import UNKNOWN_LICENSE, model_card
+from cleanai_ray.stages.model_card import UNKNOWN_LICENSE, is_edited, model_card
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
 from cleanai_ray.tasks import find_task
@@ -58,6 +59,7 @@ def export_trial(
     suffix = getattr(export, "suffix", f".{format_name}")
     extra = [_calibration_batches(run, trial_id)] if getattr(export, "needs_images", False) else []
     example = example_input(section, batch_size=2, task=task)
+    frames = _tables_with(run, trial_id) if not suffix else None  # a folder has a card of what the tables say
     if format_name != "state_dict" and task.name != "classification":
         _require_tensor(model, example, format_name)
     with tempfile.TemporaryDirectory() as folder:
@@ -67,16 +69,45 @@ def export_trial(
             target = out or run.local_path(f"exports/{trial_id}{suffix}")
             target.parent.mkdir(parents=True, exist_ok=True)
         written = export(model, example, target, *extra)
-        if written.is_dir():
+        if frames is not None:
             plan = PruningPlan.from_json(run.read_text(f"models/{trial_id}/{PLAN_FILE}"))
-            card = model_card(StudyFrames.load(run), trial_id, plan, written, license_name)
-            (written / CARD_FILE).write_text(card, encoding="utf-8")
+            _write_card(written, model_card(frames, trial_id, plan, written, license_name))
         if is_here:
             return str(written)
         files = sorted(written.iterdir()) if written.is_dir() else [written]
         for file in files:
             run.write_bytes(f"exports/{file.relative_to(folder)}", file.read_bytes())
     return f"{run.location.rstrip('/')}/exports/{trial_id}{suffix}"
+
+
+def _write_card(folder: Path, card: str) -> None:
+    """Write a card; one that was edited stays, and the new one is written beside it."""
+    place = folder / CARD_FILE
+    if place.exists() and is_edited(place.read_text(encoding="utf-8")):
+        place = folder / NEW_CARD_FILE
+    place.write_text(card, encoding="utf-8")
+
+
+def _tables_with(run: RunDirectory, trial_id: str) -> StudyFrames:
+    """Return the tables of a run, which a card is made of, before anything is written.
+
+    Raises:
+        ArtifactError: When they do not hold the trial, or hold numbers of another model than the one that is exported.
+    """
+    frames = StudyFrames.load(run)
+    found = frames.ok.filter(pl.col("trial_id") == trial_id)
+    if found.is_empty():
+        raise ArtifactError(
+            f"results.parquet holds no trial '{trial_id}' that succeeded, so there is no card of it (state_dict "
+            "exports a model without one)"
+        )
+    bits = found["quantization"][0]
+    if bits not in (None, "none"):
+        raise ArtifactError(
+            f"trial '{trial_id}' was measured in {bits}, and a standalone folder holds the model in float32; name the "
+            "same trial without quantisation, or another format"
+        )
+    return frames
 
 
 def _require_tensor(model: nn.Module, example: Tensor, format_name: str) -> None:

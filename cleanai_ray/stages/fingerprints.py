@@ -48,8 +48,11 @@ def _of_weights(study: Study) -> list[Any]:
     """Return the sections that the dense weights depend on, and the digest of a weights file's content."""
     weights = study.model.weights
     content = None if weights in (None, "pretrained") else _content_digest(str(weights))
-    if weights == "pretrained" and (name := ModelName.parse(study.model.name)) is not None and name.folder is not None:
-        content = digest({path.name: _content_digest(str(path)) for path in sorted(name.folder.glob("*.*"))})
+    if (name := ModelName.parse(study.model.name)) is not None and name.folder is not None:
+        # The architecture and the order of the classes are in files of the folder, whatever the weights are.
+        files = sorted(name.folder.rglob("*" if weights == "pretrained" else "*.json"))
+        held = {str(path.relative_to(name.folder)): _content_digest(str(path)) for path in files if path.is_file()}
+        content = digest([content, held])
     model = _model(study, {"expected_accuracy"})
     if study.model.train is not None and study.model.train.optimizer == "sgd":
         del model["train"]["optimizer"]  # as before there was a choice, so that trained models stay valid

@@ -15,7 +15,10 @@ from cleanai_ray.analysis.frames import StudyFrames, as_mapping
 from cleanai_ray.analysis.image_evidence import against_dense
 from cleanai_ray.analysis.intervals import interval_of, speedup_of
 from cleanai_ray.analysis.numbers import NONE, change, milliseconds, percent, plural, quantity, size
+from cleanai_ray.analysis.score_words import is_counted, score_text, words_of
 from cleanai_ray.analysis.wording import describe_trial
+from cleanai_ray.config.digests import digest
+from cleanai_ray.config.task import CLASSIFICATION
 from cleanai_ray.deploy.standalone_files import PROGRAM_FILE
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.pruning.plan import PruningPlan
@@ -55,10 +58,24 @@ def model_card(frames: StudyFrames, trial_id: str, plan: PruningPlan, folder: Pa
         "## Licence",
         _licence(frames, license_name),
     ]
-    return f"---\n{_header(frames, trial, license_name)}---\n\n" + "\n\n".join(parts) + "\n"
+    return _sealed(f"---\n{_header(frames, trial, license_name)}---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def _sealed(text: str) -> str:
+    """Return a card with a last line, a comment, that tells whether it was edited."""
+    return f"{text}\n<!-- {digest([text])} -->\n"
+
+
+def is_edited(card: str) -> bool:
+    """Return whether a card is not as `model_card` wrote it."""
+    text = "\n".join(card.rstrip("\n").split("\n")[:-2]) + "\n"
+    return card != _sealed(text)
 
 
 def _header(frames: StudyFrames, trial: Mapping[str, Any], license_name: str) -> str:
+    header = {"library_name": "pytorch", "license": license_name, "tags": _TAGS}
+    if not is_counted(trial):
+        return yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=100)
     data = str(as_mapping(frames.study.get("data")).get("name", "unknown"))
     split = str(as_mapping(frames.study.get("evaluation")).get("split", "test"))
     measured = {
@@ -66,11 +83,8 @@ def _header(frames: StudyFrames, trial: Mapping[str, Any], license_name: str) ->
         "dataset": {"name": data, "type": data, "split": split},
         "metrics": [{"type": "accuracy", "name": "Top-1 accuracy", "value": round(float(trial["accuracy"]), 6)}],
     }
-    header = {
-        "library_name": "pytorch",
-        "license": license_name,
+    header |= {
         "pipeline_tag": "image-classification",
-        "tags": _TAGS,
         "metrics": ["accuracy"],
         "model-index": [{"name": f"{frames.name}/{trial['trial_id']}", "results": [measured]}],
     }
@@ -80,7 +94,10 @@ def _header(frames: StudyFrames, trial: Mapping[str, Any], license_name: str) ->
 def _summary(frames: StudyFrames, trial: Mapping[str, Any], plan: PruningPlan) -> str:
     interval, images = interval_of(trial), trial.get("num_evaluated")
     words = f"A {plan.model.get('class', 'network')} with {percent(trial['params_share'], 0)} of the parameters and "
-    words += f"{percent(trial['macs_share'], 0)} of the multiply-accumulates (MACs) of the dense network. It gets "
+    words += f"{percent(trial['macs_share'], 0)} of the multiply-accumulates (MACs) of the dense network. "
+    if not is_counted(trial):
+        return words + f"It reaches {score_text(trial)}."
+    words += "It gets "
     words += f"{percent(trial['accuracy'])} right"
     words += f" (95 % interval {interval})" if interval else ""
     words += f" of {plural(images, 'image')} of `{as_mapping(frames.study.get('data')).get('name')}`" if images else ""
@@ -102,7 +119,9 @@ with torch.no_grad():
     scores = model(images)
 ```
 
-`images` is a float tensor [N, {", ".join(map(str, shape))}] with N of any size; `scores` is [N, {classes}]."""
+`images` is a tensor [N, {", ".join(map(str, shape))}] with N of any size"""
+    is_classifier = as_mapping(frames.study.get("task")).get("name", CLASSIFICATION) == CLASSIFICATION
+    text += f"; `scores` is [N, {classes}]." if is_classifier else "."
     if (folder / PROGRAM_FILE).exists():
         text += f" The network is a `torch.export` program, `{PROGRAM_FILE}`."
     preprocessing = as_mapping(frames.environment.get("preprocessing"))
@@ -116,8 +135,10 @@ def _numbers(frames: StudyFrames, trial: Mapping[str, Any]) -> str:
     interval = interval_of(trial)
     dense = interval_of({**trial, "accuracy": trial.get("accuracy_dense")})
     found = against_dense(frames, trial, TEST if has_test_images(frames) else None)
+    words = words_of(trial.get("metric"))
+    name = "Top-1 accuracy" if is_counted(trial) else words.compared
     rows = [
-        ("Top-1 accuracy", _with(trial.get("accuracy_dense"), dense), _with(trial["accuracy"], interval), NONE),
+        (name, _with(trial.get("accuracy_dense"), dense), _with(trial["accuracy"], interval), NONE),
         *_costs(trial),
         (
             "Latency, " + (frames.target or "batch 1"),
@@ -132,7 +153,9 @@ def _numbers(frames: StudyFrames, trial: Mapping[str, Any]) -> str:
     table += ["| " + " | ".join(cells) + " |" for cells in rows if cells[2] != NONE]
     images = trial.get("num_evaluated")
     note = "Intervals are of 95 %: Wilson's for an accuracy, the paired score interval for a difference."
-    if images:
+    if not is_counted(trial):
+        note = words.explained
+    elif images:
         decided = "decided nothing" if has_test_images(frames) else "also decided which trial was chosen"
         note = f"Accuracies are on {plural(images, 'image')} that {decided}. {note}"
     return "\n".join(table) + f"\n\n{note}"

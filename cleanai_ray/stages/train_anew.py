@@ -14,6 +14,7 @@ from torch import nn
 from cleanai_ray.config.digests import digest
 from cleanai_ray.config.sections import HELD_BACK, TrainSection
 from cleanai_ray.config.study import Study, Trial
+from cleanai_ray.errors import ModelError
 from cleanai_ray.models import build_model
 from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.nn.open_attention import open_attention
@@ -39,6 +40,7 @@ def with_random_weights(workspace: Workspace, trial: Trial, plan: PruningPlan) -
     """
     section = workspace.study.model.model_copy(update={"weights": None, "train": None})
     fresh = build_model(section, seed=_seed(workspace.study, trial))
+    _require_random(fresh, build_model(section, seed=_seed(workspace.study, trial) + 1))
     model = apply_plan(fresh, plan)
     before = dict(open_attention(fresh).named_modules())
     with torch.no_grad():
@@ -48,6 +50,23 @@ def with_random_weights(workspace: Workspace, trial: Trial, plan: PruningPlan) -
                 assert isinstance(weight, torch.Tensor)
                 module.weight.mul_(math.sqrt(weight[0].numel() / module.weight[0].numel()))
     return model.to(workspace.device)
+
+
+def _require_random(first: nn.Module, second: nn.Module) -> None:
+    """Check that two networks of different seeds have different weights.
+
+    Raises:
+        ModelError: When a convolution or a linear layer has the same ones.
+    """
+    others = dict(second.named_modules())
+    for name, module in first.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.weight.any():
+            other = others[name].weight
+            if isinstance(other, torch.Tensor) and torch.equal(module.weight, other):
+                raise ModelError(
+                    f"layer '{name}' has the same weights whatever the seed is, so model.factory or model.options sets "
+                    "them; needed for a control that is trained from scratch: random weights"
+                )
 
 
 def _seed(study: Study, trial: Trial) -> int:

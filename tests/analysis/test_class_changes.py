@@ -58,3 +58,9 @@ def test_without_single_images_the_recorded_classes_are_told_without_a_test() ->
         "is chance."
     )
     assert class_changes(study) == ()
+
+
+def test_a_class_of_another_score_is_not_counted_in_images() -> None:
+    fell, same = ClassChange(3, 0.51, 0.46, 100, None, is_counted=False), ClassChange(3, 0.51, 0.49, 20, None, False)
+    assert fell.sentence.startswith("Class 3 fell from 51.0 % to 46.0 %; single answers were not kept")
+    assert same.sentence.startswith("Class 3 fell from 51.0 % to 49.0 %")

@@ -67,6 +67,20 @@ def test_the_lower_end_of_the_speed_up_decides(low: float | None, high: float | 
     assert ("loses" in found.sentence) == passed, "what was not passed is named, and nothing else"
 
 
+def test_the_end_that_decides_is_told_with_the_digits_that_decide() -> None:
+    found = judge_gate(
+        study_of([2], speedup_b1=1.6, speedup_b1_low=1.4997, speedup_b1_high=1.7), max_loss=None, min_speedup=1.5
+    )
+    assert not found.passed
+    assert "1.4997 to 1.70, at least 1.5 needed" in found.sentence
+
+
+def test_a_limit_of_accuracy_is_not_for_another_score() -> None:
+    found = judge_gate(study_of([2], metric="mIoU", score=0.6), max_loss=90.0, min_speedup=None)
+    assert not found.passed
+    assert "has a score in mIoU, and limits are of accuracy" in found.sentence
+
+
 def test_what_was_not_measured_is_not_passed() -> None:
     assert "was not timed" in judge_gate(study_of([2]), max_loss=None, min_speedup=1.0).sentence
     study = study_of([2])

@@ -28,6 +28,28 @@ def test_the_exit_code_is_the_outcome(tmp_path: Path, capsys: pytest.CaptureFixt
         assert captured.err == ""
 
 
+@pytest.mark.parametrize("state", ["running", "failed"])
+def test_tables_of_an_earlier_run_are_not_judged(
+    state: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = synthetic.make(methods=("wanda",), ratios=(0.3,), modes=("local",))
+    for row in tables.results:
+        row |= {"lost": 0, "gained": 60}
+    run = tables.write(tmp_path / "run")
+    assert main(["gate", run.location, "--max-loss", "5"]) == 0
+    status = {
+        "study": "s",
+        "state": state,
+        "started": "2030-01-01T00:00:00+00:00",
+        "updated": "2030-01-01T00:00:00+00:00",
+        **dict.fromkeys(("trials_total", "trials_done", "trials_failed"), 1),
+    }
+    run.write_json("status.json", status)
+    capsys.readouterr()
+    assert main(["gate", run.location, "--max-loss", "5"]) == 1
+    assert f"the last run in {run.location} is {state}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "fact"),
     [([], "--max-loss"), (["--max-loss", "-1"], "--max-loss"), (["--max-loss", "1", "--trial", "none"], "'none'")],

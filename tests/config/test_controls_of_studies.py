@@ -51,6 +51,12 @@ def test_controls_come_after_the_trials_which_keep_their_names() -> None:
     assert "control" not in plain[0].request
 
 
+def test_controls_do_not_train_between_steps() -> None:
+    given = {"finetune": {"between_steps": 2}, "sweep": {"steps": [1, 3], "controls": {"kinds": ["scratch"]}}}
+    with pytest.raises(StudyError, match=r"finetune.between_steps is 2, which controls do not get; allowed .*: 0"):
+        parse_study({**DOCUMENT, **{name: {**DOCUMENT[name], **fields} for name, fields in given.items()}})
+
+
 def test_a_control_has_the_widths_that_the_file_names() -> None:
     named = {"kinds": ["scratch", "narrow"], "amounts": [0.5], "widths_of": "random", "mode": "local"}
     scratch, _, narrow, _ = controls_of(study_with(named))

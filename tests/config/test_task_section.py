@@ -52,6 +52,14 @@ def test_classification_is_the_default() -> None:
             {"task": {"name": "regression"}, "finetune": {"epochs": 1, "distillation": {}}},
             "finetune.distillation is set; allowed for task regression: null",
         ),
+        (
+            {"task": {"name": "regression"}, "finetune": {"epochs": 1, "label_smoothing": 0.1}},
+            "finetune.label_smoothing is 0.1; allowed for task regression: 0",
+        ),
+        (
+            {"model": {**document()["model"], "expected_accuracy": 0.5}},
+            "model.expected_accuracy is 0.5; allowed for task segmentation: null",
+        ),
     ],
 )
 def test_what_does_not_suit_a_task_is_refused(changes: dict[str, Any], message: str) -> None:

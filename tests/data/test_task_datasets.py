@@ -122,6 +122,12 @@ class TestTables:
         assert targets.tolist() == [[0.0]]
         assert source.dataset("train").batch([1, 0])[1].tolist() == [[1.0], [-1.0]]
 
+    def test_a_column_that_is_constant_in_training_keeps_its_units(self, tmp_path: Path) -> None:
+        (tmp_path / "train.csv").write_text("rare,y\n0.1,1\n0.1,3\n0.1,3\n")
+        (tmp_path / "val.csv").write_text("rare,y\n1.1,2\n")
+        source = opened("table", tmp_path, "regression", [1], 1, targets=["y"])
+        assert source.dataset("val").batch([0])[0].flatten().tolist() == pytest.approx([1.0])
+
     def test_what_is_wrong_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "train.csv").write_text("a,y\n0,1\n2,3\n")
         with pytest.raises(DataError, match=r"data.options.targets is \['z'\]; allowed: a list of columns"):

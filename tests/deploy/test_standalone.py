@@ -197,12 +197,23 @@ def test_a_folder_is_replaced_if_an_export_made_it_and_refused_otherwise(tmp_pat
     (folder / "README.md").write_text("a card")
     layer = nn.Sequential(nn.Flatten(), nn.Linear(768, 2)).eval()
     export_standalone(layer, EXAMPLE, folder)
-    assert sorted(entry.name for entry in folder.iterdir()) == ["model.py", "model.safetensors"]
+    assert sorted(entry.name for entry in folder.iterdir()) == ["README.md", "model.py", "model.safetensors"]
+    assert (folder / "README.md").read_text() == "a card"
     (folder / "thesis.tex").write_text("mine")
     with pytest.raises(ArtifactError, match=r"holds 'thesis\.tex', which no export wrote"):
         export_standalone(layer, EXAMPLE, folder)
     assert (folder / "thesis.tex").read_text() == "mine"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_somebody_else_wrote_is_refused(tmp_path: Path) -> None:
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(768, 2)).eval()
+    (tmp_path / "model.py").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"holds a 'model\.py' that no export wrote"):
+        export_standalone(layer, EXAMPLE, tmp_path)
+    with pytest.raises(ArtifactError, match="is a file, and this format is a folder"):
+        export_standalone(layer, EXAMPLE, tmp_path / "model.py")
+    assert (tmp_path / "model.py").read_text() == "mine"
 
 
 def test_a_reason_cannot_end_the_text_that_it_stands_in() -> None:

@@ -11,9 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import small_study as small
+import torch
+from torch import nn
 
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.config.study import Study, parse_study
+from cleanai_ray.errors import ModelError
 from cleanai_ray.executors.checkpoints import record_name
 from cleanai_ray.executors.counts import SweepState
 from cleanai_ray.executors.writer import RunWriter
@@ -164,6 +167,20 @@ def test_random_weights_are_those_of_a_network_of_that_width() -> None:
     assert not np.array_equal(weights[0], weights[2])
     assert weights[0].std() == pytest.approx(math.sqrt(2 / (9 * 32)), rel=0.03)
     assert measure_complexity(one, example).macs < 0.3 * measure_complexity(dense, example).macs
+
+
+def test_weights_that_do_not_depend_on_the_seed_are_no_random_ones() -> None:
+    from cleanai_ray.stages.train_anew import _require_random
+
+    def net(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))
+
+    first, second = net(0), net(1)
+    _require_random(first, second)
+    second[1].load_state_dict(first[1].state_dict())  # type: ignore[index]
+    with pytest.raises(ModelError, match="layer '1' has the same weights whatever the seed is"):
+        _require_random(first, second)
 
 
 @pytest.mark.ray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,54 @@ def test_a_trial_becomes_a_folder_with_a_card(
         "## Licence\n\n`mit`.",
     ):
         assert fact in body, fact
+
+
+def test_a_card_that_was_edited_stays(run: RunDirectory, tmp_path: Path) -> None:
+    words = ["export", run.location, "--format", "standalone", "--out", str(tmp_path / "small")]
+    card_file, new = tmp_path / "small" / "README.md", tmp_path / "small" / "README.new.md"
+    assert main(words) == 0
+    written = card_file.read_text()
+    assert main([*words, "--license", "mit"]) == 0
+    assert "`mit`." in card_file.read_text() != written
+    card_file.write_text(f"{written}\nTrained by us.\n")
+    assert main(words) == 0
+    assert card_file.read_text() == f"{written}\nTrained by us.\n"
+    assert new.read_text() == written
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"quantization": "int8"}, "was measured in int8, and a standalone folder holds the model in float32"),
+        ({"status": "error", "error": "x"}, "holds no trial 'the-trial' that succeeded"),
+    ],
+)
+def test_what_the_tables_do_not_say_of_the_model_is_refused_before_anything_is_written(
+    changes: dict[str, Any], said: str, run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied, out = RunDirectory(tmp_path / "run"), tmp_path / "small"
+    shutil.copytree(run.local_path(""), tmp_path / "run")
+    (row,) = copied.read_table(schemas.RESULTS_FILE).to_pylist()
+    copied.write_table(schemas.RESULTS_FILE, schemas.to_table([row | changes], schemas.RESULTS))
+    words = ["export", copied.location, "--trial", "the-trial", "--format", "standalone", "--out", str(out)]
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_card_of_another_task_tells_its_own_score(run: RunDirectory, tmp_path: Path) -> None:
+    copied = RunDirectory(tmp_path / "run")
+    shutil.copytree(run.local_path(""), tmp_path / "run")
+    (row,) = copied.read_table(schemas.RESULTS_FILE).to_pylist()
+    changed = row | {"metric": "RMSE", "score": 0.31, "score_dense": 0.22}
+    copied.write_table(schemas.RESULTS_FILE, schemas.to_table([changed], schemas.RESULTS))
+    out = tmp_path / "small"
+    assert main(["export", copied.location, "--format", "standalone", "--out", str(out)]) == 0
+    header, body = card((out / "README.md").read_text())
+    assert not {"model-index", "pipeline_tag", "metrics"} & header.keys()
+    assert "It reaches RMSE 0.31 (R\N{SUPERSCRIPT TWO} 90.0 %)" in body
+    assert "Top-1" not in body
+    assert " right" not in body
 
 
 def test_a_card_is_read_by_the_library_of_the_hub(run: RunDirectory, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import polars as pl
 
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import percent, plural
-from cleanai_ray.analysis.risks.base import BLOCKING_LOSS, LARGE_LOSS, Check, Risk, Severity
+from cleanai_ray.analysis.risks.base import BLOCKING_LOSS, BLOCKING_SHARE, LARGE_LOSS, Check, Risk, Severity
+from cleanai_ray.analysis.score_words import is_counted
 from cleanai_ray.registry import RISKS
 
 
@@ -25,8 +26,9 @@ class AccuracyLoss(Check):
         if best is None or best["loss_points"] is None:
             return
         lost = best["loss_points"]
-        if lost > LARGE_LOSS:
-            blocking = lost > BLOCKING_LOSS
+        too_much = not is_counted(best) and lost > 100 * BLOCKING_SHARE * best["accuracy_dense"]
+        if lost > LARGE_LOSS or too_much:
+            blocking = lost > BLOCKING_LOSS or too_much
             sentence = (
                 f"The best trial loses {lost:.1f} points against the dense model "
                 f"({percent(best['accuracy'])} against {percent(best['accuracy_dense'])})."

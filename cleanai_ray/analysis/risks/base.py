@@ -14,6 +14,9 @@ Severity = Literal["high", "medium", "info"]
 LARGE_LOSS, BLOCKING_LOSS = 1.0, 5.0
 """Points below the dense model beyond which a loss is named, and beyond which no trial is acceptable."""
 
+BLOCKING_SHARE = 0.2
+"""Share of the dense score beyond which no loss is acceptable, whatever the points, where the score is not accuracy."""
+
 MOST_DETAILS = 12
 """The most lines that a risk lists; failed trials are always listed in full."""
 

@@ -38,8 +38,14 @@ class Controls(ChapterWriter):
         """Return the chapter; None where the study has no control with a result."""
         found = beside_controls(content.study)
         failed = len(content.study.control_results) - len(found)
-        if not found:
+        if not found and not failed:
             return None
+        if not found:
+            told = [
+                Paragraph(f"{row['trial_id']}: {row['error'] or 'no result'}")
+                for row in content.study.control_results.iter_rows(named=True)
+            ]
+            return Chapter("Does pruning pay?", (Paragraph("That is not known: every control failed."), *told))
         images = "the images that decided nothing" if has_test_images(content.study) else "all scored images"
         blocks: list[Block] = [_verdict(found), *content.charts(*self.charts)]
         blocks.append(Table(_COLUMNS, tuple(_row(each) for each in found)))
