@@ -73,7 +73,7 @@ def is_edited(card: str) -> bool:
 
 
 def _header(frames: StudyFrames, trial: Mapping[str, Any], license_name: str) -> str:
-    header = {"library_name": "pytorch", "license": license_name, "tags": _TAGS}
+    header: dict[str, Any] = {"library_name": "pytorch", "license": license_name, "tags": _TAGS}
     if not is_counted(trial):
         return yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=100)
     data = str(as_mapping(frames.study.get("data")).get("name", "unknown"))
