@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import yaml
 
 from cleanai_ray import __version__
@@ -20,7 +19,6 @@ from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.config.digests import digest
 from cleanai_ray.config.task import CLASSIFICATION
 from cleanai_ray.deploy.standalone_files import PROGRAM_FILE
-from cleanai_ray.errors import ArtifactError
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.storage.image_schemas import TEST
 
@@ -39,12 +37,7 @@ def model_card(frames: StudyFrames, trial_id: str, plan: PruningPlan, folder: Pa
         plan: Its plan.
         folder: The folder that the model was exported to, for how it is loaded.
         license_name: The licence of the model, as Hugging Face's hub names it.
-
-    Raises:
-        ArtifactError: When the tables do not hold the trial.
     """
-    if frames.ok.filter(pl.col("trial_id") == trial_id).is_empty():
-        raise ArtifactError(f"results.parquet holds no trial '{trial_id}' that succeeded, so there is no card of it")
     trial = reported_row(frames, trial_id, has_test=has_test_images(frames))
     parts = [
         f"# {plan.model.get('class', 'A network')}, pruned",

@@ -6,25 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from report.with_images import study_with_images
+from report.with_images import DECIDES, DENSE, MOST_ACCURATE, N, right, study_with_images
 
 from cleanai_ray.analysis.findings import find
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.risks import find_risks
 from cleanai_ray.analysis.verdict import judge
-
-N = 2000
-DECIDES = np.arange(N) < N // 2
-MOST_ACCURATE = {"recommend": {"max_macs": 1.0}}
-
-
-def right(validation: int, test: int) -> np.ndarray:
-    """The first so many images of each half are right."""
-    place = np.arange(N) % (N // 2)
-    return np.where(DECIDES, place < validation, place < test)
-
-
-DENSE = right(930, 930)
 
 
 def test_images_that_decide_choose_and_the_others_report() -> None:

@@ -8,26 +8,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from report.with_images import study_with_images
+from report.with_images import DECIDES, DENSE, MOST_ACCURATE, N, right, study_with_images
 
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.gate import judge_gate
 from cleanai_ray.analysis.named_trial import named_trial
 from cleanai_ray.analysis.paired import PairedDifference
 from cleanai_ray.errors import ArtifactError
-
-N = 2000
-DECIDES = np.arange(N) < N // 2
-MOST_ACCURATE = {"recommend": {"max_macs": 1.0}}
-
-
-def right(validation: int, test: int) -> np.ndarray:
-    """The first so many images of each half are right."""
-    place = np.arange(N) % (N // 2)
-    return np.where(DECIDES, place < validation, place < test)
-
-
-DENSE = right(930, 930)
 
 
 def study_of(losses: list[int], decides: np.ndarray = DECIDES, **columns: Any) -> StudyFrames:

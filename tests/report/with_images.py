@@ -12,6 +12,19 @@ from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.image_schemas import CORRECT, IMAGES, TEST, VALIDATION, Bits, pack
 
+N = 2000
+DECIDES = np.arange(N) < N // 2
+MOST_ACCURATE = {"recommend": {"max_macs": 1.0}}
+
+
+def right(validation: int, test: int) -> np.ndarray:
+    """The first so many images of each half are right."""
+    place = np.arange(N) % (N // 2)
+    return np.where(DECIDES, place < validation, place < test)
+
+
+DENSE = right(930, 930)
+
 
 def study_with_images(
     trials: Sequence[Mapping[str, Any]],
