@@ -145,6 +145,18 @@ def test_the_report_compares_and_older_tables_are_read(controlled: tuple[Study, 
     assert "Does pruning pay?" not in (tmp_path / "report.html").read_text()
 
 
+def test_controls_that_all_failed_are_told(controlled: tuple[Study, Path, str], tmp_path: Path) -> None:
+    rows = pq.read_table(controlled[1] / schemas.RESULTS_FILE).to_pylist()
+    for row in rows:
+        if row["control"] is not None:
+            row |= {"status": schemas.FAILED, "error": f"the peer gave up on {row['control']}"}
+    RunDirectory(tmp_path).write_table(schemas.RESULTS_FILE, schemas.to_table(rows, schemas.RESULTS))
+    make_report(RunDirectory(tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    assert "every control failed" in page
+    assert "the peer gave up on scratch" in page
+
+
 def test_random_weights_are_those_of_a_network_of_that_width() -> None:
     """ResNet-20 is initialised with a variance of 2 over 9 times its outputs, which half the width doubles."""
     from cleanai_ray.config.sections import PruningSection
