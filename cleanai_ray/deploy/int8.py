@@ -37,13 +37,22 @@ def to_int8(model: nn.Module, example_input: Tensor, batches: Iterable[tuple[Ten
     first = next(images, None)
     if first is None:
         raise ArtifactError("quantisation to int8 needs calibration images, and the batches hold 0")
-    content = _quantize(to_onnx(model, example_input), itertools.chain([first], images))
+    content = quantize_file(to_onnx(model, example_input), itertools.chain([first], images))
     if not np.isfinite(open_session(content)(first)).all():
         raise ArtifactError(f"{type(model).__name__}, quantised to int8, returns values that are not finite")
     return content
 
 
-def _quantize(content: bytes, images: Iterator[Tensor]) -> bytes:
+def quantize_file(content: bytes, images: Iterator[Tensor]) -> bytes:
+    """Quantise the content of an ONNX file, as `to_int8` says.
+
+    Args:
+        content: An ONNX file whose input is called `images`.
+        images: Calibration images [N, ...], of a batch size that the file takes; at least one batch.
+
+    Raises:
+        ArtifactError: When the model cannot be quantised.
+    """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 

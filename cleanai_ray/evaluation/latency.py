@@ -1,47 +1,68 @@
-"""Latency of forward passes: several models interleaved, warmed up, percentiles over runs."""
+"""Latency of forward passes in the back ends that `evaluation.latency.backends` names, at several batch sizes."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.config.evaluation import LatencySection
+from cleanai_ray.config.evaluation import Backend, LatencySection
+from cleanai_ray.config.target import TargetBackendName, TargetSection
 from cleanai_ray.errors import EvaluationError
-from cleanai_ray.evaluation.backends import Forward, prepare, require_backends
-from cleanai_ray.evaluation.machine import describe_device, device_name
 from cleanai_ray.evaluation.memory import peak_memory
-from cleanai_ray.evaluation.rounds import Timing, summarise, take_turns
-from cleanai_ray.evaluation.target_latency import torch_threads
-from cleanai_ray.nn.hooks import require_no_hooks
-from cleanai_ray.nn.modes import evaluation_mode
+from cleanai_ray.evaluation.target_latency import (
+    batch_of,
+    latency_row,
+    named,
+    prepare_all,
+    require_timeable,
+    time_runs,
+    torch_threads,
+)
+from cleanai_ray.evaluation.targets.base import Run, TargetBackend
+from cleanai_ray.registry import TARGETS
 
-_NANOSECONDS_PER_MILLISECOND = 1e6
+_FIELD = "evaluation.latency.backends"
+
+_TARGETS: dict[Backend, TargetBackendName] = {
+    "eager": "torch",
+    "compile": "torch_compile",
+    "onnxruntime": "onnxruntime",
+}
+"""The back ends of targets, by the names that they have in `evaluation.latency.backends` and in tables."""
 
 
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def require_installed(section: LatencySection) -> None:
+    """Check that the packages which a section's back ends need are installed.
+
+    Raises:
+        EvaluationError: When one is missing; the message names it.
+    """
+    for name in section.backends:
+        with named(f"{_FIELD} has {name}"):
+            TARGETS.get(_TARGETS[name]).require_packages()
 
 
-def _time(forward: Forward, batch: Tensor, finish: Callable[[], None]) -> float:
-    finish()
-    start = time.perf_counter_ns()
-    forward(batch)
-    finish()
-    return (time.perf_counter_ns() - start) / _NANOSECONDS_PER_MILLISECOND
+def require_backends(section: LatencySection, device: torch.device | str) -> None:
+    """Check, before anything is pruned, that every back end of a section works in this process.
+
+    Raises:
+        EvaluationError: When one does not; the message names the field and what is allowed.
+    """
+    require_installed(section)
+    for name in section.backends:
+        with named(f"{_FIELD} has {name}"):
+            _open(name, section, 1, torch.device(device))
 
 
-def _rounds(
-    forwards: Mapping[str, Forward], batch: Tensor, *, warmup: int, runs: int, finish: Callable[[], None]
-) -> dict[str, list[float]]:
-    """Time every model once a round, in an order that changes every round; return milliseconds by model."""
-    timers = {name: (lambda run=run: _time(run, batch, finish)) for name, run in forwards.items()}
-    return take_turns(timers, warmup=warmup, runs=runs)
+def _open(name: Backend, section: LatencySection, batch_size: int, device: torch.device) -> TargetBackend:
+    target = TargetSection(backend=_TARGETS[name], batch_size=batch_size, threads=section.threads)
+    backend: TargetBackend = TARGETS.get(target.backend)(target, device)
+    if backend.device.type != device.type:
+        raise EvaluationError(f"it is timed on CPUs only, and the device is {device}; allowed there: eager, compile")
+    return backend
 
 
 def measure_latency(
@@ -51,7 +72,7 @@ def measure_latency(
     *,
     device: torch.device | str = "cpu",
 ) -> list[dict[str, Any]]:
-    """Time forward passes of several models under the same conditions.
+    """Time forward passes of several models under the same conditions; the models are not changed.
 
     For each back end and batch size there are `section.warmup` untimed and `section.runs` timed rounds. In each round
     every model is timed once, in alternating order, so that a noisy machine affects all of them alike. On CUDA a time
@@ -60,7 +81,7 @@ def measure_latency(
     so it does not change when the whole machine gets slower or faster meanwhile.
 
     Args:
-        models: The models by variant ("dense", "pruned"). They are moved to the device.
+        models: The models by variant ("dense", "pruned").
         example_input: Images [N, ...], repeated or cut to each batch size.
         section: Back ends, batch sizes, rounds and CPU threads.
         device: Where to run.
@@ -72,76 +93,37 @@ def measure_latency(
         EvaluationError: When there is no model or no example, a hook is left on a model, or a back end does not work
             here.
     """
-    device = torch.device(device)
+    require_timeable(models, example_input)
     require_backends(section, device)
     rows = []
-    with _conditions(models, example_input, section, device):
-        for backend in section.backends:
-            forwards_for = prepare(backend, models, example_input, section.threads)
-            for batch_size in section.batch_sizes:
-                batch = _batch_of(example_input, batch_size, device)
-                forwards = forwards_for(batch)
-                with torch.inference_mode():
-                    times = _time_batch(forwards, batch, section, device)
-                    peaks = {name: _peak(backend, models[name], run, batch) for name, run in forwards.items()}
-                for name, timing in summarise(times).items():
-                    row = {**_row(name, timing, batch_size, section, device), "backend": backend}
-                    rows.append({**row, "peak_memory_bytes": peaks[name]})
+    with torch_threads(section.threads):
+        for name in section.backends:
+            with named(f"{_FIELD} has {name}"):
+                rows += list(_rows(name, models, example_input, section, torch.device(device)))
     return rows
 
 
-@contextmanager
-def _conditions(
-    models: Mapping[str, nn.Module], example_input: Tensor, section: LatencySection, device: torch.device
-) -> Iterator[None]:
-    """Check the models, and hold the conditions of timing within the context: device, threads and evaluation mode."""
-    if not models or len(example_input) == 0:
-        raise EvaluationError(
-            f"latency was asked of {len(models)} models with {len(example_input)} examples, at least 1 each is needed"
-        )
-    for model in models.values():
-        require_no_hooks(model)
-    with ExitStack() as stack:
-        stack.enter_context(torch_threads(section.threads))
-        for model in models.values():
-            stack.enter_context(evaluation_mode(model.to(device)))
-        yield
+def _rows(
+    name: Backend, models: Mapping[str, nn.Module], example_input: Tensor, section: LatencySection, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one back end."""
+    ready: dict[str, nn.Module] = {}
+    for batch_size in section.batch_sizes:
+        backend = _open(name, section, batch_size, device)
+        for variant, model in models.items():
+            if variant not in ready:
+                with named(f"the {variant} model"):
+                    ready[variant] = backend.translated(model, example_input)
+        batch = batch_of(example_input, batch_size)
+        runs = prepare_all(backend, ready, batch)
+        for variant, timing in time_runs(backend, runs, section).items():
+            row = latency_row(variant, timing, backend.target, section, backend.device)
+            peak = _peak(backend, models[variant], runs[variant], batch)
+            yield {**row, "backend": name, "peak_memory_bytes": peak}
 
 
-def _batch_of(example_input: Tensor, batch_size: int, device: torch.device) -> Tensor:
-    return example_input[torch.arange(batch_size) % len(example_input)].to(device)
-
-
-def _time_batch(
-    forwards: Mapping[str, Forward], batch: Tensor, section: LatencySection, device: torch.device
-) -> dict[str, list[float]]:
-    return _rounds(forwards, batch, warmup=section.warmup, runs=section.runs, finish=lambda: _finish(device))
-
-
-def _peak(backend: str, model: nn.Module, forward: Forward, batch: Tensor) -> int | None:
+def _peak(backend: TargetBackend, model: nn.Module, run: Run, batch: Tensor) -> int | None:
     """Return the peak memory of a forward pass; None for onnxruntime, whose memory is not known."""
-    return None if backend == "onnxruntime" else peak_memory(model, forward, batch)
-
-
-def _row(
-    variant: str, timing: Timing, batch_size: int, section: LatencySection, device: torch.device
-) -> dict[str, Any]:
-    """Return a row of latency.parquet from times in milliseconds."""
-    return {
-        "variant": variant,
-        "target": None,
-        "exclusive": False,
-        "batch_size": batch_size,
-        "latency_ms_p50": timing.p50,
-        "latency_ms_p90": timing.p90,
-        "latency_ms_p99": timing.p99,
-        "speedup": timing.speedup,
-        "speedup_low": timing.speedup_low,
-        "speedup_high": timing.speedup_high,
-        "throughput": batch_size / timing.p50 * 1000.0,
-        "num_runs": section.runs,
-        "num_warmup": section.warmup,
-        "num_threads": section.threads,
-        "device": describe_device(device),
-        "device_name": device_name(device),
-    }
+    if backend.target.backend == "onnxruntime":
+        return None
+    return peak_memory(model, lambda _: run(), batch.to(backend.device))

@@ -15,8 +15,11 @@ from cleanai_ray.config.target import TargetSection
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.machine import describe_device, device_name
 from cleanai_ray.evaluation.rounds import DENSE, Timing, summarise, take_turns
-from cleanai_ray.evaluation.targets.base import TargetBackend
+from cleanai_ray.evaluation.targets.base import Run, TargetBackend
+from cleanai_ray.nn.hooks import require_no_hooks
 from cleanai_ray.registry import TARGETS
+
+_FIELD = "evaluation.target.backend"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +35,27 @@ class TargetTimes:
     device: torch.device
 
 
+@contextmanager
+def named(words: str) -> Iterator[None]:
+    """Put words before the errors of the context, which do not say which field of a study, or which model, they are of.
+
+    Raises:
+        EvaluationError: When the context raises one.
+    """
+    try:
+        yield
+    except EvaluationError as error:
+        raise EvaluationError(f"{words}: {error}") from error
+
+
 def require_target_packages(target: TargetSection) -> None:
     """Check that the packages that a target needs are installed, on a machine that need not be the one that times.
 
     Raises:
         EvaluationError: When one is missing; the message names it.
     """
-    TARGETS.get(target.backend).require_packages()
+    with named(f"{_FIELD} is {target.backend}"):
+        TARGETS.get(target.backend).require_packages()
 
 
 def open_target(target: TargetSection, device: torch.device | str, *, quick: bool = False) -> TargetBackend:
@@ -52,7 +69,8 @@ def open_target(target: TargetSection, device: torch.device | str, *, quick: boo
     Raises:
         EvaluationError: When the target cannot run here; the message names the package or device that lacks.
     """
-    return TARGETS.get(target.backend)(target, torch.device(device), quick=quick)
+    with named(f"{_FIELD} is {target.backend}"):
+        return TARGETS.get(target.backend)(target, torch.device(device), quick=quick)
 
 
 def time_in_target(
@@ -77,44 +95,92 @@ def time_in_target(
     Raises:
         EvaluationError: When the target cannot run here, or not one of the models.
     """
+    require_timeable(models, example_input)
+    backend = open_target(target, device, quick=quick)
+    with torch_threads(target.threads):
+        with named(f"{_FIELD} is {target.backend}"):
+            runs = prepare_all(backend, models, batch_of(example_input, target.batch_size))
+        return TargetTimes(timings=time_runs(backend, runs, section), device=backend.device)
+
+
+def require_timeable(models: Mapping[str, nn.Module], example_input: Tensor) -> None:
+    """Check that there is something to time, and that no model carries hooks.
+
+    Raises:
+        EvaluationError: When there is not, or one does.
+    """
     if not models or len(example_input) == 0:
         raise EvaluationError(
             f"latency was asked of {len(models)} models with {len(example_input)} examples, at least 1 each is needed"
         )
-    backend = open_target(target, device, quick=quick)
-    batch = example_input[torch.arange(target.batch_size) % len(example_input)]
-    with torch_threads(target.threads):
-        runs = {name: backend.prepare(model, batch) for name, model in models.items()}
-        timers = {name: (lambda run=run: backend.milliseconds(run)) for name, run in runs.items()}
-        times = take_turns(timers, warmup=section.warmup, runs=section.runs)
-    return TargetTimes(timings=summarise(times), device=backend.device)
+    for model in models.values():
+        require_no_hooks(model)
+
+
+def batch_of(example_input: Tensor, batch_size: int) -> Tensor:
+    """Return images [batch_size, ...]: images [N, ...], repeated or cut."""
+    return example_input[torch.arange(batch_size) % len(example_input)]
+
+
+def prepare_all(backend: TargetBackend, models: Mapping[str, nn.Module], batch: Tensor) -> dict[str, Run]:
+    """Return the runs of several models on a batch.
+
+    Raises:
+        EvaluationError: When the back end cannot run one of them; the message names it.
+    """
+    runs = {}
+    for name, model in models.items():
+        with named(f"the {name} model"):
+            runs[name] = backend.prepare(model, batch)
+    return runs
+
+
+def time_runs(backend: TargetBackend, runs: Mapping[str, Run], section: LatencySection) -> dict[str, Timing]:
+    """Time prepared models in turns, as often as a section says."""
+    timers = {name: (lambda run=run: backend.milliseconds(run)) for name, run in runs.items()}
+    return summarise(take_turns(timers, warmup=section.warmup, runs=section.runs))
 
 
 def target_rows(times: TargetTimes, target: TargetSection, section: LatencySection) -> list[dict[str, Any]]:
     """Return a row per model with the columns of `schemas.LATENCY` except trial_id."""
-    return [
-        {
-            "variant": name,
-            "backend": target.backend,
-            "target": target.label,
-            "exclusive": False,
-            "peak_memory_bytes": None,
-            "batch_size": target.batch_size,
-            "latency_ms_p50": timing.p50,
-            "latency_ms_p90": timing.p90,
-            "latency_ms_p99": timing.p99,
-            "speedup": timing.speedup,
-            "speedup_low": timing.speedup_low,
-            "speedup_high": timing.speedup_high,
-            "throughput": target.batch_size / timing.p50 * 1000.0,
-            "num_runs": section.runs,
-            "num_warmup": section.warmup,
-            "num_threads": target.threads,
-            "device": describe_device(times.device),
-            "device_name": device_name(times.device),
-        }
-        for name, timing in times.timings.items()
-    ]
+    rows = []
+    for name, timing in times.timings.items():
+        row = latency_row(name, timing, target, section, times.device)
+        rows.append({**row, "backend": target.backend, "target": target.label})
+    return rows
+
+
+def latency_row(
+    variant: str, timing: Timing, target: TargetSection, section: LatencySection, device: torch.device
+) -> dict[str, Any]:
+    """Return the columns of `schemas.LATENCY` that follow from how a model was timed: all but trial_id and backend.
+
+    Args:
+        variant: The model: `dense` or `pruned`.
+        timing: Its times in milliseconds.
+        target: What ran it.
+        section: How often.
+        device: Where it ran.
+    """
+    return {
+        "variant": variant,
+        "target": None,
+        "exclusive": False,
+        "peak_memory_bytes": None,
+        "batch_size": target.batch_size,
+        "latency_ms_p50": timing.p50,
+        "latency_ms_p90": timing.p90,
+        "latency_ms_p99": timing.p99,
+        "speedup": timing.speedup,
+        "speedup_low": timing.speedup_low,
+        "speedup_high": timing.speedup_high,
+        "throughput": target.batch_size / timing.p50 * 1000.0,
+        "num_runs": section.runs,
+        "num_warmup": section.warmup,
+        "num_threads": target.threads,
+        "device": describe_device(device),
+        "device_name": device_name(device),
+    }
 
 
 def compare_in_target(

@@ -14,7 +14,7 @@ from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.deploy import require_quantization
 from cleanai_ray.errors import CleanAIError, DeviceError
-from cleanai_ray.evaluation.backends import require_backends
+from cleanai_ray.evaluation.latency import require_backends
 from cleanai_ray.evaluation.target_latency import open_target
 from cleanai_ray.executors.checkpoints import CheckpointFile, checkpoint_name, fault_name
 from cleanai_ray.executors.shared import Shared

@@ -14,7 +14,7 @@ from cleanai_ray.config.sections import HELD_BACK
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.deploy import require_quantization
 from cleanai_ray.errors import ArtifactError, DataError, StudyError
-from cleanai_ray.evaluation.backends import require_installed
+from cleanai_ray.evaluation.latency import require_installed
 from cleanai_ray.evaluation.target_latency import require_target_packages
 from cleanai_ray.graph.blocks import find_blocks
 from cleanai_ray.graph.graph import ChannelGraph

@@ -1,4 +1,4 @@
-"""Each back end for real, on a net so small that it compiles in seconds."""
+"""The back ends of `evaluation.latency` for real, on a net so small that it compiles in seconds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from cleanai_ray.config.evaluation import LatencySection
+from cleanai_ray.deploy.onnx import to_onnx
 from cleanai_ray.errors import EvaluationError
-from cleanai_ray.evaluation.backends import prepare, require_backends
-from cleanai_ray.evaluation.latency import measure_latency
+from cleanai_ray.evaluation import latency
+from cleanai_ray.evaluation.latency import measure_latency, require_backends
+from cleanai_ray.evaluation.targets import onnx_cpu
 
 pytestmark = pytest.mark.slow
 
@@ -34,19 +36,33 @@ def backends() -> list[str]:
     return ["eager", "onnxruntime", *(["compile"] if shutil.which("g++") else [])]
 
 
-@pytest.mark.parametrize("backend", backends())
-def test_a_back_end_computes_what_the_model_computes_at_every_batch_size(backend: str) -> None:
-    if backend == "onnxruntime":
+@pytest.mark.parametrize("name", backends())
+def test_a_back_end_computes_what_the_model_computes_at_every_batch_size(name: str) -> None:
+    if name == "onnxruntime":
         pytest.importorskip("onnxruntime")
-    models = {"dense": small_net(4), "pruned": small_net(2)}
-    forwards_for = prepare(backend, models, torch.randn(1, 1, 8, 8), threads=1)
+    model, example = small_net(4), torch.randn(1, 1, 8, 8)
+    translated = None
     for size in (1, 3):
+        backend = latency._open(name, section(), size, torch.device("cpu"))  # type: ignore[arg-type]
+        translated = translated or backend.translated(model, example)
         batch = torch.randn(size, 1, 8, 8)
-        forwards = forwards_for(batch)
-        for name, model in models.items():
-            with torch.inference_mode():
-                found = torch.as_tensor(forwards[name](batch))
-                torch.testing.assert_close(found, model(batch), rtol=1e-4, atol=1e-5)
+        found = torch.as_tensor(backend.prepare(translated, batch)())
+        with torch.inference_mode():
+            torch.testing.assert_close(found, model(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_is_translated_once_for_all_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    translated: list[nn.Module] = []
+
+    def content(model: nn.Module, *_: Any, **__: Any) -> bytes:
+        translated.append(model)
+        return to_onnx(model, torch.randn(1, 1, 8, 8))
+
+    monkeypatch.setattr(onnx_cpu, "to_onnx", content)
+    models = {"dense": small_net(4), "pruned": small_net(2)}
+    measure_latency(models, torch.randn(1, 1, 8, 8), section(backends=("onnxruntime",)))
+    assert translated == [models["dense"], models["pruned"]]
 
 
 def test_there_are_rows_of_every_back_end_in_the_order_asked_for() -> None:
@@ -84,7 +100,7 @@ def test_onnxruntime_is_not_timed_on_another_device() -> None:
 WITHOUT = """
 import sys
 sys.modules["onnxruntime"] = None  # what import finds where it is not installed
-from cleanai_ray.evaluation.backends import require_installed
+from cleanai_ray.evaluation.latency import require_installed
 from cleanai_ray.config.evaluation import LatencySection
 try:
     require_installed(LatencySection(backends=("onnxruntime",)))
@@ -97,29 +113,40 @@ require_installed(LatencySection())
 def test_a_missing_package_is_a_sentence_with_the_extra_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == (
-        "EvaluationError evaluation.latency.backends has onnxruntime: format onnx needs the package onnxruntime, "
-        "which is not installed: pip install cleanai-ray[onnx]"
+        "EvaluationError evaluation.latency.backends has onnxruntime: it needs the package onnxruntime, which is not "
+        "installed: pip install cleanai-ray[onnx]"
     )
 
 
 NO_COMPILER = """
-from cleanai_ray.evaluation.backends import require_backends
+from cleanai_ray.evaluation.latency import require_backends
+from cleanai_ray.evaluation.target_latency import open_target
 from cleanai_ray.config.evaluation import LatencySection
-try:
-    require_backends(LatencySection(backends=("compile",)), "cpu")
-except Exception as error:
-    print(type(error).__name__, error)
+from cleanai_ray.config.target import TargetSection
+for check in (
+    lambda: require_backends(LatencySection(backends=("compile",)), "cpu"),
+    lambda: open_target(TargetSection(backend="torch_compile"), "cpu"),
+):
+    try:
+        check()
+    except Exception as error:
+        print(type(error).__name__, error)
 """
 
 
-def test_a_machine_without_a_compiler_is_told_so(tmp_path: Path) -> None:
+def test_a_machine_without_a_compiler_is_told_so_before_anything_is_pruned(tmp_path: Path) -> None:
     environment = {"PATH": str(tmp_path), "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", NO_COMPILER], check=True, capture_output=True, text=True, env=environment
     )
-    assert done.stdout.startswith("EvaluationError evaluation.latency.backends has compile, and torch.compile fails")
-    assert done.stdout.strip().endswith("allowed without them: eager, onnxruntime")
-    assert done.stdout.count("\n") == 1
+    listed, target = done.stdout.splitlines()
+    assert listed.startswith("EvaluationError evaluation.latency.backends has compile: torch.compile fails here (")
+    assert target.startswith("EvaluationError evaluation.target.backend is torch_compile: torch.compile fails here (")
+    for said in (listed, target):
+        assert said.endswith(
+            "; it needs a C++ compiler on CPUs and triton on GPUs, allowed without them: torch without"
+            " compilation, or onnxruntime"
+        )
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.config.evaluation import LatencySection
+from cleanai_ray.deploy.bfloat16 import Bfloat16Model
 from cleanai_ray.errors import EvaluationError
-from cleanai_ray.evaluation import latency, rounds
+from cleanai_ray.evaluation import rounds, target_latency
 from cleanai_ray.evaluation.latency import measure_latency
 from cleanai_ray.evaluation.machine import cpu_name
 from cleanai_ray.storage import schemas
@@ -22,6 +23,9 @@ class Noting(nn.Module):
         super().__init__()
         self.name, self.calls = name, calls
         self.layer = nn.Conv2d(1, 2, 3)
+
+    def __deepcopy__(self, memo: Any) -> Noting:
+        return Noting(self.name, self.calls)
 
     def forward(self, images: Tensor) -> Tensor:
         conditions = (self.training, torch.is_inference_mode_enabled(), torch.get_num_threads())
@@ -89,6 +93,25 @@ def test_a_hook_on_any_model_is_refused() -> None:
         measure_latency({"dense": nn.Linear(2, 2), "pruned": hooked}, torch.randn(1, 2), LatencySection())
 
 
+def test_a_model_in_bfloat16_is_timed_in_bfloat16() -> None:
+    seen: list[torch.dtype] = []
+
+    class Seeing(nn.Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images.dtype)
+            return super().forward(images)
+
+    section = LatencySection.model_validate({"batch_sizes": (1,), "runs": 5})
+    measure_latency({"pruned": Bfloat16Model(Seeing(2, 2))}, torch.randn(1, 2), section)
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_token_numbers_stay_integers() -> None:
+    section = LatencySection.model_validate({"batch_sizes": (3,), "runs": 5})
+    (row,) = measure_latency({"dense": nn.Embedding(5, 2)}, torch.tensor([[1, 4]]), section)
+    assert row["latency_ms_p50"] > 0
+
+
 def test_no_models_are_refused() -> None:
     with pytest.raises(EvaluationError, match="0 models"):
         measure_latency({}, torch.randn(1, 2), LatencySection())
@@ -105,7 +128,7 @@ def test_threads_and_modes_are_restored_after_an_error() -> None:
 def test_the_speed_up_is_the_median_of_each_round_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every round is slower than the one before; in each, pruned takes half as long, but for one that is disturbed."""
     times = {"dense": [2, 4, 6, 8, 10, 12, 14], "pruned": [1, 2, 3, 80, 5, 6, 7]}
-    monkeypatch.setattr(latency, "_rounds", lambda models, *_, **__: {name: times[name] for name in models})
+    monkeypatch.setattr(target_latency, "take_turns", lambda timers, **_: {name: times[name] for name in timers})
     model = nn.Linear(2, 2)
     section = LatencySection.model_validate({"batch_sizes": (1,)})
     dense, pruned = measure_latency({"dense": model, "pruned": model}, torch.randn(1, 2), section)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.config.target import TargetSection
+from cleanai_ray.deploy.bfloat16 import Bfloat16Model
 from cleanai_ray.deploy.onnx_model import OnnxModel
 from cleanai_ray.errors import EvaluationError
 from cleanai_ray.nn.hooks import require_no_hooks
 
-FIELD = "evaluation.target.backend"
 _NANOSECONDS_PER_MILLISECOND = 1e6
 
 Run = Callable[[], Any]
@@ -27,7 +27,8 @@ Run = Callable[[], Any]
 class TargetBackend(ABC):
     """One back end. Subclasses are registered in `cleanai_ray.registry.TARGETS`, one a file.
 
-    An instance prepares the models of one comparison, which are then timed in turns.
+    An instance prepares the models of one comparison, which are then timed in turns. Its errors do not say which field
+    of a study named it: whoever opens it does (`evaluation.target` or `evaluation.latency.backends`).
 
     Attributes:
         device_types: Devices that it runs on; if that is the CPU alone, it does so in a study on GPUs as well.
@@ -54,8 +55,7 @@ class TargetBackend(ABC):
         self.device = torch.device("cpu") if self.device_types == ("cpu",) else device
         if self.device.type not in self.device_types:
             raise EvaluationError(
-                f"{FIELD} is {target.backend}, which needs a CUDA device, and the device is {device}; allowed here: "
-                "torch, torch_compile, onnxruntime"
+                f"it needs a CUDA device, and the device is {device}; allowed here: torch, torch_compile, onnxruntime"
             )
         # Work of one thread on the CPU takes the same time whoever else computes, if its own time alone is counted.
         counts_own = quick and target.threads == 1 and self.device.type == "cpu"
@@ -73,8 +73,16 @@ class TargetBackend(ABC):
                 importlib.import_module(module)
             except ImportError as error:
                 raise EvaluationError(
-                    f"{FIELD} needs the package {module}, which is not installed: pip install {distribution}"
+                    f"it needs the package {module}, which is not installed: pip install {distribution}"
                 ) from error
+
+    def translated(self, model: nn.Module, example: Tensor) -> nn.Module:
+        """Return a model from which `prepare` is quick for every batch size: itself, unless it must be translated.
+
+        Raises:
+            EvaluationError: When the back end cannot run the model.
+        """
+        return model
 
     @abstractmethod
     def prepare(self, model: nn.Module, example: Tensor) -> Run:
@@ -82,7 +90,7 @@ class TargetBackend(ABC):
 
         Args:
             model: The model.
-            example: Images [N, ...], float32, contiguous, anywhere.
+            example: Images [N, ...], float32, or token numbers, integers; contiguous, anywhere.
 
         Raises:
             EvaluationError: When the back end cannot run the model.
@@ -103,16 +111,24 @@ class TargetBackend(ABC):
     def _moved(self, model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
         """Return copies of a model and a batch on the device, in the target's data type and layout.
 
+        A model that was quantised to bfloat16 keeps its data type, and casts the batch itself.
+
         Raises:
             EvaluationError: When a hook is left on the model, or it is not torch's.
         """
         require_no_hooks(model)
         if isinstance(model, OnnxModel):
-            raise EvaluationError(f"{FIELD} is {self.target.backend}, and an ONNX model runs in onnxruntime alone")
+            raise EvaluationError("an ONNX model runs in onnxruntime alone")
         dtype = getattr(torch, self.target.dtype)
-        moved = copy.deepcopy(model).eval().requires_grad_(False).to(self.device, dtype)
-        batch = example.to(self.device, dtype)
+        own = None if isinstance(model, Bfloat16Model) else dtype
+        moved = copy.deepcopy(model).eval().requires_grad_(False).to(device=self.device, dtype=own)
+        batch = in_type(example, dtype).to(self.device)
         if self.target.layout == "channels_last":
             moved = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             batch = batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch
         return moved, batch
+
+
+def in_type(batch: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a batch in a floating-point type; one of integers, which are no measurements but numbers, as it is."""
+    return batch.detach().to(dtype) if batch.is_floating_point() else batch

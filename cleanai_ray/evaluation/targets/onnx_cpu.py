@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.deploy._files import private_copy, quiet
-from cleanai_ray.deploy.int8 import to_int8
+from cleanai_ray.deploy.int8 import quantize_file
 from cleanai_ray.deploy.onnx import open_session, to_onnx
 from cleanai_ray.deploy.onnx_model import OnnxModel
 from cleanai_ray.errors import ArtifactError, EvaluationError
-from cleanai_ray.evaluation.targets.base import FIELD, Run, TargetBackend
+from cleanai_ray.evaluation.targets.base import Run, TargetBackend, in_type
 from cleanai_ray.registry import TARGETS
 
 ONNX_PACKAGES = tuple((name, "cleanai-ray[onnx]") for name in ("onnx", "onnxscript"))
@@ -30,20 +30,19 @@ def onnx_content(model: nn.Module, example: Tensor, dtype: str = "float32", *, q
         example: Images [N, ...].
         dtype: `float32` or `int8`.
         quick: True to try torch's older exporter first, which takes an eighth of the time and writes a file that is as
-            fast, but for one batch size alone; float32 only.
+            fast, but for one batch size alone.
 
     Raises:
         EvaluationError: When the model cannot be translated or quantised.
     """
     if isinstance(model, OnnxModel):
         return model.content
-    batch = example.detach().float().cpu().contiguous()
+    batch = in_type(example, torch.float32).cpu().contiguous()
     try:
-        if dtype == "int8":
-            return to_int8(model, batch, [(batch, batch[:, :0])])
-        return (_quickly(model, batch) if quick else None) or to_onnx(model, batch)
+        content = (_quickly(model, batch) if quick else None) or to_onnx(model, batch)
+        return quantize_file(content, iter([batch])) if dtype == "int8" else content
     except ArtifactError as error:
-        raise EvaluationError(f"{FIELD}: {error}") from error
+        raise EvaluationError(str(error)) from error
 
 
 def _quickly(model: nn.Module, batch: Tensor) -> bytes | None:
@@ -65,9 +64,15 @@ class OnnxCpuTarget(TargetBackend):
     device_types = ("cpu",)
     packages = (*ONNX_PACKAGES, ("onnxruntime", "cleanai-ray[onnx]"))
 
+    def translated(self, model: nn.Module, example: Tensor) -> nn.Module:
+        """Return a model as an ONNX file that takes any batch size."""
+        if isinstance(model, OnnxModel):
+            return model
+        return OnnxModel(onnx_content(model, example, self.target.dtype), threads=self.target.threads)
+
     def prepare(self, model: nn.Module, example: Tensor) -> Run:
         """Return a function that runs a session on the batch."""
         content = onnx_content(model, example, self.target.dtype, quick=self.quick)
         forward = open_session(content, threads=self.target.threads)
-        batch = example.detach().float().cpu().contiguous()
+        batch = in_type(example, torch.float32).cpu().contiguous()
         return lambda: forward(batch)

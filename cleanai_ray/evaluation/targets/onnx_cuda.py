@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import EvaluationError
-from cleanai_ray.evaluation.targets.base import FIELD, Run, TargetBackend
+from cleanai_ray.evaluation.targets.base import Run, TargetBackend, in_type
 from cleanai_ray.evaluation.targets.onnx_cpu import ONNX_PACKAGES, onnx_content
 from cleanai_ray.registry import TARGETS
 
@@ -43,8 +43,8 @@ class OnnxCudaTarget(TargetBackend):
         found = onnxruntime.get_available_providers()
         if _PROVIDER not in found:
             raise EvaluationError(
-                f"{FIELD} is onnxruntime_cuda, and the onnxruntime that is installed has no {_PROVIDER} (it has "
-                f"{', '.join(found)}): pip install onnxruntime-gpu in place of onnxruntime"
+                f"the onnxruntime that is installed has no {_PROVIDER} (it has {', '.join(found)}): pip install "
+                "onnxruntime-gpu in place of onnxruntime"
             )
 
     def prepare(self, model: nn.Module, example: Tensor) -> Run:
@@ -60,10 +60,10 @@ class OnnxCudaTarget(TargetBackend):
         session = onnxruntime.InferenceSession(content, options, providers=[(_PROVIDER, {"device_id": index})])
         if _PROVIDER not in session.get_providers():
             raise EvaluationError(
-                f"{FIELD} is onnxruntime_cuda, and {_PROVIDER} cannot be loaded here: the CUDA and cuDNN libraries "
-                "that onnxruntime-gpu needs are missing or of another version"
+                f"{_PROVIDER} cannot be loaded here: the CUDA and cuDNN libraries that onnxruntime-gpu needs are "
+                "missing or of another version"
             )
-        binding, batch = _bound(session, example.detach().float().to(self.device).contiguous(), index)
+        binding, batch = _bound(session, in_type(example, torch.float32).to(self.device).contiguous(), index)
 
         def run() -> object:
             session.run_with_iobinding(binding)
@@ -82,7 +82,7 @@ def _bound(session: Any, batch: Tensor, index: int) -> tuple[Any, Tensor]:
         name=session.get_inputs()[0].name,
         device_type="cuda",
         device_id=index,
-        element_type=np.float32,
+        element_type=np.float32 if batch.is_floating_point() else np.int64,
         shape=tuple(batch.shape),
         buffer_ptr=batch.data_ptr(),
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import EvaluationError
-from cleanai_ray.evaluation.targets.base import FIELD, Run
+from cleanai_ray.evaluation.targets.base import Run, in_type
 from cleanai_ray.evaluation.targets.cuda_graph import GraphTarget
 from cleanai_ray.evaluation.targets.onnx_cpu import ONNX_PACKAGES, onnx_content
 from cleanai_ray.evaluation.targets.onnx_cuda import to_float16
@@ -29,7 +29,7 @@ class TensorRtTarget(GraphTarget):
         content = onnx_content(model, example, quick=self.quick)
         if self.target.dtype == "float16":
             content = to_float16(content)
-        batch = example.detach().float().to(self.device).contiguous()
+        batch = in_type(example, torch.float32).to(self.device).contiguous()
         engine = _built(content, tuple(batch.shape))
         context = engine.create_execution_context()
         buffers = _bind(engine, context, batch)
@@ -55,13 +55,13 @@ def _built(content: bytes, shape: tuple[int, ...]) -> Any:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(content):
         reasons = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise EvaluationError(f"{FIELD} is tensorrt, which cannot read the model: {' '.join(reasons.split())[:200]}")
+        raise EvaluationError(f"TensorRT cannot read the model: {' '.join(reasons.split())[:200]}")
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     profile.set_shape(network.get_input(0).name, shape, shape, shape)
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise EvaluationError(f"{FIELD} is tensorrt, which cannot build an engine for the model")
+        raise EvaluationError("TensorRT cannot build an engine for the model")
     return trt.Runtime(logger).deserialize_cuda_engine(plan)
 
 
