@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cleanai_ray.profile.shrinkage import Savings, noise_of, shrunk
 from cleanai_ray.pruning.cost import CostModel
 
 _PRIOR_WEIGHT = 0.05
@@ -18,9 +19,10 @@ class TimedModel:
     """A model that was timed.
 
     Attributes:
-        kind: `group` (one group narrowed alone), `uniform` (all by one share) or `check` (nothing is fitted to it).
+        kind: `group` (one group narrowed alone), `repeat` (the dense model once more, beside such), `uniform` (all
+            groups by one share) or `check` (nothing is fitted to it).
         widths: Channels that are kept, of the groups that are narrowed.
-        ratio: Its time over the dense model's.
+        ratio: Its time over the dense model's, the mean of two; of a repeat, over the other one's.
     """
 
     kind: str
@@ -65,7 +67,7 @@ def fit_stairs(times: Mapping[int, float], num_channels: int, step: int) -> Stai
     from sklearn.isotonic import IsotonicRegression
 
     widths = np.array([*sorted(times), num_channels])
-    measured = np.minimum([*(times[width] for width in widths[:-1]), 1.0], 1.0)
+    measured = np.array([*(times[width] for width in widths[:-1]), 1.0])
     fitted = IsotonicRegression(y_min=0.0, y_max=1.0).fit_transform(widths, measured)
     fitted[-1] = 1.0
     return Stairs(widths=widths, times=np.asarray(fitted, dtype=np.float64), step=step)
@@ -74,10 +76,10 @@ def fit_stairs(times: Mapping[int, float], num_channels: int, step: int) -> Stai
 class LatencyProfile:
     """Predicts the time of a model from the widths of its groups.
 
-    The saving of a group alone is as measured. Groups that cut the same layers do not save twice: the time of a layer
-    is taken to be its dense time, times the kept share of its inputs, times that of its outputs, where a group's
-    *effective* share at a width is the one that gives its measured saving. The dense times of layers are the
-    non-negative ones that explain all measurements best, drawn to their share of the MACs where measurements leave
+    The saving of a group alone is as measured, less what is noise (`shrinkage`). Groups that cut the same layers do not
+    save twice: the time of a layer is taken to be its dense time, times the kept share of its inputs, times that of its
+    outputs, where a group's *effective* share at a width is the one that gives its saving alone. The dense times of
+    layers are the non-negative ones that explain all savings best, drawn to their share of the MACs where those leave
     them open. At last, what models with all groups narrowed took corrects the saving as a whole.
 
     Args:
@@ -89,6 +91,7 @@ class LatencyProfile:
 
     Attributes:
         dense_ms: The dense model's milliseconds.
+        noise: The standard deviation of one timing over its mean; 0 where nothing was timed twice.
         stairs: The fitted times of each group alone.
     """
 
@@ -103,13 +106,10 @@ class LatencyProfile:
         self.dense_ms = dense_ms
         self._cost = cost
         self._channels = channels
-        alone: dict[str, dict[int, float]] = {name: {} for name in channels}
-        for model in timed:
-            if model.kind == "group":
-                ((name, width),) = model.widths.items()
-                alone[name][width] = model.ratio
+        self.noise = noise_of(model.ratio for model in timed if model.kind == "repeat")
+        alone = self._fit_alone([model for model in timed if model.kind == "group"])
         self.stairs = {name: fit_stairs(times, channels[name], steps[name]) for name, times in alone.items()}
-        self._layer_times = self._fit_layers([model for model in timed if model.kind != "check"])
+        self._layer_times = self._fit_layers([model for model in timed if model.kind in ("group", "uniform")])
         self._known_shares: dict[tuple[str, int], tuple[float, float]] = {}
         self._effective = {name: self._savings_of(name) for name in channels}
         self._correction = self._fit_correction([model for model in timed if model.kind == "uniform"])
@@ -126,6 +126,26 @@ class LatencyProfile:
         """Return the milliseconds of the model with these widths; a group that is not named has its dense width."""
         return self.predict({name: self._channels[name] - width for name, width in widths.items()})
 
+    def _fit_alone(self, timed: Sequence[TimedModel]) -> dict[str, dict[int, float]]:
+        """Return the times of each group alone over the dense model's, by width, less their noise."""
+        ratios: dict[str, dict[int, float]] = {name: {} for name in self._channels}
+        for model in timed:
+            ((name, width),) = model.widths.items()
+            ratios[name][width] = model.ratio
+        measured = {}
+        for name, times in ratios.items():
+            lost = np.array([1.0 - width / self._channels[name] for width in times])
+            saved = np.array([1.0 - ratio for ratio in times.values()])
+            measured[name] = Savings(lost=lost, saved=saved, work=self._work(name))
+        found = shrunk(measured, self.noise)
+        return {name: dict(zip(times, 1.0 - found[name], strict=True)) for name, times in ratios.items()}
+
+    def _work(self, name: str) -> float:
+        """Return the share of the model's MACs that goes with a group."""
+        macs, kept = self._cost.layer_macs, self._cost.kept_work({name: self._channels[name]})
+        total = sum(macs.values()) or 1.0
+        return sum(macs[layer] * (1.0 - share) for layer, share in kept.items()) / total
+
     def _fit_layers(self, timed: Sequence[TimedModel]) -> dict[str, float]:
         """Return the dense time of each layer over the model's, by non-negative least squares."""
         from scipy.optimize import nnls
@@ -140,10 +160,17 @@ class LatencyProfile:
                 {name: self._channels[name] - width for name, width in model.widths.items()},
             )
             features.append([1.0 - kept[name] for name in names])
-            savings.append(1.0 - model.ratio)
+            savings.append(1.0 - self._less_noise(model))
         system = np.vstack([np.array(features).reshape(-1, len(names)), _PRIOR_WEIGHT * np.eye(len(names))])
         found, _ = nnls(system, np.concatenate([savings, _PRIOR_WEIGHT * prior]))
         return dict(zip(names, found, strict=True))
+
+    def _less_noise(self, model: TimedModel) -> float:
+        """Return the time of a model over the dense model's: of a group alone as it was fitted, else as measured."""
+        if model.kind != "group":
+            return model.ratio
+        ((name, width),) = model.widths.items()
+        return self.stairs[name].at(width)
 
     def _model_saving(self, gone: Mapping[str, float]) -> float:
         """Return the saving, over the dense time, if layers were as fast as their effective shares say."""

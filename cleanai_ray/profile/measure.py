@@ -1,10 +1,10 @@
 """The measurement of a latency profile: pruned models timed in a target, beside the dense one.
 
-1. Each group alone is narrowed step by step; all its widths and the dense model take turns.
+1. Each group alone is narrowed step by step; all its widths and the dense model, twice, take turns.
 2. All groups are narrowed by the same share, and by shares drawn at random, likewise.
-3. Times count as ratios to the dense model's in the same rounds, so that a machine that gets slower meanwhile does not
-   look like a wide layer. The 20th percentile is taken of both: other processes only ever add to a time, and what one
-   group saves is less than what they add.
+3. Times count as ratios to the mean of the dense model's two in the same rounds, so that a machine that gets slower
+   meanwhile does not look like a wide layer. The 20th percentile is taken of all: other processes only ever add to a
+   time, and what one group saves is less than what they add. How much the dense model's two differ tells the noise.
 
 Channels are the first ones of each group, since time does not depend on which are kept.
 """
@@ -27,6 +27,8 @@ from cleanai_ray.graph.group import ChannelGroup
 from cleanai_ray.profile.fitted import TimedModel
 from cleanai_ray.profile.widths import NUM_CHECKS, UNIFORM_SHARES, drawn, grid, uniform
 from cleanai_ray.pruning.granularity import AUTOMATIC, Granularity
+
+_AGAIN = "dense again"
 
 TimeModels = Callable[[Mapping[str, nn.Module]], Mapping[str, Timing]]
 """Times models by name in turns, one of them `dense`, in milliseconds."""
@@ -70,16 +72,21 @@ def measure_profile(
     """
     graph = ChannelGraph(model, example_input, ignored_layers, check=check)
     groups, dense = graph.groups, copy.deepcopy(graph.model)
+    channels = {group.name: group.num_channels for group in groups}
     dense_times: list[float] = []
     found: list[TimedModel] = []
 
     def time_all(kind: str, models: Mapping[str, nn.Module], widths: Mapping[str, Mapping[str, int]]) -> None:
-        timings = time_models({DENSE: dense, **models})
-        dense_times.append(timings[DENSE].fast)
+        timings = time_models({DENSE: dense, **models, _AGAIN: dense})
+        first, second = timings[DENSE].fast, timings[_AGAIN].fast
+        dense_times.append((first + second) / 2)
         found.extend(
-            TimedModel(kind=kind, widths=widths[name], ratio=timings[name].fast / timings[DENSE].fast)
-            for name in models
+            TimedModel(kind=kind, widths=widths[name], ratio=timings[name].fast / dense_times[-1]) for name in models
         )
+        if kind == "group":
+            (name,) = next(iter(widths.values()))
+            dense_width = {name: channels[name]}
+            found.append(TimedModel(kind="repeat", widths=dense_width, ratio=second / first))
 
     for group in groups:
         widths = grid(group, request.granularity, request.points)

@@ -19,7 +19,7 @@ from cleanai_ray.storage.run_directory import resolve_filesystem
 _CHUNK_BYTES = 2**22
 _STATISTICS = "statistics/2"
 """The version of the statistics: since the second, those of attention are of its separate layers."""
-_PROFILE = "profile/2"
+_PROFILE = "profile/3"
 _PRICES = "block-prices/1"
 _MOMENTS = "moments/3"  # Moments of an earlier format are measured anew.
 

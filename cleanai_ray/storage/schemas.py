@@ -230,7 +230,12 @@ LATENCY = _schema(
 )
 
 PROFILE = _schema(
-    ("kind", _TEXT, "group: one group narrowed alone; uniform: all by the same share; check: all by random shares."),
+    (
+        "kind",
+        _TEXT,
+        "group: one group narrowed alone; repeat: the dense model once more beside it; uniform: all by the same share; "
+        "check: all by random shares.",
+    ),
     ("model", _COUNT, "Number of the model that was timed; it has a row per group that it narrows."),
     ("group", _TEXT, "Group: the layer whose output channels number it."),
     ("group_index", _COUNT, "Position of the group in the network."),
@@ -239,7 +244,7 @@ PROFILE = _schema(
     ("width", _COUNT, "Channels that are kept."),
     ("milliseconds", _REAL, "Time of the whole model: the dense time times `ratio`."),
     ("milliseconds_dense", _REAL, "Time of the dense model, the same in all rows."),
-    ("ratio", _REAL, "Time over the dense model's, both taken in turns."),
+    ("ratio", _REAL, "Time over the dense model's, taken in turns; of a repeat, its second over its first."),
     ("fitted_milliseconds", _REAL, "Monotone fit of a group's times; null for models that narrow several groups."),
     ("predicted_milliseconds", _REAL, "Time of the whole model as the profile predicts it."),
     ("target", _TEXT, "The target, in words."),

@@ -41,7 +41,7 @@ def test_a_study_measures_one_profile_for_its_latency_budgets(tmp_path: Path, mo
     small.run(study, tmp_path)
     profile = pq.read_table(tmp_path / schemas.PROFILE_FILE).to_pylist()
     assert {row["target"] for row in profile} == {"torch float32, batch 1, 1 thread"}
-    assert {row["kind"] for row in profile} == {"group", "uniform", "check"}
+    assert {row["kind"] for row in profile} == {"group", "repeat", "uniform", "check"}
     monkeypatch.setattr(latency_profile, "profile_study", None)  # it must not be asked for again
     small.run(study, tmp_path)
     (row,) = pq.read_table(tmp_path / schemas.RESULTS_FILE).to_pylist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import polars as pl
@@ -49,7 +50,8 @@ def test_a_machine_that_takes_its_time_for_macs_alone_is_predicted_from_its_prof
     clock = Clock()
     dense_ms, timed = measure_profile(model, EXAMPLE, REQUEST, clock)
     profile = fit_profile(ChannelGraph(model, EXAMPLE), TWOS, dense_ms, timed)
-    assert {found.kind for found in timed} == {"group", "uniform", "check"}
+    assert {found.kind for found in timed} == {"group", "repeat", "uniform", "check"}
+    assert profile.noise == 0
     for found in timed:
         assert profile.predict_widths(found.widths) / dense_ms == pytest.approx(found.ratio, rel=0.05)
     dense = Clock.milliseconds(model)
@@ -71,6 +73,28 @@ def test_the_model_is_left_as_it_is_and_every_group_is_timed_at_its_grid() -> No
         *(("conv1", width) for width in (2, 4, 6)),
         *(("conv2", width) for width in (2, 4)),
     ]
+
+
+def test_times_are_over_the_mean_of_two_dense_ones_whose_difference_is_the_noise() -> None:
+    """The second dense time is 2 % longer: ratios are over 1.01 of the first, and the noise is ln 1.02 / sqrt 2."""
+
+    def time_models(models: Mapping[str, nn.Module]) -> dict[str, Timing]:
+        times = Clock()(models)
+        second = times["dense again"].fast * 1.02
+        return {**times, "dense again": Timing(p50=second, p90=second, p99=second, fast=second)}
+
+    model = Residual()
+    dense_ms, noisy = measure_profile(model, EXAMPLE, REQUEST, time_models)
+    _, exact = measure_profile(model, EXAMPLE, REQUEST, Clock())
+    repeats = [found for found in noisy if found.kind == "repeat"]
+    graph = ChannelGraph(model, EXAMPLE)
+    assert [dict(found.widths) for found in repeats] == [{group.name: group.num_channels} for group in graph.groups]
+    assert [found.ratio for found in repeats] == pytest.approx([1.02] * len(repeats))
+    for found, other in zip(noisy, exact, strict=True):
+        if found.kind != "repeat":
+            assert found.ratio == pytest.approx(other.ratio / 1.01)
+    profile = fit_profile(graph, TWOS, dense_ms, noisy)
+    assert profile.noise == pytest.approx(math.log(1.02) / math.sqrt(2))
 
 
 def test_a_table_gives_back_the_profile_that_it_was_made_of() -> None:
