@@ -67,6 +67,16 @@ def test_a_study_s_profile_is_written_drawn_and_measured_once(tmp_path: Path, mo
     assert profile.predict({}) == pytest.approx(table["milliseconds_dense"][0])
 
 
+def test_the_miss_of_each_prediction_is_told_with_whether_it_is_within_five_percent() -> None:
+    checks = [("group", 0, 9.0, 5.0), ("check", 1, 10.0, 10.4), ("check", 1, 10.0, 10.4), ("check", 2, 6.11, 4.51)]
+    columns = ["kind", "model", "milliseconds", "predicted_milliseconds"]
+    lines = latency_profile._verdicts(pl.DataFrame(checks, schema=columns, orient="row"))
+    assert [line.partition("predicted ")[2] for line in lines] == [
+        "10.400 ms, measured 10.000 ms: +4.0%, within 5%",
+        "4.510 ms, measured 6.110 ms: -26.2%, outside 5%",
+    ]
+
+
 def test_a_study_without_a_target_is_told_what_to_set(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"evaluation\.target is null; needed: .*--set evaluation\.target\.backend="):
         analysed(study(target=None), tmp_path)

@@ -15,6 +15,7 @@ from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts import style
 from cleanai_ray.registry import CHARTS
 from cleanai_ray.report import make_report
+from cleanai_ray.report.sections.speed import _kept_promises, _table
 from cleanai_ray.storage.run_directory import RunDirectory
 
 TARGET = "onnxruntime float32, batch 1, 1 thread"
@@ -153,6 +154,22 @@ def test_promised_and_reached_stand_in_the_pdf_and_on_the_page(tmp_path: Path) -
         assert "1 trial is slower than the dense model" in text
         assert "\N{MINUS SIGN}2.4 %" in text
         assert "\N{MINUS SIGN}17 %" in text
+
+
+def test_a_prediction_that_missed_is_told_though_the_budget_was_met(tmp_path: Path) -> None:
+    """Asked for 0.6 of 10 ms, reached 6.11 ms; predicted were 4.51: 10 / 6.11 = 1.64 over 10 / 4.51 = 2.22 is 0.738."""
+    tables = timed([(6.11, 10.0), (5.8, 10.0)])
+    for row, predicted in zip(tables.results, (4.51, 6.0), strict=True):
+        row |= {"requested_budget": "latency=0.6", "latency_predicted_ms": predicted}
+    study = frames(tmp_path, tables)
+    said = _kept_promises(study.ok.drop_nulls("speedup"))
+    assert "1 of 2 promised speed-ups was reached within 5 %" in said
+    assert said.endswith(
+        f"{study.ok['trial_id'][0]}, was promised 2.22\N{MULTIPLICATION SIGN} and reached 1.64\N{MULTIPLICATION SIGN} "
+        "(\N{MINUS SIGN}26.2 %)."
+    )
+    missed = {row[4]: row[6] for row in _table(study.ok).rows}
+    assert missed == {"2.22\N{MULTIPLICATION SIGN}": "\N{MINUS SIGN}26 %", "1.67\N{MULTIPLICATION SIGN}": "+3.4 %"}
 
 
 def test_without_a_promise_the_report_says_how_to_get_one(tmp_path: Path) -> None:
