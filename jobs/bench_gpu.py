@@ -4,6 +4,7 @@ A line a check: what was measured, and the floor (the most or the least) that it
 measurements of this very run, so that they hold on any card. A section that fails says why, and the others go on.
 
 python jobs/bench_gpu.py
+python jobs/bench_gpu.py --sections budget         (latency budgets: four minutes of their own)
 python jobs/bench_gpu.py --sections calibrate repair
 python jobs/bench_gpu.py --device cpu --small      (toy sizes, to test this script where there is no GPU)
 
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import bench_gpu_latency as latency
 import bench_gpu_library as library
 import bench_gpu_studies as studies
 import torch
@@ -34,8 +36,12 @@ SECTIONS: dict[str, Callable[[Setting], Iterator[Check]]] = {
     "study": studies.jpeg_study,
     "trial": studies.trials,
     "crash": studies.crash,
+    "budget": latency.budget,
 }
 """The sections by name, in the order in which they run."""
+
+USUAL = [name for name in SECTIONS if name != "budget"]
+"""The sections that run where none are named: those that fit four minutes together."""
 
 
 @contextmanager
@@ -68,7 +74,7 @@ def run(setting: Setting, sections: Sequence[str], seconds: float) -> int:
 def main(words: list[str]) -> int:
     """Run the benchmark, and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS))
+    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=USUAL)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--small", action="store_true", help="toy sizes")
     parser.add_argument("--seconds", type=float, default=220, help="no section starts after so many seconds")
