@@ -10,6 +10,7 @@ from cleanai_ray.config.study import Study
 from cleanai_ray.executors.base import Executor
 from cleanai_ray.executors.multiple import obtain_multiple
 from cleanai_ray.executors.progress import ProgressReporter
+from cleanai_ray.profile.shrinkage import noise_of
 from cleanai_ray.registry import EXECUTORS
 from cleanai_ray.stages.fingerprints import profile_key
 from cleanai_ray.stages.latency_profile import profile_study, require_target
@@ -120,10 +121,17 @@ def describe(table: pl.DataFrame, run: RunDirectory) -> tuple[list[str], list[li
         f"ms; medians of {first.get('num_runs')} rounds in turns",
         "saved at 50%: what the whole model gains when the group alone keeps half of its channels, or the next more "
         "that were timed.",
+        *_noise(table),
         *_verdicts(table),
     ]
     files = [name for name in (schemas.PROFILE_FILE, CHART_FILE) if run.exists(name)]
     return headings, rows, [*lines, "", f"written to {run.location}: {', '.join(files)}"]
+
+
+def _noise(table: pl.DataFrame) -> list[str]:
+    """Return how far one timing is off, if the table tells: it is taken out of what groups save."""
+    repeats = table.filter(pl.col("kind") == "repeat")["ratio"].to_list()
+    return [f"noise of one timing: {noise_of(repeats):.1%}, taken out of what groups save."] if repeats else []
 
 
 def _verdicts(table: pl.DataFrame) -> list[str]:

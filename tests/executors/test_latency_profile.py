@@ -67,6 +67,13 @@ def test_a_study_s_profile_is_written_drawn_and_measured_once(tmp_path: Path, mo
     assert profile.predict({}) == pytest.approx(table["milliseconds_dense"][0])
 
 
+def test_the_noise_of_one_timing_is_told_where_it_is_known() -> None:
+    """Twice the dense model, 2 % apart: ln 1.02 / sqrt 2 = 1.4 %. A table of an earlier version has no repeats."""
+    table = pl.DataFrame({"kind": ["group", "repeat", "repeat"], "ratio": [0.5, 1.02, 1 / 1.02]})
+    assert latency_profile._noise(table) == ["noise of one timing: 1.4%, taken out of what groups save."]
+    assert latency_profile._noise(table.head(1)) == []
+
+
 def test_the_miss_of_each_prediction_is_told_with_whether_it_is_within_five_percent() -> None:
     checks = [("group", 0, 9.0, 5.0), ("check", 1, 10.0, 10.4), ("check", 1, 10.0, 10.4), ("check", 2, 6.11, 4.51)]
     columns = ["kind", "model", "milliseconds", "predicted_milliseconds"]
