@@ -90,6 +90,7 @@ class LatencyProfile:
     Attributes:
         dense_ms: The dense model's milliseconds.
         stairs: The fitted times of each group alone.
+        timed: The models that were timed.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class LatencyProfile:
         timed: Sequence[TimedModel],
     ) -> None:
         self.dense_ms = dense_ms
+        self.timed = tuple(timed)
         self._cost = cost
         self._channels = channels
         alone: dict[str, dict[int, float]] = {name: {} for name in channels}
@@ -116,6 +118,16 @@ class LatencyProfile:
 
     def __repr__(self) -> str:
         return f"LatencyProfile({len(self.stairs)} groups, {self.dense_ms:.3g} ms dense)"
+
+    @property
+    def cost(self) -> CostModel:
+        """The cost model of the dense model."""
+        return self._cost
+
+    @property
+    def layer_times(self) -> Mapping[str, float]:
+        """The dense time of each layer that groups cut, over the dense model's."""
+        return self._layer_times
 
     def predict(self, removed: Mapping[str, int]) -> float:
         """Return the milliseconds of the model in which each group loses a number of channels."""
