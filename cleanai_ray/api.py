@@ -168,8 +168,8 @@ def prune(
         check=check,
     )
     batches = _readable_again(batches, trial, options)
-    cells = {"example_inputs": example_inputs, "trial": trial, "bounds": bounds, "task": task, "blocks": blocks}
-    job, choice = PruningJob(model=model, loss=_model_loss(loss, task), **cells), None
+    own: dict[str, Any] = {"trial": trial, "bounds": bounds, "task": task, "loss": _model_loss(loss, task)}
+    job, choice = PruningJob(model=model, example_inputs=example_inputs, blocks=blocks, **own), None
     given = Measurements(statistics=stats, curves=curves, multiple=liked_multiple(round_to, target, example_inputs))
     is_timed = trial.budget is not None and trial.budget.latency is not None
     clock = clock_of(latency, target, example_inputs) if is_timed else None

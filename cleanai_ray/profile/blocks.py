@@ -40,7 +40,7 @@ def time_blocks(
         time_models: Times models in turns.
         restored: Returns the model that a network is a view of, which is timed.
     """
-    saved = {}
+    saved: dict[str, float] = {}
     for first in range(0, len(plans), _MODELS_AT_ONCE):
         some = plans[first : first + _MODELS_AT_ONCE]
         models = {plan.name: restored(without_blocks(model, [plan])) for plan in some}

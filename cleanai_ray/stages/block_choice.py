@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import polars as pl
 from torch import nn
 
 from cleanai_ray.config.blocks import BlocksSection
@@ -21,6 +21,9 @@ from cleanai_ray.stages.blocks import PricedBlocks, pricing_positions, pricing_r
 from cleanai_ray.stages.latency_profile import predicted_without, profile_of
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.tasks.base import find_task
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 def choose_study_blocks(

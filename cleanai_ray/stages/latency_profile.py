@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import torch
 from torch import nn
 
@@ -28,6 +27,9 @@ from cleanai_ray.pruning.predicted_latency import PredictedLatency
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.tasks import find_task
+
+if TYPE_CHECKING:
+    import polars as pl  # half a second, which the checks of a study do without
 
 
 def require_target(study: Study) -> None:
@@ -108,6 +110,8 @@ def predicted_latency(
         blocks: The blocks that are removed before layers are narrowed.
         saved: The time that they save together, as a fraction of the dense model's.
     """
+    import polars as pl
+
     found = schemas.to_table(measure_study_profile(workspace), schemas.PROFILE) if table is None else table
     return predicted_without(workspace, profile_of(workspace, pl.DataFrame(found)), blocks, saved)
 

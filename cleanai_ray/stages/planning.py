@@ -70,9 +70,9 @@ def check_study(study: Study) -> Workspace:
         _require_scores(workspace, own)
     model = workspace.task.network(own)
     ChannelGraph(model, workspace.example_input(), ignored, check=study.pruning.check)
-    section = study.pruning.remove_blocks
-    if isinstance(section, BlocksSection):
-        names = section.names or ()
+    blocks = study.pruning.remove_blocks
+    if isinstance(blocks, BlocksSection):
+        names = blocks.names or ()
         chosen_blocks(find_blocks(model, workspace.example_input()), names, "pruning.remove_blocks.names")
     return workspace
 
