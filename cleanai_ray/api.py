@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from cleanai_ray.config.messages import checked
-from cleanai_ray.config.sections import CalibrationSection, PruningSection
+from cleanai_ray.config.sections import PruningSection
 from cleanai_ray.config.study import Trial
-from cleanai_ray.coverage.base import needs_sections
 from cleanai_ray.display.progress import current, watched, with_progress
+from cleanai_ray.errors import PruningError
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.importance.curves import SensitivityCurves
+from cleanai_ray.profile.blocks import time_blocks
 from cleanai_ray.profile.clock import Clock, CompareModels
 from cleanai_ray.profile.fitted import LatencyProfile
-from cleanai_ray.profile.predicted import clock_of, latency_profile, liked_multiple, profile_model
-from cleanai_ray.pruning.allocation import Allocation, AllocationProblem, search_allocation
-from cleanai_ray.pruning.block_removal import left_of, plan_blocks, without_blocks
+from cleanai_ray.profile.job_in_time import measure_job_profile, predicted_without, prune_in_time
+from cleanai_ray.profile.predicted import clock_of, latency_profile, liked_multiple
+from cleanai_ray.pruning.block_removal import plan_blocks
 from cleanai_ray.pruning.blocks_only import remove_only
-from cleanai_ray.pruning.granularity import granularity_for_time
-from cleanai_ray.pruning.latency_budget import prune_to_budget
-from cleanai_ray.pruning.measurements import Measurements, Remeasure
+from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.plan import BlockPlan
 from cleanai_ray.pruning.predicted_latency import PredictedLatency
 from cleanai_ray.pruning.prune_result import PruneResult
-from cleanai_ray.pruning.pruner import Pruner
+from cleanai_ray.pruning.pruning_job import PruningJob
 from cleanai_ray.pruning.saved_model import apply_plan, load, save
 from cleanai_ray.repair import RepairOptions
 from cleanai_ray.repair import repair as repair_model
 from cleanai_ray.repair.arguments import repair_options
-from cleanai_ray.sensitivity import cheapest_blocks, measure_blocks, measure_sensitivity, score_candidates
+from cleanai_ray.sensitivity import cheapest_blocks, measure_blocks, measure_sensitivity
+from cleanai_ray.sensitivity.block_choice import BlockChoice, choose_for_budget, with_choice
+from cleanai_ray.sensitivity.block_judge import BlockJudge
+from cleanai_ray.sensitivity.blocks import cheap_repair
+from cleanai_ray.sensitivity.measuring import measure_for
 from cleanai_ray.statistics import ActivationStatistics, CalibrationOptions
 from cleanai_ray.statistics import calibrate as collect_statistics
 from cleanai_ray.statistics.batch_forms import Batches
@@ -104,7 +107,7 @@ def prune(
     profile: LatencyProfile | None = None,
     task: str | Task = "classification",
     check: bool = True,
-    remove_blocks: Sequence[str] = (),
+    remove_blocks: Sequence[str] | Literal["auto"] = (),
     progress: bool | None = None,
 ) -> PruneResult:
     """Return a smaller copy of a model, and the plan that made it. The model given is not changed.
@@ -133,11 +136,11 @@ def prune(
         loss: Mean loss of (output, targets) for gradient-based methods; the task's by default.
         latency: Keys of `evaluation.latency` for a latency budget, or a function (dense, pruned) -> ratio of latencies.
         target: Keys of `evaluation.target`: what a latency budget is met in; torch itself by default.
-        profile: The latency profile to spend time by, of `latency_profile`; by default it is measured first.
+        profile: The dense model's latency profile, of `latency_profile`; by default one is measured first.
         task: What the model is for: `classification`, `segmentation`, `detection`, `language_modelling`, or a `Task`.
         check: Whether each cut is compared, on the example input, with the model whose removed channels are silent.
         remove_blocks: Residual blocks to replace by their shortcut first, of `measure_blocks`; without `ratio` and
-            `budget`, nothing else is removed.
+            `budget`, nothing else is removed. "auto": those that a budget is better spent on than on narrower layers.
         progress: Whether to show a line of progress; by default in a terminal or a notebook.
 
     Raises:
@@ -146,7 +149,11 @@ def prune(
     options, task = repair_options(repair, batches, seed), find_task(task)
     batches = None if batches is None else Batches(batches)
     batches = batches.again() if batches and remove_blocks else batches
-    blocks = plan_blocks(task.network(model), example_inputs, batches, remove_blocks) if remove_blocks else ()
+    is_auto = _is_automatic(remove_blocks)
+    if is_auto:
+        _require_auto(budget, batches, stats=stats, curves=curves)
+    names = () if is_auto else tuple(remove_blocks)
+    blocks = plan_blocks(task.network(model), example_inputs, batches, names) if names else ()
     if blocks and ratio is None and budget is None:
         result = remove_only(task.network(model), example_inputs, blocks)
         return _repaired(model, result.of_task(task), batches, options, task)
@@ -161,13 +168,68 @@ def prune(
         check=check,
     )
     batches = _readable_again(batches, trial, options)
-    job = _Job(model=model, example_inputs=example_inputs, trial=trial, bounds=bounds, task=task, blocks=blocks)
-    multiple = liked_multiple(round_to, target, example_inputs)
-    measured = job.measure(Measurements(statistics=stats, curves=curves, multiple=multiple), batches, loss)
-    if trial.budget is not None and trial.budget.latency is not None:
-        clock = clock_of(latency, target, example_inputs)
-        return _repaired(model, job.prune_in_time(measured, clock, profile), batches, options, task)
-    return _repaired(model, job.prune(job.trial, measured), batches, options, task)
+    own: dict[str, Any] = {"trial": trial, "bounds": bounds, "task": task, "loss": _model_loss(loss, task)}
+    job, choice = PruningJob(model=model, example_inputs=example_inputs, blocks=blocks, **own), None
+    given = Measurements(statistics=stats, curves=curves, multiple=liked_multiple(round_to, target, example_inputs))
+    is_timed = trial.budget is not None and trial.budget.latency is not None
+    clock = clock_of(latency, target, example_inputs) if is_timed else None
+    if is_auto and batches is not None:
+        profile = measure_job_profile(job, given, clock) if clock is not None and profile is None else profile
+        timing = None if clock is None or profile is None else (clock, profile)
+        choice = _blocks_that_pay(job, given, batches, options, timing)
+        job = replace(job, blocks=plan_blocks(job.network, example_inputs, batches, choice.names))
+    measured = measure_for(job, given, batches)
+    result = job.prune(trial, measured) if clock is None else prune_in_time(job, measured, clock, profile)
+    return _repaired(model, with_choice(result, choice), batches, options, task)
+
+
+def _is_automatic(remove_blocks: Sequence[str] | str) -> bool:
+    if isinstance(remove_blocks, str) and remove_blocks != "auto":
+        raise PruningError(f"remove_blocks is '{remove_blocks}'; allowed: 'auto', or a list of names of blocks")
+    return remove_blocks == "auto"
+
+
+def _require_auto(budget: Any, batches: Any, **measured: Any) -> None:
+    """Check that there is what it takes to choose blocks."""
+    missing = {"budget": "the limit that blocks and layers share", "batches": "the images that blocks are judged on"}
+    for name, value in (("budget", budget), ("batches", batches)):
+        if value is None:
+            raise PruningError(f"remove_blocks is 'auto', and {name} is None; needed: {missing[name]}")
+    for name, value in measured.items():
+        if value is not None:
+            raise PruningError(
+                f"remove_blocks is 'auto', and {name} are given, of one choice of blocks; allowed: none, since each "
+                "choice is measured"
+            )
+
+
+def _blocks_that_pay(
+    job: PruningJob,
+    given: Measurements,
+    batches: Iterable[Batch],
+    options: RepairOptions | None,
+    timing: tuple[Clock, LatencyProfile] | None,
+) -> BlockChoice:
+    """Return the blocks that a job's budget is better spent on than on narrower layers."""
+    assert job.trial.budget is not None
+    current().begin("residual blocks")
+    repair = None if options is None else cheap_repair(options.compensation, options.batch_norm)
+    errors = measure_blocks(job.model, job.example_inputs, batches, repair=repair or False, task=job.task)
+    times: dict[str, float] = {}
+    if timing is not None:
+        plans = [error.plan for error in errors]
+        times = time_blocks(job.network, plans, timing[0].time_models, job.task.restored)
+        errors = tuple(replace(error, time=times[error.name]) for error in errors)
+
+    def predict(plans: Sequence[BlockPlan]) -> PredictedLatency:
+        assert timing is not None
+        saved = sum(times[plan.name] for plan in plans)
+        return predicted_without(replace(job, blocks=tuple(plans)), given, timing[1], saved)
+
+    judge = BlockJudge(job, batches, repair=repair, given=given, predict=None if timing is None else predict)
+    choice = choose_for_budget(errors, job.trial.budget.resource, judge)
+    judge.require_met(choice.error)
+    return choice
 
 
 def _trial(
@@ -185,72 +247,6 @@ def _trial(
     return checked(Trial, method=method, budget=limits, coverage_metric=coverage_metric, options=options, **cell)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Job:
-    """One call of `prune`, checked: the model, and how to prune it."""
-
-    model: nn.Module
-    example_inputs: Tensor | tuple[Tensor, ...]
-    trial: Trial
-    bounds: PruningSection
-    task: Task
-    blocks: tuple[BlockPlan, ...] = ()
-
-    def measure(self, given: Measurements, batches: Iterable[Batch] | None, loss: Loss | None) -> Measurements:
-        """Measure on the batches what the method reads and was not given."""
-        if batches is None:
-            return given
-        method = create_method(self.trial.method, self.trial.options)
-        network = without_blocks(self.task.network(self.model), self.blocks)
-        ignored = left_of(self.bounds.ignored_layers, self.blocks)
-        calibrate = _measurement(self.trial, batches, loss, self.task)
-        statistics, curves = given.statistics, given.curves
-        if statistics is None and method.needs_statistics:
-            statistics = calibrate(network)
-        if curves is None and method.needs_curves:
-            shown, check = watched("sensitivity", batches), self.bounds.check
-            curves = measure_sensitivity(network, self.example_inputs, shown, ignored_layers=ignored, check=check)
-
-        def allocate(problem: AllocationProblem) -> Allocation:
-            assert curves is not None
-            scorer = score_candidates(
-                network, self.example_inputs, batches, curves, ignored_layers=ignored, check=self.bounds.check
-            )
-            return search_allocation(problem, scorer)
-
-        return replace(given, statistics=statistics, curves=curves, remeasure=calibrate, allocate=allocate)
-
-    def prune(self, trial: Trial, measured: Measurements) -> PruneResult:
-        """Prune as a trial says."""
-        current().begin("pruning")
-        network, inputs = self.task.network(self.model), self.example_inputs
-        pruner = Pruner(network, inputs, trial, bounds=self.bounds, measured=measured, blocks=self.blocks)
-        return pruner.run().of_task(self.task)
-
-    def prune_in_time(self, measured: Measurements, clock: Clock, profile: LatencyProfile | None) -> PruneResult:
-        """Meet a latency budget by what a profile predicts, which is measured first if there is none."""
-        bare = without_blocks(self.task.network(self.model), self.blocks)
-        if profile is None:
-            current().begin("latency profile")
-            granularity = granularity_for_time(self.bounds, self.trial.quantization, measured.multiple)
-            ignored = left_of(self.bounds.ignored_layers, self.blocks)
-            profile = profile_model(
-                bare,
-                self.example_inputs,
-                clock,
-                granularity=granularity,
-                ignored_layers=ignored,
-                restored=self.task.restored,
-                check=self.bounds.check,
-            )
-        blocks_save = clock.compare(self.model, self.task.restored(bare))["ratio"] if self.blocks else 1.0
-        latency = PredictedLatency(predict=profile.predict, dense_ms=profile.dense_ms / blocks_save)
-        timed = replace(measured, latency=latency)
-        return prune_to_budget(
-            lambda trial: self.prune(trial, timed), self.trial, lambda small: clock.compare(self.model, small)
-        )
-
-
 def _readable_again(batches: Batches | None, trial: Trial, repair: RepairOptions | None) -> Batches | None:
     """Return batches that can be read as often as the method and the repair read them."""
     method = create_method(trial.method, trial.options)
@@ -266,21 +262,6 @@ def _repaired(
     current().begin("repair")
     outcome = repair_model(model, result, batches, options, task=task)
     return replace(result, model=outcome.model)
-
-
-def _measurement(trial: Trial, batches: Iterable[Batch], loss: Loss | None, task: Task) -> Remeasure:
-    """Return a function that calibrates a model for the trial's method."""
-    method = create_method(trial.method, trial.options)
-    sections = CalibrationSection().sections if needs_sections(trial.coverage_metric) else None
-    options = CalibrationOptions(
-        sections=sections,
-        outputs=method.needs_outputs,
-        gradients=method.needs_gradients,
-        squared_gradients=method.needs_squared_gradients,
-    )
-    return lambda network: collect_statistics(
-        network, watched("calibration", batches), options, loss=_model_loss(loss, task)
-    )
 
 
 __all__ = [

@@ -1,8 +1,8 @@
-"""The residual blocks that every trial of a study removes before it narrows layers."""
+"""The residual blocks that the trials of a study remove before they narrow layers."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -37,3 +37,12 @@ class BlocksSection(Section):
         if self.names is not None:
             return ", ".join(self.names)
         return f"the cheapest {self.count}" if self.count else f"the cheapest that save {self.macs:.0%} of the MACs"
+
+
+RemovedBlocks = BlocksSection | Literal["auto"]
+"""The blocks that go; `auto`: as many as pay, for each budget by itself."""
+
+
+def in_words(blocks: RemovedBlocks) -> str:
+    """Return in words which blocks go."""
+    return "for each budget, those that pay" if blocks == "auto" else str(blocks)

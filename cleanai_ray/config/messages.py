@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
@@ -147,6 +148,8 @@ def _resolve(location: Sequence[int | str], root: type[Section]) -> tuple[list[i
         if container is None:
             break
         if isinstance(container, type) and issubclass(container, Section):
+            if re.search(rf"\b{container.__name__}\]?$", str(part)):  # the branch of a union, which is no key
+                continue
             info = container.model_fields.get(str(part))
             annotation = Any if info is None else Annotated[(info.annotation, *info.metadata, None)]
         elif get_origin(container) is dict:
@@ -165,7 +168,7 @@ def _container(annotation: Any) -> Any:
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
-        others = [item for item in get_args(annotation) if item is not type(None)]
+        others = [item for item in get_args(annotation) if item is not type(None) and get_origin(item) is not Literal]
         return _container(others[0]) if len(others) == 1 else None
     is_section = isinstance(annotation, type) and issubclass(annotation, Section)
     return annotation if is_section or get_origin(annotation) in (tuple, dict) else None
@@ -173,8 +176,9 @@ def _container(annotation: Any) -> Any:
 
 def _describe_unknown_key(error: Mapping[str, Any], root: type[Section]) -> str:
     *parents, key = error["loc"]
-    section = _container(_resolve(parents, root)[1])
-    return f"unknown key '{_join(error['loc'])}'; {name_among(str(key), section.model_fields)}"
+    path, annotation = _resolve(parents, root)
+    section = _container(annotation)
+    return f"unknown key '{_join([*path, key])}'; {name_among(str(key), section.model_fields)}"
 
 
 def _join(path: Iterable[int | str]) -> str:

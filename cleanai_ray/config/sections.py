@@ -12,7 +12,7 @@ from pydantic import (
     field_validator,
 )
 
-from cleanai_ray.config.blocks import BlocksSection
+from cleanai_ray.config.blocks import RemovedBlocks
 from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.images import CacheSection, TransformSection
 from cleanai_ray.config.model import ModelSection as ModelSection
@@ -146,10 +146,10 @@ class PruningSection(Section):
         description="Compare each cut, on an example input, with the model whose removed channels are silent; a group "
         "of layers that could only be cut wrongly keeps its width.",
     )
-    remove_blocks: BlocksSection | None = Field(
+    remove_blocks: RemovedBlocks | None = Field(
         None,
         description="Residual blocks to replace by their shortcuts before layers are narrowed: {names: [...]}, "
-        "{macs: SHARE} or {count: N}; null: none.",
+        "{macs: SHARE} or {count: N}; auto: for each budget, those that cost less than narrowing; null: none.",
     )
 
     def described(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from cleanai_ray.config.sections import (
     ResourcesSection,
     Section,
 )
-from cleanai_ray.config.sweep import SweepSection, uses_coverage_metric
+from cleanai_ray.config.sweep import Budget, SweepSection, uses_coverage_metric
 from cleanai_ray.config.task import TaskSection, check_task
 from cleanai_ray.config.tracking import TrackingSection
 from cleanai_ray.config.trial import Trial
@@ -113,6 +113,11 @@ class Study(Section):
         if too_high:
             raise ValueError(
                 f"sweep.ratios holds {too_high[0]}; allowed: at most pruning.max_ratio, {self.pruning.max_ratio}"
+            )
+        if self.pruning.remove_blocks == "auto" and (self.sweep.ratios or not self.sweep.budgets):
+            found = f"sweep.ratios holds {self.sweep.ratios[0]}" if self.sweep.ratios else "sweep.budgets is empty"
+            raise ValueError(
+                f"pruning.remove_blocks is 'auto', and {found}; allowed: budgets alone, which blocks and layers share"
             )
         timed = next((budget for budget in self.sweep.budgets if budget.resource == "latency"), None)
         if timed is not None and self.evaluation.latency is None:
@@ -206,6 +211,14 @@ class Study(Section):
                 cell["quantization"] = bits
                 trials.append(Trial(method=method, coverage_metric=metric, **cell))
         return (*trials, *control_trials(sweep, self._labels, draws))
+
+    def choosing_trial(self, budget: Budget) -> Trial:
+        """Return the trial that the residual blocks of a budget are chosen by: of reconstruction, else the first.
+
+        All trials of a budget lose the same blocks, so that methods are compared on the same network.
+        """
+        own = [trial for trial in self.trials() if trial.control is None and trial.budget == budget]
+        return next((trial for trial in own if trial.method == "reconstruction"), own[0])
 
     def _metrics_of(self, method: str) -> tuple[str | None, ...]:
         return self.sweep.coverage_metrics if uses_coverage_metric(self.sweep, method) else (None,)

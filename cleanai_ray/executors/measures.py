@@ -5,17 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import polars as pl
+
 from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.digests import digest
+from cleanai_ray.config.sweep import Budget
 from cleanai_ray.executors.allocations import find_allocations, searching_trials
 from cleanai_ray.executors.base import ShardPool, ShardWork
 from cleanai_ray.executors.context import DenseWeights, RunContext
+from cleanai_ray.executors.latency_profile import obtain_profile
 from cleanai_ray.executors.noted_work import run_noted
 from cleanai_ray.executors.shared import Shared
 from cleanai_ray.executors.writer import RunStore
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.repair.moments import ConsumerMoments
-from cleanai_ray.stages.blocks import BareWeights, PricedBlocks, blocks_of, measured_model, price_study_blocks
+from cleanai_ray.sensitivity.block_choice import BlockChoice
+from cleanai_ray.stages.block_choice import choose_study_blocks, without_choice
+from cleanai_ray.stages.blocks import (
+    BLOCKS_FILE,
+    BareWeights,
+    PricedBlocks,
+    blocks_of,
+    measured_model,
+    meets_time,
+    price_study_blocks,
+)
 from cleanai_ray.stages.calibration import CalibrationNeeds
 from cleanai_ray.stages.dense_measures import (
     DenseMeasures,
@@ -24,7 +38,7 @@ from cleanai_ray.stages.dense_measures import (
     needs_moments,
     needs_statistics,
 )
-from cleanai_ray.stages.fingerprints import blocks_key, calibration_key, moments_key
+from cleanai_ray.stages.fingerprints import block_choice_key, blocks_key, calibration_key, moments_key
 from cleanai_ray.stages.shard_measures import MOMENTS, STATISTICS, ShardMeasures, shards_of
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.statistics import ActivationHistograms, ActivationStatistics
@@ -48,12 +62,37 @@ def measure_dense(context: RunContext, dense: DenseWeights) -> DenseMeasures:
     Raises:
         CleanAIError: When a measurement fails; the message names the sample or the layer.
     """
-    study, progress = context.study, context.progress
-    blocks = PricedBlocks()
-    if study.pruning.remove_blocks is not None:
+    progress, blocks = context.progress, PricedBlocks()
+    if context.study.pruning.remove_blocks is not None:
         with progress.stage("residual blocks"):
-            blocks = _price_blocks(context, dense)
+            blocks = obtain_blocks(context, dense)
+        if blocks.choices:
+            return _measure_choices(context, dense, blocks)
         progress.say(f"residual blocks that become their shortcuts: {', '.join(blocks.removed)}")
+    return _measure_without(context, dense, blocks)
+
+
+def _measure_choices(context: RunContext, dense: DenseWeights, blocks: PricedBlocks) -> DenseMeasures:
+    """Return the measurements for the trials of each budget, whose blocks are its own; of equal choices, once."""
+    by_names: dict[tuple[str, ...], list[str]] = {}
+    for budget, choice in blocks.choices.items():
+        context.progress.say(f"residual blocks for {budget}: {choice.why}")
+        by_names.setdefault(choice.names, []).append(budget)
+    found: dict[str, DenseMeasures] = {}
+    for names, budgets in by_names.items():
+        part = context.of_study(without_choice(context.study, names, budgets))
+        folder = f"{context.folder}/without-{digest(names)[:12]}" if names else context.folder
+        measures = _measure_without(replace(part, folder=folder), dense, replace(blocks, removed=names))
+        found |= dict.fromkeys(budgets, measures)
+    first = next(iter(found.values()))
+    # Tables show the statistics of the first budget; no trial without one reads what is of a model without blocks.
+    return replace(first, blocks=replace(blocks, removed=()), moments=None, by_budget=found)
+
+
+def _measure_without(context: RunContext, dense: DenseWeights, blocks: PricedBlocks) -> DenseMeasures:
+    """Return the measurements of the model without the blocks that are removed."""
+    study, progress = context.study, context.progress
+    if blocks.plans:
         content = dense.content.get()
         assert isinstance(content, bytes)
         bare = BareWeights(content=content, blocks=blocks.plans)
@@ -137,13 +176,45 @@ def _with_histograms(
     return statistics.with_histograms(ActivationHistograms.from_bytes(counts))
 
 
-def _price_blocks(context: RunContext, dense: DenseWeights) -> PricedBlocks:
+def obtain_blocks(context: RunContext, dense: DenseWeights) -> PricedBlocks:
+    """Return the prices of a study's blocks and its choices, from the run directory or made now.
+
+    Raises:
+        CleanAIError: When they cannot be priced, or the study asks for blocks that cannot go.
+    """
+
     def compute() -> bytes:
         arguments = context.study.model_dump_json(), context.executor.store, dense.content
         return context.executor.call(f"blocks-{context.study.name}", _measure_blocks, *arguments)
 
     key = blocks_key(context.study, dense.digest)
-    return PricedBlocks.from_bytes(context.cached(f"{context.folder}/blocks.json", key, compute))
+    blocks = PricedBlocks.from_bytes(context.cached(f"{context.folder}/{BLOCKS_FILE}", key, compute))
+    if context.study.pruning.remove_blocks != "auto":
+        return blocks
+    return replace(blocks, choices=_choices(context, dense, blocks))
+
+
+def _choices(context: RunContext, dense: DenseWeights, blocks: PricedBlocks) -> dict[str, BlockChoice]:
+    """Return the choice of blocks for each budget as text; budgets are judged side by side."""
+    study, run = context.study, context.run
+    files = {budget: f"{context.folder}/block_choices/{budget}.json" for budget in study.sweep.budgets}
+    keys = {budget: block_choice_key(study, dense.digest, budget) for budget in files}
+    missing = [budget for budget in files if not run.is_complete(files[budget], keys[budget])]
+    if missing:
+        profile = obtain_profile(study, run, context.executor, context.progress) if meets_time(study) else None
+        arguments = study.model_dump_json(), dense.content, blocks, profile
+        found = context.executor.map(f"block choice-{study.name}", _choose_blocks, missing, *arguments)
+        for budget, choice in zip(missing, found, strict=True):
+            run.write_json(files[budget], choice.to_dict())
+            run.mark(files[budget], keys[budget])
+    return {str(budget): BlockChoice.from_dict(run.read_json(file)) for budget, file in files.items()}
+
+
+def _choose_blocks(
+    device: str, budget: Budget, study_json: str, weights: bytes, blocks: PricedBlocks, profile: pl.DataFrame | None
+) -> BlockChoice:
+    workspace = open_workspace(study_json, device)
+    return choose_study_blocks(workspace, workspace.dense_model(weights), blocks, budget, profile)
 
 
 def _measure_blocks(device: str, study_json: str, store: RunStore, weights: bytes) -> bytes:

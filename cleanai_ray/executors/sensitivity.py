@@ -108,6 +108,7 @@ def _share_out(
         is_ratio = isinstance(amount, float)
         name = f"ratio {amount:g}" if is_ratio else str(amount)
         trial = Trial(method="reconstruction", mode="global", **{"ratio" if is_ratio else "budget": amount})
+        own = measures.of(trial)
         try:
             pruner = Pruner(
                 model,
@@ -115,8 +116,8 @@ def _share_out(
                 trial,
                 bounds=study.pruning.model_copy(update={"layer_ratios": {}}),
                 ignored_layers=workspace.ignored_layers(),
-                measured=Measurements(curves=measures.curves, multiple=study.multiple),
-                blocks=measures.blocks.plans,
+                measured=Measurements(curves=own.curves, multiple=study.multiple),
+                blocks=own.blocks.plans,
             )
             suggestions[name] = dict(layer_ratios(pruner.run().plan))
         except PruningError as error:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from cleanai_ray.config.study import Trial
 from cleanai_ray.errors import CleanAIError
 from cleanai_ray.executors.context import RunContext
 from cleanai_ray.executors.latency_profile import measured_profile
+from cleanai_ray.profile.fitted import LatencyProfile
+from cleanai_ray.pruning.plan import BlockPlan
+from cleanai_ray.stages.blocks import BLOCKS_FILE, PricedBlocks
 from cleanai_ray.stages.columns import latency_columns, target_columns
+from cleanai_ray.stages.dense_measures import measures_folder
 from cleanai_ray.stages.fingerprints import alone_key
-from cleanai_ray.stages.latency_profile import profile_of
+from cleanai_ray.stages.latency_profile import predicted_without, profile_of
 from cleanai_ray.stages.timed_alone import time_alone
 from cleanai_ray.storage import schemas
 
@@ -46,11 +51,28 @@ def time_records(context: RunContext, records: Records, dense_digest: str) -> No
                 record["row"]["warnings"] = [*record["row"]["warnings"], f"it could not be timed: {error}"]
                 continue
             predicted: tuple[float | None, float | None] = (None, None)
-            if profile is not None and not record.get("blocks"):  # without blocks, there are other groups
+            if profile is not None and not record.get("blocks"):
                 predicted = profile.predict(record["removed"]), profile.dense_ms
+            elif profile is not None:
+                predicted = _predicted_without_blocks(context, trial, record, profile)
             backend = "onnxruntime" if trial.quantization == "int8" else "eager"
             record["latency"] = [{"trial_id": trial.trial_id, **row} for row in rows]
             record["row"] |= {**latency_columns(rows, backend), **target_columns(rows, *predicted)}
+
+
+def _predicted_without_blocks(
+    context: RunContext, trial: Trial, record: Mapping[str, Any], profile: LatencyProfile
+) -> tuple[float | None, float | None]:
+    """Return the predicted milliseconds of a trial that lost blocks, and the dense model's; None if none was timed."""
+    plans = [BlockPlan.from_dict(fields) for fields in record["blocks"]]
+    name = f"{measures_folder(context.study, context.study.draw_of(trial))}/{BLOCKS_FILE}"
+    if not context.run.exists(name):
+        return None, None
+    priced = replace(PricedBlocks.from_bytes(context.run.read_bytes(name)), removed=tuple(plan.name for plan in plans))
+    if priced.time_saved == 0.0:
+        return None, None
+    latency = predicted_without(context.workspace, profile, plans, priced.time_saved)
+    return latency.predict(record["removed"]), latency.dense_ms
 
 
 def _timed(context: RunContext, trial: Trial, record: Mapping[str, Any], dense_digest: str) -> list[dict[str, Any]]:

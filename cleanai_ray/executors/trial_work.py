@@ -231,7 +231,7 @@ def _open_setting(
         workspace=workspace,
         dense_model=dense_model_of(workspace, dense),
         dense_logits=dense.logits,
-        measures=inputs.measures[draw].get(),
+        measures=inputs.measures[draw].get().of(trial),
         context=make_context(workspace),
         profile=inputs.profile,
     )

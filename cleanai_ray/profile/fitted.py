@@ -93,6 +93,7 @@ class LatencyProfile:
         dense_ms: The dense model's milliseconds.
         noise: The standard deviation of one timing over its mean; 0 where nothing was timed twice.
         stairs: The fitted times of each group alone.
+        timed: The models that were timed.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class LatencyProfile:
         timed: Sequence[TimedModel],
     ) -> None:
         self.dense_ms = dense_ms
+        self.timed = tuple(timed)
         self._cost = cost
         self._channels = channels
         self.noise = noise_of(model.ratio for model in timed if model.kind == "repeat")
@@ -116,6 +118,16 @@ class LatencyProfile:
 
     def __repr__(self) -> str:
         return f"LatencyProfile({len(self.stairs)} groups, {self.dense_ms:.3g} ms dense)"
+
+    @property
+    def cost(self) -> CostModel:
+        """The cost model of the dense model."""
+        return self._cost
+
+    @property
+    def layer_times(self) -> Mapping[str, float]:
+        """The dense time of each layer that groups cut, over the dense model's."""
+        return self._layer_times
 
     def predict(self, removed: Mapping[str, int]) -> float:
         """Return the milliseconds of the model in which each group loses a number of channels."""

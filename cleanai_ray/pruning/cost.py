@@ -77,6 +77,16 @@ class CostModel:
         return {"macs": macs, "params": params, "size_mb": size_mb}
 
     @property
+    def num_channels(self) -> Mapping[str, int]:
+        """The channels of each group at its present width."""
+        return self._sizes
+
+    @property
+    def groups_of_outputs(self) -> dict[str, str]:
+        """The group that numbers the output channels of each layer."""
+        return {name: cuts[0][0] for (name, side), cuts in self._cuts.items() if side == "out"}
+
+    @property
     def layer_macs(self) -> dict[str, float]:
         """The MACs at its present width of every layer that a group cuts."""
         return {name: layer.macs for name, layer in self._layers.items()}

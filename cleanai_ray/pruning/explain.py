@@ -50,6 +50,8 @@ def _heading(plan: PruningPlan) -> str:
         f"Asked:  {asked_for(plan.request)}",
         f"Bounds: {_bounds(plan.request.get('bounds') or {})}",
     ]
+    if "blocks" in plan.achieved:
+        lines.append(f"Blocks: {plan.achieved['blocks']['why']}")
     if plan.blocks:
         number = len(plan.blocks)
         lines[0] += f", and {number} residual block{' becomes its' if number == 1 else 's become their'} shortcut"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,6 +32,16 @@ REPAIR_IMAGES = 256
 _TINY = 1e-12
 
 
+def cheap_repair(compensation: Any, batch_norm: Any) -> RepairOptions | None:
+    """Return the repair to price blocks after where a model is repaired with some compensation and recalibration.
+
+    None where it is repaired with neither.
+    """
+    if compensation != "none":
+        return CHEAP_REPAIR
+    return None if batch_norm == "none" else RepairOptions(compensation="none", batch_norm="relative")
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockError:
     """What the removal of one block costs.
@@ -40,12 +51,16 @@ class BlockError:
         error: Mean KL(dense || model without the block) over the probe images, in nats, before any repair.
         macs: Multiply-accumulates of its layers, as a fraction of the dense model's.
         error_repaired: The same after a repair of the layers that are left; None where none was tried.
+        params: Parameters that go with it, as a fraction of the dense model's.
+        time: Time that it saves by itself, as a fraction of the dense model's; None where it was not timed.
     """
 
     plan: BlockPlan
     error: float
     macs: float
     error_repaired: float | None = None
+    params: float = 0.0
+    time: float | None = None
 
     @property
     def name(self) -> str:
@@ -58,8 +73,17 @@ class BlockError:
 
         The error is that after repair where one was tried.
         """
-        error = self.error if self.error_repaired is None else self.error_repaired
-        return error / max(self.macs, _TINY)
+        return self.least_error / max(self.macs, _TINY)
+
+    @property
+    def least_error(self) -> float:
+        """Its error after repair where one was tried, else before."""
+        return self.error if self.error_repaired is None else self.error_repaired
+
+    def saving(self, resource: str) -> float:
+        """Return the share of the dense model's cost that goes with it: of the resource that a budget limits."""
+        shares = {"macs": self.macs, "latency": self.time or 0.0}
+        return shares.get(resource, self.params)
 
 
 def measure_blocks(
@@ -96,11 +120,14 @@ def measure_blocks(
     images = probe_images(held or working)
     reference = log_probabilities(network, images)
 
-    whole = measure_complexity(network, single_input(example_inputs)).macs
+    whole = measure_complexity(network, single_input(example_inputs))
 
     def measure(plan: BlockPlan) -> BlockError:
-        error = divergence(reference, log_probabilities(without_blocks(network, [plan]), images))
-        return BlockError(plan=plan, error=error, macs=plan.macs / whole, error_repaired=after_repair(plan))
+        bare = without_blocks(network, [plan])
+        params = 1.0 - sum(value.numel() for value in bare.parameters()) / whole.params
+        error = divergence(reference, log_probabilities(bare, images))
+        shares = {"macs": plan.macs / whole.macs, "params": params}
+        return BlockError(plan=plan, error=error, error_repaired=after_repair(plan), **shares)
 
     def after_repair(plan: BlockPlan) -> float | None:
         if repair is False:
@@ -109,11 +136,11 @@ def measure_blocks(
         outcome = repair_model(model, result, fitted, CHEAP_REPAIR if repair is True else repair, task=task)
         return divergence(reference, log_probabilities(task.network(outcome.model), images))
 
-    fitted = _first(working or held, REPAIR_IMAGES)
+    fitted = first_images(working or held, REPAIR_IMAGES)
     return tuple(measure(plan) for plan in plans)
 
 
-def _first(batches: Sequence[Tensor], number: int) -> list[Tensor]:
+def first_images(batches: Sequence[Tensor], number: int) -> list[Tensor]:
     """Return the first images of batches, at most a number of them."""
     found: list[Tensor] = []
     for batch in batches:
@@ -134,7 +161,7 @@ def cheapest_blocks(errors: Sequence[BlockError], macs: float) -> list[str]:
         PruningError: When all blocks together save less.
     """
     taken: list[BlockError] = []
-    for block in _cheapest_first(errors):
+    for block in _cheapestfirst_images(errors):
         if sum(other.macs for other in taken) >= macs:
             break
         taken.append(block)
@@ -167,17 +194,17 @@ def choose_blocks(
     if macs is not None:
         return cheapest_blocks(errors, macs)
     assert count is not None
-    taken = _cheapest_first(errors)
+    taken = _cheapestfirst_images(errors)
     if count > len(taken):
         raise PruningError(f"count is {count}; allowed: at most {len(taken)} blocks, which can go together")
     return [block.name for block in taken[:count]]
 
 
-def _cheapest_first(errors: Sequence[BlockError]) -> list[BlockError]:
+def _cheapestfirst_images(errors: Sequence[BlockError]) -> list[BlockError]:
     """Return blocks that can be removed together, the lowest price first; of two nested ones, the cheaper."""
     taken: list[BlockError] = []
     for block in sorted(errors, key=_price):
-        if not any(_nested(block, other) for other in taken):
+        if not any(nested(block, other) for other in taken):
             taken.append(block)
     return taken
 
@@ -186,5 +213,6 @@ def _price(block: BlockError) -> tuple[float, float]:
     return block.price, -block.macs
 
 
-def _nested(one: BlockError, other: BlockError) -> bool:
+def nested(one: BlockError, other: BlockError) -> bool:
+    """Return whether one of two blocks holds the other."""
     return overlap(one.plan.block, other.plan.block) or overlap(other.plan.block, one.plan.block)

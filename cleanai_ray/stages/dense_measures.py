@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from cleanai_ray.config.calibration_draw import CalibrationDraw
-from cleanai_ray.config.study import Study
+from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.importance.curves import SensitivityCurves
 from cleanai_ray.pruning.allocation import Allocation
 from cleanai_ray.pruning.plan import BlockPlan
@@ -20,6 +20,7 @@ from cleanai_ray.sensitivity import (
     probe_images,
     search_images,
 )
+from cleanai_ray.sensitivity.block_choice import BlockChoice
 from cleanai_ray.sensitivity.candidates import MAX_SEARCH_IMAGES
 from cleanai_ray.stages.blocks import PricedBlocks
 from cleanai_ray.stages.shard_measures import split_positions, study_graph
@@ -37,6 +38,8 @@ class DenseMeasures:
         curves: Sensitivity curves of the dependency groups.
         allocations: Results of the searches for allocations, by the key of their problem.
         blocks: The residual blocks, if the study removes any; all else is then of the model without them.
+        by_budget: The measurements for trials of each budget, by the budget as text, where each has blocks of its own;
+            these are then of the first budget's.
     """
 
     statistics: ActivationStatistics | None = None
@@ -44,6 +47,15 @@ class DenseMeasures:
     curves: SensitivityCurves | None = None
     allocations: Mapping[str, Allocation] = field(default_factory=dict)
     blocks: PricedBlocks = field(default_factory=PricedBlocks)
+    by_budget: Mapping[str, DenseMeasures] = field(default_factory=dict)
+
+    def of(self, trial: Trial) -> DenseMeasures:
+        """Return the measurements that a trial reads."""
+        return self.by_budget.get(str(trial.budget), self)
+
+    def choice_for(self, trial: Trial) -> BlockChoice | None:
+        """Return the choice of a trial's blocks; None where the study does not choose them by budget."""
+        return self.blocks.choices.get(str(trial.budget))
 
 
 def measures_folder(study: Study, draw: CalibrationDraw) -> str:

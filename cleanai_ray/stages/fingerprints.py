@@ -13,6 +13,7 @@ from cleanai_ray.config.digests import digest
 from cleanai_ray.config.model_names import ModelName
 from cleanai_ray.config.sections import LEAST_STEPS
 from cleanai_ray.config.study import Study, Trial
+from cleanai_ray.config.sweep import Budget
 from cleanai_ray.errors import ModelError
 from cleanai_ray.storage.run_directory import resolve_filesystem
 
@@ -20,7 +21,7 @@ _CHUNK_BYTES = 2**22
 _STATISTICS = "statistics/2"
 """The version of the statistics: since the second, those of attention are of its separate layers."""
 _PROFILE = "profile/3"
-_PRICES = "block-prices/1"
+_PRICES = "block-prices/2"
 _MOMENTS = "moments/3"  # Moments of an earlier format are measured anew.
 
 
@@ -83,7 +84,14 @@ def moments_key(study: Study, dense_digest: str) -> str:
 def blocks_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that the prices of blocks of a study of one draw depend on, and their choice."""
     read = [_model_shape(study), _data(study), study.evaluation.split]
-    return digest([_PRICES, dense_digest, *read, *_numerics(study), *_blocks(study)])
+    timed = [profile_key(study)] if any(budget.resource == "latency" for budget in study.sweep.budgets) else []
+    return digest([_PRICES, dense_digest, *read, *_numerics(study), *_blocks(study), *timed])
+
+
+def block_choice_key(study: Study, dense_digest: str, budget: Budget) -> str:
+    """Return the digest of everything that the choice of a budget's blocks depends on, for a study of one draw."""
+    prices, trial = blocks_key(study, dense_digest), study.choosing_trial(budget)
+    return digest([prices, trial.identity, bounds_key(study, trial.quantization)])
 
 
 def _blocks(study: Study) -> list[Any]:
@@ -93,7 +101,8 @@ def _blocks(study: Study) -> list[Any]:
         return []
     # The cheapest after repair are other blocks than the cheapest before.
     repaired = [study.repair.compensation != "none", study.repair.batch_norm != "none"]
-    return [{"blocks": section.model_dump(mode="json"), "priced_after": repaired}]
+    named = "auto" if section == "auto" else section.model_dump(mode="json")
+    return [{"blocks": named, "priced_after": repaired}]
 
 
 def profile_key(study: Study) -> str:
@@ -132,6 +141,9 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     if trial.budget is not None and trial.budget.resource == "latency":
         parts["profile"] = profile_key(study)
     parts["pruning"] = bounds_key(study, trial.quantization)
+    if study.pruning.remove_blocks == "auto" and trial.budget in study.sweep.budgets:
+        assert trial.budget is not None
+        parts["blocks_chosen_by"] = study.choosing_trial(trial.budget).identity
     own, between_steps = study.of_draw(study.draw_of(trial)), study.finetune.between_steps
     if trial.steps == 1 or not between_steps:
         del parts["finetune"]["between_steps"]

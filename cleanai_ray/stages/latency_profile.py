@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import polars as pl
 import torch
 from torch import nn
 
@@ -15,15 +15,21 @@ from cleanai_ray.evaluation.machine import device_name
 from cleanai_ray.evaluation.target_latency import open_target
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.models import build_model
+from cleanai_ray.profile.blocks import profile_without_blocks
 from cleanai_ray.profile.clock import TargetClock
 from cleanai_ray.profile.fitted import LatencyProfile
 from cleanai_ray.profile.measure import ProfileRequest, measure_profile, profile_conditions
 from cleanai_ray.profile.table import profile_rows, read_profile
+from cleanai_ray.pruning.block_removal import left_of, without_blocks
 from cleanai_ray.pruning.granularity import Granularity, granularity_for_time
+from cleanai_ray.pruning.plan import BlockPlan
 from cleanai_ray.pruning.predicted_latency import PredictedLatency
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.tasks import find_task
+
+if TYPE_CHECKING:
+    import polars as pl  # half a second, which the checks of a study do without
 
 
 def require_target(study: Study) -> None:
@@ -93,16 +99,34 @@ def profile_of(workspace: Workspace, table: pl.DataFrame) -> LatencyProfile:
     return read_profile(table, architecture(study), example, profile_granularity(study), ignored, check)
 
 
-def predicted_latency(workspace: Workspace, table: pl.DataFrame | None) -> PredictedLatency:
+def predicted_latency(
+    workspace: Workspace, table: pl.DataFrame | None, blocks: Sequence[BlockPlan] = (), saved: float = 0.0
+) -> PredictedLatency:
     """Return what a study's latency budgets are met by.
 
     Args:
         workspace: The opened study.
         table: Its profile.parquet; None: it is measured now.
+        blocks: The blocks that are removed before layers are narrowed.
+        saved: The time that they save together, as a fraction of the dense model's.
     """
+    import polars as pl
+
     found = schemas.to_table(measure_study_profile(workspace), schemas.PROFILE) if table is None else table
-    profile = profile_of(workspace, pl.DataFrame(found))
-    return PredictedLatency(predict=profile.predict, dense_ms=profile.dense_ms)
+    return predicted_without(workspace, profile_of(workspace, pl.DataFrame(found)), blocks, saved)
+
+
+def predicted_without(
+    workspace: Workspace, profile: LatencyProfile, blocks: Sequence[BlockPlan], saved: float
+) -> PredictedLatency:
+    """Return the predicted times of a study's model without some blocks; see `predicted_latency`."""
+    own = profile
+    if blocks:
+        model, example = without_blocks(architecture(workspace.study), blocks), workspace.example_input().cpu()
+        ignored, check = left_of(ignored_of(workspace), blocks), workspace.study.pruning.check
+        bare = ChannelGraph(model, example, ignored, check=check)
+        own = profile_without_blocks(profile, bare, profile_granularity(workspace.study), saved)
+    return PredictedLatency(predict=own.predict, dense_ms=profile.dense_ms)
 
 
 def architecture(study: Study) -> nn.Module:

@@ -10,10 +10,11 @@ import torch
 import yaml
 from torch import nn
 
+from cleanai_ray.config.blocks import BlocksSection, in_words
 from cleanai_ray.config.sections import HELD_BACK
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.deploy import require_quantization
-from cleanai_ray.errors import ArtifactError, DataError, StudyError
+from cleanai_ray.errors import ArtifactError, DataError
 from cleanai_ray.evaluation.latency import require_installed
 from cleanai_ray.evaluation.target_latency import require_target_packages
 from cleanai_ray.graph.blocks import find_blocks
@@ -58,12 +59,6 @@ def check_study(study: Study) -> Workspace:
     if study.evaluation.target is not None:
         require_target_packages(study.evaluation.target)
     require_quantization(study.sweep.quantization)
-    timed = next((budget for budget in study.sweep.budgets if budget.resource == "latency"), None)
-    if timed is not None and study.pruning.remove_blocks is not None:
-        raise StudyError(
-            f"pruning.remove_blocks is {study.pruning.remove_blocks}, and sweep.budgets holds {timed}, profiled with "
-            "all blocks; allowed: one of them, or blocks with budgets of MACs, parameters or size"
-        )
     workspace = open_workspace(study.model_dump_json(), "cpu")
     _require_unscored_training(study, workspace)
     section = study.model
@@ -75,8 +70,9 @@ def check_study(study: Study) -> Workspace:
         _require_scores(workspace, own)
     model = workspace.task.network(own)
     ChannelGraph(model, workspace.example_input(), ignored, check=study.pruning.check)
-    if study.pruning.remove_blocks is not None:
-        names = study.pruning.remove_blocks.names or ()
+    blocks = study.pruning.remove_blocks
+    if isinstance(blocks, BlocksSection):
+        names = blocks.names or ()
         chosen_blocks(find_blocks(model, workspace.example_input()), names, "pruning.remove_blocks.names")
     return workspace
 
@@ -171,7 +167,7 @@ def _summary(
         first,
         *([other] if other else []),
         f"dense model: {dense}; calibration: {_calibration(study, run, dense_digest)}",
-        *([f"residual blocks to remove: {blocks}"] if blocks else []),
+        *([f"residual blocks to remove: {in_words(blocks)}"] if blocks else []),
         f"samples: {calibrated} calibration ({withheld} training), {len(roles.training)} training, "
         f"{len(roles.validation)} validation, {len(roles.evaluation)} evaluation",
         *([unlabelled] if study.finetune.data == "calibration" else []),

@@ -13,13 +13,16 @@ from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.pruning.allocation import Allocation, AllocationProblem, search_allocation
+from cleanai_ray.pruning.block_removal import without_blocks
 from cleanai_ray.pruning.latency_budget import prune_to_budget
 from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.peer_pruner import PeerPruner
+from cleanai_ray.pruning.plan import BlockPlan
 from cleanai_ray.pruning.predicted_latency import PredictedLatency
 from cleanai_ray.pruning.prune_result import PruneResult
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.registry import STAGES
+from cleanai_ray.sensitivity.block_choice import with_choice
 from cleanai_ray.stages.base import Stage
 from cleanai_ray.stages.calibration import calibrate_locally
 from cleanai_ray.stages.dense_measures import study_candidates
@@ -80,7 +83,8 @@ class Prune(Stage):
     def _all_steps_at_once(self, state: TrialState) -> TrialState:
         workspace, latency = self.setting.workspace, None
         if self.trial.budget is not None and self.trial.budget.latency is not None:
-            latency = predicted_latency(workspace, self.setting.profile)
+            blocks = self.setting.measures.blocks
+            latency = predicted_latency(workspace, self.setting.profile, self._blocks, blocks.time_saved)
         result = prune_to_budget(
             lambda part: self._pruner(part, latency).run(),
             self.trial,
@@ -104,19 +108,19 @@ class Prune(Stage):
     def _state_after(self, state: TrialState, result: PruneResult, pruner: Pruner | None) -> TrialState:
         """Return the state after a step. The moments are the dense model's, so only the first step can use them."""
         is_first = state.pruned is None
+        result = with_choice(result, self.setting.measures.choice_for(self.trial) if self._blocks_are_own else None)
         pruned = Pruned(
             result=result,
             reference=self.setting.dense_model if is_first else state.model,
             earlier=None if state.pruned is None else state.pruned.result,
             # Moments of the model without blocks do not say what the dense one computes.
-            moments=self.setting.measures.moments if is_first and not result.plan.blocks else None,
+            moments=self.setting.measures.moments if is_first and not self.setting.measures.blocks.plans else None,
         )
         return replace(state, model=result.model, pruner=pruner, pruned=pruned, removed_some=True, is_kept=False)
 
     def _pruner(self, part: Trial, latency: PredictedLatency | None = None) -> Pruner:
         workspace, measures = self.setting.workspace, self.setting.measures
         method = create_method(self.trial.method, dict(self.trial.options))
-        is_narrow = self.trial.control is not None and self.trial.control.kind == "narrow"
         return Pruner(
             self.setting.dense_model,
             workspace.example_input(),
@@ -132,8 +136,17 @@ class Prune(Stage):
                 latency=latency,
                 multiple=workspace.study.multiple,
             ),
-            blocks=() if is_narrow else measures.blocks.plans,
+            blocks=self._blocks,
         )
+
+    @property
+    def _blocks(self) -> tuple[BlockPlan, ...]:
+        return self.setting.measures.blocks.plans if self._blocks_are_own else ()
+
+    @property
+    def _blocks_are_own(self) -> bool:
+        """Whether the trial removes the study's blocks: a control of full depth does not."""
+        return self.trial.control is None or self.trial.control.kind == "scratch"
 
     def _remeasure(self, smaller: nn.Module) -> ActivationStatistics:
         measure = partial(calibrate_locally, self.setting.workspace, smaller, self.trial)
@@ -144,4 +157,5 @@ class Prune(Stage):
         workspace, measures = self.setting.workspace, self.setting.measures
         if problem.key in measures.allocations:
             return measures.allocations[problem.key]
-        return search_allocation(problem, study_candidates(workspace, self.setting.dense_model, measures))
+        bare = without_blocks(self.setting.dense_model, self._blocks)
+        return search_allocation(problem, study_candidates(workspace, bare, measures))

@@ -261,7 +261,10 @@ BLOCKS = _schema(
     ("divergence", _REAL, "Mean KL(dense || without the block alone) on calibration images, in nats, before repair."),
     ("divergence_repaired", _REAL, "The same after a cheap repair of what is left; null where the study repairs none."),
     ("price", _REAL, "divergence_repaired (or divergence) over macs_share: nats for all MACs, at this block's rate."),
-    ("is_removed", _FLAG, "True if the study's trials remove it."),
+    ("params_share", _REAL, "Parameters that go with it over the dense model's."),
+    ("time_share", _REAL, "Time that its removal alone saves over the dense model's; null without a latency budget."),
+    ("is_removed", _FLAG, "True if the study's trials remove it, or those of any of its budgets."),
+    ("budgets", pa.list_(_TEXT), "Budgets whose trials remove it; null unless each budget has blocks of its own."),
 )
 
 COMPARISON = _schema(

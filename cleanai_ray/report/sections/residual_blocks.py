@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import polars as pl
 
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import NONE, percent, plural, quantity, significant
+from cleanai_ray.config.sweep import Budget
 from cleanai_ray.registry import CHAPTERS
 from cleanai_ray.report.blocks import Chapter, Column, Paragraph, Table
 from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
@@ -37,13 +39,7 @@ class ResidualBlocks(ChapterWriter):
         blocks = content.study.blocks.sort("block_index")
         if blocks.is_empty():
             return None
-        gone = blocks.filter(pl.col("is_removed"))
-        words = (
-            f"{len(gone)} of {plural(len(blocks), 'residual block')} "
-            f"{'is' if len(gone) == 1 else 'are'} removed in every trial, before any layer is narrowed: "
-            f"{', '.join(gone['block'])}. A removed block is its shortcut, plus the mean of what its branch gave. So "
-            f"{percent(float(gone['macs_share'].sum()))} of the dense model's MACs go."
-        )
+        words = _chosen_by_budget(blocks, content.study) if blocks["budgets"].is_not_null().any() else _chosen(blocks)
         draws = content.study.results.select("calibration_samples", "calibration_seed").n_unique()
         several = " These are the prices and the choice of the first draw of calibration samples." if draws > 1 else ""
         rows = tuple(
@@ -55,10 +51,36 @@ class ResidualBlocks(ChapterWriter):
                 significant(row["divergence"], 2),
                 NONE if row["divergence_repaired"] is None else significant(row["divergence_repaired"], 2),
                 significant(row["price"], 2),
-                "yes" if row["is_removed"] else "",
+                ", ".join(row["budgets"] or ()) or ("yes" if row["is_removed"] else ""),
             )
             for row in blocks.iter_rows(named=True)
         )
         chosen = tuple(place for place, row in enumerate(blocks["is_removed"]) if row)
         table = Table(_COLUMNS, rows, highlighted=chosen)
         return Chapter("Residual blocks", (Paragraph(words + several), table, Paragraph(_NOTE, is_small=True)))
+
+
+def _chosen(blocks: pl.DataFrame) -> str:
+    """Return in words which blocks every trial loses."""
+    gone = blocks.filter(pl.col("is_removed"))
+    return (
+        f"{len(gone)} of {plural(len(blocks), 'residual block')} "
+        f"{'is' if len(gone) == 1 else 'are'} removed in every trial, before any layer is narrowed: "
+        f"{', '.join(gone['block'])}. A removed block is its shortcut, plus the mean of what its branch gave. So "
+        f"{percent(float(gone['macs_share'].sum()))} of the dense model's MACs go."
+    )
+
+
+def _chosen_by_budget(blocks: pl.DataFrame, study: StudyFrames) -> str:
+    """Return in words which blocks the trials of each budget lose."""
+    found = {}
+    for limits in study.study["sweep"]["budgets"]:
+        budget = str(Budget(**limits))
+        names = [row["block"] for row in blocks.iter_rows(named=True) if budget in (row["budgets"] or ())]
+        found[budget] = ", ".join(names) or "none pays"
+    choices = "; ".join(f"{budget}: {names}" for budget, names in found.items())
+    return (
+        "Each budget is spent on residual blocks as well as on narrower layers, where a block costs less: "
+        f"{choices}. A removed block is its shortcut, plus the mean of what its branch gave. Blocks were judged on "
+        "calibration images held back, with layers narrowed to the rest of the budget."
+    )
