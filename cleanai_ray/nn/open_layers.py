@@ -19,6 +19,7 @@ from cleanai_ray.nn.attention import linear_like
 from cleanai_ray.nn.copying import copied
 
 _PARTS = 3
+_FORM = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
 _SIDE = 3
 """Pixels beyond the kernel of the maps on which convolutions are tried."""
 
@@ -89,13 +90,12 @@ def _is_transposed(module: Any) -> bool:
 def _holds_attention(module: Any) -> bool:
     """Return whether a module is self-attention as GPT-2 has it: one `c_attn` for all, split at `split_size`."""
     counts = [getattr(module, name, None) for name in ("num_heads", "head_dim", "split_size")]
-    if not all(isinstance(count, int) and count > 0 for count in counts):
+    layers = [getattr(module, name, None) for name in ("c_attn", "c_proj")]
+    if not all(isinstance(count, int) and count > 0 for count in counts) or not all(map(_is_transposed, layers)):
         return False
-    packed, output = getattr(module, "c_attn", None), getattr(module, "c_proj", None)
-    if not _is_transposed(packed) or not _is_transposed(output):
-        return False
-    heads, size, width = counts
-    return heads * size == width == output.weight.shape[0] and packed.weight.shape[1] == _PARTS * width
+    width: int = module.split_size
+    fits = module.num_heads * module.head_dim == width == module.c_proj.weight.shape[0]
+    return fits and bool(module.c_attn.weight.shape[1] == _PARTS * width)
 
 
 def _in_parts(packed: Any) -> PackedProjections:
@@ -135,24 +135,15 @@ def _with_plain_weight(module: nn.Conv2d) -> nn.Conv2d | None:
     ]
     try:
         trial = copied(module)
-        weights = [_weight_in_use(trial, value) for value in inputs]
+        weight, same = (_weight_in_use(trial, value) for value in inputs)
         outputs = [trial.forward(value) for value in inputs]
-        if weights[0] is None or not _is_own(module.weight, *weights) or not _crosses_channels(trial, inputs[0]):
+        if weight is None or not _is_own(module.weight, weight, same) or not _crosses_channels(trial, inputs[0]):
             return None
     except Exception:  # It cannot be copied by itself, or needs more than an input.
         return None
-    plain = nn.Conv2d(
-        module.in_channels,
-        module.out_channels,
-        module.kernel_size,
-        module.stride,
-        module.padding,  # type: ignore[arg-type]
-        module.dilation,
-        module.groups,
-        bias=module.bias is not None,
-        device="meta",
-    )
-    plain.weight = nn.Parameter(weights[0].clone(), requires_grad=module.weight.requires_grad)
+    form: dict[str, Any] = {name: getattr(module, name) for name in _FORM}
+    plain = nn.Conv2d(**form, bias=module.bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight.clone(), requires_grad=module.weight.requires_grad)
     plain.bias = module.bias
     return plain if all(_is_close(plain(value), found) for value, found in zip(inputs, outputs, strict=True)) else None
 
