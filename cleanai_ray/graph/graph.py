@@ -16,7 +16,7 @@ from cleanai_ray.graph.checking import CutCheck
 from cleanai_ray.graph.cutting import Cuts, cut, cuts_of
 from cleanai_ray.graph.explaining import DoesNotRunError, require_running
 from cleanai_ray.graph.finding import find_groups
-from cleanai_ray.graph.group import ChannelGroup, Member, without
+from cleanai_ray.graph.group import ChannelGroup, Member, inseparable, without
 from cleanai_ray.graph.heads import HeadAxis, head_axes, width_of
 from cleanai_ray.graph.readiness import parametrized_layers, require_parameters, told_together
 from cleanai_ray.graph.scores import scores_of
@@ -97,7 +97,7 @@ class ChannelGraph:
             whole = {axis.name: fault for axis in axes if (fault := trials.fault_of_heads(axis)) is not None}
             found, failed = trials.sort_out(found)
             reasons |= failed | whole
-        reasons |= parametrized_layers(self.model)
+        reasons |= inseparable(found) | parametrized_layers(self.model)
         return found, tuple(whole), told_together(reasons)
 
     def _listed_groups(self) -> tuple[ChannelGroup, ...]:

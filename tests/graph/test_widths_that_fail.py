@@ -131,6 +131,14 @@ def test_attributes_come_back_and_tensors_stay_the_same() -> None:
     assert layer.out_features == 1
 
 
+@pytest.mark.parametrize(("outputs", "told"), [(8, False), (16, True)])
+def test_channels_that_can_only_go_together_are_told(outputs: int, told: bool) -> None:
+    """A convolution of one input and two outputs in each of its groups couples all of its inputs."""
+    layers = [nn.Conv2d(2, 8, 1), nn.Conv2d(8, outputs, 3, groups=8), nn.Conv2d(outputs, 6, 1), nn.Conv2d(6, 3, 1)]
+    notes = ChannelGraph(nn.Sequential(*layers).eval(), images()).notes
+    assert any("'0'" in note and "all its channels are coupled" in note for note in notes) == told
+
+
 class Scaled(nn.Module):
     """A branch that mixes channels, under a scale that lets nothing of it pass at first."""
 

@@ -25,6 +25,7 @@ _KINDS = {
     "would change by more": "channels mixed",
     "recurrent layer": "recurrent reader",
     "parametrised": "parametrised",
+    "are coupled": "all coupled",
     "only training runs": "read in training",
     "was not reached": "not tried",
 }
