@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from cleanai_ray.nn.attention import OpenAttention
+from cleanai_ray.nn.open_layers import PackedProjections
 
 _INPUTS = ("q_proj", "k_proj", "v_proj")
 _OUTPUTS = ("o_proj", "out_proj")
@@ -43,16 +44,19 @@ def find_attention(model: nn.Module) -> Iterator[Attention]:
 
     Such a module is an `OpenAttention`, or it has Linear layers `q_proj`, `k_proj`, `v_proj` of equal width, `o_proj`
     or `out_proj`, and an integer `head_dim`, and its forward pass derives the number of heads from the layers' width
-    (`view(..., -1, head_dim)`), as models in `transformers` do. Attention in which several heads share keys and values
-    (grouped queries) is left out, since those have another width.
+    (`view(..., -1, head_dim)`), as models in `transformers` do. GPT-2 has these layers within `c_attn`, and `c_proj`.
+    Attention in which several heads share keys and values (grouped queries) is left out, since those have another
+    width.
     """
     for name, module in model.named_modules():
         if isinstance(module, OpenAttention):
             layers = (module.q_proj, module.k_proj, module.v_proj)
             yield Attention(name, layers, module.output, module.heads.value_dim, module)
             continue
-        readers = [layer for key in _INPUTS if isinstance(layer := getattr(module, key, None), nn.Linear)]
-        output = next((getattr(module, key) for key in _OUTPUTS if hasattr(module, key)), None)
+        packed = getattr(module, "c_attn", None)
+        holder, outputs = (packed, ("c_proj",)) if isinstance(packed, PackedProjections) else (module, _OUTPUTS)
+        readers = [layer for key in _INPUTS if isinstance(layer := getattr(holder, key, None), nn.Linear)]
+        output = next((getattr(module, key) for key in outputs if hasattr(module, key)), None)
         size = getattr(module, "head_dim", None)
         if len(readers) < len(_INPUTS) or not isinstance(output, nn.Linear) or not isinstance(size, int):
             continue

@@ -11,6 +11,7 @@ from torch import nn
 
 from cleanai_ray.graph.channelwise import channelwise_width, cut_channelwise
 from cleanai_ray.graph.group import ChannelGroup, Side
+from cleanai_ray.nn.open_layers import narrow_packed
 
 Cuts = dict[tuple[str, Side], np.ndarray]
 """Channels that go from a dimension of a layer or free parameter, in present numbering, ascending."""
@@ -85,5 +86,6 @@ def _update_shapes(module: nn.Module, width: int, kept: int) -> None:
 def _finish_surgery(model: nn.Module) -> None:
     """Update attributes that repeat a width."""
     for module in model.modules():
+        narrow_packed(module)
         if type(module).__name__ == "VisionTransformer" and hasattr(module, "conv_proj"):
             module.hidden_dim = module.conv_proj.out_channels  # type: ignore[union-attr]

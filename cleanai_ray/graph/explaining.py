@@ -42,6 +42,21 @@ def module_of(error: BaseException, model: nn.Module) -> str:
     return found
 
 
+class DoesNotRunError(Exception):
+    """An error of a model on its inputs, in one line with the layer."""
+
+
+def require_running(model: nn.Module, inputs: Any) -> None:
+    """Run a model in evaluation mode, in which it is left.
+
+    Raises:
+        DoesNotRunError: When it raises an error.
+    """
+    error = running_error(model, inputs)
+    if error is not None:
+        raise DoesNotRunError(explain(error, model)) from error
+
+
 def running_error(model: nn.Module, inputs: Any) -> Exception | None:
     """Return the error that a model raises on inputs in evaluation mode, in which it is left, or None."""
     try:

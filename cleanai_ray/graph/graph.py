@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.attention import notes_on_attention
+from cleanai_ray.graph.checking import CutCheck
 from cleanai_ray.graph.cutting import Cuts, cut, cuts_of
-from cleanai_ray.graph.explaining import explain, running_error
+from cleanai_ray.graph.explaining import DoesNotRunError, require_running
 from cleanai_ray.graph.finding import find_groups
-from cleanai_ray.graph.group import ChannelGroup, Member, without
+from cleanai_ray.graph.group import ChannelGroup, Member, inseparable, without
 from cleanai_ray.graph.heads import HeadAxis, head_axes, width_of
 from cleanai_ray.graph.readiness import parametrized_layers, require_parameters, told_together
-from cleanai_ray.graph.silencing import OUTPUT, Reading, can_be_silenced, difference, probe_inputs, read, silenced
+from cleanai_ray.graph.scores import scores_of
 from cleanai_ray.graph.tracing import modules_named, single_input, trace
 from cleanai_ray.graph.trials import Trials, failing_alone
-from cleanai_ray.nn.attention import HeadProduct
+from cleanai_ray.graph.undoing import restored_on_error
 from cleanai_ray.nn.copying import copied
 from cleanai_ray.nn.open_attention import open_attention
 
@@ -81,9 +82,9 @@ class ChannelGraph:
         found, whole, notes = self._find_groups(axes, only) if like is None else like._found
         self._found: _Found = (tuple(found), whole, notes)
         self._axes = {axis.name: axis for axis in axes if axis.name not in whole}
-        self._followed = list(found)
+        self._followed, self._unfit = list(found), set[str]()
         self.notes = (*notes_on_attention(self.model, self._graph.attention), *notes)
-        self.groups = (*self._followed, *self._groups_in_attention())
+        self.groups = self._listed_groups()
         self.kept_channels = {group.name: np.arange(group.num_channels) for group in self.groups}
 
     def _find_groups(self, axes: Sequence[HeadAxis], only: Collection[str] | None) -> _Found:
@@ -96,8 +97,12 @@ class ChannelGraph:
             whole = {axis.name: fault for axis in axes if (fault := trials.fault_of_heads(axis)) is not None}
             found, failed = trials.sort_out(found)
             reasons |= failed | whole
-        reasons |= parametrized_layers(self.model)
+        reasons |= inseparable(found) | parametrized_layers(self.model)
         return found, tuple(whole), told_together(reasons)
+
+    def _listed_groups(self) -> tuple[ChannelGroup, ...]:
+        followed = (group for group in self._followed if group.name not in self._unfit)
+        return (*followed, *self._groups_in_attention())
 
     def _groups_in_attention(self) -> Iterator[ChannelGroup]:
         ignored = {self._names[module] for module in self._ignored}
@@ -145,17 +150,7 @@ class ChannelGraph:
         Raises:
             PruningError: When torch-pruning has no score for the group.
         """
-        if group.num_units == 1:  # Nothing to choose from; torch-pruning cannot index blocks of one input channel.
-            return torch.ones(group.num_channels, dtype=torch.float64)
-        try:
-            scores = getattr(tp.importance, importance)(**options)(self._full_group(group))
-        except (IndexError, RuntimeError) as error:
-            raise PruningError(
-                f"torch-pruning's {importance} cannot score the group of layer '{group.name}': {error}"
-            ) from error
-        if scores is None:
-            raise PruningError(f"torch-pruning's {importance} has no score for the group of layer '{group.name}'")
-        return scores[: group.num_channels].detach().double().cpu()
+        return scores_of(self._full_group(group), group, importance, options)
 
     def set_gradients(self, gradients: Mapping[str, Tensor], num_samples: int) -> None:
         """Give the parameters mean gradients, for scores that read them; `remove` cuts them with the parameters."""
@@ -167,7 +162,7 @@ class ChannelGraph:
                 parameter.grad = (gradient / num_samples).to(parameter)
 
     def remove(self, removed: Mapping[str, Sequence[int] | np.ndarray]) -> None:
-        """Cut channels, in present numbering, out of the model.
+        """Cut channels, in present numbering, out of the model. After an error, all is as it was before.
 
         Args:
             removed: The channels to remove, by group name.
@@ -182,23 +177,58 @@ class ChannelGraph:
                 raise PruningError(f"the plan names group '{name}', which the model does not have")
         gone = {name: np.unique(np.asarray(channels, dtype=np.int64)) for name, channels in removed.items()}
         gone = {name: known[name].whole_units(channels) for name, channels in gone.items() if len(channels)}
+        try:
+            with restored_on_error(self, *self.model.modules()):
+                self._cut(gone, [known[name] for name in gone])
+                self._removals.append({name: np.array(each, dtype=np.int64) for name, each in removed.items()})
+        except DoesNotRunError as error:
+            raise PruningError(f"the pruned model does not run: {error}; {self._advice(gone)}") from error
+        finally:
+            for name in self._free:
+                self._renew(name)
+
+    def _cut(self, gone: Mapping[str, np.ndarray], groups: Sequence[ChannelGroup]) -> None:
         cuts = self._cuts(gone)
-        before, expected = copied(self.model) if self._check else None, self._silenced(cuts)
+        check = CutCheck.before(self.model, self.example_inputs, cuts, self._dimensions) if self._check else None
         self._track(cuts)
         cut(self.model, {key: each for key, each in cuts.items() if self._holds_weights(key[0])}, self._dimensions)
-        for name in self._free:
-            self._renew(name)
         for name, channels in gone.items():
             self.kept_channels[name] = np.delete(self.kept_channels[name], channels)
             if name in self._axes:
                 self._axes[name].narrow(channels)
-        self._removals.append({name: np.array(channels, dtype=np.int64) for name, channels in removed.items()})
         nothing = np.empty(0, dtype=np.int64)
         self._followed = [without(group, gone.get(group.name, nothing), cuts) for group in self._followed]
-        self.groups = (*self._followed, *self._groups_in_attention())
-        self._check_runs(before, gone, known)
-        if expected is not None:
-            self._compare(expected, cuts, [known[name] for name in gone])
+        self.groups = self._listed_groups()
+        require_running(self.model, self.example_inputs)
+        if check is not None:
+            check.require_same(self.model, groups)
+
+    def try_to_remove(self, removed: Mapping[str, Sequence[int] | np.ndarray]) -> list[str]:
+        """Cut channels out of the model, or let the groups keep their width for which that is wrong.
+
+        Args:
+            removed: The channels to remove, by group name.
+
+        Returns:
+            Nothing if the channels are gone. Otherwise all is as it was, but for groups that are no longer among
+            `groups`, and sentences about them, which `notes` has as well.
+
+        Raises:
+            PruningError: As `remove`, when the fault is not that of a group.
+        """
+        try:
+            self.remove(removed)
+        except PruningError:
+            groups = [group for group in self._followed if len(removed.get(group.name, ()))]
+            chosen = {group.name: group.whole_units(np.asarray(removed[group.name])) for group in groups}
+            _, reasons = Trials(self.model, self.example_inputs, self._dimensions, chosen).sort_out(groups)
+            if not reasons:
+                raise
+            self._unfit |= reasons.keys()
+            told = told_together(reasons)
+            self.notes, self.groups = (*self.notes, *told), self._listed_groups()
+            return told
+        return []
 
     def _cuts(self, gone: Mapping[str, np.ndarray]) -> Cuts:
         """Return what goes from each layer, parts of attention without weights included."""
@@ -211,31 +241,6 @@ class ChannelGraph:
 
     def _holds_weights(self, layer: str) -> bool:
         return layer in self._free or width_of(self.model.get_submodule(layer), "out") is None
-
-    def _silenced(self, cuts: Cuts) -> Reading | None:
-        """Return what the model must read and return after a cut; None where that is not checked."""
-        layers = [self.model.get_submodule(layer) for layer, _ in cuts if layer not in self._free]
-        if not self._check or not all(map(can_be_silenced, layers)):
-            return None
-        return silenced(self.model, probe_inputs(self.example_inputs), self._read(cuts), self._dimensions)
-
-    def _read(self, cuts: Cuts) -> Cuts:
-        """Return the cuts of layers that read or compute channels."""
-        products = [name for name, each in self.model.named_modules() if isinstance(each, HeadProduct)]
-        return {key: channels for key, channels in cuts.items() if key[0] not in products}
-
-    def _compare(self, expected: Reading, cuts: Cuts, groups: Sequence[ChannelGroup]) -> None:
-        found = read(self.model, probe_inputs(self.example_inputs), self._read(cuts), self._dimensions)
-        place = difference(expected, found)
-        if place is None:
-            return
-        names = [group.name for group in groups if any(member.layer == place for member in group.members)]
-        where = OUTPUT if place == OUTPUT else f"what layer '{place}' reads"
-        raise PruningError(
-            f"the cut of group {' or '.join(repr(name) for name in names or [group.name for group in groups])} is "
-            f"wrong: {where} is not what it is with the removed channels silenced; name the layer in ignored_layers, "
-            "or pass check=False if that is meant"
-        )
 
     def _renew(self, name: str) -> None:
         """Make torch-pruning's graph refer to a free parameter again after it was cut."""
@@ -255,6 +260,8 @@ class ChannelGraph:
         other = ChannelGraph(dense, self.example_inputs, self._ignored_layers, check=self._check, like=self)
         for removed in self._removals:
             other.remove(removed)
+        other._unfit, other.notes = set(self._unfit), self.notes
+        other.groups = other._listed_groups()
         return other
 
     def _track(self, cuts: Cuts) -> None:
@@ -267,18 +274,12 @@ class ChannelGraph:
                     self._kept[key] = np.arange(self.width(layer, dimension))
                 self._kept[key] = np.delete(self._kept[key], channels)
 
-    def _check_runs(
-        self, before: nn.Module | None, gone: Mapping[str, np.ndarray], groups: Mapping[str, ChannelGroup]
-    ) -> None:
-        error = running_error(self.model, self.example_inputs)
-        if error is None:
-            return
-        advice = "if its code relies on the width of a layer, name that layer in ignored_layers"
-        followed = [groups[name] for name in gone if name not in self._axes]
-        if before is not None:
-            alone = failing_alone(before, self.example_inputs, followed, gone, self._dimensions)
-            advice = f"name {' and '.join(map(repr, alone))} in ignored_layers" if alone else advice
-        raise PruningError(f"the pruned model does not run: {explain(error, self.model)}; {advice}") from error
+    def _advice(self, gone: Mapping[str, np.ndarray]) -> str:
+        followed = [group for group in self._followed if group.name in gone and self._check]
+        alone = failing_alone(self.model, self.example_inputs, followed, gone, self._dimensions)
+        if alone:
+            return f"name {' and '.join(map(repr, alone))} in ignored_layers"
+        return "if its code relies on the width of a layer, name that layer in ignored_layers"
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:

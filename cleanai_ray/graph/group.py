@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -68,6 +68,15 @@ class ChannelGroup:
     def whole_units(self, channels: np.ndarray) -> np.ndarray:
         """Return channels together with all others of their units."""
         return self.expand(np.unique(self.unit_of[channels]))
+
+
+def inseparable(groups: Iterable[ChannelGroup]) -> dict[str, str]:
+    """Return why groups whose channels are a single unit keep their width, by name.
+
+    Such are those of a convolution with one input channel in each of its groups, but several outputs.
+    """
+    reason = "all its channels are coupled, by a convolution in groups or a norm, so that none can go by itself"
+    return {group.name: reason for group in groups if group.num_units == 1 < group.num_channels}
 
 
 def without(group: ChannelGroup, gone: np.ndarray, cuts: Mapping[tuple[str, Side], np.ndarray]) -> ChannelGroup:

@@ -41,7 +41,7 @@ class _Fault:
 
 
 class Trials:
-    """Cuts about half of the units of groups out of copies of a model, and compares these with the model.
+    """Cuts channels of groups out of copies of a model, and compares these with the model.
 
     Whether groups pass does not depend on the weights: parameters that are all the same number, as scales often are at
     first, are random in the copies, and so is the input.
@@ -50,10 +50,17 @@ class Trials:
         model: The dense model; it is left as it is.
         example_inputs: Its inputs.
         parameters: The dimension of each free parameter that has channels, by name.
+        removed: The channels to cut, by group name; None: about half of the units of every group.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Tensor, parameters: Mapping[str, int]) -> None:
-        self._model, self._parameters = copied(model), parameters
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Tensor,
+        parameters: Mapping[str, int],
+        removed: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        self._model, self._parameters, self._removed = copied(model), parameters, removed
         self._inputs = probe_inputs(
             torch.zeros_like(example_inputs[:1]) if _is_real(example_inputs) else example_inputs
         )
@@ -67,7 +74,8 @@ class Trials:
     def sort_out(self, groups: Iterable[ChannelGroup]) -> tuple[list[ChannelGroup], dict[str, str]]:
         """Return the groups that can be cut, and why the others cannot, by name.
 
-        A group that layers read in another order than its index mappings say is measured, and cut as measured.
+        A group that layers read in another order than its index mappings say is measured, and cut as measured, unless
+        the channels to cut are given.
         """
         silent: list[ChannelGroup] = []
         others: list[ChannelGroup] = []
@@ -100,7 +108,8 @@ class Trials:
         if fault is None:
             return list(groups), {}
         if len(groups) == 1:
-            found = measured(self._model, self._inputs, groups[0]) if self._number < _MOST_TRIALS else None
+            is_open = self._removed is None and self._number < _MOST_TRIALS
+            found = measured(self._model, self._inputs, groups[0]) if is_open else None
             if found is not None and self._fault([found]) is None:
                 return [found], {}
             return [], {groups[0].name: fault.reason}
@@ -128,9 +137,9 @@ class Trials:
         return first, reasons
 
     def _fault(self, groups: Sequence[ChannelGroup]) -> _Fault | None:
-        """Return in which way a model without half of the units of groups is wrong, or None."""
+        """Return in which way a model without channels of groups is wrong, or None."""
         rng = np.random.default_rng(0)
-        removed = {
+        removed = self._removed or {
             group.name: group.expand(rng.permutation(group.num_units)[left_in_trials(group.num_units) :])
             for group in groups
             if group.num_units > 1
@@ -204,6 +213,10 @@ def _is_real(value: Tensor) -> bool:
 def _randomise(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        if parameter.numel() > 1 and _is_real(parameter) and bool((parameter == parameter.flatten()[0]).all()):
-            value = torch.rand(parameter.shape, generator=generator)
+        if not _is_real(parameter) or not parameter.numel() or not bool((parameter == parameter.flatten()[0]).all()):
+            continue
+        value = torch.rand(parameter.shape, generator=generator)
+        if parameter.numel() > 1:
             parameter.copy_(0.5 + value if parameter.dim() == 1 else (value - 0.5) / parameter[0].numel() ** 0.5)
+        elif not parameter.any():  # A scale that lets nothing of a branch pass at first.
+            parameter.copy_(0.5 + value)

@@ -1,4 +1,4 @@
-"""From attention with packed projections to attention in separate layers that computes the same."""
+"""From attention with packed projections, and layers of other forms, to separate plain layers that compute the same."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.nn.attention import HeadProduct, OpenAttention, OpenMultiheadAttention, OpenSelfAttention, linear_like
 from cleanai_ray.nn.copying import copied
+from cleanai_ray.nn.open_layers import opened_layers
 from cleanai_ray.nn.view import shared_copy
 from cleanai_ray.nn.window_attention import OpenWindowAttention
 
@@ -25,15 +26,16 @@ _PROBE = (2, 5)
 
 
 def open_attention(model: M) -> M:
-    """Return a model whose attention is in separate layers, or the model itself if it has none that could be opened.
+    """Return a model whose attention is in separate plain layers, or the model itself if there is nothing to open.
 
     The result computes the same, and has all weights of the model: it shares their memory, and must not be trained.
     Opened are `nn.MultiheadAttention`, torchvision's attention in windows, and self-attention with a packed layer `qkv`
     as timm writes it. The latter is known by its layers. Whether it is nothing else (rotated queries, a bias by
     relative position) is found out on random weights and tokens, and so does not depend on the weights of the model.
-    What is opened stays open: the function changes nothing on a second call.
+    Plain layers stand for those of `open_layers` as well. What is opened stays open: the function changes nothing on a
+    second call.
     """
-    found: dict[nn.Module, OpenAttention] = {}
+    found: dict[nn.Module, nn.Module] = opened_layers(model)
     for module in model.modules():
         opened = _opened(module)
         if opened is not None:

@@ -30,6 +30,7 @@ from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.plan import BlockPlan, PruningPlan
 from cleanai_ray.pruning.plan_parts import group_plan, identify
 from cleanai_ray.pruning.prune_result import PruneResult
+from cleanai_ray.pruning.refusals import nothing_removed, with_notes
 from cleanai_ray.pruning.selection import SelectionRequest, Selector
 from cleanai_ray.statistics import ActivationStatistics
 
@@ -88,8 +89,8 @@ class Pruner:
         self._dense_groups = {group.name: group for group in self._graph.groups}
         self._warnings += self._graph.notes
         if not self._dense_groups:
-            why = "; ".join(self._graph.notes[:3]) or "all of them reach the output or are ignored"
-            raise PruningError(f"the model has no prunable group of layers: {why}")
+            why = self._graph.notes or ("all of them reach the output or are ignored",)
+            raise PruningError(with_notes("the model has no prunable group of layers", why, ": "))
         if self._measured.statistics is not None:
             give_gradients(self._graph, self._method, self._measured.statistics)
         dense = self._dense if self._blocks else self._graph.model
@@ -117,10 +118,7 @@ class Pruner:
         """
         graph, trial = self._graph, self._trial
         if not self._blocks and not any(self._gone().values()):
-            raise PruningError(
-                f"nothing would be removed: {_amount(trial)} with round_to {self._bounds.round_to} and min_channels "
-                f"{self._bounds.min_channels} leaves every layer at its width"
-            )
+            raise PruningError(with_notes(nothing_removed(trial, self._bounds), graph.notes))
         return self._result(graph.model)
 
     def branch(self) -> Pruner:
@@ -157,6 +155,9 @@ class Pruner:
     def take_step(self, step: int) -> bool:
         """Remove the channels that must be gone after a step, counted from 1, and return whether there were any.
 
+        A group without those channels of which the model would not run, or be wrong, keeps its width, with a warning,
+        and the channels of the others are chosen anew.
+
         Raises:
             PruningError: When a budget cannot be met, or scores are missing.
         """
@@ -179,20 +180,24 @@ class Pruner:
             why = ": the blocks that were removed meet the budget" if self._blocks and self._trial.budget else ""
             self._warnings.append(f"step {step} of {self._trial.steps} removed nothing{why}")
             return False
+        if kept := graph.try_to_remove(removed):
+            self._warnings += kept
+            return self.take_step(step)
         if step == self._trial.steps and (self._trial.mode != "local" or prices is not None or self._by_time):
             for name in selector.capped_groups(removed):
-                left = graph.kept_channels[name].size - len(removed[name])
                 self._warnings.append(
-                    f"layer '{name}' collapsed to {left} of {widths[name]} channels, the least that max_ratio "
-                    f"{self._bounds.max_ratio} and min_channels {self._bounds.min_channels} allow"
+                    f"layer '{name}' collapsed to {graph.kept_channels[name].size} of {widths[name]} channels, the "
+                    f"least that max_ratio {self._bounds.max_ratio} and min_channels {self._bounds.min_channels} allow"
                 )
-        graph.remove(removed)
         return True
 
     def _counts(self, selector: Selector) -> dict[str, int]:
         """Return the units that each group loses, after the search for them if the method asks for one."""
         cost = self._cost()
-        counts = selector.counts(cost)
+        try:
+            counts = selector.counts(cost)
+        except PruningError as error:
+            raise PruningError(with_notes(str(error), self._graph.notes)) from error
         if not self._method.search:
             return counts
         assert cost is not None
@@ -293,7 +298,3 @@ class Pruner:
             told |= {"round_to": granularity.multiple}
             told |= {"least_steps": granularity.least_steps} if granularity.least_steps else {}
         return told
-
-
-def _amount(trial: Trial) -> str:
-    return f"budget {trial.budget}" if trial.budget is not None else f"ratio {trial.ratio:g}"

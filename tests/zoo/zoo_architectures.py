@@ -57,7 +57,8 @@ def awaken(model: nn.Module, inputs: Tensor) -> None:
     """Let outputs depend on inputs through every block: no scale of zero or a millionth, norms that fit their input."""
     generator = torch.Generator().manual_seed(2)
     for parameter in model.parameters():
-        if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+        constant = bool((parameter == parameter.flatten()[0]).all())
+        if constant and (parameter.numel() > 1 or not parameter.any()):
             parameter.copy_(0.5 + torch.rand(parameter.shape, generator=generator))
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]

@@ -1,4 +1,4 @@
-"""One architecture tried: pruned at a ratio and to a budget, checked, saved and loaded; and by torch-pruning itself."""
+"""One architecture tried: pruned at a ratio and to a budget, checked, saved and loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zoo_architectures import KEEPS, PRUNED, Architecture, build
 
 import cleanai_ray as cleanai
 from cleanai_ray.errors import CleanAIError
-from cleanai_ray.graph import graph as graph_module
+from cleanai_ray.graph import checking
 from cleanai_ray.nn.calls import tensors_in
 
 RATIO, MACS, EXACT = 0.3, 0.5, 1e-4
@@ -30,7 +30,7 @@ def try_architecture(architecture: Architecture, note: Note) -> None:
     Args:
         architecture: The architecture.
         note: Takes `outcome` (`pruned`, `keeps`, `refused`, `wrong`, `crashed` or `missing`), `told`, `groups`,
-            `macs`, `error`, `loads`, `half`, `seconds`.
+            `macs`, `error`, `warnings`, `loads`, `half`, `half_error`, `seconds`.
     """
     warnings.simplefilter("ignore")
     try:
@@ -53,34 +53,41 @@ def try_architecture(architecture: Architecture, note: Note) -> None:
         note("outcome", "crashed")
         note("told", f"{type(error).__name__}: {error}")
         return
-    note("error", max(worst, default=0.0))
+    apart = max(worst, default=0.0)
+    note("error", apart)
     note("groups", len(result.plan.groups))
     note("macs", result.plan.achieved["macs"] / result.plan.achieved["macs_dense"])
     note("warnings", list(result.plan.warnings))
     note("seconds", time.process_time() - start)
-    short = [name for name, share, unit in _shares(result) if not RATIO - unit < share < RATIO + unit]
     kept = [told for told in result.plan.warnings if "width" in told or "keep" in told]
-    exact = max(worst, default=0.0) < EXACT and not short
+    short = [
+        name
+        for name, share, unit in _shares(result)
+        if not RATIO - unit < share < RATIO + unit and not (kept and share == 0)
+    ]
+    exact = apart < EXACT and not short
     note("outcome", (KEEPS if kept else PRUNED) if exact else "wrong")
     note("told", f"groups {short} lost another share" if short else "; ".join(kept))
     note("loads", _loads(result, architecture, inputs))
     note("half", _half(model, inputs))
+    note("half_error", max(worst, default=0.0))
     note("seconds", time.process_time() - start)
 
 
 def _recorded_differences() -> list[float]:
-    """Return a list to which every semantic check adds the largest difference, as a share of the largest value."""
+    """Return a list that holds the differences of the last semantic check, each as a share of the largest value."""
     found: list[float] = []
-    judge = graph_module.difference
+    judge = checking.difference
 
     def difference(expected: Any, reading: Any) -> str | None:
+        found.clear()
         for (_, wanted), (_, value) in zip(expected, reading, strict=False):
             if wanted.shape == value.shape and wanted.is_floating_point() and wanted.numel():
                 apart = (torch.nan_to_num(wanted) - torch.nan_to_num(value)).abs().max()
                 found.append(float(apart / torch.nan_to_num(wanted).abs().max().clamp_min(1e-12)))
         return judge(expected, reading)
 
-    graph_module.difference = difference  # type: ignore[assignment]
+    checking.difference = difference  # type: ignore[assignment]
     return found
 
 
@@ -109,35 +116,3 @@ def _half(model: nn.Module, inputs: Tensor) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return f"{result.plan.achieved['macs'] / result.plan.achieved['macs_dense']:.3f}"
-
-
-def try_torch_pruning(architecture: Architecture, note: Note) -> None:
-    """Prune by torch-pruning as its own documentation does, and note `reference`: whether the smaller model runs.
-
-    What the smaller model computes is not compared with anything.
-    """
-    import torch_pruning
-
-    warnings.simplefilter("ignore")
-    try:
-        model, inputs = build(architecture)
-    except ImportError:
-        return
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
-    try:
-        pruner = torch_pruning.pruner.BasePruner(
-            model,
-            inputs,
-            importance=torch_pruning.importance.GroupMagnitudeImportance(),
-            pruning_ratio=RATIO,
-            ignored_layers=last,
-            output_transform=lambda output: sum(value.sum() for value in tensors_in(output)),
-        )
-        before, _ = torch_pruning.utils.count_ops_and_params(model, inputs)
-        pruner.step()
-        after, _ = torch_pruning.utils.count_ops_and_params(model, inputs)
-        with torch.no_grad():
-            model(inputs)
-        note("reference", f"{after / before:.3f}" if after < before else "nothing removed")
-    except Exception as error:
-        note("reference", f"{type(error).__name__}: {' '.join(str(error).split())[:60]}")

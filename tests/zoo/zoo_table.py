@@ -1,0 +1,155 @@
+"""The table of the zoo as Markdown: what was found of every architecture, and a sentence of what it sums up to."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoo_processes import LIMIT
+from zoo_reference import OTHER, SAME, UNKNOWN
+from zoo_trial import EXACT, LEAST_MACS, MACS, RATIO
+
+BEGIN, END = "<!-- zoo -->", "<!-- end of zoo -->"
+Finding = Mapping[str, Any]
+
+_HEADS = re.compile(r"(\d+) attention modules? .* keeps? all heads")
+_LAYERS = re.compile(r"(?:layer '[^']*' keeps its width|(\d+) layers \(.*\) keep their width): (.*)")
+_LEAST = re.compile(r"the budget cannot be met: .* leaves ([\d.e+]+), and ([\d.e+]+) are allowed")
+_KINDS = {
+    "shuffled, or cut into": "shuffled or in blocks",
+    "cannot be followed": "not followed",
+    "does not run without": "width in the code",
+    "would change by more": "channels mixed",
+    "recurrent layer": "recurrent reader",
+    "parametrised": "parametrised",
+    "are coupled": "all coupled",
+    "only training runs": "read in training",
+    "was not reached": "not tried",
+}
+"""Kinds of reasons, by a part of the sentence that gives them."""
+_ENDS = ("wrong", "crashed", "not done")
+
+
+def markdown(found: Mapping[str, Finding], num_listed: int) -> str:
+    """Return the table, with sentences before it, and the refusals in full behind it.
+
+    Args:
+        found: Findings of the architectures that were tried, by name.
+        num_listed: Number of architectures that the zoo lists.
+    """
+    tried = {key: each for key, each in found.items() if each.get("outcome") != "missing"}
+    lines = [
+        *_summary(tried, num_listed),
+        "",
+        f"| architecture | input | ratio {RATIO:g} | groups | MACs left | largest difference | loaded | macs {MACS:g} "
+        "| seconds | torch-pruning | layers that stay |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *("| " + " | ".join(_row(key, each)) + " |" for key, each in tried.items()),
+    ]
+    others = [f"- {key}: {_line(_told(each))}" for key, each in tried.items() if _told(each)]
+    return "\n".join([*lines, *(["", "In full:", "", *others] if others else [])]) + "\n"
+
+
+def _summary(tried: Mapping[str, Finding], num_listed: int) -> list[str]:
+    outcomes = Counter(outcome_of(each) for each in tried.values())
+    exact = outcomes["pruned"] + outcomes["keeps"]
+    ends = "".join(f", {outcomes[name]} {name}" for name in _ENDS if outcomes[name])
+    slowest = max((each.get("seconds", 0.0) for each in tried.values()), default=0.0)
+    half = sum(map(is_half, tried.values()))
+    lines = [
+        f"Of {num_listed} architectures listed {len(tried)} were tried. Of these {exact} are pruned exactly at ratio "
+        f"{RATIO:g} (largest difference below {EXACT:g}; {outcomes['keeps']} keep some layers at their width, and "
+        f"warnings name these), {outcomes['refused']} refused by name{ends}; {half} reach half of their MACs as "
+        f"exactly. The slowest took {slowest:.0f} s of processor time for all of it; {LIMIT} s are allowed.",
+    ]
+    referred = [each for each in tried.values() if "reference" in each]
+    if referred:
+        runs = [each for each in referred if is_number(each["reference"])]
+        means = Counter(each.get("meaning", UNKNOWN) for each in runs)
+        lines += [
+            "",
+            f"torch-pruning's own pruner, tried on {len(referred)} of them in the same run, makes {len(runs)} smaller "
+            f"models that run: {means[SAME]} compute what the dense model does with the removed channels silent, "
+            f"{means[OTHER]} something else, and {means[UNKNOWN]} have layers of which that cannot be said.",
+        ]
+    return lines
+
+
+def is_half(finding: Finding) -> bool:
+    """Return whether half the MACs were met, exactly."""
+    half = finding.get("half", "")
+    exact = finding.get("half_error", 0.0) < EXACT
+    return is_number(half) and LEAST_MACS <= float(half) <= MACS and exact
+
+
+def is_number(text: str) -> bool:
+    """Return whether a finding is a share."""
+    return text.replace(".", "").isdigit()
+
+
+def outcome_of(finding: Finding) -> str:
+    """Return the outcome in a word."""
+    return "not done" if "ended" in finding and "outcome" not in finding else finding.get("outcome", "not done")
+
+
+def _told(finding: Finding) -> str:
+    """Return the sentence of what went wrong; empty if nothing did."""
+    outcome, half = outcome_of(finding), finding.get("half", "")
+    if outcome not in ("pruned", "keeps"):
+        return f"{outcome}: {finding.get('told') or finding.get('ended', 'no finding')}"
+    if "ended" in finding:
+        return f"pruned, then {finding['ended']}"
+    return "" if not half or is_number(half) or _LEAST.search(half) else f"macs {MACS:g}: {half}"
+
+
+def remark(warnings: Sequence[str]) -> str:
+    """Return how many layers keep their width, and what kind of reason they have."""
+    heads, layers = 0, Counter[str]()
+    for told in warnings:
+        if match := _HEADS.match(told):
+            heads += int(match[1])
+        elif match := _LAYERS.match(told):
+            kind = next((name for part, name in _KINDS.items() if part in match[2]), "other")
+            layers[kind] += int(match[1] or 1)
+    parts = [f"heads of {heads} modules"] if heads else []
+    return ", ".join([*parts, *(f"{number} {kind}" for kind, number in layers.items())])
+
+
+def _row(key: str, each: Finding) -> list[str]:
+    error, reference = each.get("error"), each.get("reference", "")
+    meaning = f", {each['meaning']}" if "meaning" in each and is_number(reference) else ""
+    return [
+        key,
+        " x ".join(map(str, each.get("input", []))),
+        outcome_of(each),
+        str(each.get("groups", "")),
+        f"{each['macs']:.3f}" if "macs" in each else "",
+        "" if error is None else f"{error:.0e}",
+        {"yes": "yes", "": ""}.get(each.get("loads", ""), "no"),
+        _half(each.get("half", "")),
+        f"{each['seconds']:.0f}" if "seconds" in each else "",
+        _line(reference + meaning),
+        remark(each.get("warnings", [])),
+    ]
+
+
+def _half(half: str) -> str:
+    if not half or is_number(half):
+        return half
+    least = _LEAST.search(half)
+    return f"{MACS * float(least[1]) / float(least[2]):.3f} at least" if least else "no"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.replace("|", "/").split())
+
+
+def write(document: Path, table: str) -> None:
+    """Put the table between the two marks of a document, or at its end if it has none."""
+    text = document.read_text(encoding="utf-8")
+    before, mark, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2] if mark else "\n"
+    document.write_text(f"{before.rstrip()}\n\n{BEGIN}\n{table}{END}{after}", encoding="utf-8")
