@@ -9,10 +9,13 @@ format or back end of targets is adding one file. Modules of other distributions
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from cleanai_ray.errors import RegistryError, StudyError
 
@@ -134,6 +137,52 @@ def _where(value: object) -> str:
 def _is_same_definition(first: object, second: object) -> bool:
     """Return whether two classes or functions are the same one, from a module that was imported twice."""
     return first is second or (hasattr(first, "__qualname__") and _where(first) == _where(second))
+
+
+def named_callable(name: str, key: str) -> Callable[..., Any]:
+    """Return a function or class that a study file names as `package.module:function`.
+
+    The module may be in the current directory.
+
+    Args:
+        name: The name.
+        key: The key of the study file, for errors.
+
+    Raises:
+        StudyError: When the name has another form, or there is nothing to call under it.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise StudyError(f"{key} is '{name}'; allowed: package.module:function")
+    with _importable_from_here():
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:
+            raise StudyError(f"{key} '{name}': module '{module_name}' cannot be imported: {_reason(error)}") from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        public = [each for each in dir(module) if not each.startswith("_") and callable(getattr(module, each))]
+        raise StudyError(
+            f"{key} '{name}': '{attribute}' is not a function of module '{module_name}'; callable there: "
+            f"{', '.join(public[:20]) or 'nothing'}"
+        )
+    return cast("Callable[..., Any]", found)
+
+
+@contextmanager
+def _importable_from_here() -> Iterator[None]:
+    """Let modules of the current directory be imported."""
+    importlib.invalidate_caches()
+    folder = os.getcwd()
+    if folder in sys.path or "" in sys.path:
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
 
 
 def load_plugins(modules: Iterable[str]) -> None:

@@ -3,6 +3,7 @@
 python jobs/make_task_data.py artifacts/task_data
 
 segmentation   two garments of Fashion-MNIST on a noisy canvas, and a mask of their kinds
+labels         the same in colour, and a table of the kinds on each
 detection      the same on larger canvases, with a box around each garment, as COCO writes them
 text           the descriptions of Python's language and library that come with every Python (pydoc_data)
 table          Friedman's first function (1991): ten columns, of which five decide on the target
@@ -71,6 +72,20 @@ def make_segmentation(out: Path, source: Path, counts: dict[str, int]) -> None:
     (out / "classes.txt").write_text("\n".join(KINDS) + "\n", encoding="utf-8")
 
 
+def make_labels(out: Path, source: Path, counts: dict[str, int]) -> None:
+    """Write images of the splits in colour, and a table of the kinds of garments on each."""
+    for place, (split, count) in enumerate(counts.items()):
+        images, labels = garments(source, split)
+        generator = np.random.default_rng([SEED, 13, place])
+        (out / split).mkdir(parents=True, exist_ok=True)
+        lines = ["image,labels"]
+        for number in range(count):
+            picture, _, boxes = canvas(images, labels, generator)
+            Image.fromarray(picture).convert("RGB").save(out / split / f"{number:05}.png")
+            lines.append(f"{number:05}.png,{';'.join(sorted({KINDS[kind] for kind, _ in boxes}))}")
+        (out / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def make_detection(out: Path, source: Path, counts: dict[str, int]) -> None:
     """Write images of the splits in colour, and COCO's annotations of the boxes of their garments."""
     (out / "annotations").mkdir(parents=True, exist_ok=True)
@@ -121,13 +136,16 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the folder to write below")
     parser.add_argument("--fashion-mnist", type=Path, default=FASHION_MNIST, help="the folder of the idx files")
-    parser.add_argument("--only", choices=("segmentation", "detection", "text", "table"), help="make this one alone")
+    parser.add_argument(
+        "--only", choices=("segmentation", "labels", "detection", "text", "table"), help="make this one alone"
+    )
     parser.add_argument("--train", type=int, default=2000, help="samples to train on")
     parser.add_argument("--val", type=int, default=500, help="samples to score")
     options = parser.parse_args(words)
     counts = {"train": options.train, "val": options.val}
     makers: dict[str, Callable[[Path], None]] = {
         "segmentation": lambda out: make_segmentation(out, options.fashion_mnist, counts),
+        "labels": lambda out: make_labels(out, options.fashion_mnist, counts),
         "detection": lambda out: make_detection(out, options.fashion_mnist, counts),
         "text": make_text,
         "table": lambda out: make_table(out, counts),

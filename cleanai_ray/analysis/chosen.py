@@ -18,11 +18,11 @@ import polars as pl
 from cleanai_ray.analysis.frames import StudyFrames, best_first
 from cleanai_ray.analysis.image_evidence import against_dense, between
 from cleanai_ray.analysis.intervals import interval_of
-from cleanai_ray.analysis.numbers import percent, plural, times
+from cleanai_ray.analysis.numbers import plural, times
 from cleanai_ray.analysis.optimism import simulated_optimism
 from cleanai_ray.analysis.paired import PairedDifference
 from cleanai_ray.analysis.recommendation import Recommendation, cost_in_words, recommend
-from cleanai_ray.analysis.score_words import score_text
+from cleanai_ray.analysis.score_words import compared_text, score_text
 from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.storage.image_schemas import TEST
@@ -142,6 +142,8 @@ def selection_view(study: StudyFrames) -> StudyFrames:
             pl.col("accuracy_validation").alias("accuracy"),
             pl.coalesce("accuracy_validation_dense", "accuracy_dense").alias("accuracy_dense"),
             pl.coalesce("num_validation", "num_evaluated").alias("num_evaluated"),
+            pl.col("score_validation").alias("score"),
+            pl.col("score_validation_dense").alias("score_dense"),
         )
     keys = list(CONFIGURATION)
     first = best_first(good).unique(keys, keep="first", maintain_order=True)
@@ -162,9 +164,9 @@ def reported_row(study: StudyFrames, trial_id: str, *, has_test: bool) -> dict[s
     row = study.ok.row(by_predicate=pl.col("trial_id") == trial_id, named=True)
     if not has_test:
         return row
-    row |= {"accuracy": row["accuracy_test"], "num_evaluated": row["num_test"], "score": row["score_test"]}
-    if row["score"] is not None:
-        row["score_dense"] = None  # that of all images, with which these do not compare
+    row |= {"accuracy": row["accuracy_test"], "num_evaluated": row["num_test"]}
+    # Scores of all images do not compare with these: an older table, which has no others, leaves them unknown.
+    row |= {"score": row["score_test"], "score_dense": row["score_test_dense"]}
     row["accuracy_dense"] = (
         row["accuracy_test_dense"] if row["accuracy_test_dense"] is not None else row["accuracy_dense"]
     )
@@ -193,7 +195,7 @@ def _sentence(choice: Choice) -> str:
         where = " on the images that decide" if choice.has_test_images else ""
         words += (
             f" It stands for {choice.num_replicates} trials that differ in seed or draw alone; their mean{where} is "
-            f"{percent(choice.replicate_mean)}."
+            f"{compared_text(trial, choice.replicate_mean)}."
         )
     if choice.optimism is not None:
         words += f" These images also chose it: expect about {choice.optimism:.1f} points less on new ones (simulated)."

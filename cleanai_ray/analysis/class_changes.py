@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,31 @@ def _image_by_image(study: StudyFrames, trial_id: str) -> list[ClassChange]:
         ClassChange(int(labels[one][0]), float(dense[one].mean()), float(own[one].mean()), int(one.sum()), p_value)
         for one, p_value in zip(classes, corrected, strict=True)
     ]
+
+
+def classes_of(study: StudyFrames, trial_ids: Iterable[str]) -> pl.DataFrame:
+    """Return the classes of some trials with the columns of classes.parquet, on the images that are reported on.
+
+    Where single images were not kept, they are those that classes.parquet is of.
+    """
+    found = [_counted(study, trial_id) for trial_id in dict.fromkeys(trial_ids)]
+    return pl.concat([study.classes.clear(), *found]) if found else study.classes.clear()
+
+
+def _counted(study: StudyFrames, trial_id: str) -> pl.DataFrame:
+    recorded = study.classes.filter(pl.col("trial_id") == trial_id)
+    found = hits_of(study, trial_id) if study.choice.has_test_images else None
+    if found is None:
+        return recorded
+    part = found[1] & mask_of(study, TEST)
+    images = study.images.select("label", accuracy_dense="correct_dense").with_columns(accuracy=pl.Series(found[0]))
+    rows = (
+        images.filter(pl.Series(part))
+        .group_by("label")
+        .agg(pl.len().alias("num_evaluated"), pl.mean("accuracy_dense"), pl.mean("accuracy"))
+    )
+    named = rows.with_columns(trial_id=pl.lit(trial_id), change=pl.col("accuracy") - pl.col("accuracy_dense"))
+    return named.select(pl.col(name).cast(kind) for name, kind in study.classes.schema.items())
 
 
 def _recorded(study: StudyFrames, trial_id: str) -> list[ClassChange]:

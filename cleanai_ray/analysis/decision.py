@@ -13,6 +13,7 @@ from cleanai_ray.analysis.comparisons import ALPHA
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import MINUS, p_text, percent, signed
 from cleanai_ray.analysis.paired import PairedDifference
+from cleanai_ray.analysis.score_words import compared_text
 from cleanai_ray.analysis.verdict import stated_limit
 from cleanai_ray.analysis.wording import describe_trial
 
@@ -104,7 +105,7 @@ def _replicates(study: StudyFrames, choice: Choice) -> str:
     assert isinstance(high, float)
     return (
         f"The {choice.num_replicates} trials that differ from it in seed or draw alone, itself included, reach "
-        f"{percent(low)} to {percent(high)}."
+        f"{compared_text(trial, low)} to {percent(high)}."
     )
 
 
@@ -125,7 +126,7 @@ def _runner_up(choice: Choice) -> str:
     lost = "" if other["loss_points"] is None else f" ({signed(-other['loss_points'])} points against dense)"
     speed = "" if other["speedup"] is None else f" and {other['speedup']:.2f} times the speed"
     cost = "" if other["macs_share"] is None else f" at {percent(other['macs_share'], 0)} of the MACs{speed}"
-    return f"Next: {describe_trial(other)}, trial {other['trial_id']}: {percent(other['accuracy'])}{lost}{cost}."
+    return f"Next: {describe_trial(other)}, trial {other['trial_id']}: {compared_text(other)}{lost}{cost}."
 
 
 def _more_images(choice: Choice) -> str:

@@ -15,13 +15,13 @@ from cleanai_ray.analysis.frames import StudyFrames, best_first
 from cleanai_ray.analysis.image_evidence import between
 from cleanai_ray.analysis.intervals import Interval, interval_of
 from cleanai_ray.analysis.method_ranks import MethodRank, rank_methods
-from cleanai_ray.analysis.numbers import percent, plural, times
+from cleanai_ray.analysis.numbers import plural, times
 from cleanai_ray.analysis.paired import PairedDifference, exact_p
 from cleanai_ray.analysis.questions import answer_questions
 from cleanai_ray.analysis.recommendation import Recommendation
 from cleanai_ray.analysis.risks import find_risks
 from cleanai_ray.analysis.risks.base import LARGE_LOSS, Risk
-from cleanai_ray.analysis.score_words import score_text
+from cleanai_ray.analysis.score_words import dense_text, score_text
 from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.analysis.verdict import Verdict, judge
 from cleanai_ray.analysis.wording import describe_trial
@@ -149,7 +149,7 @@ def _describe_best(best: dict[str, Any], where: str) -> str:
 
 def _against_dense(best: dict[str, Any]) -> str:
     lost = round(best["loss_points"], 1)
-    dense = percent(best["accuracy_dense"])
+    dense = dense_text(best)
     if lost == 0:
         return f"the same as the dense model's {dense}"
     return f"{abs(lost):.1f} points {'below' if lost > 0 else 'above'} the dense model's {dense}"

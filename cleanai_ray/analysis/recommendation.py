@@ -17,7 +17,7 @@ from cleanai_ray.analysis.intervals import interval_of
 from cleanai_ray.analysis.numbers import NONE, milliseconds, p_text, percent, plural, points, quantity, size, times
 from cleanai_ray.analysis.pareto import pareto_front
 from cleanai_ray.analysis.risks.base import BLOCKING_LOSS, BLOCKING_SHARE
-from cleanai_ray.analysis.score_words import ACCURACY, score_text
+from cleanai_ray.analysis.score_words import ACCURACY, compared_text, score_text
 from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.analysis.wording import describe_trial
 
@@ -162,7 +162,7 @@ def _knee(study: StudyFrames) -> Recommendation:
         best = study.ranked.row(0, named=True)
         lost = NONE if best["loss_points"] is None else f"{best['loss_points']:.1f} points below the dense model"
         missing = (
-            f"accuracy: the best ({_named(best)}) reaches {percent(best['accuracy'])}, {lost}; where the "
+            f"accuracy: the best ({_named(best)}) reaches {compared_text(best)}, {lost}; where the "
             f"study sets no limit, a trial may lose at most {BLOCKING_LOSS:g} points and must not be near chance",
         )
         return Recommendation(None, "No trial can be recommended: all of them lost too much accuracy.", missing=missing)

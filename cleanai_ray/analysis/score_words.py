@@ -83,6 +83,7 @@ _PATTERNS = (
 )
 
 _KNOWN = {
+    "mIoU": ScoreWords("mIoU", "mIoU"),
     "perplexity": ScoreWords(
         "perplexity",
         "token probability",
@@ -99,13 +100,25 @@ _KNOWN = {
         "mean squared error",
     ),
     "mAP": ScoreWords("mAP", "mAP", loss="loss of boxes and classes"),
+    "macro AP": ScoreWords("macro AP", "macro AP", loss="binary cross-entropy (nats)"),
 }
+
+LOW_IS_GOOD = " (lower is better)"
+"""What the column `metric` says after the name of a user's own metric of which a low value is good."""
 
 
 def words_of(metric: str | None) -> ScoreWords:
     """Return the words for a metric, a value of the column `metric`; None is accuracy."""
     name = metric or ACCURACY
-    return _KNOWN.get(name, ScoreWords(name, name))
+    if name in _KNOWN:
+        return _KNOWN[name]
+    loss = ScoreWords.loss if name == ACCURACY else "loss of the task"
+    if not name.endswith(LOW_IS_GOOD):
+        return ScoreWords(name, name, loss=loss)
+    plain = name.removesuffix(LOW_IS_GOOD)
+    compared = f"1 / (1 + {plain})"
+    told = f"A low {plain} is good. What is compared, in the charts too, is {compared}, which is 1 where it is 0."
+    return ScoreWords(plain, compared, explained=told, loss=loss)
 
 
 def words_of_study(study: StudyFrames) -> ScoreWords:
@@ -121,13 +134,32 @@ def is_counted(trial: Mapping[str, Any]) -> bool:
 
 def score_text(trial: Mapping[str, Any]) -> str:
     """Return the score of a trial with its name, for a sentence: `93.1 % top-1`, or `perplexity 7.31 (...)`."""
-    words = words_of(trial.get("metric"))
-    value = trial.get("score")
-    if words.name == ACCURACY:
+    if is_counted(trial):
         return f"{percent(trial['accuracy'])} top-1"
-    if value is None or not words.is_inverted:
-        return f"{words.compared} {percent(trial['accuracy'])}"
-    return f"{words.name} {score_number(value)} ({words.compared} {percent(trial['accuracy'])})"
+    return _both(words_of(trial.get("metric")), trial.get("score"), trial["accuracy"])
+
+
+def compared_text(trial: Mapping[str, Any], accuracy: float | None = None) -> str:
+    """Return what trials are compared by, in per cent: `93.1 %`, or with its name where that is not the score itself.
+
+    Args:
+        trial: A trial, whose `metric` says what its score is.
+        accuracy: The value; by default the trial's `accuracy`.
+    """
+    words, value = words_of(trial.get("metric")), percent(trial["accuracy"] if accuracy is None else accuracy)
+    return f"{words.compared} {value}" if words.is_inverted else value
+
+
+def dense_text(trial: Mapping[str, Any]) -> str:
+    """Return the score of the dense model on the images of a trial: `93.1 %`, or `perplexity 7.31 (...)`."""
+    words, dense = words_of(trial.get("metric")), trial["accuracy_dense"]
+    return _both(words, trial.get("score_dense"), dense) if words.is_inverted else percent(dense)
+
+
+def _both(words: ScoreWords, score: float | None, accuracy: float | None) -> str:
+    """Return the score in its own units with what is compared; the one alone where both are the same."""
+    compared = f"{words.compared} {percent(accuracy)}"
+    return f"{words.name} {score_number(score)} ({compared})" if words.is_inverted and score is not None else compared
 
 
 def score_number(value: float | None) -> str:

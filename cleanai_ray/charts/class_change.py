@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import polars as pl
 
+from cleanai_ray.analysis.class_changes import classes_of
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import points
 from cleanai_ray.charts import style
@@ -26,7 +27,7 @@ def class_change(study: StudyFrames) -> ChartType | None:
     best = study.best
     if best is None:
         return None
-    own = study.classes.filter(pl.col("trial_id") == best["trial_id"]).drop_nulls(["label", "change", "accuracy"])
+    own = classes_of(study, [best["trial_id"]]).drop_nulls(["label", "change", "accuracy"])
     if own.is_empty():
         return None
     shown = own.sort(["change", "label"]).head(MOST_CLASSES).with_columns(_written(), _name())
@@ -69,7 +70,8 @@ def _others(study: StudyFrames, best: dict[str, Any], shown: pl.DataFrame) -> pl
     """Return the mean change per class of every other method in the best trial's cell: name, method and change."""
     same = [pl.col(name).eq_missing(pl.lit(best[name])) for name in ("amount", "mode", "steps")]
     rivals = study.ok.filter(*same, pl.col("label") != best["label"]).select("trial_id", method="label")
-    classes = study.classes.filter(pl.col("label").is_in(shown["label"].to_list())).drop_nulls("change")
+    classes = classes_of(study, rivals["trial_id"]).filter(pl.col("label").is_in(shown["label"].to_list()))
+    classes = classes.drop_nulls("change")
     joined = classes.join(rivals, on="trial_id").with_columns(_name())
     return joined.group_by("name", "method").agg(pl.mean("change")).sort("name", "method")
 

@@ -147,10 +147,17 @@ class ParquetDataset(EncodedDataset):
                 "expected encoded images, plain or as a struct with 'bytes'",
                 self.where(index),
             )
-        label = table.column(self._columns.label)[row].as_py()
+        return content, self.class_of(table.column(self._columns.label)[row].as_py(), index)
+
+    def class_of(self, label: Any, index: int) -> int:
+        """Return the class of a sample, from what its column of labels holds.
+
+        Raises:
+            DataError: When it is none.
+        """
         if not isinstance(label, int) or not 0 <= label < self._num_classes:
             raise DataError(f"sample '{self.where(index)}' has label {label}; allowed: 0 to {self._num_classes - 1}")
-        return content, label
+        return label
 
 
 def _first_rows(groups: Sequence[RowGroup]) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.durations import format_seconds
 from cleanai_ray.storage.ranking import rank
-from cleanai_ray.storage.status import format_pace
+from cleanai_ray.storage.status import format_pace, format_score
 
 
 @dataclass
@@ -56,14 +56,12 @@ class SweepState:
 
     @property
     def best_accuracy(self) -> float:
-        """Accuracy of the best trial so far; -1 before one has ended."""
+        """Accuracy of the best trial so far, or what else its task compares; -1 before one has ended."""
         return -1.0 if self.best_row is None else self.best_row["accuracy"]
 
     def _best_score(self) -> str:
         row = self.best_row or {}
-        if row.get("score") is None:
-            return f"{self.best_accuracy:.2%}"
-        return f"{row['metric']} {row['score']:.4g}"
+        return format_score(row.get("metric"), row.get("score"), self.best_accuracy)
 
     @property
     def seconds_left(self) -> float | None:

@@ -27,8 +27,8 @@ class Watcher(Protocol):
     def stage(self, name: str) -> None:
         """Note that a stage begins."""
 
-    def dense(self, accuracy: float) -> None:
-        """Note the accuracy of the dense model."""
+    def dense(self, score: Score) -> None:
+        """Note the score of the dense model."""
 
     def shards(self, state: ShardState) -> None:
         """Note the shards that are done."""
@@ -78,7 +78,7 @@ class ProgressReporter:
         else:
             self.say(f"dense {score.metric_name}: {score.value:.4g} of {score.num_samples} samples")
         if self._watcher is not None:
-            self._watcher.dense(score.merit)
+            self._watcher.dense(score)
 
     def complete(self, rows: Iterable[dict[str, Any]], total: int) -> None:
         """Print how many trials were complete before this run; they count when the best so far is chosen.

@@ -36,6 +36,7 @@ from cleanai_ray.storage import schemas
 from cleanai_ray.storage.durations import format_seconds
 from cleanai_ray.storage.locking import locked
 from cleanai_ray.storage.run_directory import RunDirectory
+from cleanai_ray.storage.status import format_score
 from cleanai_ray.tasks.accuracy import Accuracy
 
 Records = dict[str, dict[str, Any]]
@@ -215,11 +216,10 @@ def _run_trials(
 
 
 def _score_text(best: dict[str, Any]) -> str:
-    if best.get("score") is None:
+    if best.get("metric") in (None, "accuracy"):
         return f"accuracy {best['accuracy']:.2%} (dense {best['accuracy_dense']:.2%})"
-    if best["score_dense"] is None:
-        return f"{best['metric']} {best['score']:.4g}"
-    return f"{best['metric']} {best['score']:.4g} (dense {best['score_dense']:.4g})"
+    text = format_score(best["metric"], best["score"], None)
+    return text if best["score_dense"] is None else f"{text} (dense {best['score_dense']:.4g})"
 
 
 def _say_outcome(

@@ -7,6 +7,7 @@ An executor may publish it elsewhere as well: on Ray's metrics port, for instanc
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from cleanai_ray.executors.counts import ShardState, SweepState
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.status import HEARTBEAT, STATUS_FILE, StudyStatus, utc_now
+from cleanai_ray.tasks.base import Score
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,9 +77,10 @@ class StatusWriter:
         self._change(stage=name, shards_done=None, shards_total=None, samples_per_second=None, seconds_left=None)
         self._write()
 
-    def dense(self, accuracy: float) -> None:
-        """Note the accuracy of the dense model."""
-        self._change(accuracy_dense=accuracy)
+    def dense(self, score: Score) -> None:
+        """Note the score of the dense model."""
+        has_own = score.metric_name != "accuracy" and math.isfinite(score.value)
+        self._change(metric=score.metric_name, accuracy_dense=score.merit, score_dense=score.value if has_own else None)
 
     def shards(self, state: ShardState) -> None:
         """Note how many shards are done."""
@@ -132,7 +135,12 @@ class StatusWriter:
 
 
 def _best(state: SweepState) -> dict[str, Any]:
-    return {"best": state.best, "best_accuracy": state.best_accuracy} if state.best else {}
+    if state.best_row is None:
+        return {}
+    metric = state.best_row.get("metric")
+    named = {"metric": metric} if metric else {}
+    score = state.best_row.get("score")
+    return {"best": state.best, "best_accuracy": state.best_accuracy, "best_score": score, **named}
 
 
 @contextmanager

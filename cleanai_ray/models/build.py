@@ -64,6 +64,10 @@ def _construct(section: ModelSection) -> nn.Module:
     return family.build(num_classes=section.num_classes, input_shape=section.input_shape, **section.options)
 
 
+_SCORES_CLASSES = ("classification", "multilabel_classification")
+"""Tasks whose models return one number a class."""
+
+
 def _with_scores(model: nn.Module, section: ModelSection) -> nn.Module:
     """Return a model that was run once, as one that returns a tensor of class scores."""
     what, shape = f"model '{section.name or section.factory}'", (1, section.num_classes)
@@ -107,7 +111,7 @@ def build_model(section: ModelSection | str, *, seed: int = 0, task: Task | None
         model = (_pretrained(section) if section.weights == "pretrained" else _construct(section)).eval()
         if section.weights not in (None, "pretrained"):
             load_weights(model, section.weights, section.weights_key)
-        if task is None or task.name == "classification":
+        if task is None or task.name in _SCORES_CLASSES:
             model = _with_scores(model, section)
     return model
 

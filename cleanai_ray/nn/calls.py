@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -108,10 +109,15 @@ def vertex_of(value: Tensor) -> Vertex | None:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors of a module's output, whatever lists, tuples and dicts hold them."""
+    """Return the tensors of a module's output, whatever lists, tuples, mappings and data classes hold them."""
     if isinstance(value, Tensor):
         return [value]
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    if isinstance(value, Mapping):
+        items: Iterable[Any] = value.values()
+    elif is_dataclass(value) and not isinstance(value, type):
+        items = [getattr(value, each.name) for each in fields(value)]
+    else:
+        items = value if isinstance(value, (list, tuple)) else ()
     return [tensor for item in items for tensor in tensors_in(item)]
 
 
@@ -121,7 +127,7 @@ def main_output(value: Any) -> Any:
     Args:
         value: A tensor, or a tuple, list or dict that may hold None and further tuples, lists and dicts.
     """
-    if isinstance(value, dict) and isinstance(value.get("logits"), Tensor):
+    if isinstance(value, Mapping) and isinstance(value.get("logits"), Tensor):
         return value["logits"]
     return next(iter(tensors_in(value)), value)
 

@@ -279,13 +279,16 @@ def _patched(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
             module.forward = own  # type: ignore[method-assign]
 
 
+def _wide(value: Tensor) -> Tensor:
+    return value.to(torch.complex128 if value.is_complex() else torch.float64)
+
+
 def _alike(one: Any, other: Any) -> bool:
     """Return whether two outputs are equal up to rounding."""
     pairs = list(zip(tensors_in(one), tensors_in(other), strict=True))
     return bool(pairs) and all(
         a.shape == b.shape
-        and torch.allclose(
-            a.double(), b.double(), rtol=_TOLERANCE, atol=_TOLERANCE * float(b.abs().max()), equal_nan=True
-        )
+        and a.is_complex() == b.is_complex()
+        and torch.allclose(_wide(a), _wide(b), rtol=_TOLERANCE, atol=_TOLERANCE * float(b.abs().max()), equal_nan=True)
         for a, b in pairs
     )

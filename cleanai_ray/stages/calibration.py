@@ -75,7 +75,8 @@ def calibrate_batches(
         squared_gradients=needs.squared_gradients,
         precision=calibration.precision,
     )
-    loss = None if workspace.study.task.is_classification else workspace.task.network_loss
+    task = workspace.study.task
+    loss = None if task.is_classification and task.loss is None else workspace.task.network_loss
     return calibrate(model, batches, options, loss=loss)
 
 

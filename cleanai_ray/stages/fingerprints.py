@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,7 @@ from cleanai_ray.config.sections import LEAST_STEPS
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.config.sweep import Budget
 from cleanai_ray.errors import ModelError
+from cleanai_ray.registry import named_callable
 from cleanai_ray.storage.run_directory import resolve_filesystem
 
 _CHUNK_BYTES = 2**22
@@ -37,12 +39,13 @@ def dense_key(study: Study) -> str:
     evaluation = _evaluation(study)
     del evaluation["latency"]
     evaluation.pop("target", None)
-    return digest([*_of_weights(study), evaluation, *_numerics(study)])
+    return digest([*_of_weights(study), evaluation, *_numerics(study), *_own_functions(study, "loss", "metric")])
 
 
 def dense_weights_key(study: Study) -> str:
     """Return the digest of everything that the dense weights depend on; how they are scored is not among it."""
-    return digest(["weights", *_of_weights(study), *_numerics(study)])
+    own = _own_functions(study, "loss", "metric") if study.model.train is not None else []
+    return digest(["weights", *_of_weights(study), *_numerics(study), *own])
 
 
 def _of_weights(study: Study) -> list[Any]:
@@ -71,7 +74,8 @@ def calibration_key(study: Study, dense_digest: str) -> str:
 
     needs = asdict(CalibrationNeeds.of(study))
     read = [_model_shape(study), _data(study), study.evaluation.split]
-    return digest([_STATISTICS, dense_digest, *read, needs, *_numerics(study), *_precision(study), *_blocks(study)])
+    computed = [*_numerics(study), *_precision(study), *_blocks(study), *_own_functions(study, "loss")]
+    return digest([_STATISTICS, dense_digest, *read, needs, *computed])
 
 
 def moments_key(study: Study, dense_digest: str) -> str:
@@ -154,7 +158,7 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
 
     if plugins := [step.key for step in plan_stages(study, trial) if step.is_plugin]:
         parts["stages"] = plugins
-    computed = [*_numerics(study), *_precision(study)]
+    computed = [*_numerics(study), *_precision(study), *_own_functions(study, "loss", "metric")]
     return digest([trial.identity, dense_digest, _model_shape(study), _data(own), parts, *computed])
 
 
@@ -227,6 +231,18 @@ def _precision(study: Study) -> list[str]:
     """Return the precision of the calibration; nothing for the default, so that what was measured before counts."""
     precision = study.data.calibration.precision
     return [] if precision == "float32" else [precision]
+
+
+def _own_functions(study: Study, *keys: str) -> list[Any]:
+    """Return the functions of the user's own that the task names, and the digests of their files; none for most."""
+    found = []
+    for key in keys:
+        name = getattr(study.task, key)
+        if name is not None:
+            named_callable(name, f"task.{key}")
+            file = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
+            found.append([key, name, None if file is None else _content_digest(file)])
+    return found
 
 
 def _content_digest(location: str) -> str | None:

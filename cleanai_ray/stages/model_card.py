@@ -14,7 +14,7 @@ from cleanai_ray.analysis.frames import StudyFrames, as_mapping
 from cleanai_ray.analysis.image_evidence import against_dense
 from cleanai_ray.analysis.intervals import interval_of, speedup_of
 from cleanai_ray.analysis.numbers import NONE, change, milliseconds, percent, plural, quantity, size
-from cleanai_ray.analysis.score_words import is_counted, score_text, words_of
+from cleanai_ray.analysis.score_words import ScoreWords, dense_text, is_counted, score_number, score_text, words_of
 from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.config.digests import digest
 from cleanai_ray.config.task import CLASSIFICATION
@@ -89,7 +89,9 @@ def _summary(frames: StudyFrames, trial: Mapping[str, Any], plan: PruningPlan) -
     words = f"A {plan.model.get('class', 'network')} with {percent(trial['params_share'], 0)} of the parameters and "
     words += f"{percent(trial['macs_share'], 0)} of the multiply-accumulates (MACs) of the dense network. "
     if not is_counted(trial):
-        return words + f"It reaches {score_text(trial)}."
+        where = f" on {plural(images, words_of(trial.get('metric')).sample)}" if images else ""
+        beside = "" if trial.get("accuracy_dense") is None else f"; the dense network {dense_text(trial)}"
+        return words + f"It reaches {score_text(trial)}{where}{beside}."
     words += "It gets "
     words += f"{percent(trial['accuracy'])} right"
     words += f" (95 % interval {interval})" if interval else ""
@@ -113,7 +115,8 @@ with torch.no_grad():
 ```
 
 `images` is a tensor [N, {", ".join(map(str, shape))}] with N of any size"""
-    is_classifier = as_mapping(frames.study.get("task")).get("name", CLASSIFICATION) == CLASSIFICATION
+    task = as_mapping(frames.study.get("task")).get("name", CLASSIFICATION)
+    is_classifier = task in (CLASSIFICATION, "multilabel_classification")
     text += f"; `scores` is [N, {classes}]." if is_classifier else "."
     if (folder / PROGRAM_FILE).exists():
         text += f" The network is a `torch.export` program, `{PROGRAM_FILE}`."
@@ -132,6 +135,7 @@ def _numbers(frames: StudyFrames, trial: Mapping[str, Any]) -> str:
     name = "Top-1 accuracy" if is_counted(trial) else words.compared
     rows = [
         (name, _with(trial.get("accuracy_dense"), dense), _with(trial["accuracy"], interval), NONE),
+        *_own_units(trial, words),
         *_costs(trial),
         (
             "Latency, " + (frames.target or "batch 1"),
@@ -152,6 +156,12 @@ def _numbers(frames: StudyFrames, trial: Mapping[str, Any]) -> str:
         decided = "decided nothing" if has_test_images(frames) else "also decided which trial was chosen"
         note = f"Accuracies are on {plural(images, 'image')} that {decided}. {note}"
     return "\n".join(table) + f"\n\n{note}"
+
+
+def _own_units(trial: Mapping[str, Any], words: ScoreWords) -> list[tuple[str, str, str, str]]:
+    """Return the score in its own units, where something else is compared."""
+    score, dense = trial.get("score"), trial.get("score_dense")
+    return [(words.name, score_number(dense), score_number(score), change(score, dense))] if words.is_inverted else []
 
 
 def _with(value: float | None, interval: Any) -> str:

@@ -17,6 +17,8 @@ from cleanai_ray.analysis.numbers import NONE, percent, plural
 from cleanai_ray.analysis.plugins import load_plugins_of
 from cleanai_ray.analysis.recommendation import Recommendation
 from cleanai_ray.analysis.risks.base import Risk
+from cleanai_ray.analysis.score_words import score_number, words_of_study
+from cleanai_ray.config.task import CLASSIFICATION
 from cleanai_ray.display.tables import Displayed, Grid, Summary
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.registry import CHARTS
@@ -89,11 +91,14 @@ class StudyRun(Displayed):
         from cleanai_ray.config.sections import ModelSection
         from cleanai_ray.models import build_model
         from cleanai_ray.pruning.saved_model import load_model
+        from cleanai_ray.tasks import find_task
 
         folder = self._folder(trial)
         load_plugins_of(self.frames)
-        section = ModelSection.model_validate(yaml.safe_load(self.directory.read_text("study.yaml"))["model"])
-        dense = build_model(section.model_copy(update={"weights": None, "train": None}))
+        study = yaml.safe_load(self.directory.read_text("study.yaml"))
+        section = ModelSection.model_validate(study["model"])
+        task = find_task((study.get("task") or {}).get("name", CLASSIFICATION))
+        dense = build_model(section.model_copy(update={"weights": None, "train": None}), task=task)
         return load_model(dense, self.directory, folder).eval()
 
     def _folder(self, trial: str) -> str:
@@ -109,26 +114,27 @@ class StudyRun(Displayed):
 
     def summary(self) -> Summary:
         """Return the best trials as a table, the most accurate first."""
-        ranked = self.frames.ranked
+        ranked, words = self.frames.ranked, words_of_study(self.frames)
         rows = tuple(
             (
                 row["trial_id"],
-                percent(row["accuracy"], 2),
+                score_number(row["score"]) if words.is_inverted else percent(row["accuracy"], 2),
                 percent(row["macs_share"]),
                 percent(row["params_share"]),
                 NONE if row["speedup"] is None else f"{row['speedup']:.2f}",
             )
             for row in ranked.head(_SHOWN_TRIALS).iter_rows(named=True)
         )
-        grid = Grid(columns=("trial", "accuracy", "MACs", "parameters", "speed-up"), rows=rows, left=("trial",))
+        grid = Grid(columns=("trial", words.name, "MACs", "parameters", "speed-up"), rows=rows, left=("trial",))
         rest = len(ranked) - len(rows)
         notes = [f"{plural(rest, 'more trial')} in `trials`."] if rest > 0 else []
         return Summary(self._in_short(), (grid,), tuple(notes))
 
     def _in_short(self) -> str:
-        failed, dense = len(self.frames.failed), self.frames.dense.get("accuracy")
-        words = [plural(len(self.trials), "trial"), f"{failed} failed", f"dense accuracy {percent(dense, 2)}"]
-        return f"{self.frames.name}: {', '.join(words)}, in {self.location}"
+        failed, words, facts = len(self.frames.failed), words_of_study(self.frames), self.frames.dense
+        value = score_number(facts.get("score")) if words.is_inverted else percent(facts.get("accuracy"), 2)
+        parts = [plural(len(self.trials), "trial"), f"{failed} failed", f"dense {words.name} {value}"]
+        return f"{self.frames.name}: {', '.join(parts)}, in {self.location}"
 
     def __repr__(self) -> str:
         return f"StudyRun({self._in_short()})"

@@ -80,10 +80,10 @@ def task_columns(dense: TaskScore, last: TaskScore) -> dict[str, Any]:
     """
     columns: dict[str, Any] = {"score_dense": _finite(dense.value), "score": _finite(last.value)}
     for role in (VALIDATION, TEST) if dense.by_role and last.by_role else ():
-        columns[f"accuracy_{role}"] = last.by_role[role].merit
-        columns[f"accuracy_{role}_dense"] = dense.by_role[role].merit
-        columns[f"num_{role}"] = last.by_role[role].num_samples
-        columns |= {"score_test": _finite(last.by_role[role].value)} if role == TEST else {}
+        before, after = dense.by_role[role], last.by_role[role]
+        columns |= {f"accuracy_{role}": after.merit, f"accuracy_{role}_dense": before.merit}
+        columns |= {f"score_{role}": _finite(after.value), f"score_{role}_dense": _finite(before.value)}
+        columns[f"num_{role}"] = after.num_samples
     return columns
 
 
@@ -92,7 +92,12 @@ def _finite(value: float) -> float | None:
 
 
 def class_rows(dense: TaskScore, last: TaskScore) -> list[dict[str, Any]]:
-    """Return the rows of classes.parquet, without the trial: the score of each class that occurs, the worst first."""
+    """Return the rows of classes.parquet, without the trial: the score of each class that occurs, the worst first.
+
+    They are of the samples that are reported on: of those that decide nothing, where some were set aside.
+    """
+    if dense.by_role and last.by_role:
+        dense, last = dense.by_role[TEST], last.by_role[TEST]
     rows = []
     for label, (before, after) in enumerate(zip(dense.parts, last.parts, strict=False)):
         if before is not None and after is not None:

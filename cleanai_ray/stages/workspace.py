@@ -38,7 +38,8 @@ from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model, example_input, ignored_layers
 from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.stages.numerics import apply_numerics
-from cleanai_ray.tasks.base import Task, find_task
+from cleanai_ray.tasks.base import Task
+from cleanai_ray.tasks.own import task_with
 
 EpochBatches = Callable[..., Iterator[tuple[Tensor, Any]]]
 """(epoch, batches to leave out = 0) -> batches."""
@@ -89,7 +90,8 @@ class Workspace:
     @cached_property
     def task(self) -> Task:
         """The task of the study."""
-        return find_task(self.study.task.name)
+        own = self.study.task
+        return task_with(own.name, own.loss, own.metric)
 
     @cached_property
     def unreadable(self) -> UnreadableSamples:

@@ -54,9 +54,12 @@ RESULTS = _schema(
     ("calibration_seed", _COUNT, "Seed that those images were drawn with."),
     ("quantization", _TEXT, "Quantisation of the model after the last other stage: none, int8 or bf16."),
     ("metric", _TEXT, "Name of the score. `accuracy` columns: top-1, mIoU, mAP, 1 / perplexity, R squared for RMSE."),
-    ("score_dense", _REAL, "The dense model's score in its own units; null for classification, as the next two."),
+    ("score_dense", _REAL, "The dense model's score in its own units; null for classification, as the next five."),
     ("score", _REAL, "Score in its own units after the last stage that ran: mIoU, mAP, perplexity or RMSE."),
+    ("score_validation", _REAL, "The same on the images that decide on a trial; null where no image was set aside."),
     ("score_test", _REAL, "The same on the images that decide nothing; null where no image was set aside."),
+    ("score_validation_dense", _REAL, "Score of the dense model on the images of score_validation."),
+    ("score_test_dense", _REAL, "Score of the dense model on the images of score_test."),
     ("accuracy_dense", _REAL, "Top-1 accuracy of the dense model, in [0, 1]."),
     ("accuracy_pruned", _REAL, "Top-1 after the last pruning step, before any repair that follows it."),
     ("accuracy_repaired", _REAL, "Top-1 after repair; null without repair."),
@@ -154,9 +157,13 @@ LAYERS = _schema(
 CLASSES = _schema(
     ("trial_id", _TEXT, "The trial; its rows are in order of change, the class that lost most first."),
     ("label", _COUNT, "Class, from 0; a class without images has no row."),
-    ("num_evaluated", _COUNT, "Images of the class that were scored."),
-    ("accuracy_dense", _REAL, "Share of them that the dense model gets right."),
-    ("accuracy", _REAL, "Share of them that the pruned model gets right after the last stage."),
+    (
+        "num_evaluated",
+        _COUNT,
+        "Images of the class that were scored; of other tasks than classification, all that decide nothing.",
+    ),
+    ("accuracy_dense", _REAL, "Share of them that the dense model gets right; of other tasks, the score of the class."),
+    ("accuracy", _REAL, "The same of the pruned model after the last stage."),
     ("change", _REAL, "The difference; negative if the pruned model is worse."),
 )
 

@@ -40,9 +40,12 @@ class StudyStatus(BaseModel):
         trials_done: Trials that succeeded, those of earlier runs included.
         trials_running: Trials that are running.
         trials_failed: Trials that failed.
+        metric: Name of the task's score; "" before the dense model is scored, or where an older version wrote this.
         best: Identifier of the best trial so far; "" before the first has ended.
-        best_accuracy: Its accuracy.
-        accuracy_dense: Accuracy of the dense model; None before it is scored.
+        best_accuracy: Its accuracy; of other tasks, what trials are compared by.
+        best_score: Its score in its own units; None for classification.
+        accuracy_dense: The same as best_accuracy of the dense model; None before it is scored.
+        score_dense: The same as best_score of the dense model.
         seconds_left: Estimated seconds until the stage ends; None if it is unknown.
         started: When the run began, with the time zone.
         updated: When this was written, with the time zone.
@@ -61,9 +64,12 @@ class StudyStatus(BaseModel):
     trials_done: int = 0
     trials_running: int = 0
     trials_failed: int = 0
+    metric: str = ""
     best: str = ""
     best_accuracy: float | None = None
+    best_score: float | None = None
     accuracy_dense: float | None = None
+    score_dense: float | None = None
     seconds_left: float | None = None
     started: AwareDatetime
     updated: AwareDatetime
@@ -80,6 +86,19 @@ class StudyStatus(BaseModel):
 def format_pace(samples_per_second: float) -> str:
     """Return a pace as `1,234 samples/s` or `0.3 samples/s`."""
     return f"{samples_per_second:,.{0 if samples_per_second >= 10 else 1}f} samples/s"
+
+
+def format_score(metric: str | None, score: float | None, accuracy: float | None) -> str:
+    """Return a score as `93.06%`, or with its name where it is not accuracy: `perplexity 7.312`.
+
+    Args:
+        metric: Name of the score; None or "" is accuracy.
+        score: The score in its own units; not read for accuracy.
+        accuracy: The accuracy, in [0, 1]; read for accuracy alone.
+    """
+    if metric in (None, "", "accuracy"):
+        return "-" if accuracy is None else f"{accuracy:.2%}"
+    return f"{metric} not finite" if score is None else f"{metric} {score:.4g}"
 
 
 def utc_now() -> datetime.datetime:
@@ -121,9 +140,10 @@ def describe(status: StudyStatus, now: datetime.datetime) -> dict[str, str]:
         f"of {status.trials_total}"
     )
     if status.best and status.best_accuracy is not None:
-        lines["best so far" if status.state == "running" else "best"] = f"{status.best_accuracy:.2%} ({status.best})"
+        best = format_score(status.metric, status.best_score, status.best_accuracy)
+        lines["best so far" if status.state == "running" else "best"] = f"{best} ({status.best})"
     if status.accuracy_dense is not None:
-        lines["dense"] = f"{status.accuracy_dense:.2%}"
+        lines["dense"] = format_score(status.metric, status.score_dense, status.accuracy_dense)
     if status.is_alive(now):
         known = status.seconds_left is not None
         lines["time left"] = f"{format_seconds(status.seconds_left or 0)} in this stage" if known else "not known yet"

@@ -9,7 +9,7 @@ import pytest
 from report.tables import frame, study_of
 from report.with_images import study_with_images
 
-from cleanai_ray.analysis.class_changes import ClassChange, class_changes
+from cleanai_ray.analysis.class_changes import ClassChange, class_changes, classes_of
 from cleanai_ray.analysis.paired import exact_p
 from cleanai_ray.analysis.risks import find_risks
 from cleanai_ray.storage import schemas
@@ -45,6 +45,23 @@ def test_classes_are_tested_image_by_image_and_corrected_together() -> None:
     (risk,) = (risk for risk in find_risks(study) if risk.kind == "uneven classes")
     assert risk.details == ("class 1 fell from 90.0 % to 78.0 % (12 of 100 images), p = 0.001",)
     assert "the largest loss is 12.0 points" in risk.sentence
+
+
+def test_charts_and_sentences_are_of_the_same_images() -> None:
+    """Of each class, 50 images decide and 50 do not; of class 1 only the first suffer, of class 2 only the last."""
+    labels, place = np.arange(300) % 3, np.arange(300) // 3
+    dense, decides = place % 2 == 0, place < 50
+    own = dense & ~((labels == 1) & (place < 20)) & ~((labels == 2) & (place >= 90))
+    study = study_with_images([{}, {"method": "taylor"}], [own, dense], dense, decides, labels=labels)
+    for trial_id, change in zip(study.ok["trial_id"], ((0, 0, -0.1), (0, 0, 0)), strict=True):
+        found = classes_of(study, [trial_id]).sort("label")
+        assert found.schema == study.classes.schema
+        assert found["num_evaluated"].to_list() == [50, 50, 50]
+        assert found["change"].to_list() == pytest.approx(change)
+        assert found["accuracy_dense"].to_list() == pytest.approx([0.5, 0.5, 0.5])
+    assert {one.num_images for one in class_changes(study)} == {50}
+    whole = study_with_images([{}], [own], dense, np.zeros(300, dtype=bool), labels=labels)
+    assert classes_of(whole, whole.ok["trial_id"]).equals(whole.classes)  # no image was set aside
 
 
 def test_without_single_images_the_recorded_classes_are_told_without_a_test() -> None:

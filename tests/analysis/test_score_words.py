@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cleanai_ray.analysis.intervals import interval_of
-from cleanai_ray.analysis.score_words import score_text, words_of
+from cleanai_ray.analysis.score_words import compared_text, dense_text, score_text, words_of
 from cleanai_ray.report.blocks import Callout, Chapter, Code, Column, Document, KeyNumber, KeyNumbers, Table
 from cleanai_ray.report.words import chart_in_words, in_words
 
@@ -41,6 +41,26 @@ def test_a_score_in_a_sentence() -> None:
     assert score_text({"accuracy": 0.5, "metric": "mIoU", "score": 0.5}) == "mIoU 50.0 %"
     found = score_text({"accuracy": 0.125, "metric": "perplexity", "score": 8.0})
     assert found == "perplexity 8 (token probability 12.5 %)"
+
+
+def test_what_is_compared_is_never_a_bare_percentage_of_something_else() -> None:
+    language = {"accuracy": 0.125, "accuracy_dense": 0.2, "metric": "perplexity", "score": 8.0, "score_dense": 5.0}
+    assert compared_text(language) == "token probability 12.5 %"
+    assert compared_text(language, 0.1) == "token probability 10.0 %"
+    assert dense_text(language) == "perplexity 5 (token probability 20.0 %)"
+    assert dense_text({**language, "score_dense": None}) == "token probability 20.0 %"
+    masks = {"accuracy": 0.5, "accuracy_dense": 0.6, "metric": "mIoU", "score": 0.5, "score_dense": 0.6}
+    assert (compared_text(masks), dense_text(masks)) == ("50.0 %", "60.0 %")
+
+
+def test_a_metric_of_the_users_own_is_called_by_its_name() -> None:
+    words = words_of("wer (lower is better)")
+    assert (words.name, words.compared, words.is_inverted) == ("wer", "1 / (1 + wer)", True)
+    assert "A low wer is good" in words.explained
+    found = score_text({"accuracy": 0.25, "metric": "wer (lower is better)", "score": 3.0})
+    assert found == "wer 3 (1 / (1 + wer) 25.0 %)"
+    assert words_of("f1").write("top-1 accuracy, cross-entropy (nats)") == "f1, loss of the task"
+    assert words_of("macro AP").loss == "binary cross-entropy (nats)"
 
 
 def test_only_a_share_of_right_answers_has_an_interval_by_counting() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from report.with_images import DECIDES, MOST_ACCURATE, right, study_with_images
 
+from cleanai_ray.analysis.chosen import reported_row, selection_view
+from cleanai_ray.analysis.findings import find
 from cleanai_ray.analysis.risks import find_risks
 
 DENSE = right(40, 40)
@@ -17,6 +19,22 @@ def test_a_fifth_of_the_score_may_be_lost_whatever_the_points(kept: int, taken: 
     study = study_with_images([columns], [right(kept, kept)], DENSE, DECIDES, study={})
     assert study.choice.is_recommended == taken
     assert any(risk.is_blocking for risk in find_risks(study)) != taken
+
+
+def test_a_score_is_reported_beside_the_dense_one_of_the_same_images() -> None:
+    """Perplexities on all images, on those that decide and on the others: a report tells the last two apart."""
+    scores = {"score": 8.0, "score_validation": 10.0, "score_test": 6.0}
+    dense = {"score_dense": 5.0, "score_validation_dense": 6.5, "score_test_dense": 4.0}
+    columns = {"metric": "perplexity", "num_classes": None, **scores, **dense}
+    study = study_with_images([columns], [right(36, 38)], DENSE, DECIDES, study={})
+    (trial_id,) = study.ok["trial_id"]
+    reported = reported_row(study, trial_id, has_test=True)
+    assert (reported["score"], reported["score_dense"]) == (6.0, 4.0)
+    deciding = selection_view(study).ok.row(0, named=True)
+    assert (deciding["score"], deciding["score_dense"]) == (10.0, 6.5)
+    sentence = find(study).headline.sentence
+    assert "perplexity 6 (token probability" in sentence
+    assert "the dense model's perplexity 4 (token probability" in sentence
 
 
 def test_points_of_accuracy_are_judged_as_points() -> None:

@@ -67,6 +67,21 @@ def test_what_does_not_suit_a_task_is_refused(changes: dict[str, Any], message: 
         parse_study(document(**changes))
 
 
+def test_a_task_with_a_metric_of_its_own_is_compared_by_that() -> None:
+    study = parse_study({**document(), "task": {"metric": "builtins:divmod"}, "data": {"name": "digits"}})
+    assert study.task.name == "classification"
+    assert not study.task.is_classification
+    distilled = {"epochs": 1, "distillation": {}, "label_smoothing": 0.1}
+    for name in ("classification", "multilabel_classification"):
+        own = document(task={"name": name, "metric": "builtins:divmod"}, finetune=distilled)
+        assert parse_study(own).task.title == f"{name} with a metric of its own"
+
+
+def test_detectors_keep_their_own_loss() -> None:
+    with pytest.raises(StudyError, match=r"task.loss is 'builtins:divmod'; allowed for task detection: null"):
+        parse_study(document(task={"name": "detection", "loss": "builtins:divmod"}))
+
+
 def test_a_classifier_reads_images() -> None:
     model = {"name": "resnet20", "input_shape": [8]}
     with pytest.raises(StudyError, match=r"model.input_shape is \[8\]; allowed for task classification: 3 numbers"):

@@ -22,6 +22,7 @@ from cleanai_ray.executors.ray.metrics import METRICS, StatusGauges
 from cleanai_ray.executors.status_writer import StatusWriter, status_written
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.status import STATUS_FILE, read_status
+from cleanai_ray.tasks.score import TaskScore
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana" / "study.json"
 DENSE = Accuracy(accuracy=0.75, top5=1.0, loss=1.0, num_samples=4, class_correct=(2, 1), class_total=(2, 2))
@@ -71,8 +72,20 @@ def test_what_the_progress_is_told_is_written_down(tmp_path):
     last = read_status(run)
     assert (last.state, last.error, last.stage) == ("finished", "", "trials")
     assert (last.trials_done, last.trials_running, last.trials_failed) == (1, 0, 1)
-    assert (last.best, last.best_accuracy) == ("a", 0.5)
+    assert (last.best, last.best_accuracy, last.metric) == ("a", 0.5, "accuracy")
+    assert (last.best_score, last.score_dense) == (None, None)
     assert last.started == first.started < last.updated
+
+
+def test_the_score_of_another_task_is_written_with_its_name(tmp_path: Path) -> None:
+    run, progress = RunDirectory(tmp_path), quiet()
+    with status_written(parse_study(small.SMALL), run, progress):
+        progress.dense(TaskScore("perplexity", 5.0, 0.2, 1.6, 40))
+        row = {"trial_id": "a", "accuracy": 0.125, "macs": 9, "status": "ok", "metric": "perplexity", "score": 8.0}
+        progress.complete([row], 3)
+    last = read_status(run)
+    assert (last.metric, last.best_score, last.score_dense) == ("perplexity", 8.0, 5.0)
+    assert (last.best_accuracy, last.accuracy_dense) == (0.125, 0.2)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import small_study as small
 import torch
+from label_data import multilabel
 from PIL import Image
 from report.reading import read_pdf, text_of
+from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
+from cleanai_ray import load_run
 from cleanai_ray.cli import main
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.models import build_model
@@ -136,6 +140,7 @@ def detection(folder: Path) -> dict[str, Any]:
 
 
 STUDIES = {
+    "multilabel_classification": multilabel,
     "segmentation": segmentation,
     "language_modelling": language,
     "regression": regression,
@@ -189,6 +194,8 @@ def slow_score(task: str, model: nn.Module, images: list[Tensor], answers: list[
     if task == "regression":
         errors = [(float(a) - float(b)) ** 2 for a, b in zip(found.flatten(), targets.flatten(), strict=True)]
         return math.sqrt(sum(errors) / len(errors))
+    if task == "multilabel_classification":
+        return float(average_precision_score(targets.numpy(), found.numpy(), average="macro"))
     if task == "language_modelling":
         logs = found.logits.double().log_softmax(-1)
         losses = [-float(logs[i, t, targets[i, t]]) for i in range(len(targets)) for t in range(LENGTH)]
@@ -201,7 +208,13 @@ def slow_score(task: str, model: nn.Module, images: list[Tensor], answers: list[
     return sum(shares) / len(shares)
 
 
-METRIC = {"segmentation": "mIoU", "language_modelling": "perplexity", "regression": "RMSE", "detection": "mAP"}
+METRIC = {
+    "multilabel_classification": "macro AP",
+    "segmentation": "mIoU",
+    "language_modelling": "perplexity",
+    "regression": "RMSE",
+    "detection": "mAP",
+}
 
 
 def test_the_scores_of_saved_models_are_those_of_the_definition(finished: Any) -> None:
@@ -216,7 +229,8 @@ def test_the_scores_of_saved_models_are_those_of_the_definition(finished: Any) -
         assert row["score"] == pytest.approx(slow_score(task, model, *everything), rel=1e-4)
         assert row["score_test"] == pytest.approx(slow_score(task, model, *samples(study, False)), rel=1e-4)
         decided = slow_score(task, model, *samples(study, True))
-        if task in ("segmentation", "detection"):
+        assert row["score_validation"] == pytest.approx(decided, rel=1e-4)
+        if task in ("segmentation", "detection", "multilabel_classification"):
             assert row["accuracy_validation"] == pytest.approx(decided, rel=1e-4)
         if task == "language_modelling":
             assert row["accuracy_validation"] == pytest.approx(1 / decided, rel=1e-4)
@@ -224,9 +238,24 @@ def test_the_scores_of_saved_models_are_those_of_the_definition(finished: Any) -
         if task == "regression":
             spread = float(torch.stack(everything[1]).double().var(correction=0))
             assert row["accuracy"] == pytest.approx(max(0.0, 1 - row["score"] ** 2 / spread), abs=1e-4)
+        assert (row["score_test"], row["score_test_dense"]) != (row["score"], row["score_dense"])
         assert row["macs"] < row["macs_dense"]
         assert row["accuracy_low"] is None  # a share of right answers alone has Wilson's interval
         assert row["is_broken"] is None
+
+
+def test_scores_of_the_dense_model_and_of_classes_are_of_the_samples_that_are_reported_on(finished: Any) -> None:
+    task, study, run, _ = finished
+    row, reported = rows_of(run)[0], samples(study, False)
+    model = build_model(study.model.model_copy(update={"train": None}), task=find_task(task)).eval()
+    model.load_state_dict(safetensors.torch.load(run.read_bytes("cache/dense.safetensors")))
+    assert row["score_test_dense"] == pytest.approx(slow_score(task, model, *reported), rel=1e-4)
+    classes = pq.read_table(run.local_path("classes.parquet")).to_pylist()
+    assert {entry["num_evaluated"] for entry in classes} <= {row["num_test"]}
+    own = [entry for entry in classes if entry["trial_id"] == row["trial_id"]]
+    if task in ("segmentation", "multilabel_classification"):
+        found = sum(entry["accuracy_dense"] for entry in own) / len(own)
+        assert found == pytest.approx(row["score_test_dense"], abs=1e-6)
 
 
 def test_repair_brings_the_model_nearer_to_the_dense_one(finished: Any) -> None:
@@ -267,6 +296,15 @@ def test_training_keeps_the_score_of_the_task_in_its_history(finished: Any) -> N
     assert len(rows) >= 3
     assert all(0 <= row["validation_accuracy"] <= 1 for row in rows)
     assert all(row["train_accuracy"] is None for row in rows)
+
+
+def test_the_run_is_opened_in_python(finished: Any) -> None:
+    task, _, run, _ = finished
+    opened = load_run(run.local_path(""))
+    assert opened.model().state_dict()
+    words = str(opened.summary())
+    assert METRIC[task] in words
+    assert "accuracy" not in words
 
 
 def test_the_best_model_is_exported(finished: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,6 +134,8 @@ def test_the_card_of_another_task_tells_its_own_score(run: RunDirectory, tmp_pat
     header, body = card((out / "README.md").read_text())
     assert not {"model-index", "pipeline_tag", "metrics"} & header.keys()
     assert "It reaches RMSE 0.31 (R\N{SUPERSCRIPT TWO} 90.0 %)" in body
+    assert "the dense network RMSE 0.22 (R\N{SUPERSCRIPT TWO}" in body
+    assert "| RMSE | 0.22 | 0.31 | +41 % |" in body
     assert "Top-1" not in body
     assert " right" not in body
 

@@ -85,6 +85,21 @@ def test_a_running_study_is_told_in_full(tmp_path, capsys):
     assert updated.endswith(" s ago")
 
 
+@pytest.mark.parametrize(
+    ("own", "best", "dense"),
+    [
+        ({"metric": "perplexity", "best_score": 7.3125, "score_dense": 5.0}, "perplexity 7.312 (", "perplexity 5"),
+        ({"metric": "mIoU", "best_score": 0.71239, "score_dense": 0.8}, "mIoU 0.7124 (", "mIoU 0.8"),
+        ({"metric": "RMSE", "best_score": None, "score_dense": 0.5}, "RMSE not finite (", "RMSE 0.5"),
+        ({"metric": "accuracy"}, "91.24% (", "97.50%"),
+    ],
+)
+def test_a_score_other_than_accuracy_is_told_by_its_name(own: dict, best: str, dense: str) -> None:
+    told = describe(status(**own), utc_now())
+    assert told["best so far"].startswith(best)
+    assert told["dense"] == dense
+
+
 def test_a_url_is_read_like_a_folder(tmp_path, capsys):
     write(tmp_path, status(study="far_away"))
     assert main(["status", tmp_path.as_uri()]) == 0

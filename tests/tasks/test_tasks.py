@@ -29,7 +29,7 @@ def test_a_task_says_what_it_is_called(name: str) -> None:
 
 
 def test_an_unknown_task_is_refused_by_name() -> None:
-    known = "classification, detection, language_modelling, regression, segmentation"
+    known = "classification, detection, language_modelling, multilabel_classification, regression, segmentation"
     with pytest.raises(RegistryError, match=f"unknown task 'depth'; known: {known}"):
         cleanai.prune(build("plain"), example(), method="magnitude", ratio=0.5, task="depth")
 

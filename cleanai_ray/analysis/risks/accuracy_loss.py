@@ -9,7 +9,7 @@ import polars as pl
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import percent, plural
 from cleanai_ray.analysis.risks.base import BLOCKING_LOSS, BLOCKING_SHARE, LARGE_LOSS, Check, Risk, Severity
-from cleanai_ray.analysis.score_words import is_counted
+from cleanai_ray.analysis.score_words import compared_text, is_counted
 from cleanai_ray.registry import RISKS
 
 
@@ -31,7 +31,7 @@ class AccuracyLoss(Check):
             blocking = lost > BLOCKING_LOSS or too_much
             sentence = (
                 f"The best trial loses {lost:.1f} points against the dense model "
-                f"({percent(best['accuracy'])} against {percent(best['accuracy_dense'])})."
+                f"({compared_text(best)} against {percent(best['accuracy_dense'])})."
             )
             severity: Severity = "high" if blocking else "medium"
             yield Risk(severity, "accuracy loss", sentence, is_about_best=True, is_blocking=blocking)

@@ -10,6 +10,7 @@ import polars as pl
 from cleanai_ray.analysis.frames import StudyFrames, best_first
 from cleanai_ray.analysis.numbers import percent, plural
 from cleanai_ray.analysis.risks.base import LARGE_LOSS, Check, Risk, shorten_list
+from cleanai_ray.analysis.score_words import compared_text
 from cleanai_ray.registry import RISKS
 
 _CELL = ["amount", "mode", "steps", "calibration_samples", "calibration_seed"]
@@ -44,7 +45,7 @@ def _best_trial(several: pl.DataFrame, best: dict[str, Any]) -> Iterator[Risk]:
         lines = [f"seed {seed}: {percent(value, 2)}" for seed, value in own.select("seed", "accuracy").rows()]
         sentence = (
             f"The best trial owes up to {spread:.1f} points to its seed: its method ranges from "
-            f"{percent(min(values))} to {percent(max(values))} over {len(own)} seeds."
+            f"{compared_text(best, min(values))} to {percent(max(values))} over {len(own)} seeds."
         )
         yield Risk("medium", "luck of a seed", sentence, shorten_list(lines), is_about_best=True)
 

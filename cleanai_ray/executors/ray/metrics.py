@@ -25,13 +25,15 @@ class Metric:
     tags: tuple[str, ...] = ()
 
 
+_OTHERS = ", from 0 to 1 (of other tasks, what trials are compared by)"
+
 METRICS: Mapping[str, Metric] = {
     "cleanai_shards_done": Metric(description="Shards of the stage that are done."),
     "cleanai_shards": Metric(description="Shards of the stage."),
     "cleanai_samples_per_second": Metric(description="Samples per second in this stage."),
     "cleanai_trials": Metric(description="Trials by state: done, running, failed, waiting.", tags=("state",)),
-    "cleanai_best_accuracy": Metric(description="Accuracy of the best trial so far, from 0 to 1."),
-    "cleanai_dense_accuracy": Metric(description="Accuracy of the dense model, from 0 to 1."),
+    "cleanai_best_accuracy": Metric(description=f"Accuracy of the best trial so far{_OTHERS}."),
+    "cleanai_dense_accuracy": Metric(description=f"Accuracy of the dense model{_OTHERS}."),
     "cleanai_seconds_left": Metric(description="Estimated seconds until the stage ends."),
 }
 

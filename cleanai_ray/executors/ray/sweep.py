@@ -173,7 +173,7 @@ class _ProgressCallback(tune.Callback):
         name = result.get("name")
         if name is not None and name not in self._ended:
             self._ended.add(name)
-            numbers = {key: result.get(key) for key in ("status", "accuracy", "macs", "control")}
+            numbers = {key: result.get(key) for key in ("status", "metric", "score", "accuracy", "macs", "control")}
             self._state.finish({**numbers, "trial_id": name})
         self._refresh()
 

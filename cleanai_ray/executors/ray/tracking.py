@@ -21,7 +21,7 @@ from cleanai_ray.storage.run_directory import RunDirectory
 _LOG = logging.getLogger(__name__)
 _NOT_OURS = {"config", "date", "done", "hostname", "iterations_since_restore", "name", "node_ip", "pid", "status"}
 _NOT_OURS |= {"should_checkpoint", "time_since_restore", "time_this_iter_s", "time_total_s", "timestamp", "trial_id"}
-_NOT_OURS |= {"experiment_id", "experiment_tag"}
+_NOT_OURS |= {"experiment_id", "experiment_tag", "metric"}
 """Values of a result that are Tune's own, or no numbers."""
 
 
@@ -191,8 +191,17 @@ class TrialByTrial(LoggerCallback):
 
 
 def numbers_in(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a result of Tune that are a study's, and the count of reports, by which trackers order."""
-    return {name: value for name, value in result.items() if name not in _NOT_OURS}
+    """Return the numbers of a result of Tune that are a study's, and the count of reports, by which trackers order.
+
+    A score other than accuracy has its own name, and `accuracy` is called `merit`: what trials are compared by.
+    """
+    found = {name: value for name, value in result.items() if name not in _NOT_OURS}
+    metric = result.get("metric")
+    if metric in (None, "accuracy"):
+        return found
+    renamed = {name: "merit" + name.removeprefix("accuracy") for name in found if name.startswith("accuracy")}
+    renamed["score"] = str(metric).partition(" (")[0]  # trackers take no brackets
+    return {renamed.get(name, name): value for name, value in found.items()}
 
 
 class _NoEventFiles(TBXLoggerCallback):

@@ -9,7 +9,8 @@ from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.executors.placement import shared_out
 from cleanai_ray.executors.trial_work import TrialGroup
 
-_REPORTED = ("accuracy", "accuracy_pruned", "loss", "params", "macs", "seconds_total")
+_REPORTED = ("accuracy", "accuracy_pruned", "score", "loss", "params", "macs", "seconds_total")
+_NAMED = ("control", "metric")
 
 
 def config_of(group: TrialGroup) -> dict[str, Any]:
@@ -58,10 +59,13 @@ def group_of(config: Mapping[str, Any]) -> TrialGroup:
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values to report to Tune at the end of a trial, from its row of results.parquet."""
-    numbers = {name: row[name] for name in (*_REPORTED, "control") if row.get(name) is not None}
+    numbers = {name: row[name] for name in (*_REPORTED, *_NAMED) if row.get(name) is not None}
     return {"name": row["trial_id"], "status": row["status"], **numbers}
 
 
 def epoch_numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the values to report to Tune at the end of an epoch, from its row of history.parquet."""
-    return {key: value for key, value in row.items() if isinstance(value, (int, float))}
+    """Return the values to report to Tune at the end of an epoch, from its row of history.parquet.
+
+    Of a name, what stands in brackets is left out, which trackers do not take.
+    """
+    return {key.partition(" (")[0]: value for key, value in row.items() if isinstance(value, (int, float))}

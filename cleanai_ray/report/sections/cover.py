@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from cleanai_ray.analysis.findings import Headline
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import NONE, change, milliseconds, percent, plural, points, quantity, size, times
+from cleanai_ray.analysis.score_words import score_number, words_of
 from cleanai_ray.report.blocks import Block, Callout, KeyNumber, KeyNumbers, Paragraph, Tone
 from cleanai_ray.report.sections.base import ReportContent
 from cleanai_ray.report.sections.reproduction import run_facts
@@ -61,9 +63,8 @@ def _key_numbers(headline: Headline, target: str | None) -> tuple[KeyNumber, ...
     best = headline.trial
     if best is None:
         return ()
-    lost = None if best["loss_points"] is None else -best["loss_points"] / 100
     numbers = [
-        KeyNumber("top-1 accuracy", percent(best["accuracy"]), f"{points(lost)} against dense"),
+        _score(best),
         KeyNumber("MACs", change(best["macs"], best["macs_dense"]), _of(best["macs"], best["macs_dense"], quantity)),
         KeyNumber(
             "parameters",
@@ -82,6 +83,15 @@ def _key_numbers(headline: Headline, target: str | None) -> tuple[KeyNumber, ...
         ),
     ]
     return tuple(number for number in numbers if number.value != NONE)
+
+
+def _score(best: dict[str, Any]) -> KeyNumber:
+    """Return the score in its own units, or the accuracy with what it lost."""
+    words = words_of(best.get("metric"))
+    if words.is_inverted and best["score"] is not None:
+        return KeyNumber(words.name, score_number(best["score"]), f"dense {score_number(best['score_dense'])}")
+    lost = None if best["loss_points"] is None else -best["loss_points"] / 100
+    return KeyNumber("top-1 accuracy", percent(best["accuracy"]), f"{points(lost)} against dense")
 
 
 def _of(value: float | None, dense: float | None, write: Callable[[float | None], str]) -> str:

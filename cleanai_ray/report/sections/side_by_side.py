@@ -11,7 +11,7 @@ from cleanai_ray.analysis.frames import StudyFrames, as_mapping
 from cleanai_ray.analysis.numbers import NONE, percent
 from cleanai_ray.analysis.plugins import load_plugins_of
 from cleanai_ray.analysis.questions import answer_questions
-from cleanai_ray.analysis.score_words import words_of_study
+from cleanai_ray.analysis.score_words import compared_text, score_number, words_of_study
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.report.blocks import Block, Chapter, Column, Document, Heading, Paragraph, Table
 from cleanai_ray.report.html.page import to_html
@@ -82,19 +82,36 @@ def _load(run: RunDirectory) -> StudyFrames:
 def _facts(studies: Sequence[StudyFrames]) -> tuple[tuple[str, ...], ...]:
     rows = [
         ("trials", *(f"{len(study.results)}, {len(study.failed)} failed" for study in studies)),
-        ("dense top-1", *(percent(study.dense.get("accuracy"), 2) for study in studies)),
+        ("dense top-1", *(percent(_dense(study), 2) for study in studies)),
         ("best top-1", *(NONE if study.best is None else percent(study.best["accuracy"], 2) for study in studies)),
+        *_own_units(studies),
         ("best trial", *(NONE if study.best is None else str(study.best["trial_id"]) for study in studies)),
         ("recommended", *(_recommended(study) for study in studies)),
     ]
     return tuple(rows)
 
 
+def _dense(study: StudyFrames) -> float | None:
+    """Return the dense model's accuracy on the images that the best trial is reported on."""
+    value: float | None = study.dense.get("accuracy") if study.best is None else study.best["accuracy_dense"]
+    return value
+
+
+def _own_units(studies: Sequence[StudyFrames]) -> list[tuple[str, ...]]:
+    """Return the scores of the dense models and of the best trials, where something else is compared."""
+    words = words_of_study(studies[0])
+    if not words.is_inverted:
+        return []
+    best = (NONE if study.best is None else score_number(study.best["score"]) for study in studies)
+    dense = (NONE if study.best is None else score_number(study.best["score_dense"]) for study in studies)
+    return [(f"dense {words.name}", *dense), (f"best {words.name}", *best)]
+
+
 def _recommended(study: StudyFrames) -> str:
     trial = study.choice.recommendation.trial
     if trial is None:
         return "none"
-    return f"{trial['trial_id']}: {percent(trial['accuracy'])} at {percent(trial['macs_share'], 0)} of the MACs"
+    return f"{trial['trial_id']}: {compared_text(trial)} at {percent(trial['macs_share'], 0)} of the MACs"
 
 
 def _differences(studies: Sequence[StudyFrames]) -> tuple[tuple[str, ...], ...]:

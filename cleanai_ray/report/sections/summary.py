@@ -7,6 +7,7 @@ from cleanai_ray.analysis.findings import Findings
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import percent, plural
 from cleanai_ray.analysis.recommendation import Recommendation
+from cleanai_ray.analysis.score_words import compared_text
 from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.registry import CHAPTERS
 from cleanai_ray.report.blocks import Block, Callout, Chapter, Heading, Paragraph
@@ -75,7 +76,7 @@ def _smallest(study: StudyFrames, findings: Findings) -> list[Block]:
         return []
     text = (
         f"One point: the smallest model within one point of the dense one{where} is {describe_trial(smallest)}: "
-        f"{percent(smallest['accuracy'])} at {percent(smallest['macs_share'], 0)} of the MACs "
+        f"{compared_text(smallest)} at {percent(smallest['macs_share'], 0)} of the MACs "
         f"({smallest['trial_id']})."
     )
     return [Paragraph(text)]

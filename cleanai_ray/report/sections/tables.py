@@ -21,6 +21,7 @@ from cleanai_ray.analysis.numbers import (
     size,
     times_between,
 )
+from cleanai_ray.analysis.score_words import score_number, words_of
 from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.report.blocks import Column, Table
 
@@ -31,12 +32,19 @@ def dense_against_best(study: StudyFrames) -> Table:
     assert best is not None
     interval, dense = interval_of(best), interval_of(best, "accuracy_dense")
     lost = None if best["loss_points"] is None else -best["loss_points"] / 100
+    where = ", all images" if study.choice.has_test_images else ""  # what else is told is of the test images
     rows = [
         ("top-1 accuracy", percent(best["accuracy_dense"], 2), percent(best["accuracy"], 2), points(lost, 2)),
+        *_own_units(best),
         ("95 % interval (Wilson)", str(dense or NONE), str(interval or NONE), ""),
-        ("top-5 accuracy", percent(best["top5_dense"], 2), percent(best["top5"], 2), points(_minus(best, "top5"), 2)),
         (
-            "cross-entropy (nats)",
+            f"top-5 accuracy{where}",
+            percent(best["top5_dense"], 2),
+            percent(best["top5"], 2),
+            points(_minus(best, "top5"), 2),
+        ),
+        (
+            f"cross-entropy (nats){where}",
             _real(best["loss_dense"]),
             _real(best["loss"]),
             change(best["loss"], best["loss_dense"]),
@@ -62,6 +70,12 @@ def dense_against_best(study: StudyFrames) -> Table:
     kept = tuple(row for row in rows if row[2] != NONE)
     columns = (Column("", 0.34), Column("dense", 0.22, True), Column("best", 0.22, True), Column("change", 0.22, True))
     return Table(columns, kept)
+
+
+def _own_units(best: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return the score in its own units, where something else is compared."""
+    words, score, dense = words_of(best.get("metric")), best.get("score"), best.get("score_dense")
+    return [(words.name, score_number(dense), score_number(score), change(score, dense))] if words.is_inverted else []
 
 
 def _against_dense(best: dict[str, Any], where: str) -> list[tuple[str, str, str, str]]:

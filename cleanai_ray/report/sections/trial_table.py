@@ -9,6 +9,7 @@ import polars as pl
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.intervals import interval_of, speedup_of
 from cleanai_ray.analysis.numbers import NONE, percent, points
+from cleanai_ray.analysis.score_words import words_of_study
 from cleanai_ray.report.blocks import Column, DataColumn, Table, TrialTable
 
 SIGNIFICANT = 0.05
@@ -29,6 +30,11 @@ _COLUMNS: tuple[tuple[str, float, DataColumn], ...] = (
     ("seed", 1, DataColumn("seed", "number", filter="choice", hint="Seed of the trial.")),
     ("calibration_samples", 1, DataColumn("n", "number", filter="choice", hint="Calibration images of the trial.")),
     ("calibration_seed", 1, DataColumn("draw", "number", filter="choice", hint="Seed of the draw of these images.")),
+    (
+        "score",
+        1,
+        DataColumn("score", "number", 4, "Score in its own units after the last stage that ran; a low one is good."),
+    ),
     ("accuracy", 100, DataColumn("top-1, %", "number", 2, "Accuracy after the last stage that ran.", "least")),
     (
         "accuracy_validation",
@@ -65,6 +71,8 @@ def trial_table(study: StudyFrames) -> TrialTable:
     """Return all trials, the most accurate first and failed ones last; columns without a value are left out."""
     trials = pl.concat([study.ranked, study.failed], how="diagonal").to_dicts()
     kept = [entry for entry in _COLUMNS if any(_value(trial, entry[0]) is not None for trial in trials)]
+    if not words_of_study(study).is_inverted:  # the score is what is compared
+        kept = [entry for entry in kept if entry[0] != "score"]
     rows = tuple(
         tuple(_scaled(_value(trial, name), factor, column) for name, factor, column in kept) for trial in trials
     )
