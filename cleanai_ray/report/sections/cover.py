@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from cleanai_ray.analysis.findings import Headline
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import NONE, change, milliseconds, percent, plural, points, quantity, size, times
+from cleanai_ray.analysis.score_words import dense_score, score_number, words_of
 from cleanai_ray.report.blocks import Block, Callout, KeyNumber, KeyNumbers, Paragraph, Tone
 from cleanai_ray.report.sections.base import ReportContent
 from cleanai_ray.report.sections.reproduction import run_facts
@@ -63,7 +65,7 @@ def _key_numbers(headline: Headline, target: str | None) -> tuple[KeyNumber, ...
         return ()
     lost = None if best["loss_points"] is None else -best["loss_points"] / 100
     numbers = [
-        KeyNumber("top-1 accuracy", percent(best["accuracy"]), f"{points(lost)} against dense"),
+        _score(best, lost),
         KeyNumber("MACs", change(best["macs"], best["macs_dense"]), _of(best["macs"], best["macs_dense"], quantity)),
         KeyNumber(
             "parameters",
@@ -82,6 +84,15 @@ def _key_numbers(headline: Headline, target: str | None) -> tuple[KeyNumber, ...
         ),
     ]
     return tuple(number for number in numbers if number.value != NONE)
+
+
+def _score(best: dict[str, Any], lost: float | None) -> KeyNumber:
+    """Return the score; one of which a low value is good in its own units."""
+    words, dense = words_of(best.get("metric")), dense_score(best)
+    if not words.is_inverted or best.get("score") is None:
+        return KeyNumber("top-1 accuracy", percent(best["accuracy"]), f"{points(lost)} against dense")
+    beside = f"{words.compared} {points(lost)}" if dense is None else f"dense {score_number(dense)}"
+    return KeyNumber(words.name, score_number(best["score"]), beside)
 
 
 def _of(value: float | None, dense: float | None, write: Callable[[float | None], str]) -> str:
