@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -15,6 +15,9 @@ from cleanai_ray.analysis.numbers import p_text, percent
 from cleanai_ray.analysis.paired import exact_p
 from cleanai_ray.analysis.score_words import ACCURACY, words_of_study
 from cleanai_ray.storage.image_schemas import TEST
+
+_LONGEST = 24
+"""Characters of a name that are shown."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class ClassChange:
         p_value: P-value of McNemar's exact test, corrected by Holm for all classes; None where single images were not
             kept, so that there is no test.
         is_counted: True if the scores are shares of right answers.
+        name: Its name, where the data set says more than its number.
     """
 
     label: int
@@ -37,6 +41,7 @@ class ClassChange:
     num_images: int
     p_value: float | None
     is_counted: bool = True
+    name: str | None = None
 
     @property
     def is_worse(self) -> bool:
@@ -44,15 +49,16 @@ class ClassChange:
         return self.p_value is not None and self.p_value < ALPHA and self.accuracy < self.dense
 
     def __str__(self) -> str:
+        label = numbered(self.label, self.name)
         if not self.is_counted:
             verb = "fell" if self.accuracy < self.dense else "rose"
-            return f"class {self.label} {verb} from {percent(self.dense)} to {percent(self.accuracy)}"
+            return f"{label} {verb} from {percent(self.dense)} to {percent(self.accuracy)}"
         moved = round(self.num_images * (self.accuracy - self.dense))
         if not moved:
-            return f"class {self.label} stayed at {percent(self.dense)}"
+            return f"{label} stayed at {percent(self.dense)}"
         verb = "fell" if moved < 0 else "rose"
         span = f"from {percent(self.dense)} to {percent(self.accuracy)}"
-        return f"class {self.label} {verb} {span} ({abs(moved)} of {self.num_images} images)"
+        return f"{label} {verb} {span} ({abs(moved)} of {self.num_images} images)"
 
     @property
     def sentence(self) -> str:
@@ -70,12 +76,30 @@ class ClassChange:
         return f"{text}, more than chance explains ({p_text(self.p_value)})."
 
 
+def numbered(label: int, name: str | None) -> str:
+    """Return a class by its number and its name, if it has one: `class 4 (bag)`."""
+    return f"class {label}" if name is None else f"class {label} ({name})"
+
+
+def names_of_classes(study: StudyFrames) -> dict[int, str]:
+    """Return the names of classes by their numbers, without those that are but the number."""
+    names = study.environment.get("class_names")
+    listed = enumerate(names) if isinstance(names, list) else ()
+    return {number: _short(str(name)) for number, name in listed if str(number) not in str(name).split()}
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
 def class_changes(study: StudyFrames) -> tuple[ClassChange, ...]:
     """Return how each class fares with the chosen trial, on the images that it is reported on, the worst first."""
     best = study.best
     if best is None:
         return ()
     found = _image_by_image(study, best["trial_id"]) or _recorded(study, best["trial_id"])
+    names = names_of_classes(study)
+    found = [replace(one, name=names.get(one.label)) for one in found]
     return tuple(sorted(found, key=lambda one: (one.accuracy - one.dense, one.label)))
 
 

@@ -31,6 +31,7 @@ class ScoreWords:
         sample: One scored sample.
         explained: A sentence on what is compared, where that is not the score itself; else "".
         loss: The loss that models are trained by.
+        of_class: The score of one class, where it has a name of its own.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ScoreWords:
     sample: str = "image"
     explained: str = ""
     loss: str = "cross-entropy (nats)"
+    of_class: str = ""
 
     @property
     def is_inverted(self) -> bool:
@@ -51,6 +53,7 @@ class ScoreWords:
         text = text.replace("cross-entropy (nats)", self.loss)
         for counted, instead in _COUNTED.items():
             text = text.replace(counted, instead)
+        text = _OF_CLASS.sub(self.of_class or "SCORE", text).replace("SCORE", self.compared)
         for pattern, words in _PATTERNS:
             text = re.sub(pattern, partial(self._cased, words), text)
         if self.sample != "image":
@@ -71,6 +74,8 @@ _COUNTED = {
     "since single answers were not kept",
 }
 """What is said of intervals and tests that count right answers, and what is said instead."""
+
+_OF_CLASS = re.compile(r"\b(?:[Tt]op-1 )?[Aa]ccuracy(?= of the class\b|, class by class\b)")
 
 _PATTERNS = (
     (r"\b[Tt]op-1 accurac(y|ies)", "SCORE"),
@@ -101,6 +106,7 @@ _KNOWN = {
     ),
     "mAP": ScoreWords("mAP", "mAP", loss="loss of boxes and classes"),
     "macro AP": ScoreWords("macro AP", "macro AP", loss="binary cross-entropy (nats)"),
+    "mIoU": ScoreWords("mIoU", "mIoU", of_class="IoU"),
 }
 
 LOW_IS_GOOD = " (lower is better)"
@@ -165,3 +171,11 @@ def _both(words: ScoreWords, score: float | None, accuracy: float | None) -> str
 def score_number(value: float | None) -> str:
     """Write a score in its own units."""
     return "\N{EN DASH}" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def dense_score(trial: Mapping[str, Any]) -> float | None:
+    """Return the dense model's score in its own units, on the samples that a trial is reported on; None: not known."""
+    if trial.get("score_dense") is None and trial.get("metric") == "perplexity" and trial.get("accuracy_dense"):
+        return 1.0 / float(trial["accuracy_dense"])
+    known = trial.get("score_dense")
+    return None if known is None else float(known)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import altair as alt
 import polars as pl
 
-from cleanai_ray.analysis.class_changes import classes_of
+from cleanai_ray.analysis.class_changes import classes_of, names_of_classes, numbered
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import points
+from cleanai_ray.analysis.score_words import is_counted
 from cleanai_ray.charts import style
 from cleanai_ray.registry import CHARTS
 
@@ -27,12 +28,15 @@ def class_change(study: StudyFrames) -> ChartType | None:
     best = study.best
     if best is None:
         return None
+    names = names_of_classes(study)
     own = classes_of(study, [best["trial_id"]]).drop_nulls(["label", "change", "accuracy"])
     if own.is_empty():
         return None
-    shown = own.sort(["change", "label"]).head(MOST_CLASSES).with_columns(_written(), _name())
+    shown = (
+        own.sort(["change", "label"]).head(MOST_CLASSES).with_columns(_written(counts=is_counted(best)), _name(names))
+    )
     order = shown["name"].to_list()
-    others = _others(study, best, shown)
+    others = _others(study, best, shown, names)
     scale = _scale([*shown["change"], *others["change"], 0.0])
     axis = alt.Axis(format="+.3~%", values=_ticks([*shown["change"], *others["change"], 0.0]))
     x = alt.X("change:Q", title="top-1 accuracy of the class, pruned minus dense", scale=scale, axis=axis)
@@ -57,22 +61,25 @@ def class_change(study: StudyFrames) -> ChartType | None:
     )
 
 
-def _name() -> pl.Expr:
-    return pl.format("class {}", "label").alias("name")
+def _name(names: dict[int, str]) -> pl.Expr:
+    return pl.col("label").map_elements(lambda label: numbered(label, names.get(label)), pl.String).alias("name")
 
 
-def _written() -> pl.Expr:
+def _written(*, counts: bool) -> pl.Expr:
+    """Return both scores and, where answers are counted, of how many images of the class."""
     before, after = ((100 * pl.col(name)).round(1).fill_null(0.0) for name in ("accuracy_dense", "accuracy"))
+    if not counts:
+        return pl.format("{} \N{RIGHTWARDS ARROW} {} %", before, after).alias("text")
     return pl.format("{} \N{RIGHTWARDS ARROW} {} %, {} images", before, after, "num_evaluated").alias("text")
 
 
-def _others(study: StudyFrames, best: dict[str, Any], shown: pl.DataFrame) -> pl.DataFrame:
+def _others(study: StudyFrames, best: dict[str, Any], shown: pl.DataFrame, names: dict[int, str]) -> pl.DataFrame:
     """Return the mean change per class of every other method in the best trial's cell: name, method and change."""
     same = [pl.col(name).eq_missing(pl.lit(best[name])) for name in ("amount", "mode", "steps")]
     rivals = study.ok.filter(*same, pl.col("label") != best["label"]).select("trial_id", method="label")
     classes = classes_of(study, rivals["trial_id"]).filter(pl.col("label").is_in(shown["label"].to_list()))
     classes = classes.drop_nulls("change")
-    joined = classes.join(rivals, on="trial_id").with_columns(_name())
+    joined = classes.join(rivals, on="trial_id").with_columns(_name(names))
     return joined.group_by("name", "method").agg(pl.mean("change")).sort("name", "method")
 
 
@@ -112,8 +119,9 @@ def _tooltip() -> list[alt.Tooltip]:
 
 
 def _subtitle(best: dict[str, Any], own: pl.DataFrame, others: pl.DataFrame, mean: float) -> list[str]:
+    over = "images" if is_counted(best) else "classes"
     count = f"; the {MOST_CLASSES} of {len(own)} classes that lost most" if len(own) > MOST_CLASSES else ""
-    lines = [f"Bars: {best['trial_id']}", f"Dotted: mean over the images, {points(mean, 2)}{count}"]
+    lines = [f"Bars: {best['trial_id']}", f"Dotted: mean over the {over}, {points(mean, 2)}{count}"]
     if len(others):
         lines.append("Short vertical lines: other methods at the same ratio or budget, mode and steps, mean over seeds")
     return lines

@@ -61,7 +61,7 @@ def _subtitle(found: Differences) -> list[str]:
     return [
         f"Thick: 95 % interval of one difference alone, over {varied}; thin: all {len(found.rows)} hold at once",
         f"Filled: differs from {found.reference} beyond doubt, all taken together; hollow: cannot tell",
-        "In brackets: the difference from which on one could tell, four times in five (\N{EN DASH}: no interval)",
+        "In brackets: the difference from which on one could tell, four times in five",
     ]
 
 
@@ -86,7 +86,7 @@ def _row(row: Difference, axis: tuple[float, float]) -> dict[str, Any]:
         return None if value is None else min(max(value, axis[0]), axis[1])
 
     detectable = row.found.detectable
-    least = "" if row.is_told else f" ({NONE if detectable is None else f'{detectable:.1f}'})"
+    least = "" if row.is_told or detectable is None else f" ({detectable:.1f})"
     return {
         "name": row.name,
         "effect": effect,

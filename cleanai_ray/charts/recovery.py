@@ -53,7 +53,7 @@ def recovery(study: StudyFrames) -> ChartType | None:
     is_whole = len(clear) == len(staged)
     end = _room(order, is_whole=is_whole) * max([dense or 0.0, *(row["end"] for row in rows)])
     scale = alt.Scale(domain=[0, end], nice=False)
-    ticks = [tick / 5 for tick in range(6)]
+    ticks = _ticks(end)
     x = alt.X("start:Q", title="top-1 accuracy", scale=scale, axis=alt.Axis(format="~%", values=ticks))
     y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=8))
     shown = [name for name in _PIECES if name in {row["piece"] for row in rows}]
@@ -103,6 +103,12 @@ def _room(order: list[str], *, is_whole: bool) -> float:
     """Return how much longer than the longest bar the axis is, so that the text behind it has room."""
     plot = style.WIDTH - min(260.0, style.CHARACTER * max(map(len, order))) - 20
     return 1.1 if is_whole else 1 / (1 - _COUNTS / plot)
+
+
+def _ticks(end: float) -> list[float]:
+    """Return round numbers from 0 to at most 1, at least three of them within the axis."""
+    step = next((step for step in (0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002) if end >= 3 * step), 0.001)
+    return [round(place * step, 3) for place in range(round(1 / step) + 1) if place * step <= max(end, 3 * step)]
 
 
 def _text(accuracy: float, count: int, total: int, *, is_whole: bool) -> str:

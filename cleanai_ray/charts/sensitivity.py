@@ -40,11 +40,14 @@ def draw(table: pl.DataFrame) -> ChartType | None:
     )
     step = 15 if len(names) <= 40 else 11
     y_axis = alt.Axis(ticks=False, domain=False, labelPadding=6, labelFontSize=10, labelLimit=300)
-    y = alt.Y("row:N", sort=[short[name] for name in names], axis=y_axis, title="group of layers")
+    y = alt.Y(
+        "row:N", sort=[short[name] for name in names], axis=y_axis, title="group of layers" if len(names) > 6 else None
+    )
     x = alt.X("ratio:O", title="share of the group's channels removed", axis=alt.Axis(format=".0%", labelAngle=0))
     top = max(float(cells["colour"].max() or 1.0), 10 * _FLOOR)  # type: ignore[arg-type]
     scale = alt.Scale(type="log", scheme="yelloworangered", domain=[_FLOOR, top])
-    legend = alt.Legend(title=["KL in nats"], orient="right", gradientLength=120, format="~g", offset=6)
+    length = min(120, max(40, step * len(names) - 25))
+    legend = alt.Legend(title=["KL in nats"], orient="right", gradientLength=length, format=".2~g", offset=6)
     base = alt.Chart(style.values(cells.select("row", "ratio", "colour", "label", "divergence")))
     dark = alt.condition(alt.datum.divergence > top / 8, alt.value("white"), alt.value(style.CELL_INK))
     return alt.layer(

@@ -107,10 +107,8 @@ def check_task(study: Study) -> None:
 def _settings(study: Study) -> list[tuple[str, Any, Any]]:
     """Return keys with their values and the only value that is allowed for tasks other than classification."""
     others = [bits for bits in study.sweep.quantization if bits != "none"]
-    workers = study.finetune.num_workers if study.fine_tunes else 1
     return [
         ("model.expected_accuracy", study.model.expected_accuracy, None),
         ("sweep.quantization", others[0] if others else "none", "none"),
         ("evaluation.precision", study.evaluation.precision, "float32"),
-        ("finetune.num_workers", workers, 1),
     ]

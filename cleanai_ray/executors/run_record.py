@@ -11,6 +11,7 @@ from typing import Any
 
 from cleanai_ray.config.digests import digest
 from cleanai_ray.config.study import Study
+from cleanai_ray.data import ImageSource
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.executors.context import RunContext
 from cleanai_ray.executors.notes import describe_notes
@@ -23,6 +24,7 @@ from cleanai_ray.storage.run_directory import RunDirectory
 
 RECORD_FILE = "environment.json"
 _EARLIER = "earlier_runs"
+_MOST_NAMES = 1000
 
 
 class RunRecord:
@@ -53,6 +55,7 @@ class RunRecord:
             digests={"study": digest(study.model_dump())},
             samples=describe_samples(context.workspace),
             preprocessing=context.workspace.source.describe_preprocessing(),
+            class_names=_class_names(context.workspace.source),
             warnings=[],
             **self._began,
             **{_EARLIER: self._earlier()},
@@ -101,3 +104,9 @@ class RunRecord:
     def _note(self, **values: Any) -> None:
         self._content |= values
         self._run.write_json(RECORD_FILE, self._content)
+
+
+def _class_names(source: ImageSource) -> list[str]:
+    """Return the names of a data set's classes, if it has some; those of very many classes are not recorded."""
+    names = getattr(source, "class_names", ())
+    return list(names) if len(names) <= _MOST_NAMES else []

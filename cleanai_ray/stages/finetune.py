@@ -66,7 +66,8 @@ class FineTune(Stage):
             model = with_random_weights(setting.workspace, self.trial, state.pruned.result.plan)
         else:
             model = copy.deepcopy(state.model)
-        with setting.context.together(model, part):
+        # The model itself: its class, unlike that of the view that the task takes of it, is known to other processes.
+        with setting.context.together(setting.workspace.task.restored(model), part):
             tuned = fine_tune_part(setting.workspace, self.trial, model, setting.dense_model, setting.context, part)
         best_epoch = tuned.best_epoch if self.is_last_step else state.best_epoch
         return replace(state, model=model, best_epoch=best_epoch, history=(*state.history, *tuned.history))

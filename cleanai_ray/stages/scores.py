@@ -163,7 +163,8 @@ def score_model(
     """
     part = ScoringPart(compares=compares)
     work = partial(score_share, workspace, dense, model, part, (context.rank, context.world_size))
-    shares = [share for share in context.gather(model, part, work) if share is not None]
+    own = workspace.task.restored(model)  # a view of it cannot travel to other processes
+    shares = [share for share in context.gather(own, part, work) if share is not None]
     if not shares:
         raise EvaluationError("there are 0 images to evaluate on, at least 1 is needed")
     return reduce(add, shares)

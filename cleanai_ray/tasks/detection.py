@@ -1,4 +1,4 @@
-"""Object detection with torchvision's one-stage detectors: boxes and their classes."""
+"""Object detection with torchvision's detectors, and others that are called like them: boxes and their classes."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from cleanai_ray.errors import EvaluationError, TaskError
-from cleanai_ray.nn.modes import preserved_modes
+from cleanai_ray.nn.modes import preserved_modes, to_device
 from cleanai_ray.nn.view import as_model, as_network, own_forward
 from cleanai_ray.registry import TASKS
 from cleanai_ray.tasks.base import Reduce, Scorer, Task
+from cleanai_ray.tasks.detector_heads import heads_of, require_detector
+from cleanai_ray.tasks.judged_boxes import judged
 from cleanai_ray.tasks.score import TaskScore
 
 Targets = Sequence[dict[str, Tensor]]
-_PARTS = ("transform", "backbone", "head", "anchor_generator")
-_LAST = ("cls_logits", "bbox_reg", "bbox_ctrness")
+_LAST = ("cls_logits", "bbox_reg", "bbox_ctrness", "bbox_pred", "cls_score")
+_HEADS = ("head.", "rpn.head.", "roi_heads.box_predictor.")
+_STAGES = ("rpn", "roi_heads")
 
 
 class MeanAveragePrecision(Scorer):
@@ -33,7 +36,8 @@ class MeanAveragePrecision(Scorer):
         except ImportError as error:
             raise TaskError("mAP is computed by torchmetrics; pip install 'cleanai-ray[detection]'") from error
         try:
-            self._library = Library(box_format="xyxy", iou_type="bbox")
+            # Of several processes, one may score alone: the library must not wait for the others.
+            self._library = Library(box_format="xyxy", iou_type="bbox", sync_on_compute=False)
         except ImportError as error:
             raise TaskError(f"mAP needs more than torchmetrics: {' '.join(str(error).split())}") from error
         self._loss: Tensor | float = 0.0
@@ -47,19 +51,27 @@ class MeanAveragePrecision(Scorer):
         self._num_samples += len(targets)
 
     def result(self, all_reduce: Reduce | None = None) -> TaskScore:
-        """Return the mean average precision; `all_reduce` is not used, since precision is not a sum over processes.
+        """Return the mean average precision; it is no sum, so that torch's processes exchange what they found.
 
         Raises:
             EvaluationError: When nothing was added.
         """
-        if not self._num_samples:
+        loss, number = float(self._loss), self._num_samples
+        if all_reduce is not None:
+            shares: list[Any] = [None] * distributed.get_world_size()
+            own = to_device(self._library.metric_state, torch.device("cpu"))
+            distributed.all_gather_object(shares, (own, loss, number))
+            for name in own:
+                setattr(self._library, name, [item for share, _, _ in shares for item in share[name]])
+            loss, number = (sum(share[place] for share in shares) for place in (1, 2))
+        if not number:
             raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
         value = max(float(self._library.compute()["map"]), 0.0)  # -1 where no image has a box.
-        return TaskScore("mAP", value, value, float(self._loss) / self._num_samples, self._num_samples)
+        return TaskScore("mAP", value, value, loss / number, number)
 
 
 def _is_last(model: nn.Module, name: str) -> bool:
-    """Return whether a convolution of the heads is one whose outputs are classes or boxes."""
+    """Return whether a layer of the heads is one whose outputs are classes or boxes."""
     owner, _, leaf = name.rpartition(".")
     parent = model.get_submodule(owner)
     if isinstance(parent, nn.Sequential):
@@ -68,18 +80,22 @@ def _is_last(model: nn.Module, name: str) -> bool:
 
 
 def _raw_heads(network: Any, images: Tensor) -> tuple[Tensor, ...]:
-    """Return class logits [N, classes, anchors] and the other outputs of the heads, before boxes are selected."""
-    batch, _ = network.transform(list(images))
-    features = network.backbone(batch.tensors)
-    heads = network.head(list(features.values()) if isinstance(features, dict) else [features])
-    rest = [value for name, value in heads.items() if name != "cls_logits"]
-    return heads["cls_logits"].transpose(1, 2), *rest
+    """Return the logits that detectors are compared by, and all that the heads say, [N, values, places]."""
+    heads = heads_of(network, images)
+    return judged(heads), *(values.flatten(2) for head in heads for values in head)
 
 
 def _losses(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
-    """Return the sum of a detector's mean losses; its modules stay in the mode that they are in."""
-    with preserved_modes(model):
-        model.training = True  # The flag of the detector itself, which decides whether losses are returned.
+    """Return the sum of a detector's mean losses; its layers stay in the mode that they are in.
+
+    Detectors of two stages draw the boxes that count: here they are always the same.
+    """
+    devices = [images.device] if images.is_cuda else []
+    with preserved_modes(model), torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        # The flags of the detector itself and of its stages, which decide whether losses are returned.
+        for part in (model, *(getattr(model, name) for name in _STAGES if hasattr(model, name))):
+            part.training = True
         losses = own_forward(model)(list(images), list(targets))
     return torch.stack(list(losses.values())).sum()
 
@@ -88,27 +104,26 @@ def _losses(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
 class Detection(Task):
     """Object detection: a dict of boxes [n, 4] (xyxy, pixels) and labels [n] an image; mAP (torchmetrics).
 
-    For detectors of torchvision that predict in one stage (`transform`, `backbone`, `head`): SSD, SSDlite, RetinaNet,
-    FCOS. Images of a batch have one size, [N, 3, H, W]. Repair compares class logits at every anchor. The layers whose
-    outputs are classes and boxes keep their width.
+    For torchvision's detectors: SSD, SSDlite, RetinaNet, FCOS and Faster R-CNN. Models of one's own are called like
+    them: a list of images and, in training, a list of targets; they return a dict of losses in training, and else a
+    dict of boxes, labels and scores an image. Their `raw_outputs(images)` returns class logits
+    [N, 1 + classes, places], those of the background first, and boxes [N, 4, places] in units of about the size of
+    what they are predicted from.
+
+    Images of a batch have one size, [N, 3, H, W]. Repair compares classes and boxes at every place of the heads (see
+    `judged_boxes`). The layers whose outputs are classes and boxes keep their width.
     """
 
     name = "detection"
     metric_name = "mAP"
-    in_processes = False
 
     def network(self, model: nn.Module) -> nn.Module:
         """Return a view of the detector that returns the outputs of its heads.
 
         Raises:
-            TaskError: When the model is not a one-stage detector.
+            TaskError: When the model is no detector of these.
         """
-        missing = [part for part in _PARTS if not hasattr(model, part)]
-        if missing:
-            raise TaskError(
-                f"{type(model).__name__} has no '{missing[0]}'; allowed for task detection: torchvision's detectors of "
-                "one stage, for instance ssdlite320_mobilenet_v3_large"
-            )
+        require_detector(model)
         return as_network(model, _raw_heads)
 
     def restored(self, network: nn.Module) -> nn.Module:
@@ -116,10 +131,10 @@ class Detection(Task):
         return as_model(network)
 
     def ignored_layers(self, model: nn.Module) -> tuple[str, ...]:
-        """Return the names of the heads' last convolutions, whose channels are anchors times classes or boxes."""
+        """Return the names of the heads' last layers, whose channels are anchors times classes or boxes."""
         found = []
         for name, module in model.named_modules():
-            if name.startswith("head.") and isinstance(module, nn.Conv2d) and _is_last(model, name):
+            if name.startswith(_HEADS) and isinstance(module, (nn.Conv2d, nn.Linear)) and _is_last(model, name):
                 found.append(name)
         return tuple(found)
 

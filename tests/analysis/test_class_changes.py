@@ -81,3 +81,22 @@ def test_a_class_of_another_score_is_not_counted_in_images() -> None:
     fell, same = ClassChange(3, 0.51, 0.46, 100, None, is_counted=False), ClassChange(3, 0.51, 0.49, 20, None, False)
     assert fell.sentence.startswith("Class 3 fell from 51.0 % to 46.0 %; single answers were not kept")
     assert same.sentence.startswith("Class 3 fell from 51.0 % to 49.0 %")
+
+
+def test_classes_are_named_where_the_data_set_says_more_than_their_numbers() -> None:
+    study = study_of(lambda *_: 90.0, labels=("wanda",), ratios=(0.3,), modes=("local",), seeds=(0,))
+    assert study.best is not None
+    names = ["background", "1", "digit 2", "tench, Tinca tinca (Linnaeus)"]
+    row = {"trial_id": study.best["trial_id"], "num_evaluated": 50, "accuracy_dense": 0.9, "accuracy": 0.8}
+    rows = [{**row, "label": label, "change": -0.1} for label in range(5)]
+    known = replace(study, classes=frame(rows, schemas.CLASSES), environment={"class_names": names})
+    told = [str(one).partition(" fell")[0] for one in class_changes(known)]
+    short = "tench, Tinca tinca (Linnaeus)"[:23] + "\N{HORIZONTAL ELLIPSIS}"
+    assert told == [
+        "class 0 (background)",
+        "class 1",
+        "class 2",
+        f"class 3 ({short})",
+        "class 4",
+    ]
+    assert {one.name for one in class_changes(replace(known, environment={}))} == {None}

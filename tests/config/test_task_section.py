@@ -37,10 +37,6 @@ def test_classification_is_the_default() -> None:
             "sweep.quantization is int8; allowed for task segmentation: none",
         ),
         (
-            {"finetune": {"epochs": 1, "num_workers": 2}},
-            "finetune.num_workers is 2; allowed for task segmentation: 1",
-        ),
-        (
             {"evaluation": {"precision": "bfloat16"}},
             "evaluation.precision is bfloat16; allowed for task segmentation: float32",
         ),

@@ -284,6 +284,21 @@ def test_no_page_says_accuracy_of_another_score(finished: Any) -> None:
     assert METRIC[task] in html
 
 
+def test_pages_promise_no_interval_and_name_classes(finished: Any) -> None:
+    task, _, run, _ = finished
+    results = text_of(read_pdf(run)).rpartition("How to reproduce")[0]
+    assert METRIC[task] in results
+    assert "(95 % interval)" not in results
+    assert "McNemar" not in results
+    assert "(\N{EN DASH})" not in results
+    if task == "segmentation":
+        chart = run.read_text("charts/class_change.svg")
+        assert "(square)" in chart
+        assert "IoU of the class" in chart
+        assert "mIoU of the class" not in chart
+        assert "images" not in chart
+
+
 def test_a_finished_study_runs_again_without_computing(finished: Any) -> None:
     _, study, run, _ = finished
     failed, said = small.run(study, run.local_path(""))

@@ -15,6 +15,7 @@ from torch import nn
 import cleanai_ray as cleanai
 from cleanai_ray.errors import EvaluationError, TaskError
 from cleanai_ray.repair import RepairOptions, repair
+from cleanai_ray.tasks.detection import Detection
 from cleanai_ray.training.context import LocalContext, TrainingError
 
 pytest.importorskip("torchmetrics")
@@ -128,8 +129,15 @@ def test_what_a_detector_cannot_do_is_refused(trained: nn.Module, data: Any) -> 
         cleanai.evaluate(nn.Sequential(Stack()), [data[1][0]], task=TASK)
     several = LocalContext()
     several.world_size = 2
-    with pytest.raises(TrainingError, match="2 processes train; allowed for task detection: 1"):
-        cleanai.fine_tune(trained, *data, task=TASK, epochs=1, context=several)
+    with pytest.raises(TrainingError, match="2 processes train; allowed for task alone: 1"):
+        cleanai.fine_tune(trained, *data, task=Alone(), epochs=1, context=several)
+
+
+class Alone(Detection):
+    """A task of one's own whose score cannot be computed in shares."""
+
+    name = "alone"
+    in_processes = False
 
 
 class Stack(nn.Module):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from cleanai_ray.analysis.findings import Findings
 from cleanai_ray.analysis.numbers import plural
+from cleanai_ray.analysis.score_words import is_counted
 from cleanai_ray.registry import CHAPTERS
 from cleanai_ray.report.blocks import Block, Chapter, Heading, Paragraph
 from cleanai_ray.report.sections import tables
 from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
 from cleanai_ray.report.sections.quantization import quantization_blocks, quantization_costs
 
-_CELLS = (
-    "The best at every ratio or budget on the images that decide, and the best of any other method. Apart: yes where "
-    "McNemar's exact test tells the two from each other, image by image (Holm's correction for all rows); else the "
-    "difference in points from which on they could be told apart, four times in five."
+_CELLS = "The best at every ratio or budget on the images that decide, and the best of any other method."
+_APART = (
+    " Apart: yes where McNemar's exact test tells the two from each other, image by image (Holm's correction for all "
+    "rows); else the difference in points from which on they could be told apart, four times in five."
 )
 
 
@@ -33,7 +34,7 @@ class Comparisons(ChapterWriter):
             blocks += [
                 Heading("Best at every ratio and budget"),
                 tables.cells(findings),
-                Paragraph(_CELLS, is_small=True),
+                Paragraph(_CELLS + _APART * is_counted(study.best), is_small=True),
             ]
         costs = quantization_costs(study)
         if costs:

@@ -8,7 +8,7 @@ from typing import Any
 from cleanai_ray.analysis.findings import Headline
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import NONE, change, milliseconds, percent, plural, points, quantity, size, times
-from cleanai_ray.analysis.score_words import score_number, words_of
+from cleanai_ray.analysis.score_words import dense_score, score_number, words_of
 from cleanai_ray.report.blocks import Block, Callout, KeyNumber, KeyNumbers, Paragraph, Tone
 from cleanai_ray.report.sections.base import ReportContent
 from cleanai_ray.report.sections.reproduction import run_facts
@@ -87,11 +87,12 @@ def _key_numbers(headline: Headline, target: str | None) -> tuple[KeyNumber, ...
 
 def _score(best: dict[str, Any]) -> KeyNumber:
     """Return the score in its own units, or the accuracy with what it lost."""
-    words = words_of(best.get("metric"))
-    if words.is_inverted and best["score"] is not None:
-        return KeyNumber(words.name, score_number(best["score"]), f"dense {score_number(best['score_dense'])}")
-    lost = None if best["loss_points"] is None else -best["loss_points"] / 100
-    return KeyNumber("top-1 accuracy", percent(best["accuracy"]), f"{points(lost)} against dense")
+    words, dense = words_of(best.get("metric")), dense_score(best)
+    lost = points(None if best["loss_points"] is None else -best["loss_points"] / 100)
+    if not words.is_inverted or best.get("score") is None:
+        return KeyNumber("top-1 accuracy", percent(best["accuracy"]), f"{lost} against dense")
+    beside = f"{words.compared} {lost}" if dense is None else f"dense {score_number(dense)}"
+    return KeyNumber(words.name, score_number(best["score"]), beside)
 
 
 def _of(value: float | None, dense: float | None, write: Callable[[float | None], str]) -> str:

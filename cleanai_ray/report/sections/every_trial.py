@@ -27,9 +27,11 @@ def _note(study: StudyFrames) -> str:
     note = (
         f"{plural(len(study.results), 'trial')}, {len(study.ok)} with a result, the most accurate first. Top-1 with "
         "half the width of its 95 % interval (Wilson); against dense in percentage points; MACs as a share of the "
-        "dense model; speed-up "
-        f"{'at batch 1' if study.target is None else f'in {study.target}'}."
+        "dense model"
     )
+    if study.ok["speedup"].count():
+        note += f"; speed-up {'at batch 1' if study.target is None else f'in {study.target}'}"
+    note += "."
     if study.ok["speedup_low"].count():
         note += " In brackets its 95 % interval (bootstrap)."
     if study.ok["mcnemar_p"].count():

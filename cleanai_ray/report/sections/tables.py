@@ -21,7 +21,7 @@ from cleanai_ray.analysis.numbers import (
     size,
     times_between,
 )
-from cleanai_ray.analysis.score_words import score_number, words_of
+from cleanai_ray.analysis.score_words import dense_score, is_counted, score_number, words_of
 from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.report.blocks import Column, Table
 
@@ -34,8 +34,8 @@ def dense_against_best(study: StudyFrames) -> Table:
     lost = None if best["loss_points"] is None else -best["loss_points"] / 100
     where = ", all images" if study.choice.has_test_images else ""  # what else is told is of the test images
     rows = [
+        *_in_own_units(best),
         ("top-1 accuracy", percent(best["accuracy_dense"], 2), percent(best["accuracy"], 2), points(lost, 2)),
-        *_own_units(best),
         ("95 % interval (Wilson)", str(dense or NONE), str(interval or NONE), ""),
         (
             f"top-5 accuracy{where}",
@@ -72,10 +72,12 @@ def dense_against_best(study: StudyFrames) -> Table:
     return Table(columns, kept)
 
 
-def _own_units(best: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Return the score in its own units, where something else is compared."""
-    words, score, dense = words_of(best.get("metric")), best.get("score"), best.get("score_dense")
-    return [(words.name, score_number(dense), score_number(score), change(score, dense))] if words.is_inverted else []
+def _in_own_units(best: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return the row of a score of which a low value is good."""
+    words, dense, score = words_of(best.get("metric")), dense_score(best), best.get("score")
+    if not words.is_inverted or score is None:
+        return []
+    return [(words.name, score_number(dense), score_number(score), change(score, dense))]
 
 
 def _against_dense(best: dict[str, Any], where: str) -> list[tuple[str, str, str, str]]:
@@ -90,15 +92,16 @@ def _against_dense(best: dict[str, Any], where: str) -> list[tuple[str, str, str
 
 
 def cells(findings: Findings) -> Table:
-    """Return the best trial of every ratio and budget."""
+    """Return the best trial of every ratio and budget; intervals and tests where answers were counted."""
+    counted = is_counted(findings.cells[0].trial)
     columns = (
         Column("asked for", 0.13),
         Column("best", 0.2),
         Column("mode", 0.09),
-        Column("top-1 (95 % interval)", 0.24, True),
+        Column("top-1 (95 % interval)" if counted else "top-1", 0.24, True),
         Column("MACs", 0.08, True),
         Column("next method", 0.22),
-        Column("apart", 0.14),
+        *((Column("apart", 0.14),) if counted else ()),
     )
     rows = []
     for cell in findings.cells:
@@ -115,7 +118,7 @@ def cells(findings: Findings) -> Table:
                 accuracy,
                 percent(best["macs_share"], 0),
                 second,
-                _apart(cell),
+                *((_apart(cell),) if counted else ()),
             )
         )
     return Table(columns, tuple(rows))
@@ -165,7 +168,7 @@ def stages(best: dict[str, Any]) -> Table:
         ("after fine-tuning", "accuracy_finetuned", "seconds_finetune"),
         ("after quantisation", "accuracy_quantized", "seconds_quantize"),
     )
-    rows = []
+    counted, rows = is_counted(best), []
     for name, column, seconds in steps:
         if best[column] is not None:
             spent = best[seconds] if seconds else None
@@ -178,7 +181,7 @@ def stages(best: dict[str, Any]) -> Table:
                 (
                     name,
                     percent(best[column], 2),
-                    str(interval_of(best, column) or NONE),
+                    *((str(interval_of(best, column) or NONE),) if counted else ()),
                     f"{spent:.1f}" if spent else "",
                     epochs,
                 )
@@ -186,11 +189,12 @@ def stages(best: dict[str, Any]) -> Table:
     columns = (
         Column("stage", 0.26),
         Column("top-1", 0.16, True),
-        Column("95 % interval", 0.24, True),
+        *((Column("95 % interval", 0.24, True),) if counted else ()),
         Column("seconds", 0.14, True),
         Column("epoch kept", 0.2, True),
     )
-    return Table(columns, tuple(rows))
+    trained = any(row[-1] for row in rows)
+    return Table(columns if trained else columns[:-1], tuple(row if trained else row[:-1] for row in rows))
 
 
 def latency(study: StudyFrames, trial_id: str) -> Table | None:
