@@ -40,8 +40,10 @@ NAMES = tuple(f"{name}_seed{seed}" for name in ("resnet20", "vgg", "mobilenet_v2
 """The runs of the whole study: three networks, three trainings of each."""
 
 TABLES = ("results.parquet", "layers.parquet", "images.parquet", "correct.parquet")
-RECORDED = ("version", "commit", "command", "python", "platform", "packages", "hardware", "digests", "samples")
-RECORDED = (*RECORDED, "seconds", "started", "warnings")
+RECORDED = (
+    *("version", "commit", "command", "python", "platform", "packages", "hardware", "digests", "samples"),
+    *("seconds", "started", "warnings"),
+)
 """What is kept of environment.json."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
@@ -219,10 +218,10 @@ def analyse(run: Run) -> StudyAnalysis: ...
 
 
 @overload
-def analyse(run: Sequence[Run], *, planned: int | None = None) -> JointAnalysis: ...
+def analyse(run: list[Any] | tuple[Run, ...], *, planned: int | None = None) -> JointAnalysis: ...
 
 
-def analyse(run: Run | Sequence[Run], *, planned: int | None = None) -> StudyAnalysis | JointAnalysis:
+def analyse(run: Run | list[Any] | tuple[Run, ...], *, planned: int | None = None) -> StudyAnalysis | JointAnalysis:
     """Return what the tables of a study say: its frames, the answers to the questions about methods, and the risks.
 
     Of a list of runs, return what they say together: networks, each trained one or several times.

@@ -129,7 +129,7 @@ class Expected:
         found = [f"({effect_text(effect)})" for effect in (*self.primary, *self.against_dense)]
         for effect in self.primary:
             if effect.scope is None and effect.narrowest is not None:
-                found.append(f"a difference of {effect.could} points four times in five")
+                found.append(f"A difference of {effect.could} points would have been found four times in five.")
         return [*found, *(f": {effect_text(effect)}; " for effect in self.against_second)]
 
     def chart(self) -> list[str]:

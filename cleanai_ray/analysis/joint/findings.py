@@ -10,7 +10,7 @@ from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.joint.answers import CANNOT_TELL, JointAnswer, JointRow, interval_text
 from cleanai_ray.analysis.joint.choice import JointChoice, choose_jointly
 from cleanai_ray.analysis.joint.controls import compare_with_controls
-from cleanai_ray.analysis.joint.difference import JointDifference
+from cleanai_ray.analysis.joint.difference import LIKE_THESE, JointDifference
 from cleanai_ray.analysis.joint.evidence import compare_sides, side_of
 from cleanai_ray.analysis.joint.pairs import DENSE
 from cleanai_ray.analysis.joint.questions import ask
@@ -114,16 +114,7 @@ def effect_text(found: JointDifference) -> str:
 
 def sureness(findings: JointFindings) -> tuple[str, ...]:
     """Return sentences that say how sure the primary answer and the choices are, and what would change them."""
-    told = []
-    primary = findings.primary
-    for row in primary.rows if primary is not None else ():
-        if row.answer == CANNOT_TELL and row.found.detectable is not None:
-            told.append(
-                f"{row.amount}: {primary.question if primary else ''} Cannot tell: the study would have found a "
-                f"difference of {row.found.detectable:.2f} points four times in five."
-            )
-        if row.found.told is not None and row.found.networks_needed is not None:
-            told.append(_networks(row))
+    told = [_of_primary(row) for row in (findings.primary.rows if findings.primary is not None else ())]
     for choice in findings.choices:
         against = choice.against_runner_up
         if against is not None and choice.runner_up is not None:
@@ -135,11 +126,18 @@ def sureness(findings: JointFindings) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _networks(row: JointRow) -> str:
-    count, needed = len(row.found.by_network), row.found.networks_needed
-    if row.answer.endswith("networks like these"):
-        return f"{row.amount}: {count} networks tell it of networks like these."
-    return (
-        f"{row.amount}: of networks like these, {count} do not tell it; {needed} would, four times in five, if their "
-        "mean difference were the one seen."
-    )
+def _of_primary(row: JointRow) -> str:
+    """Say in which scope the primary answer holds at one ratio or budget, and what it would take where it does not."""
+    found, where = row.found, f"The primary question at {row.amount}"
+    if found.told == LIKE_THESE:
+        return f"{where}: the answer holds for networks like these."
+    words = f"{where}: the answer holds for {found.told} alone." if found.told else f"{where}: {CANNOT_TELL}."
+    if found.told is None:
+        if found.detectable is None:
+            return f"{words} No network was trained often enough to tell any difference."
+        words += f" A difference of {found.detectable:.2f} points would have been found four times in five."
+    if found.like_these is None:
+        return f"{words} Of networks like these nothing can be said from {plural(len(found.by_network), 'network')}."
+    needed = found.networks_needed
+    count = "more than a thousand" if needed is None else str(needed)
+    return f"{words} To tell a difference as large as the one seen of networks like these takes {count} networks."

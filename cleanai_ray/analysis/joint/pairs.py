@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,7 @@ class PairsOfRun:
         num_near_chance: Draws that were left out because both models are near chance.
     """
 
-    values: dict[tuple[Cell, str], tuple[float, Images | None]]
+    values: Mapping[tuple[Cell, str], tuple[float, Images | None]]
     num_pairs: int = 0
     num_dropped: int = 0
     num_near_chance: int = 0
@@ -109,7 +109,7 @@ def _mean(run: JointRun, rows: Sequence[Row], stage: str, mask: Bits | None) -> 
         return _Mean(float(np.mean(values)), None, chance, count)
     if len(bits) < count:  # which of these images it got right is not known
         return _Mean(None, None, chance, count)
-    images = 100 * np.mean([own[mask] for own in bits], axis=0)
+    images: Images = np.asarray(100 * np.mean([own[mask] for own in bits], axis=0), dtype=np.float64)
     return _Mean(float(images.mean()), images, chance, count)
 
 
@@ -117,7 +117,7 @@ def _dense(run: JointRun, mask: Bits | None) -> _Mean:
     if mask is None:
         accuracy = run.study.dense.get("accuracy")
         return _Mean(None if accuracy is None else 100 * accuracy, None, None, 1)
-    images = 100.0 * run.dense_hits[mask]
+    images: Images = np.asarray(100 * run.dense_hits[mask], dtype=np.float64)
     return _Mean(float(images.mean()), images, None, 1)
 
 
