@@ -78,7 +78,7 @@ def _choose(joint: JointStudy, amount: str) -> JointChoice | None:
     second = others[0][1] if others else None
     runner_up = None
     if second is not None:
-        runner_up = compare_sides(joint, amount, side_of_key(key), side_of_key(second), images=told)
+        runner_up = compare_sides(joint, amount, side_of_key(key), side_of_key(second), cell=(), images=told)
     named = None if second is None else name_of(joint, second)
     return JointChoice(amount, name_of(joint, key), key, effect, _dense(joint), against, named, runner_up)
 

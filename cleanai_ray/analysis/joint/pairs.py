@@ -104,7 +104,7 @@ def _mean(run: JointRun, rows: Sequence[Row], stage: str, mask: Bits | None) -> 
     values, chance, count = [row[stage] for row in rows], rows[0]["chance"], len(rows)
     if any(value is None for value in values):
         return _Mean(None, None, chance, count)
-    bits = [run.hits[row["trial_id"]] for row in rows if row["trial_id"] in run.hits]
+    bits = [] if mask is None else [run.hits[row["trial_id"]] for row in rows if row["trial_id"] in run.hits]
     if mask is None or (len(bits) < count and mask.all()):
         return _Mean(float(np.mean(values)), None, chance, count)
     if len(bits) < count:  # which of these images it got right is not known
