@@ -28,7 +28,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "quickstart": (studies.quickstart, "Run the study that ships with the package."),
     "status": (results.status, "Show the progress of a study."),
     "open": (open_page.open_directory, "Show status and report on one local page."),
-    "report": (results.report, "Make the charts, PDF and HTML again."),
+    "report": (results.report, "Make charts, PDF and HTML again, or a joint report."),
     "compare": (results.compare, "Compare studies, and say what they show together."),
     "explain": (results.explain, "Show what a trial removed from each layer, and why."),
     "export": (results.export, "Write a pruned model for deployment."),

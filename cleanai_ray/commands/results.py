@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cleanai_ray.commands.common import DirectoryArgument, TrialOption, console, print_table
+from cleanai_ray.errors import StudyError
 
 
 def status(
@@ -21,13 +22,25 @@ def status(
     return show_status(RunDirectory(directory), console(), follow=follow)
 
 
-def report(directory: DirectoryArgument) -> int:
-    """Make the charts, PDF and HTML again, from the Parquet files alone."""
+def report(
+    directories: Annotated[list[str], typer.Argument(metavar="DIR...", help="Run directories: folders or URLs.")],
+    out: Annotated[str | None, typer.Option(help="Folder or URL for the joint report of several runs.")] = None,
+    planned: Annotated[int | None, typer.Option(help="Runs that a joint report is to have in the end.", min=1)] = None,
+) -> int:
+    """Make the charts, PDF and HTML again, from the Parquet files alone; of several runs, a joint report."""
     from cleanai_ray.report import make_report
+    from cleanai_ray.report.joint import make_joint_report
     from cleanai_ray.storage.run_directory import RunDirectory
 
-    for name in make_report(RunDirectory(directory)):
-        print(f"{directory.rstrip('/')}/{name}")
+    if len(directories) == 1 and out is None:
+        (out,) = directories
+        names = make_report(RunDirectory(out))
+    elif out is None:
+        raise StudyError(f"--out is missing; needed for a joint report of {len(directories)} run directories: a folder")
+    else:
+        names = make_joint_report([RunDirectory(each) for each in directories], RunDirectory(out), planned)
+    for name in names:
+        print(f"{out.rstrip('/')}/{name}")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import polars as pl
 import yaml
@@ -13,6 +13,7 @@ import yaml
 from cleanai_ray.analysis.answers import Answer
 from cleanai_ray.analysis.findings import Findings, find
 from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.joint.findings import find_jointly
 from cleanai_ray.analysis.numbers import NONE, percent, plural
 from cleanai_ray.analysis.plugins import load_plugins_of
 from cleanai_ray.analysis.recommendation import Recommendation
@@ -22,6 +23,7 @@ from cleanai_ray.config.task import CLASSIFICATION
 from cleanai_ray.display.tables import Displayed, Grid, Summary
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.registry import CHARTS
+from cleanai_ray.stages.joint_analysis import JointAnalysis
 from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
 
 if TYPE_CHECKING:
@@ -201,6 +203,10 @@ class StudyAnalysis(Displayed):
         return f"StudyAnalysis({self.frames.name}: {len(self.answers)} answers, {len(self.risks)} risks)"
 
 
+Run: TypeAlias = StudyRun | str | os.PathLike[str]
+"""What `run` or `load_run` returned, or a run directory."""
+
+
 def load_run(location: str | os.PathLike[str]) -> StudyRun:
     """Open the run directory of a study that ran, here or elsewhere; neither its data nor torch is needed.
 
@@ -213,15 +219,33 @@ def load_run(location: str | os.PathLike[str]) -> StudyRun:
     return StudyRun(RunDirectory(location))
 
 
-def analyse(run: StudyRun | str | os.PathLike[str]) -> StudyAnalysis:
+@overload
+def analyse(run: Run) -> StudyAnalysis: ...
+
+
+@overload
+def analyse(run: list[Any] | tuple[Run, ...], *, planned: int | None = None) -> JointAnalysis: ...
+
+
+def analyse(run: Run | list[Any] | tuple[Run, ...], *, planned: int | None = None) -> StudyAnalysis | JointAnalysis:
     """Return what the tables of a study say: its frames, the answers to the questions about methods, and the risks.
 
+    Of a list of runs, return what they say together: networks, each trained one or several times.
+
     Args:
-        run: What `run` or `load_run` returned, or a run directory.
+        run: What `run` or `load_run` returned, or a run directory; or a list of these.
+        planned: Of a list, the runs that the whole study is to have in the end.
 
     Raises:
-        ArtifactError: When it is not a run directory, or holds no trial.
+        ArtifactError: When it is not a run directory, or holds no trial; or several cannot be joined.
     """
+    if isinstance(run, (StudyRun, str, os.PathLike)):
+        frames = _frames(run)
+        return StudyAnalysis(frames)
+    return JointAnalysis(find_jointly([_frames(each) for each in run], planned))
+
+
+def _frames(run: Run) -> StudyFrames:
     frames = run.frames if isinstance(run, StudyRun) else load_run(run).frames
     load_plugins_of(frames)
-    return StudyAnalysis(frames)
+    return frames

@@ -175,7 +175,10 @@ def _document(found: SideBySide) -> Document:
     blocks.append(Table(columns, found.differences) if found.differences else Paragraph("None."))
     chapters = [Chapter("What differs", tuple(blocks))]
     answered = findings_chapter(found.answers, {})
-    note = "Cells of different studies are different cells: pairs of trials are formed within a study."
+    note = (
+        "Cells of different studies are different cells: pairs of trials are formed within a study. Runs that differ "
+        "in the training of their network are better reported on together: `cleanai report` takes several."
+    )
     pooled: tuple[Block, ...] = (Paragraph("No question can be answered from these studies."),)
     if answered is not None:
         pooled = (Heading("Pooled"), Paragraph(note), *answered.blocks)
