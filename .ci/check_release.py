@@ -3,7 +3,8 @@
 Usage: python .ci/check_release.py TAG OWNER/REPOSITORY
 
 The tag is `v` and the version of cleanai_ray/__init__.py, CHANGELOG.md has a chapter on it, and the addresses that
-PyPI will show (`project.urls`) are those of the repository that is released from.
+PyPI will show (`project.urls`) are there and those of the repository that is released from. Until there is a repository
+to release from, pyproject.toml names none.
 """
 
 from __future__ import annotations
@@ -13,6 +14,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+
+URLS = {
+    "Repository": "",
+    "Documentation": "/blob/main/docs/quickstart.md",
+    "Changelog": "/blob/main/CHANGELOG.md",
+    "Issues": "/issues",
+}
+"""The addresses that a release has, as paths below its repository's."""
 
 
 def version_of(root: Path) -> str:
@@ -32,9 +41,14 @@ def problems(root: Path, tag: str, repository: str) -> list[str]:
     if not re.search(rf"^## {re.escape(version)}\b", changelog, flags=re.MULTILINE):
         found.append(f"CHANGELOG.md has no chapter '## {version}'; needed: what was under 'Unreleased', with the date")
     section = (root / "pyproject.toml").read_text(encoding="utf-8").partition("[project.urls]\n")[2].partition("\n[")[0]
-    for name, address in re.findall(r'^(\w+) = "([^"]+)"', section, flags=re.MULTILINE):
-        if not f"{address}/".startswith(f"https://github.com/{repository}/"):
-            found.append(f"project.urls.{name} is '{address}'; needed: an address in https://github.com/{repository}")
+    given = dict(re.findall(r'^(\w+) = "([^"]+)"', section, flags=re.MULTILINE))
+    home = f"https://github.com/{repository}"
+    lacking = [f'{name} = "{home}{path}"' for name, path in URLS.items() if name not in given]
+    if lacking:
+        found.append(f"pyproject.toml lacks addresses in [project.urls]; needed: {', '.join(lacking)}")
+    wrong = [f"{name} is '{address}'" for name, address in given.items() if not f"{address}/".startswith(f"{home}/")]
+    if wrong:
+        found.append(f"in project.urls, {', '.join(wrong)}; needed: addresses in {home}")
     return found
 
 

@@ -138,14 +138,15 @@ def test_plan_shows_every_trial_and_starts_nothing(capsys, study_file, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("kept", "cached"), [("front", 1), ("none", 1), ("all", 0)])
+@pytest.mark.parametrize(("kept", "cached"), [("front", 0), ("best", 1), ("none", 1), ("all", 0)])
 def test_a_trial_is_cached_if_a_run_would_not_repeat_it(capsys, study_file, tmp_path, kept, cached):
     arguments = ["plan", study_file, "--out", str(tmp_path), "--set", f"output.save_models={kept}"]
     study, run = load_study(study_file), RunDirectory(tmp_path)
     (trial,) = study.trials()
+    row = {"trial_id": trial.trial_id, "accuracy": 0.9, "macs": 50}
     for name, value, key in (
         ("cache/dense.json", {"digest": "of the weights"}, dense_key(study)),
-        (f"trials/{trial.trial_id}.json", {}, trial_key(study, trial, "of the weights")),
+        (f"trials/{trial.trial_id}.json", {"row": row}, trial_key(study, trial, "of the weights")),
     ):
         run.write_json(name, value)
         run.mark(name, key)

@@ -66,12 +66,20 @@ def test_every_requirement_of_a_user_has_a_lower_bound() -> None:
     assert len(script("lower_bounds").constraints(project["dependencies"])) == len(project["dependencies"])
 
 
+def urls_of_a_release() -> dict[str, str]:
+    """The addresses that PyPI shows, below that of the repository."""
+    urls: dict[str, str] = script("check_release").URLS
+    assert {"Repository", "Documentation", "Changelog", "Issues"} == set(urls)
+    return urls
+
+
 def release(folder: Path, *, changelog: str = "## 1.2.0 - 2030-01-01\n", owner: str = "us/tool") -> Path:
     """Write the files that name a version and a repository."""
     (folder / "cleanai_ray").mkdir()
     (folder / "cleanai_ray" / "__init__.py").write_text('"""Doc."""\n\n__version__ = "1.2.0"  # its only home\n')
     (folder / "CHANGELOG.md").write_text(f"# Changelog\n\n{changelog}")
-    (folder / "pyproject.toml").write_text(f'[project.urls]\nIssues = "https://github.com/{owner}/issues"\n[tool]\n')
+    urls = "\n".join(f'{name} = "https://github.com/{owner}{path}"' for name, path in urls_of_a_release().items())
+    (folder / "pyproject.toml").write_text(f"[project.urls]\n{urls}\n[tool]\n")
     return folder
 
 
@@ -85,7 +93,7 @@ def test_a_release_that_says_the_same_everywhere_has_no_problems(tmp_path: Path)
         ("v1.2.1", "## 1.2.0\n", "us/tool", "the tag is 'v1.2.1', and cleanai_ray.__version__ is '1.2.0'"),
         ("1.2.0", "## 1.2.0\n", "us/tool", "needed: the tag 'v1.2.0'"),
         ("v1.2.0", "## Unreleased\n", "us/tool", "no chapter '## 1.2.0'"),
-        ("v1.2.0", "## 1.2.0\n", "us/tools", "project.urls.Issues is 'https://github.com/us/tools/issues'"),
+        ("v1.2.0", "## 1.2.0\n", "us/tools", "Issues is 'https://github.com/us/tools/issues'"),
     ],
 )
 def test_a_release_that_contradicts_itself_is_stopped(
@@ -93,6 +101,16 @@ def test_a_release_that_contradicts_itself_is_stopped(
 ) -> None:
     (problem,) = script("check_release").problems(release(tmp_path, changelog=changelog, owner=owner), tag, "us/tool")
     assert words in problem
+
+
+def test_a_release_without_addresses_is_told_which_to_add(tmp_path: Path) -> None:
+    root = release(tmp_path)
+    wanted = (root / "pyproject.toml").read_text()
+    (root / "pyproject.toml").write_text("[tool]\n")
+    (problem,) = script("check_release").problems(root, "v1.2.0", "us/tool")
+    lines = [line for line in wanted.splitlines() if "=" in line]
+    assert len(lines) == 4
+    assert all(line in problem for line in lines)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,6 @@ _PATTERNS = (
 )
 
 _KNOWN = {
-    "mIoU": ScoreWords("mIoU", "mIoU"),
     "perplexity": ScoreWords(
         "perplexity",
         "token probability",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ from cleanai_ray.errors import StudyError
 
 if TYPE_CHECKING:
     from cleanai_ray.commands.study_template import ImageFolder
+    from cleanai_ray.config.source_facts import SourceFacts
 
 SCHEMA_FILE = "cleanai.schema.json"
 """The schema beside the study file, which its first line refers to."""
@@ -24,12 +25,21 @@ def init(
     from_: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="NAME", help="A name of torchvision or of `cleanai list models`, or `timm:NAME`."
+            "--from",
+            metavar="NAME",
+            help="A name of `cleanai list models` or of torchvision, `timm:NAME` or `hf:NAME`.",
         ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Your images: a folder for each class, in train/ and val/ or test/."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Your images: a folder for each class, alone or in train/ and val/ or test/.",
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Your trained weights: safetensors, a state_dict or a checkpoint."),
     ] = None,
     out: Annotated[str, typer.Option(metavar="FILE", help="Study file to write.")] = "study.yaml",
 ) -> int:
@@ -38,21 +48,23 @@ def init(
     Without --data, it is a small study of digits that needs no download and takes two minutes.
     """
     _require_writable(Path(out))
-    if from_ is not None and data is None:
-        raise StudyError(f"--from is '{from_}', and --data is missing; needed: the folder of the model's images")
+    for option, value in (("--from", from_), ("--weights", weights)):
+        if value is not None and data is None:
+            raise StudyError(f"{option} is '{value}', and --data is missing; needed: the folder of the model's images")
+    if weights is not None and not Path(weights).expanduser().exists():
+        raise StudyError(f"--weights '{weights}' does not exist; needed: a file of trained weights")
     from cleanai_ray.commands.schema import schema_of_this_installation
-    from cleanai_ray.commands.study_template import TIMM, write_template
+    from cleanai_ray.commands.study_template import DenseModel, write_template
 
-    model = from_ or ("resnet20" if data is None else "resnet18")
-    if model.startswith(TIMM) and find_spec("timm") is None:
-        raise StudyError(f"--from is '{model}', and the package timm is not installed; needed: pip install timm")
+    name = from_ or ("resnet20" if data is None else "resnet18")
+    model = DenseModel(name=name, weights=weights, source=_source_of(name))
     images = None if data is None else _look_into(data)
     text = write_template(_name_of(Path(out)), SCHEMA_FILE, model, images)
     _require_planned(text)
     Path(out).write_text(text, encoding="utf-8")
     schema = Path(out).parent / SCHEMA_FILE
     schema.write_text(schema_of_this_installation(), encoding="utf-8")
-    print(f"wrote {out}, and {schema} for editors; next: cleanai plan {out}")
+    print(f"wrote {out}, and {schema} for editors; next: cleanai plan {shlex.quote(out)}")
     return 0
 
 
@@ -68,6 +80,19 @@ def _name_of(out: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", out.stem).lstrip("_.-") or "study"
 
 
+def _source_of(model: str) -> SourceFacts | None:
+    """Return what timm or Hugging Face says of a model; None if it is not one of theirs."""
+    from cleanai_ray.config.model_names import ModelName
+    from cleanai_ray.config.source_facts import facts_of
+    from cleanai_ray.errors import ModelError
+
+    name = ModelName.parse(model)
+    try:
+        return None if name is None else facts_of(name)
+    except ModelError as error:
+        raise StudyError(f"--from: {error}") from error
+
+
 def _look_into(folder: str) -> ImageFolder:
     from cleanai_ray.commands.study_template import ImageFolder
     from cleanai_ray.config.sections import DataSection
@@ -81,7 +106,7 @@ def _look_into(folder: str) -> ImageFolder:
     evaluated = [split for split in _EVALUATED if split in source.splits]
     if "train" not in source.splits or not evaluated:
         found = ", ".join(source.splits)
-        raise StudyError(f"--data '{folder}' holds {found}; needed: train/, and val/ or test/")
+        raise StudyError(f"--data '{folder}' holds {found}; needed: train/, alone or with val/ or test/")
     return ImageFolder(
         root=folder,
         num_classes=source.num_classes,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cleanai_ray.config.json_schema import SCHEMA_LINE
 
-TIMM = "timm:"
-"""The start of a model's name that timm builds."""
+if TYPE_CHECKING:
+    from cleanai_ray.config.source_facts import SourceFacts
 
 PUBLISHED_CLASSES = 1000
 """The classes of torchvision's published weights."""
@@ -31,16 +32,31 @@ class ImageFolder:
     evaluated: str
 
 
-def write_template(name: str, schema_file: str, model: str, images: ImageFolder | None) -> str:
+@dataclass(frozen=True, kw_only=True)
+class DenseModel:
+    """The model of a study file.
+
+    Attributes:
+        name: Its name.
+        weights: The file of its trained weights; None: the published ones if the classes are theirs, else training.
+        source: What timm or Hugging Face says of it, if it is one of theirs.
+    """
+
+    name: str
+    weights: str | None = None
+    source: SourceFacts | None = None
+
+
+def write_template(name: str, schema_file: str, model: DenseModel, images: ImageFolder | None) -> str:
     """Return a study file.
 
     Args:
         name: Name of the study.
         schema_file: Path of the JSON schema from the study file's folder.
-        model: A registered or torchvision name, or `timm:NAME`; without images, it is trained on small digits.
+        model: Its model; without images and weights, it is trained on small digits.
         images: The images; None: digits that come with scikit-learn.
     """
-    parts = (_head(name, schema_file), _model(model, images), _data(images), _sweep(), _rest(images))
+    parts = (_head(name, schema_file), _model(model, images), _data(images, model.source), _sweep(), _rest(images))
     return "\n".join(parts)
 
 
@@ -54,30 +70,28 @@ question: How small can this model become before it loses more than one point of
 """
 
 
-def _model(model: str, images: ImageFolder | None) -> str:
-    shape, classes = ([1, 8, 8], 10) if images is None else ([3, 224, 224], images.num_classes)
-    weights = "null           # or the file of your trained weights (safetensors or a state_dict), without `train`"
-    lines = ["model:"]
-    if model.startswith(TIMM):
-        options = f"{{model_name: {json.dumps(model.removeprefix(TIMM))}, pretrained: false}}"
-        lines += [
-            "  factory: timm:create_model",
-            f"  options: {options}  # pretrained: true starts from timm's weights, a download",
-        ]
+def _model(model: DenseModel, images: ImageFolder | None) -> str:
+    source, classes = model.source, 10 if images is None else images.num_classes
+    if source is not None:
+        shape, published, whose = list(source.input_shape), source.num_classes, "the source's"
+        meaning = "its preprocessing comes with it"
     else:
-        lines.append(f"  name: {json.dumps(model)}  # one of `cleanai list models`, or any torchvision classifier")
-    published = images is not None and classes == PUBLISHED_CLASSES and not model.startswith(TIMM)
-    if published:
-        lines.append("  weights: pretrained     # torchvision's, a download; or a file of your own")
+        shape, published, whose = [1, 8, 8] if images is None else [3, 224, 224], PUBLISHED_CLASSES, "torchvision's"
+        meaning = "one of `cleanai list models`, or any torchvision classifier"
+    lines = ["model:", f"  name: {json.dumps(model.name)}  # {meaning}"]
+    if model.weights is not None:
+        lines.append(f"  weights: {json.dumps(model.weights)}")
+    elif classes == published:
+        lines.append(f"  weights: pretrained     # {whose}, a download; or the file of your trained weights")
     else:
-        lines.append(f"  weights: {weights}")
+        lines.append("  weights: null           # or the file of your trained weights, and then without `train`")
     lines += [f"  num_classes: {classes}", f"  input_shape: {shape}  # channels, height, width"]
-    if not published:
-        lines.append("  train: {epochs: 20}     # the dense model is trained once, and kept")
+    if model.weights is None and classes != published:
+        lines.append("  train: {epochs: 20}     # without weights, the dense model is trained first, once, and kept")
     return "\n".join(lines) + "\n"
 
 
-def _data(images: ImageFolder | None) -> str:
+def _data(images: ImageFolder | None, source: SourceFacts | None) -> str:
     if images is None:
         return """\
 data:
@@ -86,12 +100,15 @@ data:
 """
     # At most a fifth of the images: then they are kept out of training.
     samples = max(1, min(1024, images.num_training // 5))
+    transform = "{resize: 256, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
+    if source is not None:
+        transform = "{resize: 256}"
     return f"""\
 data:
   name: image_folder
   root: {json.dumps(images.root)}
   batch_size: 64
-  # transform: {{resize: 256, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}}  # as your model was trained
+  # transform: {transform}  # as your model was trained
   calibration: {{samples: {samples}}}  # images without labels that importance and repair read
 """
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cleanai_ray.config.study import Study
+from cleanai_ray.config.switched_off import SWITCHED_OFF
 
 SCHEMA_LINE = "# yaml-language-server: $schema="
 """The start of the first line of a study file, which tells editors where its schema is."""
@@ -33,6 +34,9 @@ def study_schema(names: Mapping[str, Sequence[str]] | None = None) -> dict[str, 
     """
     document = _simplified(Study.model_json_schema())
     definitions = document["$defs"]
+    for key in SWITCHED_OFF:
+        section = document["properties"][key]
+        document["properties"][key] = {"anyOf": [{"$ref": section.pop("$ref")}, {"type": "null"}], **section}
     for kind, proposed in (names or {}).items():
         section, key = _NAMED[kind]
         _propose(definitions[section]["properties"][key], list(proposed))

@@ -32,6 +32,7 @@ from cleanai_ray.config.sections import (
     Section,
 )
 from cleanai_ray.config.sweep import Budget, SweepSection, uses_coverage_metric
+from cleanai_ray.config.switched_off import without_nulls
 from cleanai_ray.config.task import TaskSection, check_task
 from cleanai_ray.config.tracking import TrackingSection
 from cleanai_ray.config.trial import Trial
@@ -68,8 +69,8 @@ class Study(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _choose_directory(cls, given: Any) -> Any:
-        return in_own_directory(given)
+    def _write_out(cls, given: Any) -> Any:
+        return in_own_directory(without_nulls(given))
 
     @field_validator("sweep", mode="after")
     @classmethod

@@ -13,19 +13,21 @@ from pyarrow import fs
 from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.encoded import EncodedDataset, EncodedSource
 from cleanai_ray.data.filesystems import ProcessFilesystem
+from cleanai_ray.data.held_out import ONE_IN, part_of
 from cleanai_ray.data.image_index import ImageIndex, index_folder, list_images
 from cleanai_ray.data.pixels import stamp_of, version_of
 from cleanai_ray.data.source import Shape
 from cleanai_ray.data.transforms import Preprocessing
 from cleanai_ray.errors import ArtifactError, DataError, SampleError
+from cleanai_ray.nn.notices import notice
 from cleanai_ray.registry import DATASETS
 from cleanai_ray.storage.run_directory import resolve_filesystem
 
 _SPLITS = ("train", "val", "validation", "test")
 _USUAL_CACHE = "~/.cache/cleanai-ray"
 _EXPECTED = (
-    "a folder with train/ and val/ or test/, each with one folder of images a class, "
-    "or Food-101's images/ with meta/train.txt and meta/test.txt"
+    "a folder with train/ and val/ or test/, each with one folder of images a class; train/ alone; such folders "
+    "alone; or Food-101's images/ with meta/train.txt and meta/test.txt"
 )
 
 
@@ -105,6 +107,9 @@ class FileDataset(EncodedDataset):
 class ImageFolder(EncodedSource):
     """Image files in one folder a class below train/ and val/ or test/ (ImageNet), or in Food-101's own layout.
 
+    Where there is only train/, or only the folders of the classes, one image in five is held out as `val`, and a notice
+    says so.
+
     The files of a folder on this machine are listed once: an index of them is stored in `data.options.index_cache`, or
     by default in `$CLEANAI_CACHE` or `~/.cache/cleanai-ray`; with `index_cache: false`, none is stored.
     `image_index.index_folder` says which changes are noticed. An object store is listed by every process, since it has
@@ -116,6 +121,7 @@ class ImageFolder(EncodedSource):
     def __init__(self, data: DataSection, input_shape: Shape) -> None:
         super().__init__(data, input_shape)
         self._cache = _cache_folder(data)
+        self._whole: str | None = None
         if data.root is None:
             raise DataError(f"data.root is null; expected {_EXPECTED}")
         try:
@@ -143,9 +149,37 @@ class ImageFolder(EncodedSource):
             self.splits = tuple(split for split in _SPLITS if self._is(f"meta/{split}.txt", fs.FileType.File))
         else:
             self.splits = tuple(split for split in _SPLITS if self._is(split, fs.FileType.Directory))
-        folder = "images" if listed else next(iter(self.splits), None)
+            self._hold_out()
+        folder = "images" if listed else self._whole or next(iter(self.splits), None)
         self.class_names = () if folder is None else self._folders(folder)
         return listed
+
+    def _hold_out(self) -> None:
+        """Find the folder whose images have to be split, if there is one: `train`, or the data set's own."""
+        parent, _, own = self._root.rpartition("/")
+        if self.splits == ("train",):
+            self._whole = "train"
+        elif not self.splits and parent and self._are_classes(self._folders("")):
+            self._root, self._whole = parent, own
+        else:
+            return
+        self.splits = ("train", "val")
+        notice(
+            f"'{self._prefix}{self._root}/{self._whole}' comes without val/ or test/: one image in {ONE_IN} of each "
+            "class is held out as 'val'. A model that was trained on them scores better there than on new images"
+        )
+
+    def _are_classes(self, folders: tuple[str, ...]) -> bool:
+        """Return whether there are two folders or more, and an image in each."""
+        from torchvision.datasets.folder import is_image_file
+
+        return len(folders) > 1 and all(
+            any(
+                info.type == fs.FileType.File and is_image_file(info.base_name)
+                for info in self._filesystem.get_file_info(fs.FileSelector(f"{self._root}/{name}"))
+            )
+            for name in folders
+        )
 
     def _is(self, name: str, kind: fs.FileType) -> bool:
         return self._filesystem.get_file_info(f"{self._root}/{name}".rstrip("/")).type == kind
@@ -163,7 +197,9 @@ class ImageFolder(EncodedSource):
         name = self.resolve(split)
         if name not in self._indices:
             try:
-                index = self._read_list(name) if self._listed else self._find_images(name)
+                index = self._read_list(name) if self._listed else self._find_images(self._whole or name)
+                if self._whole is not None:
+                    index = part_of(index, is_held_out=name == "val")
             except OSError as error:
                 raise DataError(f"split '{name}' of '{self._prefix}{self._root}' cannot be listed: {error}") from error
             if not len(index):
@@ -214,7 +250,7 @@ class ImageFolder(EncodedSource):
     def dataset(self, split: str, *, augment: bool = False) -> FileDataset:
         """Return a split."""
         index, steps = self._samples(split), self.preprocessing
-        versions = self._versions.get(self.resolve(split))
+        versions = self._versions.get(self._whole or self.resolve(split))
         return FileDataset(
             self._files, self._root, self._prefix, index, preprocessing=steps, augment=augment, versions=versions
         )

@@ -1,4 +1,4 @@
-"""The places of checkpoints and records in a run directory, and the checkpoint store of a training."""
+"""The places of checkpoints in a run directory, and the checkpoint store of a training."""
 
 from __future__ import annotations
 
@@ -36,11 +36,6 @@ class CheckpointFile:
 
     def _file(self, part: str) -> str:
         return f"{checkpoint_folder(self._name)}/{part}.pt" if part else self._name
-
-
-def record_name(trial_id: str) -> str:
-    """Return the file that holds a trial's record."""
-    return f"trials/{trial_id}.json"
 
 
 def fault_name(trial_id: str) -> str:

@@ -10,7 +10,8 @@ from cleanai_ray.config.study import Study
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.executors.chosen_model import chosen_row
 from cleanai_ray.executors.timed_alone import timing_name
-from cleanai_ray.executors.writer import UNBEATEN, completed_records, model_folder
+from cleanai_ray.executors.writer import UNBEATEN
+from cleanai_ray.stages.completed import completed_records, model_folder
 from cleanai_ray.stages.fingerprints import alone_key, profile_key, trial_key
 from cleanai_ray.stages.multiple import known_multiple
 from cleanai_ray.stages.planning import cached_dense

@@ -14,9 +14,8 @@ import yaml
 
 from cleanai_ray.config.study import Study
 from cleanai_ray.errors import ArtifactError
-from cleanai_ray.executors.checkpoints import record_name
 from cleanai_ray.executors.progress import ProgressReporter
-from cleanai_ray.executors.writer import model_folder
+from cleanai_ray.stages.completed import model_folder, record_name
 from cleanai_ray.stages.fingerprints import trial_key
 from cleanai_ray.stages.tables import ALWAYS_WRITTEN
 from cleanai_ray.storage import schemas

@@ -9,7 +9,6 @@ from typing import Any
 
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.errors import ReportError
-from cleanai_ray.executors.checkpoints import record_name
 from cleanai_ray.executors.chosen_model import chosen_row, keep_chosen_model
 from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.executors.counts import SweepState
@@ -24,8 +23,8 @@ from cleanai_ray.executors.run_record import RunRecord
 from cleanai_ray.executors.status_writer import status_written
 from cleanai_ray.executors.timed_alone import time_records
 from cleanai_ray.executors.trial_work import SweepInputs, groups_to_run
-from cleanai_ray.executors.writer import completed_records
 from cleanai_ray.registry import EXECUTORS
+from cleanai_ray.stages.completed import completed_records, model_folder, record_name
 from cleanai_ray.stages.dense import DenseModel
 from cleanai_ray.stages.dense_check import check_dense
 from cleanai_ray.stages.evidence import assign_image_roles, image_rows
@@ -35,7 +34,7 @@ from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.durations import format_seconds
 from cleanai_ray.storage.locking import locked
-from cleanai_ray.storage.run_directory import RunDirectory
+from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
 from cleanai_ray.storage.status import format_score
 from cleanai_ray.tasks.accuracy import Accuracy
 
@@ -239,3 +238,6 @@ def _say_outcome(
     progress.say(f"{len(succeeded)} of {len(rows)} trials succeeded in {format_seconds(seconds)}")
     files = [name for name in ("report.pdf", "report.html", schemas.RESULTS_FILE) if run.exists(name)]
     progress.say(f"results: {run.location} ({', '.join(files)})")
+    folder = "" if best is None else model_folder(best["trial_id"])
+    if folder and run.exists(f"{folder}/{PLAN_FILE}"):
+        progress.say(f"model: {run.location}/{folder}; elsewhere: cleanai export {run.location} --format standalone")

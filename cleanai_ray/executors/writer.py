@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from cleanai_ray.config.study import Study
 from cleanai_ray.errors import DataError
-from cleanai_ray.executors.checkpoints import CHECKPOINTS, FAULTS, checkpoint_folder, record_name
+from cleanai_ray.executors.checkpoints import CHECKPOINTS, FAULTS, checkpoint_folder
 from cleanai_ray.executors.notes import Kind, add_notes
-from cleanai_ray.stages.fingerprints import data_key, trial_key
+from cleanai_ray.stages.completed import model_folder, record_name
+from cleanai_ray.stages.fingerprints import data_key
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.ranking import dominates
 from cleanai_ray.storage.run_directory import PLAN_FILE, WEIGHTS_FILE, RunDirectory
@@ -55,33 +56,6 @@ class SavedTrialModel:
     plan: str
     weights: bytes
     quantized: tuple[str, bytes] | None = None
-
-
-def model_folder(trial_id: str) -> str:
-    """Return the folder that holds a trial's pruned model."""
-    return f"models/{trial_id}"
-
-
-def lacks_model(rows: list[dict[str, Any]], save_models: str, run: RunDirectory) -> set[str]:
-    """Return the ids of complete trials whose model should be in the run directory but is missing.
-
-    Which one is `best` is known once all trials are: `executors.chosen_model` sees to that.
-    """
-    wanted = rows if save_models == "all" else []
-    return {row["trial_id"] for row in wanted if not run.exists(f"{model_folder(row['trial_id'])}/{PLAN_FILE}")}
-
-
-def completed_records(study: Study, run: RunDirectory, dense_digest: str) -> dict[str, Record]:
-    """Return the records of the trials that are complete for these inputs and have the models they should have."""
-    records = {}
-    for trial in study.trials():
-        name = record_name(trial.trial_id)
-        if run.is_complete(name, trial_key(study, trial, dense_digest)):
-            records[trial.trial_id] = run.read_json(name)
-    rows = [record["row"] for record in records.values()]
-    for trial_id in lacks_model(rows, study.output.save_models, run):
-        del records[trial_id]
-    return records
 
 
 def unreadable_samples(study: Study, run: RunDirectory) -> dict[str, str]:

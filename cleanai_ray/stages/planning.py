@@ -12,7 +12,7 @@ from torch import nn
 
 from cleanai_ray.config.blocks import BlocksSection, in_words
 from cleanai_ray.config.sections import HELD_BACK
-from cleanai_ray.config.study import Study, Trial
+from cleanai_ray.config.study import Study
 from cleanai_ray.deploy import require_quantization
 from cleanai_ray.errors import ArtifactError, DataError
 from cleanai_ray.evaluation.latency import require_installed
@@ -23,11 +23,12 @@ from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model
 from cleanai_ray.pruning.block_removal import chosen_blocks
 from cleanai_ray.pruning.measurements import require_budget
+from cleanai_ray.stages.completed import completed_records
 from cleanai_ray.stages.dense_measures import measures_folder
-from cleanai_ray.stages.fingerprints import calibration_key, dense_key, trial_key
+from cleanai_ray.stages.fingerprints import calibration_key, dense_key
 from cleanai_ray.stages.multiple import known_multiple
 from cleanai_ray.stages.workspace import Workspace, open_workspace
-from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
+from cleanai_ray.storage.run_directory import RunDirectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,26 +123,20 @@ def describe_plan(study: Study, workspace: Workspace | None, run: RunDirectory) 
     resources = f"{study.resources.cpus_per_trial:g} CPU"
     if study.resources.gpus:
         resources += f" + {study.resources.gpus:g} GPU"
+    cached = completed_records(study, run, dense_digest) if dense_digest is not None else {}
     rows = []
     for trial in study.trials():
-        cached = dense_digest is not None and _is_cached(study, trial, run, dense_digest)
         amount = f"ratio {trial.ratio:g}" if trial.budget is None else str(trial.budget)
         draw = study.draw_of(trial)
         cell = (trial.trial_id, trial.label, amount, trial.mode, str(trial.steps), str(trial.seed))
         draws = (str(draw.samples), str(draw.seed)) if len(study.draws()) > 1 else ()
-        rows.append((*cell, *draws, resources, "cached" if cached else "to run"))
+        rows.append((*cell, *draws, resources, "cached" if trial.trial_id in cached else "to run"))
     swept = ("calibration samples", "draw") if len(study.draws()) > 1 else ()
     return PlannedStudy(
         columns=("trial", "method", "amount", "mode", "steps", "seed", *swept, "resources", "state"),
         rows=tuple(rows),
-        summary=_summary(study, workspace, run, dense_digest, sum(row[-1] == "cached" for row in rows)),
+        summary=_summary(study, workspace, run, dense_digest, len(cached)),
     )
-
-
-def _is_cached(study: Study, trial: Trial, run: RunDirectory, dense_digest: str) -> bool:
-    """Return whether a run would take the result of a trial as it is: complete, and with its model if all are kept."""
-    has_model = study.output.save_models != "all" or run.exists(f"models/{trial.trial_id}/{PLAN_FILE}")
-    return has_model and run.is_complete(f"trials/{trial.trial_id}.json", trial_key(study, trial, dense_digest))
 
 
 def cached_dense(study: Study, run: RunDirectory) -> str | None:

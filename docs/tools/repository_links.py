@@ -24,7 +24,10 @@ ELSEWHERE = {
 }
 """Documents outside docs/ that are pages of the site, and their paths there."""
 
-_LINK = re.compile(r"(!?\[(?:[^\]\[]|\[[^\]]*\])*\]\()([^)\s]+)((?:\s+\"[^\"]*\")?\))")
+_LINK = re.compile(
+    r"(!?\[(?:[^\]\[]|\[[^\]]*\])*\]\()([^)\s]+)((?:\s+\"[^\"]*\")?\))"  # [text](target "title"), ![text](target)
+    r"|(<(?:img|source)[^>]*?\s(?:src|srcset)=\")([^\"\s]+)(\")"  # of a picture that is drawn light and dark
+)
 _FENCE = re.compile(r"^(```|~~~).*?^\1[^\S\n]*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 
 
@@ -46,9 +49,10 @@ def replace_links(text: str, replace: Callable[[str], str]) -> str:
     code = [match.span() for match in _FENCE.finditer(text)]
 
     def new(match: re.Match[str]) -> str:
-        if any(start <= match.start(2) < end for start, end in code):
+        if any(start <= match.start() < end for start, end in code):
             return match.group()
-        return match.group(1) + replace(match.group(2)) + match.group(3)
+        before, target, after = match.groups()[:3] if match.group(2) else match.groups()[3:]
+        return f"{before}{replace(target)}{after}"
 
     return _LINK.sub(new, text)
 

@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torchvision
 import yaml
 from jsonschema import Draft7Validator
 from PIL import Image
+from source_models import write_hf_resnet
 
 from cleanai_ray.cli import main
 from cleanai_ray.commands.init import SCHEMA_FILE
-from cleanai_ray.commands.study_template import ImageFolder, write_template
+from cleanai_ray.commands.study_template import DenseModel, ImageFolder, write_template
+from cleanai_ray.config.images import TransformSection
 from cleanai_ray.config.json_schema import SCHEMA_LINE
+from cleanai_ray.config.source_facts import SourceFacts
 from cleanai_ray.config.study import parse_study
 
 
@@ -75,6 +80,7 @@ def test_a_folder_of_images_is_looked_into(images: Path, capsys: pytest.CaptureF
     assert study["data"]["root"] == "pictures"
     assert study["data"]["calibration"] == {"samples": 6}  # a fifth of 30
     assert study["evaluation"]["split"] == "test"
+    assert "cleanai plan 'my studies.yaml'" in capsys.readouterr().out
     assert main(["plan", out.name]) == 0
     assert "6 calibration (withheld from training)" in capsys.readouterr().out
 
@@ -84,6 +90,7 @@ def test_a_folder_of_images_is_looked_into(images: Path, capsys: pytest.CaptureF
     [
         (["--from", "resnet19", "--data", "pictures"], ["resnet19", "resnet18"]),
         (["--from", "resnet18"], ["--from", "--data is missing"]),
+        (["--weights", "ours.pt"], ["--weights", "--data is missing"]),
         (["--data", "nowhere"], ["--data 'nowhere'", "does not exist"]),
         (["--data", "pictures", "--out", "no/such/file.yaml"], ["no/such"]),
         (["--data", "pictures", "--out", "pictures"], ["exists"]),
@@ -104,18 +111,49 @@ def test_timm_is_asked_for_where_it_is_missing(images: Path, capsys: pytest.Capt
         assert main(["init", "--from", "timm:test_resnet", "--data", "pictures"]) == 0
         return
     assert main(["init", "--from", "timm:test_resnet", "--data", "pictures"]) == 2
-    assert "pip install timm" in capsys.readouterr().err
+    assert "pip install 'cleanai-ray[timm]'" in capsys.readouterr().err
+
+
+def test_a_model_of_a_source_brings_what_its_source_says(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    write_hf_resnet(images.parent / "ours")  # of three classes, as many as the images have
+    assert main(["init", "--from", "hf:./ours", "--data", "pictures"]) == 0
+    model = checked(images.parent / "study.yaml")["model"]
+    assert model == {"name": "hf:./ours", "weights": "pretrained", "num_classes": 3, "input_shape": [3, 28, 28]}
+    assert main(["plan", "study.yaml"]) == 0
+    capsys.readouterr()
+    assert main(["init", "--from", "hf:./none", "--data", "pictures", "--out", "other.yaml"]) == 2
+    assert "--from" in (line := capsys.readouterr().err)
+    assert "there is no folder" in line
+
+
+def test_weights_that_are_given_are_not_trained(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), "ours.pt")
+    words = ["init", "--from", "squeezenet1_1", "--data", "pictures", "--weights"]
+    assert main([*words, "ours.pt"]) == 0
+    model = checked(images.parent / "study.yaml")["model"]
+    assert model["weights"] == "ours.pt"
+    assert "train" not in model
+    torch.save(torchvision.models.squeezenet1_1(num_classes=4).state_dict(), "other.pt")
+    for name, fact in (("other.pt", "classifier.1.weight"), ("none.pt", "does not exist")):
+        capsys.readouterr()
+        assert main([*words, name, "--out", "other.yaml"]) == 2
+        assert fact in capsys.readouterr().err
+        assert not (images.parent / "other.yaml").exists()
 
 
 @pytest.mark.parametrize("model", ["resnet50", "timm:resnet50"])
 @pytest.mark.parametrize("classes", [12, 1000])
 def test_a_template_is_a_study_whatever_the_model(model: str, classes: int) -> None:
     found = ImageFolder(root='odd "name": #1', num_classes=classes, num_training=100_000, evaluated="val")
-    study = parse_study(yaml.safe_load(write_template("s", SCHEMA_FILE, model, found)))
+    facts = SourceFacts(num_classes=1000, input_shape=(3, 240, 240), transform=TransformSection())
+    dense = DenseModel(name=model, source=facts if model.startswith("timm:") else None)
+    study = parse_study(yaml.safe_load(write_template("s", SCHEMA_FILE, dense, found)))
     assert study.data.root == found.root
     assert study.model.num_classes == classes
     assert study.data.calibration.samples == 1024
-    # torchvision's weights are for 1000 classes; every other model is trained, or its weights are given.
-    assert (study.model.weights == "pretrained") == (model == "resnet50" and classes == 1000)
+    assert study.model.name == model
+    assert study.model.input_shape == ((3, 240, 240) if model.startswith("timm:") else (3, 224, 224))
+    # The published weights are for 1000 classes; every other model is trained, or its weights are given.
+    assert (study.model.weights == "pretrained") == (classes == 1000)
     assert (study.model.train is None) == (study.model.weights is not None)
-    assert (study.model.factory == "timm:create_model") == model.startswith("timm:")

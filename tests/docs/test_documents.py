@@ -55,6 +55,8 @@ def test_links_are_rewritten_for_the_site() -> None:
         "[h](data.md)"
     )
     assert repository_links.for_the_site("README.md", "[a](docs/concepts/index.md)") == "[a](concepts/index.md)"
+    picture = '<picture><source media="(a)" srcset="{0}/d.svg"><img alt="a" src="{0}/l.svg"></picture> `<img src="x">`'
+    assert repository_links.for_the_site("README.md", picture.format("docs/images")) == picture.format("images")
     assert repository_links.for_the_site("cluster/README.md", "[a](../docs/gpus.md)") == "[a](../gpus.md)"
 
 

@@ -12,7 +12,9 @@ from cleanai_ray.config.study import Study, parse_study
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.executors.chosen_model import chosen_row, keep_chosen_model
 from cleanai_ray.executors.writer import RunWriter, SavedTrialModel
+from cleanai_ray.stages.completed import completed_records
 from cleanai_ray.stages.export_run import explain_trial
+from cleanai_ray.stages.fingerprints import trial_key
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -99,6 +101,51 @@ def test_a_chosen_trial_that_is_beaten_is_kept_beside_the_front(tmp_path: Path) 
     models, again = kept(tmp_path, study, rows)
     assert models == sorted(one["trial_id"] for one in rows)
     assert again == [rows[1]["trial_id"]]
+
+
+def written(folder: Path, study: Study, rows: list[dict[str, Any]]) -> RunDirectory:
+    """A run directory after a sweep: records, and the models that the study keeps."""
+    writer = RunWriter(str(folder), study)
+    for one, trial in zip(rows, study.trials(), strict=True):
+        key = trial_key(study, trial, "dense")
+        writer.write_trial({"row": one}, key, MODEL if writer.wants_model(one) else None)
+    return RunDirectory(str(folder))
+
+
+@pytest.mark.parametrize(("asked", "lacking"), [("none", []), ("best", []), ("front", [0, 1]), ("all", [0, 1, 2])])
+def test_a_trial_is_complete_with_the_model_that_is_asked_for(tmp_path: Path, asked: str, lacking: list[int]) -> None:
+    study = study_of("none")
+    rows = [row(study, 0, 0.92, 50), row(study, 1, 0.80, 30), row(study, 2, 0.85, 60)]  # the first beats the third
+    run = written(tmp_path, study, rows)
+    assert run.list("models") == []
+    left = [one["trial_id"] for place, one in enumerate(rows) if place not in lacking]
+    assert list(completed_records(study_of(asked), run, "dense")) == left
+
+
+@pytest.mark.parametrize("before", ["none", "best", "front"])
+def test_a_run_that_kept_fewer_models_is_filled_up_to_the_front(tmp_path: Path, before: str) -> None:
+    study = study_of(before)
+    rows = [row(study, 0, 0.92, 50), row(study, 1, 0.80, 30), row(study, 2, 0.85, 60)]
+    run = written(tmp_path, study, rows)
+    if before == "best":  # as at the end of its run
+        assert RunWriter(str(tmp_path), study).keep_model(rows[0]["trial_id"])
+    study, kept_before = study_of("front"), set(run.list("models"))
+    done = completed_records(study, run, "dense")
+    front = {one["trial_id"] for one in rows[:2]}
+    assert {one["trial_id"] for one in rows} - done.keys() == front - kept_before
+    writer = RunWriter(str(tmp_path), study)
+    writer.begin_sweep(list(done))
+    for one in (one for one in rows if one["trial_id"] not in done):
+        assert writer.wants_model(one)
+        writer.write_trial({"row": one}, "key", MODEL)
+    assert set(run.list("models")) == front
+
+
+def test_a_control_is_not_of_the_front_and_beats_nothing(tmp_path: Path) -> None:
+    study = study_of("none")
+    control = {**row(study, 0, 0.99, 10), "control": "scratch"}
+    run = written(tmp_path, study, [control, row(study, 1, 0.80, 30), row(study, 2, 0.85, 60)])
+    assert list(completed_records(study_of("front"), run, "dense")) == [control["trial_id"]]
 
 
 def test_by_default_the_front_is_kept() -> None:

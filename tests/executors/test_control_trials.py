@@ -17,12 +17,12 @@ from torch import nn
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.config.study import Study, parse_study
 from cleanai_ray.errors import ModelError
-from cleanai_ray.executors.checkpoints import record_name
 from cleanai_ray.executors.counts import SweepState
 from cleanai_ray.executors.writer import RunWriter
 from cleanai_ray.models import build_model
 from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.report import make_report
+from cleanai_ray.stages.completed import record_name
 from cleanai_ray.stages.planning import check_study, describe_plan
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory

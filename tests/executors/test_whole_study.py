@@ -112,8 +112,9 @@ def test_every_trial_on_ray_leaves_tensorboard_files(small_run_on_ray):
 
 
 def test_the_course_of_the_study_is_told_in_plain_lines(small_run):
-    _, _, said = small_run
+    _, folder, said = small_run
     assert "trials: 3 done, 0 running, 0 failed, of 3" in said
+    assert f"model: {folder}/models/{chosen(folder)['trial_id']};" in said
     assert "3 of 3 trials succeeded" in said
     assert "\x1b" not in said
 
