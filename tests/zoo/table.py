@@ -32,7 +32,9 @@ def try_all(architectures: Sequence[Architecture], results: Path | None, referen
             found[key] = run_alone(try_architecture, architecture)
         wanted = reference and "reference" not in known and found[key].get("outcome") != "missing"
         if wanted:
-            found[key] |= {"reference": "not done in time"} | run_alone(try_torch_pruning, architecture, LIMIT // 2)
+            theirs = run_alone(try_torch_pruning, architecture, LIMIT // 2)
+            why = theirs.pop("ended", "no finding")
+            found[key] |= {"reference": "not done in time" if why.startswith("not done") else why} | theirs
         if results is not None and (wanted or not known):
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({key: found[key]}) + "\n")

@@ -71,7 +71,7 @@ def _summary(tried: Mapping[str, Finding], num_listed: int) -> list[str]:
         means = Counter(each.get("meaning", UNKNOWN) for each in runs)
         lines += [
             "",
-            f"torch-pruning's own pruner, tried on {len(referred)} of them in the same run, makes {len(runs)} smaller "
+            f"torch-pruning's own pruner, tried on {len(referred)} of them in the same way, makes {len(runs)} smaller "
             f"models that run: {means[SAME]} compute what the dense model does with the removed channels silent, "
             f"{means[OTHER]} something else, and {means[UNKNOWN]} have layers of which that cannot be said.",
         ]
