@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -85,6 +87,17 @@ def merged(document: dict[str, Any]) -> dict[str, Any]:
     return study
 
 
+@pytest.fixture
+def shown_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions that the guide to tasks shows, in the module that its study names."""
+    (source,) = (block.text for block in blocks("python") if "def focal(" in block.text)
+    module = ModuleType("my_package.scores")
+    exec(source, module.__dict__)
+    monkeypatch.setitem(sys.modules, "my_package", ModuleType("my_package"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.mark.usefixtures("shown_functions")
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
 def test_studies_and_parts_of_them_are_valid(block: Block) -> None:
     document = yaml.safe_load(block.text)
