@@ -64,13 +64,25 @@ def _without_command(
     raise typer.Exit
 
 
+class LineFormatter(logging.Formatter):
+    """Writes what this package notes as a plain line, and everything else with its level and logger."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a record."""
+        if record.name.startswith("cleanai_ray.") and record.levelno == logging.WARNING:
+            return f"note: {record.getMessage()}"
+        return super().format(record)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     Args:
         argv: The arguments, without the program's name; by default, those of the process.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     warnings.filterwarnings("ignore", category=FutureWarning)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cleanai_ray import __version__
-from cleanai_ray.cli import COMMANDS, main
+from cleanai_ray.cli import COMMANDS, LineFormatter, main
 from cleanai_ray.commands.names import KINDS
 
 
@@ -27,6 +28,19 @@ def test_without_a_command_the_help_lists_all(words: list[str], capsys: pytest.C
     assert captured.out == captured.out.rstrip() + "\n", "no empty line at the end"
     lines = [line.split(maxsplit=1) for line in captured.out.splitlines()]
     assert [name for name, (_, text) in COMMANDS.items() if [name, text] not in lines] == [], "none is cut off"
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "text"),
+    [
+        ("cleanai_ray.nn.notices", logging.WARNING, "note: 3 of 5"),
+        ("cleanai_ray.executors.trial_work", logging.ERROR, "ERROR cleanai_ray.executors.trial_work: 3 of 5"),
+        ("matplotlib", logging.WARNING, "WARNING matplotlib: 3 of 5"),
+    ],
+)
+def test_what_the_package_notes_is_a_plain_line(name: str, level: int, text: str) -> None:
+    record = logging.LogRecord(name, level, "", 0, "%d of %d", (3, 5), None)
+    assert LineFormatter("%(levelname)s %(name)s: %(message)s").format(record) == text
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
