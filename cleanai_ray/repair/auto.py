@@ -33,8 +33,8 @@ from cleanai_ray.repair.unfolded import compensate_unfolded
 _BLOCK_RATE, _DISTILL_RATE = 0.1, 0.02
 _SHARE_OF_BLOCKS = 0.5
 """Share of the seconds that blocks may take where distillation follows."""
-_SHARE_COMPARED, _LEAST_COMPARED = 4, 32
-"""Recalibrations are compared on every fourth image, and on at least so many."""
+_SHARE_COMPARED, _LEAST_COMPARED = 8, 32
+"""Recalibrations are compared on every eighth image, and on at least so many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class Variants:
     def parts(self) -> tuple[Variants, Variants | None]:
         """The same variants with the images that recalibrations are compared on, and with the others, if there are any.
 
-        Batch-norms have settled after few images: a quarter of them, but at least `_LEAST_COMPARED`, is enough to see
+        Batch-norms have settled after few images: an eighth of them, but at least `_LEAST_COMPARED`, is enough to see
         which recalibrations are of no use.
         """
         step = min(_SHARE_COMPARED, sum(len(batch) for batch in self.images) // _LEAST_COMPARED)
@@ -203,7 +203,7 @@ def auto_repair(
     mean KL(dense || pruned) of the softmax outputs; no labels are used. If `none` is among the compensations and the
     recalibrations, repair never takes a model farther from the dense one on these images. Nor does distillation.
 
-    A recalibration is judged after a quarter of the images first, and reads the others only where it may yet win. A
+    A recalibration is judged after an eighth of the images first, and reads the others only where it may yet win. A
     variant that fails costs only itself, and a notice says why.
 
     Args:
@@ -215,7 +215,7 @@ def auto_repair(
 
     Returns:
         The repaired model; the variant that was chosen; all that were tried, in order (compensation, batch_norm, ridge,
-        distill_steps, kl; of a recalibration that could not win, after a quarter of the images).
+        distill_steps, kl; of a recalibration that could not win, after an eighth of the images).
     """
     working, held = split_images(images)
     if not held:

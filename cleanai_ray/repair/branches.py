@@ -38,13 +38,13 @@ class Branch:
 class Additions(TorchFunctionMode):
     """Calls `before(arguments)` before every addition, and nothing while it is paused.
 
-    `after(arguments, result, whether it was an addition)` is called after every function.
+    `after(name of the function, arguments, result, whether it was an addition)` is called after every function.
     """
 
     def __init__(
         self,
         before: Callable[[Sequence[Any]], None],
-        after: Callable[[Sequence[Any], Any, bool], None] | None = None,
+        after: Callable[[str, Sequence[Any], Any, bool], None] | None = None,
     ) -> None:
         super().__init__()
         self._before = before
@@ -55,12 +55,13 @@ class Additions(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
-        addition = getattr(func, "__name__", "") in _ADDITIONS and len(args) == 2 and not kwargs
+        name = getattr(func, "__name__", "")
+        addition = name in _ADDITIONS and len(args) == 2 and not kwargs
         if addition:
             self._before(args)
         result = func(*args, **kwargs)
         if self._after is not None:
-            self._after([*args, *kwargs.values()], result, addition)
+            self._after(name, [*args, *kwargs.values()], result, addition)
         return result
 
     @contextmanager
@@ -132,14 +133,14 @@ class _BranchTracer(HookOwner):
 
         return hook
 
-    def _read(self, args: Sequence[Any], result: Any, addition: bool) -> None:
+    def _read(self, function: str, args: Sequence[Any], result: Any, addition: bool) -> None:
         if addition:
             if result is args[0] and id(result) in self._ends:  # The tensor is the sum now.
                 self._past.append(self._ends.pop(id(result)))
             return
-        if next(_tensors([result]), None) is None:  # A question (its shape, its type), and no computation.
+        if next(tensors_in([result]), None) is None:  # A question (its shape, its type), and no computation.
             return
-        for value in _tensors(args):
+        for value in tensors_in(args):
             end = self._ends.get(id(value))
             if end is not None and (result is not value or value._version != end.version):
                 end.reads += 1
@@ -166,7 +167,7 @@ class _BranchTracer(HookOwner):
         Args:
             output: The model's output.
         """
-        for value in _tensors([output]):
+        for value in tensors_in([output]):
             if id(value) in self._ends:
                 self._ends[id(value)].reads += 1
         reads: dict[str, int] = {}
@@ -184,14 +185,15 @@ class _BranchTracer(HookOwner):
         return {name: branch for _, name, branch in best.values()}
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """Yield the tensors among some values, and in lists and dicts of them."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            yield from tensors_in(value)
         elif isinstance(value, dict):
-            yield from _tensors(value.values())
+            yield from tensors_in(value.values())
 
 
 def channel_scale(module: nn.Module) -> Tensor | None:

@@ -105,15 +105,38 @@ class PatchMoments:
         Returns:
             Change of the weight, [groups, outputs of a group, features]; shift, [groups x outputs of a group].
         """
-        gram, cross = self.gram / self.count, self.cross / self.count
-        variances = gram.diagonal(dim1=1, dim2=2)
-        rounding = (_RESOLUTION * self.patch).square().amax(dim=1)
-        level = torch.maximum(ridge * variances.mean(dim=1), _LEAST_RIDGE * variances.max()).maximum(rounding)
-        level = torch.where(level > 0, level, 1.0)
-        regular = gram + torch.diag_embed(level[:, None].expand_as(variances))
-        change = torch.linalg.solve(regular, cross.transpose(1, 2)).transpose(1, 2)
+        system = RidgeSystem.of(self, ridge)
+        change = system.solve(self.cross / self.count)
         shift = self.error - (change @ self.patch[:, :, None]).squeeze(2)
         return change, shift.flatten()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RidgeSystem:
+    """The factors of C_pp + l I in each group, for many right-hand sides.
+
+    Attributes:
+        factors: LU factors, [groups, features, features].
+        pivots: Their pivots, [groups, features].
+    """
+
+    factors: Tensor
+    pivots: Tensor
+
+    @staticmethod
+    def of(moments: PatchMoments, ridge: float) -> RidgeSystem:
+        """Factorise the system of `PatchMoments.solve`."""
+        gram = moments.gram / moments.count
+        variances = gram.diagonal(dim1=1, dim2=2)
+        rounding = (_RESOLUTION * moments.patch).square().amax(dim=1)
+        level = torch.maximum(ridge * variances.mean(dim=1), _LEAST_RIDGE * variances.max()).maximum(rounding)
+        level = torch.where(level > 0, level, 1.0)
+        factors, pivots = torch.linalg.lu_factor(gram + torch.diag_embed(level[:, None].expand_as(variances)))
+        return RidgeSystem(factors=factors, pivots=pivots)
+
+    def solve(self, cross: Tensor) -> Tensor:
+        """Return cross (C_pp + l I)^-1, [groups, outputs of a group, features], as `cross` is."""
+        return torch.linalg.lu_solve(self.factors, self.pivots, cross.transpose(1, 2)).transpose(1, 2)
 
 
 def _standardised(rows: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,9 +17,11 @@ from cleanai_ray.nn.memory import working_bytes
 from cleanai_ray.nn.modes import evaluation_mode
 from cleanai_ray.nn.patches import matrix, reads_patches, set_matrix
 from cleanai_ray.repair.block_sizes import BlockSizes
-from cleanai_ray.repair.evidence import SAMPLES_AT_ONCE, Evidence, EvidenceSum
+from cleanai_ray.repair.evidence import SAMPLES_AT_ONCE, EvidenceSum
 from cleanai_ray.repair.images import Batches, Reached, device_of, read_images, run, walk
 from cleanai_ray.repair.pair import ModelPair
+from cleanai_ray.repair.rectified import RowSample
+from cleanai_ray.repair.rectifiers import ActiveRange, find_active_ranges
 from cleanai_ray.repair.rows import Rows
 from cleanai_ray.repair.sampling import PositionSampler
 from cleanai_ray.repair.trace import trace_consumers
@@ -46,7 +48,7 @@ def compensate_unfolded(
     Each layer's weight, one number per output, input channel and tap of its kernel, is regressed on the patches that
     the pruned and already refitted model gives it, so that its outputs are those of the dense model's layer. The ridge
     pulls towards the present weight. The last layer of a block is refitted so that the block's sum is right: what the
-    shortcut lacks becomes part of its target.
+    shortcut lacks becomes part of its target. Where a rectifier follows, only what it lets through must be right.
 
     Layers that run several times in a forward pass stay as they are, and so do layers that share their weight.
 
@@ -82,12 +84,14 @@ class Refit:
         models: The models.
         rows: Reads the rows of the layers to refit.
         ridge: Regularisation; None: chosen for each layer.
+        active: The ranges of outputs that make a difference, for the layers that a rectifier follows.
         changed: Names of the layers that have changed so far.
     """
 
     models: ModelPair
     rows: Rows
     ridge: float | None
+    active: Mapping[str, ActiveRange]
     changed: dict[str, None] = field(default_factory=dict)
 
     @staticmethod
@@ -106,7 +110,8 @@ class Refit:
         consumers = [consumer for consumer in found if consumer.name not in tied and consumer.reads_samples]
         units = {unit.consumer.name: unit for unit in trace_units(models.pruned, first, consumers)}
         rows = Rows(models=models, units=units, sampler=PositionSampler(positions_per_sample))
-        return Refit(models=models, rows=rows, ridge=ridge)
+        active = find_active_ranges(models, first, units)
+        return Refit(models=models, rows=rows, ridge=ridge, active=active)
 
     @torch.no_grad()
     def block(self, track: Track, memory_limit: int | None = None) -> tuple[_Made, _Made]:
@@ -161,12 +166,12 @@ class Refit:
             target = torch.cat(targets.pop(name))
             changed = False
             for part in self._parts(name):
-                sums = EvidenceSum()
+                sums = self._sums(name, len(target))
                 for start in range(0, len(target), SAMPLES_AT_ONCE):
                     some = slice(start, start + SAMPLES_AT_ONCE)
                     beside = None if shortcut is None else shortcut[some]
                     sums.add(samples[some], *self._rows(name, value[some], beside, samples[some], target[some], part))
-                changed = self._apply(name, sums.total(), part) or changed
+                changed = self._apply(name, sums, part) or changed
             return changed
 
         made = _visit(self.models.pruned, units, track.run_pruned, [torch.cat(list(track.pruned))], refit)
@@ -174,7 +179,7 @@ class Refit:
 
     def _in_batches(self, track: Track, name: str, target: Tensor) -> None:
         for part in self._parts(name):
-            sums = EvidenceSum()
+            sums = self._sums(name, len(target))
 
             def add(name: str, value: Tensor, shortcut: Tensor | None, samples: range) -> bool:
                 wanted = target[samples.start : samples.stop]
@@ -183,7 +188,7 @@ class Refit:
 
             _visit(self.models.pruned, {name: self.rows.units[name]}, track.run_pruned, track.pruned, add)
             if sums.has_rows:
-                self._apply(name, sums.total(), part)
+                self._apply(name, sums, part)
 
     def _parts(self, name: str) -> Iterator[slice]:
         """Yield the features that are refitted at once."""
@@ -197,11 +202,17 @@ class Refit:
         patches, made = self.rows.made(name, value, shortcut, samples)
         return patches[..., part], made, target.to(made.device)
 
-    def _apply(self, name: str, evidence: Evidence, part: slice) -> bool:
+    def _sums(self, name: str, number: int) -> EvidenceSum:
+        """Return the evidence to gather for a layer from a number of images."""
+        active = self.active.get(name)
+        return EvidenceSum(None if active is None else RowSample(active, number))
+
+    def _apply(self, name: str, sums: EvidenceSum, part: slice) -> bool:
         """Refit a layer, and return whether it was not right already."""
-        if evidence.is_right:
+        solution = sums.solve(self.ridge)
+        if solution is None:
             return False
-        change, shift = evidence.solve(self.ridge)
+        change, shift = solution
         if not (torch.isfinite(change).all() and torch.isfinite(shift).all()):
             raise CalibrationError(f"the values around layer '{name}' are not finite on the calibration samples")
         module = self.models.pruned.get_submodule(name)

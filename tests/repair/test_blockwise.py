@@ -81,16 +81,16 @@ def test_no_block_ends_worse_than_its_refit_and_the_record_says_what_is_measured
     assert learned[0].before == start[0].before
 
 
-@pytest.mark.parametrize(("name", "block", "share"), [("residual", 2, 0.6), ("vit", -1, 0.95)])
-def test_training_the_blocks_of_a_pruned_residual_network_lowers_its_error(name: str, block: int, share: float) -> None:
-    """What a rectifier behind a block cuts off, a linear refit cannot know."""
+@pytest.mark.parametrize(("name", "block"), [("residual", 2), ("vit", -1)])
+def test_training_the_blocks_of_a_pruned_residual_network_lowers_its_error(name: str, block: int) -> None:
+    """The layers of a block help each other, which a refit of one layer after the other cannot know."""
     case, held = random_case(name, torch.float32), torch.cat(parts_of(name)[1])
     if name == "residual":
         case = cut(case.dense, {"stem": [0, 1, 2, 3], "conv1": [0, 1, 3, 4, 6, 7]})
     trained, _ = reconstructed(case, name, Recipe(steps=150, learning_rate=0.05, batch_size=16))
     refit, _ = reconstructed(case, name, UNTRAINED)
     errors, starts = (errors_of(case.pair(model), held)[block] for model in (trained, refit))
-    assert errors < share * starts
+    assert errors < 0.95 * starts
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "vit"])

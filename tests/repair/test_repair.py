@@ -56,9 +56,9 @@ def test_auto_takes_the_variant_nearest_to_the_dense_model_and_never_a_worse_one
     assert outcome.chosen["kl"] <= outcome.tried[0]["kl"]
 
 
-def test_recalibrations_are_compared_after_a_quarter_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 200 images, 160 repair: 40 of them are read for each recalibration, and the other 120 where it may win."""
-    case, images = random_case("plain", torch.float32), images_for("plain", 200)
+def test_recalibrations_are_compared_after_an_eighth_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 400 images, 320 repair: 40 of them are read for each recalibration, and the other 280 where it may win."""
+    case, images = random_case("plain", torch.float32), images_for("plain", 400)
     read: list[int] = []
 
     def counted(model: nn.Module, batches: list[Tensor]) -> Any:
@@ -69,23 +69,23 @@ def test_recalibrations_are_compared_after_a_quarter_of_the_images(monkeypatch: 
     outcome = repair(case.dense, case.result, images.split(50), RepairOptions(compensation="none"))
     by_hand = {"none": kl_on_held_back(case.dense, case.result.model, images)}
     relative = copy.deepcopy(case.result.model)
-    working = images[torch.arange(200) % 5 != 4]
-    first = torch.arange(160) % 4 == 0
+    working = images[torch.arange(400) % 5 != 4]
+    first = torch.arange(320) % 8 == 0
     batches = [*working[first].split(50), *working[~first].split(50)]
     recalibrate(case.dense, relative, batches, kept_outputs=case.result.kept_outputs)
     by_hand["relative"] = kl_on_held_back(case.dense, relative, images)
     assert by_hand["relative"] < by_hand["none"]
     assert {entry["batch_norm"]: entry["kl"] for entry in outcome.tried} == pytest.approx(by_hand, rel=1e-4)
-    assert read == [40, 40, 120, 120]
+    assert read == [40, 40, 280, 280]
     read.clear()
     outcome = repair(case.dense, case.result, images.split(50))
     assert outcome.chosen["kl"] == min(entry["kl"] for entry in outcome.tried)
     # Without a compensation, batch statistics are of no use: the dense model's and at most three others are finished.
     assert read.count(40) == 5
-    assert read.count(120) <= 4
+    assert read.count(280) <= 4
     read.clear()
     repair(case.dense, case.result, images[:60].split(50), RepairOptions(compensation="none"))
-    assert read == [48, 48]  # A quarter of so few would say little.
+    assert read == [48, 48]  # An eighth of so few would say little.
 
 
 def test_a_model_that_flattens_by_view_is_repaired() -> None:
