@@ -42,6 +42,7 @@ GRIDS = {
     "segmentation": (0, 1, 4, 2, 1, 1),
     "detection": (0, 1, 3, 1, 1, 1),
     "language_model": (0, 1, 4, 2, 1, 1),
+    "multilabel": (0, 1, 4, 2, 1, 1),
     "regression": (0, 1, 4, 2, 1, 1),
 }
 SECOND_EDITION = [name for name in GRIDS if name.startswith("research_second_edition")]
