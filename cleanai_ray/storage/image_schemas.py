@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cleanai_ray.storage.columns import described
+
 IMAGES_FILE = "images.parquet"
 CORRECT_FILE = "correct.parquet"
 
@@ -21,11 +23,7 @@ VALIDATION, TEST = "validation", "test"
 Bits = NDArray[np.bool_]
 
 
-def _schema(*columns: tuple[str, pa.DataType, str]) -> pa.Schema:
-    return pa.schema([pa.field(name, kind, metadata={"description": text}) for name, kind, text in columns])
-
-
-IMAGES = _schema(
+IMAGES = described(
     ("number", pa.int64(), "Index of the scored image in its split; rows are in this order."),
     ("split", pa.string(), "The split."),
     ("role", pa.string(), "validation: the image decides which trial is chosen; test: it decides nothing."),
@@ -33,7 +31,7 @@ IMAGES = _schema(
     ("correct_dense", pa.bool_(), "True if the dense model gets it right."),
 )
 
-CORRECT = _schema(
+CORRECT = described(
     ("trial_id", pa.string(), "The trial."),
     ("num_images", pa.int64(), "Bits that count: rows of images.parquet."),
     (
