@@ -80,8 +80,16 @@ def order_of_classes(model: ModelSection, found: tuple[str, ...], name: str) -> 
     Returns:
         None if the order is the same, or the names are others, as they are for a model without names.
     """
-    wanted = {_plain(label): number for number, label in enumerate(class_names(model))}
-    if len(wanted) != len(found) or {_plain(label) for label in found} != set(wanted):
+    names = class_names(model)
+    wanted = {_plain(label): number for number, label in enumerate(names)}
+    if len(wanted) != len(found):
+        return None
+    if {_plain(label) for label in found} != set(wanted):
+        number = next(place for place, label in enumerate(found) if _plain(label) not in wanted)
+        notice(
+            f"class {number} is '{found[number]}' in data set '{name}' and '{names[number]}' in {model.name}: names do not "
+            "tell whether classes are numbered alike, so look at the dense accuracy"
+        )
         return None
     ordered = tuple(sorted(found, key=lambda label: wanted[_plain(label)]))
     if ordered == found:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from cleanai_ray.errors import ModelError
 from cleanai_ray.nn.calls import main_output
-from cleanai_ray.nn.view import Forward, as_network, own_forward
+from cleanai_ray.nn.view import as_network, own_forward
 
 Path = tuple[str | int, ...]
 """The keys, names or places that lead to a tensor."""
@@ -36,7 +36,7 @@ def with_scores(
     if output is None and isinstance(outputs, Tensor):
         return model
     path = _named(outputs, output, what) if output is not None else _found(outputs, shape, what)
-    return as_network(model, _selecting(path)) if path else model
+    return as_network(model, _Selection(path)) if path else model
 
 
 def _named(outputs: Any, output: str | int, what: str) -> Path:
@@ -111,15 +111,18 @@ def _dotted(place: Path) -> str:
     return ".".join(map(str, place))
 
 
-@lru_cache(maxsize=64)  # one function for a place, so that the views of a model have one class
-def _selecting(path: Path) -> Forward:
-    """Return the forward pass of a view that returns what stands at a place, or, in training, what counts instead."""
+@dataclass(frozen=True)
+class _Selection:
+    """The forward pass of a view that returns what stands at a place, or, in training, what counts instead.
 
-    def forward(network: Any, inputs: Tensor) -> Any:
+    Views of a model by equal selections have one class, and can be sent to other processes.
+    """
+
+    path: Path
+
+    def __call__(self, network: Any, inputs: Tensor) -> Any:
         outputs = own_forward(network)(inputs)
         try:
-            return outputs if isinstance(outputs, Tensor) else _follow(outputs, path)
+            return outputs if isinstance(outputs, Tensor) else _follow(outputs, self.path)
         except LookupError:
             return main_output(outputs)
-
-    return forward

@@ -19,7 +19,7 @@ Forward = Callable[[Any, Tensor], Any]
 def as_network(model: nn.Module, forward: Forward) -> nn.Module:
     """Return a module that shares all modules and parameters of a model, and runs another forward pass.
 
-    A deep copy of it is a deep copy of the model, with the other forward pass.
+    A deep copy of it is a deep copy of the model, with the other forward pass. It can be pickled if both can be.
     """
     view = copy.copy(model)
     view.__class__ = _view_class(type(model), forward)  # type: ignore[arg-type]
@@ -47,8 +47,8 @@ def as_model(network: nn.Module) -> nn.Module:
     own = getattr(type(network), "_viewed_class", None)
     if own is None:
         return network
-    model = copy.copy(network)
-    model.__class__ = own
+    model: nn.Module = own.__new__(own)
+    model.__dict__.update(vars(network))
     return model
 
 
@@ -60,6 +60,13 @@ def own_forward(network: Any) -> Callable[..., Any]:
 
 @lru_cache(maxsize=64)
 def _view_class(own: type[nn.Module], forward: Forward) -> type[nn.Module]:
+    def run(self: nn.Module, inputs: Tensor) -> Any:
+        return forward(self, inputs)
+
+    def reduced(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        return as_network, (as_model(self), forward)
+
     # It has the name of the model's class, by which plans identify architectures.
     names = {"__qualname__": own.__qualname__, "__module__": own.__module__, "__doc__": own.__doc__}
-    return type(own.__name__, (own,), {**names, "forward": forward, "_viewed_class": own})
+    own_parts = {"forward": run, "__reduce_ex__": reduced, "_viewed_class": own}
+    return type(own.__name__, (own,), {**names, **own_parts})

@@ -137,6 +137,19 @@ def test_classes_are_numbered_as_the_models(tmp_path):
     assert open_image_source(data, trained).class_names == CLASSES
 
 
+def test_classes_of_other_names_are_told(tmp_path, caplog):
+    write_hf_resnet(tmp_path / "model")
+    write_images(tmp_path / "images", per_class=1)
+    for split in ("train", "val"):
+        (tmp_path / "images" / split / CLASSES[1]).rename(tmp_path / "images" / split / "n02084071")
+    data = DataSection(name="image_folder", root=str(tmp_path / "images"))
+    source = open_image_source(data, ModelSection(name=f"hf:{tmp_path / 'model'}"))
+    number = sorted({*CLASSES, "n02084071"} - {CLASSES[1]}).index("n02084071")
+    assert source.class_names[number] == "n02084071"
+    assert f"class {number} is 'n02084071' in data set 'image_folder' and '{MODEL_ORDER[number]}' in hf:" in caplog.text
+    assert "look at the dense accuracy" in caplog.text
+
+
 def test_a_data_set_of_fixed_numbers_says_that_they_are_others(tmp_path):
     write_hf_resnet(tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
