@@ -51,8 +51,8 @@ def cost_charts(study: StudyFrames) -> tuple[str, str]:
 def _why(headline: Headline) -> Paragraph:
     shown = [_clipped(reason, 300) for reason in headline.reasons[:3]]
     rest = len(headline.reasons) - len(shown)
-    more = f" ({plural(rest, 'further reason')} under Risks)" if rest else ""
-    return Paragraph(f"Why: {'; '.join(reason.removesuffix('.') for reason in shown)}{more}.")
+    more = [f"{plural(rest, 'further reason')}: see Risks."] if rest else []
+    return Paragraph(" ".join(["Why:", *(f"{reason.removesuffix('.')}." for reason in shown), *more]))
 
 
 def _clipped(text: str, length: int) -> str:
