@@ -106,6 +106,9 @@ def test_wrong_commands_are_one_line(capsys, tmp_path):
     assert "methodz" in refused(capsys, "list", "methodz")
     assert "Missing argument" in refused(capsys, "run")
     assert str(tmp_path) in refused(capsys, "report", str(tmp_path))
+    assert "--planned is 2" in refused(capsys, "report", str(tmp_path), "--planned", "2")
+    (tmp_path / "results.parquet").touch()
+    assert "which holds the tables of a run" in refused(capsys, "report", "a", "b", "--out", str(tmp_path))
     assert "no such file" in refused(capsys, "plan", str(tmp_path / "none.yaml")).lower()
 
 

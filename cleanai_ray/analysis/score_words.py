@@ -158,7 +158,7 @@ def compared_text(trial: Mapping[str, Any], accuracy: float | None = None) -> st
 def dense_text(trial: Mapping[str, Any]) -> str:
     """Return the score of the dense model on the images of a trial: `93.1 %`, or `perplexity 7.31 (...)`."""
     words, dense = words_of(trial.get("metric")), trial["accuracy_dense"]
-    return _both(words, trial.get("score_dense"), dense) if words.is_inverted else percent(dense)
+    return _both(words, dense_score(trial), dense) if words.is_inverted else percent(dense)
 
 
 def _both(words: ScoreWords, score: float | None, accuracy: float | None) -> str:

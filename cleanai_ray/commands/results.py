@@ -31,12 +31,17 @@ def report(
     from cleanai_ray.report import make_report
     from cleanai_ray.report.joint import make_joint_report
     from cleanai_ray.storage.run_directory import RunDirectory
+    from cleanai_ray.storage.schemas import RESULTS_FILE
 
+    if planned is not None and out is None:
+        raise StudyError(f"--planned is {planned}, which is for a joint report; needed with it: --out FOLDER")
     if len(directories) == 1 and out is None:
         (out,) = directories
         names = make_report(RunDirectory(out))
     elif out is None:
         raise StudyError(f"--out is missing; needed for a joint report of {len(directories)} run directories: a folder")
+    elif RunDirectory(out).exists(RESULTS_FILE):
+        raise StudyError(f"--out is '{out}', which holds the tables of a run; allowed: another folder")
     else:
         names = make_joint_report([RunDirectory(each) for each in directories], RunDirectory(out), planned)
     for name in names:

@@ -87,8 +87,8 @@ def order_of_classes(model: ModelSection, found: tuple[str, ...], name: str) -> 
     if {_plain(label) for label in found} != set(wanted):
         number = next(place for place, label in enumerate(found) if _plain(label) not in wanted)
         notice(
-            f"class {number} is '{found[number]}' in data set '{name}' and '{names[number]}' in {model.name}: names do not "
-            "tell whether classes are numbered alike, so look at the dense accuracy"
+            f"class {number} is '{found[number]}' in data set '{name}' and '{names[number]}' in {model.name}: names do "
+            "not tell whether classes are numbered alike, so look at the dense accuracy"
         )
         return None
     ordered = tuple(sorted(found, key=lambda label: wanted[_plain(label)]))

@@ -56,6 +56,14 @@ def test_classification_is_the_default() -> None:
             {"model": {**document()["model"], "expected_accuracy": 0.5}},
             "model.expected_accuracy is 0.5; allowed for task segmentation: null",
         ),
+        (
+            {"task": {"name": "multilabel_classification"}, "finetune": {"epochs": 1, "num_workers": 2}},
+            "finetune.num_workers is 2; allowed for task multilabel_classification: 1",
+        ),
+        (
+            {"task": {"metric": "torch.nn.functional:mse_loss"}, "finetune": {"epochs": 1, "num_workers": "auto"}},
+            "finetune.num_workers is auto; allowed for task classification with a metric of its own: 1",
+        ),
     ],
 )
 def test_what_does_not_suit_a_task_is_refused(changes: dict[str, Any], message: str) -> None:

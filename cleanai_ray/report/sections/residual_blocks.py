@@ -73,9 +73,10 @@ def _chosen(blocks: pl.DataFrame) -> str:
 
 def _chosen_by_budget(blocks: pl.DataFrame, study: StudyFrames) -> str:
     """Return in words which blocks the trials of each budget lose."""
+    limits = (study.study.get("sweep") or {}).get("budgets") or ()  # study.yaml may be missing
+    known = blocks["budgets"].drop_nulls().explode().unique().sort()
     found = {}
-    for limits in study.study["sweep"]["budgets"]:
-        budget = str(Budget(**limits))
+    for budget in [str(Budget(**limit)) for limit in limits] or known:
         names = [row["block"] for row in blocks.iter_rows(named=True) if budget in (row["budgets"] or ())]
         found[budget] = ", ".join(names) or "none pays"
     choices = "; ".join(f"{budget}: {names}" for budget, names in found.items())

@@ -11,7 +11,7 @@ from cleanai_ray.analysis.frames import StudyFrames, as_mapping
 from cleanai_ray.analysis.numbers import NONE, percent
 from cleanai_ray.analysis.plugins import load_plugins_of
 from cleanai_ray.analysis.questions import answer_questions
-from cleanai_ray.analysis.score_words import compared_text, score_number, words_of_study
+from cleanai_ray.analysis.score_words import compared_text, dense_score, score_number, words_of_study
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.report.blocks import Block, Chapter, Column, Document, Heading, Paragraph, Table
 from cleanai_ray.report.html.page import to_html
@@ -103,7 +103,7 @@ def _own_units(studies: Sequence[StudyFrames]) -> list[tuple[str, ...]]:
     if not words.is_inverted:
         return []
     best = (NONE if study.best is None else score_number(study.best["score"]) for study in studies)
-    dense = (NONE if study.best is None else score_number(study.best["score_dense"]) for study in studies)
+    dense = (NONE if study.best is None else score_number(dense_score(study.best)) for study in studies)
     return [(f"dense {words.name}", *dense), (f"best {words.name}", *best)]
 
 
