@@ -126,7 +126,7 @@ def markdown(findings: JointFindings | None, num_runs: int) -> str:
         ]
     if findings.choices:
         parts += [
-            "What to take, told on the test images that decided nothing:",
+            "What to take, told on the test images that decided nothing, though of the same trainings and draws:",
             _table(choices_table(findings.choices)),
         ]
     if findings.controls:

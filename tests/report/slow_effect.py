@@ -94,8 +94,16 @@ def half_width(parts: Sequence[Piece], probability: float) -> float:
     return math.sqrt(total)
 
 
-def parts_of(groups: list[list[np.ndarray]], images: list[list[np.ndarray]] | None, grain: float) -> Any:
-    """The parts of the error of the mean over groups of means of units: a list of units per group, draws in each."""
+def parts_of(
+    groups: list[list[np.ndarray]],
+    draws: list[list[np.ndarray]],
+    images: list[list[np.ndarray]] | None,
+    grain: float,
+) -> Any:
+    """The parts of the error of the mean over groups of means of units: a list of units per group, values in each.
+
+    `draws` are the values of the draws that all units have, alike.
+    """
     freedom = sum(len(group) - 1 for group in groups)
     if freedom < 2:
         return None
@@ -114,8 +122,8 @@ def parts_of(groups: list[list[np.ndarray]], images: list[list[np.ndarray]] | No
         used = max((sum(shares) ** 2 - 2 * below) / below, min(len(own) - 1 for own in means))
         used = min(used, freedom)
     parts = [(math.sqrt(sum(shares)) / len(groups), used, 0.0, math.inf)]
-    if groups[0][0].size >= 3:
-        parts.append(common_part(groups, groups[0][0].size - 1))
+    if draws[0][0].size >= 3:
+        parts.append(common_part(draws, draws[0][0].size - 1))
     if images is not None and images[0][0].size >= 30:
         parts.append(common_part(images, math.inf))
     return parts

@@ -75,22 +75,34 @@ class Slow:
         self.everything = np.ones(len(self.tests), dtype=bool)
 
     def effect(
-        self, tables: list[Table], threshold: float = 0.0, grain: float = 0.0, runs: list[Run] | None = None
+        self,
+        tables: list[Table],
+        threshold: float = 0.0,
+        grain: float = 0.0,
+        runs: list[Run] | None = None,
+        shared: list[list[float]] | None = None,
     ) -> Effect:
-        """The effect of values per run and draw."""
-        pairs = list(zip(self.runs if runs is None else runs, tables, strict=True))
-        own = [[table for run, table in pairs if run.network == name] for name in self.networks]
+        """The effect of values per run and draw; `shared` are those of the draws that all runs have, if not all do."""
+        runs = self.runs if runs is None else runs
+        own = [[table for run, table in zip(runs, tables, strict=True) if run.network == n] for n in self.networks]
         units = [[np.array([value for value, _ in table]) for table in group] for group in own]
+        draws = units
+        if shared is not None:
+            draws = [
+                [np.array(v) for run, v in zip(runs, shared, strict=True) if run.network == n] for n in self.networks
+            ]
         images: list[list[Any]] | None = None
         if all(bits is not None for table in tables for _, bits in table):
             images = [[sum(bits for _, bits in table) / len(table) for table in group] for group in own]  # type: ignore[misc]
-        over: list[Any] = [sum(group) / len(group) for group in units]
+        over = [np.array([statistics.fmean(float(unit.mean()) for unit in group)]) for group in units]
+        over_draws: list[Any] = [sum(group) / len(group) for group in draws]
         over_images: Any = None if images is None else [[sum(group) / len(group) for group in images]]
-        grain /= units[0][0].size
+        grain /= min(unit.size for group in units for unit in group)
+        is_few = shared is not None and len(shared[0]) < 3
         return Effect(
             statistics.fmean(float(each.mean()) for each in over),
-            parts_of(units, images, grain),
-            parts_of([over], over_images, grain),
+            None if is_few else parts_of(units, draws, images, grain),
+            None if is_few else parts_of([over], [over_draws], over_images, grain),
             {name: float(each.mean()) for name, each in zip(self.networks, over, strict=True)},
             threshold,
         )
@@ -120,11 +132,14 @@ class Slow:
             if table:
                 found.append((run, table))
         runs, tables = [run for run, _ in found], [list(table.values()) for _, table in found]
-        if any(table.keys() != found[0][1].keys() for _, table in found):
-            tables = [[(statistics.fmean(value for value, _ in table), None)] for table in tables]
         if {run.network for run in runs} < set(self.networks):
             return None
-        return self.effect(tables, grain=100 / len(self.everything), runs=runs)
+        shared = None
+        if any(table.keys() != found[0][1].keys() for _, table in found):
+            draws = [draw for draw in found[0][1] if all(draw in table for _, table in found)]
+            shared = [[table[draw][0] for draw in draws] for _, table in found]
+        count = mask.sum() if stage == "accuracy" else len(self.everything)
+        return self.effect(tables, grain=100 / float(count), runs=runs, shared=shared)
 
     @staticmethod
     def mean_bits(run: Run, rows: list[Row]) -> Any:
@@ -146,7 +161,7 @@ class Slow:
                 ]
                 table.append((float(stats.spearmanr(*means).statistic), None))
             tables.append(table)
-        return self.effect(tables, threshold=0.5)
+        return self.effect(tables, threshold=0.5, grain=12 / (len(labels) * (len(labels) ** 2 - 1)))
 
     def plans(self, budget: str) -> Effect:
         tables = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from collections import Counter
@@ -9,14 +10,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pypdfium2
 import pytest
 from report.joint_expected import Expected
 from report.joint_runs import Planted, write_runs
 
 import cleanai_ray as cleanai
+from cleanai_ray.analysis.joint.answers import JointAnswer, JointRow
+from cleanai_ray.analysis.joint.evidence import compare_sides
+from cleanai_ray.analysis.joint.findings import JointFindings
+from cleanai_ray.analysis.joint.pairs import DENSE
+from cleanai_ray.analysis.joint.study import Row
 from cleanai_ray.cli import main
 from cleanai_ray.errors import ArtifactError
+from cleanai_ray.report.blocks import Paragraph
+from cleanai_ray.report.joint.document import write_joint_document
+from cleanai_ray.storage.image_schemas import CORRECT_FILE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMITTED = REPOSITORY / "artifacts" / "research_second_edition"
@@ -51,6 +62,7 @@ def assert_every_number_is_derived(folders: Sequence[Path], pdf: Path, num_plann
         assert f"{row}{100 * run.dense.mean():.2f} %" in text
     assert f"of {len(expected.slow.tests)} decided nothing" in text
     assert f" {int(expected.slow.tests.sum())} " in text
+    assert "all numbers are of the others, though of the same trainings and draws." in text
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +128,43 @@ def assert_halves_agree(folders: Sequence[Path]) -> None:
             pytest.skip("too few trainings are in for an interval")
         inside = [interval[0] <= mean[half].mean() <= interval[1] for half in halves]
         assert np.mean(inside) >= 0.95
+
+
+def written_of(findings: JointFindings) -> str:
+    chapters = write_joint_document(findings, None).chapters
+    return " ".join(block.text for chapter in chapters for block in chapter.blocks if isinstance(block, Paragraph))
+
+
+def test_trials_without_single_images_are_told_apart_from_those_that_failed(tmp_path: Path) -> None:
+    folders = write_runs(tmp_path, Planted(SKILL, num_images=60), networks=("resnet20",), controls=())
+    whole = cleanai.analyse(folders).findings
+    assert "left out" not in written_of(whole)
+    # The images of one trial of coverage are lost; on all of them its accuracy is still known, on half it is not.
+    file = folders[0] / CORRECT_FILE
+    kept = pq.read_table(file)
+    pq.write_table(kept.filter(pc.not_equal(kept["trial_id"], "coverage-macs0.5-d0-p0")), file)
+    joint = cleanai.analyse(folders).findings.joint
+
+    def lost(row: Row) -> bool:
+        return bool(row["method"] == "coverage")
+
+    found = compare_sides(joint, joint.amounts[1], lost, DENSE, images=joint.test_images)
+    assert found is not None
+    assert (found.num_unknown, found.num_dropped, found.few_draws) == (1, 0, 2)
+    answer = JointAnswer("b1", "?", rows=(JointRow(joint.amounts[1], "coverage", found),), is_primary=True)
+    text = written_of(dataclasses.replace(whole, answers=(answer,), differences=answer.rows, controls=answer.rows))
+    left = "1 draw of single runs left out because the single images of a trial are not known."
+    assert text.count(left) == 3
+    assert "cannot tell. Draws of calibration images that all runs have: 2; it takes three." in text
+    # Of all trials of a network: nothing can be chosen, though nothing failed.
+    pq.write_table(kept.slice(0, 0), file)
+    for other in folders[1:]:
+        pq.write_table(kept.slice(0, 0), other / CORRECT_FILE)
+    unknown = cleanai.analyse(folders).findings
+    assert unknown.choices == ()
+    text = written_of(unknown)
+    assert "single images of its trials are not known" in text
+    assert "without a failed trial." not in text
 
 
 def test_an_analysis_takes_several_runs(whole: list[Path]) -> None:

@@ -97,6 +97,7 @@ def test_runs_that_are_whole_are_gathered_and_the_others_are_named(
     assert text.startswith("before\n<!-- second edition -->\n\nRuns that are in: 2 of 9 planned runs: resnet20")
     assert text.endswith("<!-- end of second edition -->\nafter\n")
     assert "| MACs \N{LESS-THAN OR EQUAL TO} 70 % | coverage against magnitude | " in text
+    assert "told on the test images that decided nothing, though of the same trainings and draws:" in text
 
 
 def test_a_run_is_whole_when_all_its_trials_have_succeeded(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cleanai_ray.analysis.joint.difference import LIKE_THESE, THESE, JointDifference, Scope
-from cleanai_ray.analysis.numbers import NONE, p_text, signed
+from cleanai_ray.analysis.numbers import NONE, p_text, plural, signed
 
 CANNOT_TELL = "cannot tell"
 
@@ -31,9 +31,15 @@ class JointRow:
         """Yes or no, with the scope in which that is beyond doubt; or that it cannot be told."""
         scope = self.found.told
         if scope is None:
-            return CANNOT_TELL
+            return self.untold
         is_above = self.found.effect > self.found.threshold
         return f"{'yes' if is_above == self.is_yes_above else 'no'}, for {scope}"
+
+    @property
+    def untold(self) -> str:
+        """That it cannot be told, and why where draws are too few."""
+        few = self.found.few_draws
+        return CANNOT_TELL if few is None else f"{CANNOT_TELL}, with {plural(few, 'draw')} in all runs"
 
     @property
     def texts(self) -> tuple[str, str, str, str, str]:

@@ -65,7 +65,7 @@ def _choose(joint: JointStudy, amount: str) -> JointChoice | None:
     deciding = ~joint.test_images if joint.is_tested else joint.test_images
     told = joint.test_images
     ranked: list[tuple[float, tuple[object, ...]]] = []
-    for key in _whole(joint, amount):
+    for key in whole_configurations(joint, amount):
         found = compare_sides(joint, amount, side_of_key(key), DENSE, images=deciding)
         if found is not None:
             ranked.append((found.effect, key))
@@ -100,8 +100,8 @@ def _key(row: Row) -> tuple[object, ...]:
     return tuple(row[name] for name in _KEYS)
 
 
-def _whole(joint: JointStudy, amount: str) -> list[tuple[object, ...]]:
-    """Return the configurations that every run has, all of whose trials succeeded."""
+def whole_configurations(joint: JointStudy, amount: str) -> list[tuple[object, ...]]:
+    """Return the configurations, by `JointChoice.key`, that every run has, and all of whose trials succeeded."""
     wanted: set[tuple[object, ...]] | None = None
     for rows in joint.trials:
         own = [row for row in rows if row["amount"] == amount]

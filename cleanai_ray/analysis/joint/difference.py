@@ -24,7 +24,8 @@ class JointDifference:
 
     Attributes:
         effect: The mean, in its unit.
-        these: Parts of its error over other trainings of these networks, draws and images; None where too few vary.
+        these: Parts of its error over other trainings of these networks, draws and images; None where too few vary,
+            or they do not vary at all.
         like_these: The same over other networks like these, each trained anew.
         by_network: The mean of each network.
         num_runs: Runs that it rests on.
@@ -32,6 +33,8 @@ class JointDifference:
         num_images: Images that it is of, where they are known one by one; else 0.
         num_dropped: Draws of runs that were left out because a trial failed.
         num_near_chance: Draws of runs that were left out because both models are near chance.
+        num_unknown: Draws of runs that were left out because the single images of a trial are not known.
+        few_draws: The number of draws that all runs have, where it is too small for an interval; else None.
         threshold: The value that the effect is tested against.
         family: Effects that are shown together.
     """
@@ -45,6 +48,8 @@ class JointDifference:
     num_images: int = 0
     num_dropped: int = 0
     num_near_chance: int = 0
+    num_unknown: int = 0
+    few_draws: int | None = None
     threshold: float = 0.0
     family: int = 1
 

@@ -43,7 +43,12 @@ def weights_of(groups: Sequence[int]) -> Table:
 
 
 def error_parts(
-    values: Table, groups: Sequence[int], images: Table | None = None, *, grain: float = 0.0
+    values: Table,
+    groups: Sequence[int],
+    images: Table | None = None,
+    *,
+    means: Table | None = None,
+    grain: float = 0.0,
 ) -> tuple[Part, ...] | None:
     """Return the parts of the error of the mean over groups of the means of their units; None where too few units vary.
 
@@ -51,9 +56,10 @@ def error_parts(
         values: Units x draws.
         groups: The group of each unit, [R]; groups are taken as they are, and other units of them would be drawn.
         images: The same means image by image, units x images, if the images are the same in all units.
+        means: The means of units over all that they have, [R], where that is more than the draws in `values`.
         grain: The least by which units are taken to vary.
     """
-    units = _units(values.mean(axis=1), groups, grain)
+    units = _units(values.mean(axis=1) if means is None else means, groups, grain)
     if units is None:
         return None
     parts = [units]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 from cleanai_ray.analysis.joint.difference import JointDifference
-from cleanai_ray.analysis.joint.errors import Table, error_parts, weights_of
-from cleanai_ray.analysis.joint.pairs import PairsOfRun, Side, pair_up_run
+from cleanai_ray.analysis.joint.error_parts import Part
+from cleanai_ray.analysis.joint.errors import FEWEST_DRAWS, Table, error_parts, weights_of
+from cleanai_ray.analysis.joint.pairs import Cell, PairsOfRun, Side, is_of_images, pair_up_run
 from cleanai_ray.analysis.joint.study import JointStudy, Row
 from cleanai_ray.storage.image_schemas import Bits
 
 CELL = ("mode", "steps")
-"""The columns that make a cell at one ratio or budget: fixed, and averaged."""
+"""The columns that make a cell at one ratio or budget, with the number of images: fixed, and averaged."""
+
+_NOTHING = 1e-9
+"""An error below it is none: units that are all alike, of which no step is known, tell nothing of others."""
 
 
 def side_of(joint: JointStudy, method: str) -> Side:
@@ -70,53 +75,75 @@ def compare_trials(
         pair_up_run(run, rows, first, second, stage=stage, cell=cell, mask=mask)
         for run, rows in zip(joint.runs, trials, strict=True)
     ]
-    return over_runs(joint, tables, grain=joint.grain)
+    return over_runs(joint, tables)
 
 
-def over_runs(
-    joint: JointStudy, tables: Sequence[PairsOfRun], *, threshold: float = 0.0, grain: float = 0.0
-) -> JointDifference | None:
+def over_runs(joint: JointStudy, tables: Sequence[PairsOfRun], *, threshold: float = 0.0) -> JointDifference | None:
     """Return the mean over networks of what each run has; None where a network has nothing.
+
+    The part that draws have in its error is told from those that all runs have; where these are fewer than three, it
+    has no interval. Units are taken to vary by the smallest step of a value at the least.
 
     Args:
         joint: The runs.
         tables: The values of each run.
         threshold: The value that the mean is tested against.
-        grain: Smallest step of a value; units are taken to vary by that much at the least.
     """
     used = [place for place, table in enumerate(tables) if table.values]
     if len({joint.groups[place] for place in used}) < len(joint.networks):
         return None
     own = [tables[place] for place in used]
     groups = [joint.groups[place] for place in used]
-    values, images = _by_draw(own), _by_image(own)
+    means, images = np.array([np.mean([value for value, _ in table.values.values()]) for table in own]), _by_image(own)
+    draws, few_draws = shared_draws(own)
     within = np.array([[group == name for group in groups] for name in range(len(joint.networks))], dtype=np.float64)
     within /= within.sum(axis=1, keepdims=True)
-    by_network: Table = within @ values
-    of_networks = None if images is None else within @ images
-    grain /= values.shape[1]
+    by_network: Table = within @ means
+    grain = max(table.grain for table in own) / min(len({draw for _, draw in table.values}) for table in own)
+
+    def parts(by: Table, groups: Sequence[int]) -> tuple[Part, ...] | None:
+        of_images = None if images is None else by @ images
+        found = error_parts(by @ draws, groups, of_images, means=by @ means, grain=grain)
+        return None if found is None or few_draws is not None or found[0].error < _NOTHING else found
+
     return JointDifference(
-        effect=float(weights_of(groups) @ values.mean(axis=1)),
-        these=error_parts(values, groups, images, grain=grain),
-        like_these=error_parts(by_network, [0] * len(by_network), of_networks, grain=grain),
-        by_network=tuple(zip(joint.networks, map(float, by_network.mean(axis=1)), strict=True)),
+        effect=float(weights_of(groups) @ means),
+        these=parts(np.eye(len(own)), groups),
+        like_these=parts(within, [0] * len(within)),
+        by_network=tuple(zip(joint.networks, map(float, by_network), strict=True)),
         num_runs=len(used),
         num_pairs=sum(table.num_pairs for table in own),
         num_images=0 if images is None else images.shape[1],
         num_dropped=sum(table.num_dropped for table in tables),
         num_near_chance=sum(table.num_near_chance for table in tables),
+        num_unknown=sum(table.num_unknown for table in tables),
+        few_draws=few_draws,
         threshold=threshold,
     )
 
 
-def _by_draw(tables: Sequence[PairsOfRun]) -> Table:
-    """Return runs x draws, means over cells; one column where not all runs have all draws in all cells."""
-    first, *others = (table.values.keys() for table in tables)
-    cells, draws = {cell for cell, _ in first}, sorted({draw for _, draw in first})
-    if all(keys == first for keys in others) and len(first) == len(cells) * len(draws):
-        rows = [[np.mean([table.values[cell, draw][0] for cell in cells]) for draw in draws] for table in tables]
-        return np.array(rows, dtype=np.float64)
-    return np.array([[np.mean([value for value, _ in table.values.values()])] for table in tables])
+def shared_draws(tables: Sequence[PairsOfRun]) -> tuple[Table, int | None]:
+    """Return the means over cells of the draws that all runs have, runs x draws; and their number if it is too small.
+
+    Every cell has every one of these draws in every run: where all cells do not have three of them, those with the
+    fewest are left out. Fewer than three draws of calibration images are too few, and so are fewer than three seeds
+    where some runs have more; one seed, or none, of trials that read no images is not. Then there are no draws.
+    """
+    shared = set.intersection(*(set(table.values) for table in tables))
+    seen = {draw for table in tables for _, draw in table.values}
+    by_cell: dict[Cell, set[str]] = defaultdict(set)
+    for cell, draw in shared:
+        by_cell[cell].add(draw)
+    cells = sorted(by_cell, key=lambda cell: (-len(by_cell[cell]), str(cell)))
+    while cells:
+        draws = sorted(set.intersection(*(by_cell[cell] for cell in cells)))
+        if len(draws) >= FEWEST_DRAWS:
+            found = [[np.mean([table.values[cell, draw][0] for cell in cells]) for draw in draws] for table in tables]
+            return np.array(found, dtype=np.float64), None
+        cells.pop()
+    most = max(map(len, by_cell.values()), default=0)
+    is_few = most < len(seen) or any(map(is_of_images, seen))
+    return np.zeros((len(tables), 0)), most if is_few else None
 
 
 def _by_image(tables: Sequence[PairsOfRun]) -> Table | None:

@@ -11,6 +11,7 @@ from cleanai_ray.analysis.joint.answers import CANNOT_TELL, JointAnswer, JointRo
 from cleanai_ray.analysis.joint.choice import JointChoice, choose_jointly
 from cleanai_ray.analysis.joint.controls import compare_with_controls
 from cleanai_ray.analysis.joint.difference import LIKE_THESE, JointDifference
+from cleanai_ray.analysis.joint.errors import FEWEST_FREEDOM
 from cleanai_ray.analysis.joint.evidence import compare_sides, side_of
 from cleanai_ray.analysis.joint.pairs import DENSE
 from cleanai_ray.analysis.joint.questions import ask
@@ -133,8 +134,12 @@ def _of_primary(row: JointRow) -> str:
         return f"{where}: the answer holds for networks like these."
     words = f"{where}: the answer holds for {found.told} alone." if found.told else f"{where}: {CANNOT_TELL}."
     if found.told is None:
+        if found.few_draws is not None:
+            return f"{words} Draws of calibration images that all runs have: {found.few_draws}; it takes three."
         if found.detectable is None:
-            return f"{words} No network was trained often enough to tell any difference."
+            if found.num_runs - len(found.by_network) < FEWEST_FREEDOM:
+                return f"{words} No network was trained often enough to tell any difference."
+            return f"{words} All trainings have the same effect, which does not tell how others would vary."
         words += f" A difference of {found.detectable:.2f} points would have been found four times in five."
     if found.like_these is None:
         return f"{words} Of networks like these nothing can be said from {plural(len(found.by_network), 'network')}."

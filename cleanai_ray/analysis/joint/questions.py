@@ -12,7 +12,7 @@ import numpy as np
 from cleanai_ray.analysis.joint.answers import JointAnswer, JointRow
 from cleanai_ray.analysis.joint.difference import JointDifference
 from cleanai_ray.analysis.joint.evidence import compare_sides, over_runs, side_of
-from cleanai_ray.analysis.joint.pairs import PairsOfRun
+from cleanai_ray.analysis.joint.pairs import PairsOfRun, name_of_draw
 from cleanai_ray.analysis.joint.study import JointRun, JointStudy, Row
 from cleanai_ray.analysis.method_ranks import CONTROL
 from cleanai_ray.analysis.questions.agreement import IMPORTANCE, Agreement
@@ -132,7 +132,7 @@ def _by_draw(rows: Sequence[Row], *names: str) -> dict[tuple[object, ...], list[
     """Return trials by columns, and by the draw of their calibration images, which comes last."""
     found: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        found[(*(row[name] for name in names), f"{row['samples']} of {row['draw']}")].append(row)
+        found[(*(row[name] for name in names), name_of_draw(row))].append(row)
     return found
 
 
@@ -140,8 +140,8 @@ def _ranking(_: JointRun, rows: Sequence[Row]) -> PairsOfRun:
     """Return the rank correlation of methods before repair and after it, by cell and draw."""
     from scipy.stats import spearmanr  # a second to load
 
-    values = {}
-    for (*cell, draw), members in _by_draw(rows, "mode", "steps").items():
+    values, grain = {}, 0.0
+    for (*cell, draw), members in _by_draw(rows, "mode", "steps", "samples").items():
         orders = []
         for stage in ("pruned", "repaired"):
             means: dict[str, list[float]] = defaultdict(list)
@@ -151,7 +151,19 @@ def _ranking(_: JointRun, rows: Sequence[Row]) -> PairsOfRun:
             orders.append([float(np.mean(means[label])) for label in sorted(means)])
         if len(orders[0]) >= _FEWEST_RANKED and all(max(order) > min(order) for order in orders):
             values[tuple(cell), str(draw)] = float(spearmanr(*orders).statistic), None
-    return PairsOfRun(values, len(values))
+            grain = max(grain, rank_step(len(orders[0])))
+    return PairsOfRun(values, len(values), grain=grain)
+
+
+def rank_step(count: int) -> float:
+    """Return the smallest step of a rank correlation without ties: two neighbours change places.
+
+    Spearman's is 1 - 6 S / (n (n^2 - 1)), S the sum of the squares of the differences of ranks, which is then two more.
+
+    Args:
+        count: What is ranked, at least two.
+    """
+    return 12 / (count * (count**2 - 1))
 
 
 def _plans(run: JointRun, rows: Sequence[Row]) -> PairsOfRun:
@@ -175,7 +187,7 @@ def _agreement(run: JointRun, rows: Sequence[Row]) -> PairsOfRun:
     """Return the mean correlation, over groups of layers, of what coverage and methods of weights remove, by draw."""
     values, count = {}, 0
     good = [row for row in rows if row["final"] is not None]
-    for (*cell, draw), members in _by_draw(good, "mode", "steps").items():
+    for (*cell, draw), members in _by_draw(good, "mode", "steps", "samples").items():
         pairs = [
             (own["trial_id"], other["trial_id"])
             for own, other in itertools.product(members, members)

@@ -21,6 +21,9 @@ from cleanai_ray.storage.image_schemas import TEST, Bits, unpack
 
 FEWEST_RUNS = 2
 
+_OF_A_TRAINING = ("weights", "weights_key", "expected_accuracy", "train")
+"""The keys of `model` in which the trainings of one network differ."""
+
 Row = dict[str, Any]
 
 
@@ -133,12 +136,6 @@ class JointStudy:
         declared = {as_mapping(run.study.study.get("questions")).get("coverage_metric") for run in self.runs}
         return declared.pop() if len(declared) == 1 else None
 
-    @property
-    def grain(self) -> float:
-        """The points that one image is worth in the mean of a run's draws; 0 where that is not known."""
-        count = self.runs[0].study.dense.get("num_evaluated") or len(self.runs[0].study.images)
-        return 100 / count if count else 0.0
-
 
 def join_runs(studies: Sequence[StudyFrames], num_planned: int | None = None) -> JointStudy:
     """Return several runs as one study.
@@ -175,7 +172,7 @@ def _networks(studies: Sequence[StudyFrames]) -> list[str]:
     shapes, names = [], []
     for study in studies:
         model = dict(as_mapping(study.study.get("model")))
-        shapes.append(json.dumps({key: model[key] for key in sorted(model) if key not in ("weights", "train")}))
+        shapes.append(json.dumps({key: model[key] for key in sorted(model) if key not in _OF_A_TRAINING}))
         names.append(str(model.get("name") or model.get("factory") or study.name))
     is_clear = len(set(zip(shapes, names, strict=True))) == len(set(names))
     return names if is_clear else [study.name for study in studies]

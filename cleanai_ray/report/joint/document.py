@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cleanai_ray.analysis.joint.answers import JointAnswer
+from cleanai_ray.analysis.joint.answers import JointAnswer, JointRow
+from cleanai_ray.analysis.joint.choice import whole_configurations
 from cleanai_ray.analysis.joint.findings import JointFindings, sureness
 from cleanai_ray.analysis.joint.study import JointStudy
 from cleanai_ray.analysis.numbers import plural
@@ -27,7 +29,8 @@ _METHOD = (
     "images; budgets are never averaged. Its error has three parts: networks or trainings, by the variance that a "
     "hierarchical bootstrap has, which takes along what is nested in them; draws of calibration images, which all runs "
     "share; and scored images, which all runs share. Intervals are Student's in the first two and normal in the last, "
-    "joined by the root of the sum of the squares of their half widths (Zou and Donner).",
+    "joined by the root of the sum of the squares of their half widths (Zou and Donner). Draws are told by those that "
+    "all runs have; with fewer than three there is no interval. Sizes of one draw are not draws of their own.",
     "For these networks: what would hold if the same networks were trained anew, pruned from other images and scored "
     "on others. For networks like these: what would hold for other networks of which these are a sample. The second "
     "is never told where the first is not. Could tell: the least difference that would be found four times in five; a "
@@ -35,6 +38,13 @@ _METHOD = (
     "or of the second where no network was trained several times.",
     "All intervals of one table hold at once (Bonferroni), and those of all exploratory questions together. The "
     "primary question is the one that the study files declare before they run (questions.primary).",
+)
+
+
+_NOT_WHOLE = "No configuration is in every run without a failed trial."
+_NOT_KNOWN = (
+    "No configuration that is in every run without a failed trial can be chosen: single images of its trials are not "
+    "known."
 )
 
 
@@ -79,7 +89,7 @@ def _question(joint: JointStudy) -> str:
 def _key_numbers(findings: JointFindings) -> KeyNumbers:
     joint = findings.joint
     count, planned = len(joint.runs), joint.num_planned
-    draws = {row["draw"] for rows in joint.trials for row in rows if row["draw"] is not None}
+    draws = set.intersection(*({row["draw"] for row in rows} for rows in joint.trials)) - {None}
     numbers = [
         KeyNumber(
             "runs", str(count) if planned is None else f"{count} of {planned}", "one training of one network each"
@@ -101,13 +111,15 @@ def _summary(findings: JointFindings) -> Chapter:
     if findings.choices:
         blocks.append(tables.choices_table(findings.choices))
         where = (
-            "chosen by the mean difference from dense on the images that decide; all numbers are of the others"
+            "chosen by the mean difference from dense on the images that decide; all numbers are of the others, though "
+            "of the same trainings and draws"
             if joint.is_tested
             else "chosen by the images that the numbers are of, so that they flatter"
         )
         blocks.append(Paragraph(f"In points of top-1, {where}. The intervals hold at once.", is_small=True))
     else:
-        blocks.append(Paragraph("No configuration is in every run without a failed trial."))
+        is_any_whole = any(whole_configurations(joint, amount) for amount in joint.amounts)
+        blocks.append(Paragraph(_NOT_KNOWN if is_any_whole else _NOT_WHOLE))
     told = sureness(findings)
     if told:
         blocks += [Heading("How sure that is, and what would change it"), *(Paragraph(text) for text in told)]
@@ -139,19 +151,25 @@ def _answered(answer: JointAnswer) -> list[Block]:
     if not answer.rows:
         return [Paragraph(answer.missing)]
     unit = "points of top-1" if answer.unit == "points" else answer.unit
+    note = f"Effects in {unit}.{_left_out(answer.rows)}"
+    return [tables.effects_table(answer.rows, "compared"), Paragraph(note, is_small=True)]
+
+
+def _left_out(rows: Sequence[JointRow]) -> str:
+    """Return a sentence for each reason why draws of single runs are not in the effects of a table."""
     left = [
-        (sum(row.found.num_dropped for row in answer.rows), "because a trial failed"),
-        (sum(row.found.num_near_chance for row in answer.rows), "because both models are near chance"),
+        (sum(row.found.num_dropped for row in rows), "because a trial failed"),
+        (sum(row.found.num_unknown for row in rows), "because the single images of a trial are not known"),
+        (sum(row.found.num_near_chance for row in rows), "because both models are near chance"),
     ]
-    words = [f"{plural(count, 'draw')} of single runs left out {why}" for count, why in left if count]
-    note = ". ".join([f"Effects in {unit}", *words])
-    return [tables.effects_table(answer.rows, "compared"), Paragraph(f"{note}.", is_small=True)]
+    return "".join(f" {plural(count, 'draw')} of single runs left out {why}." for count, why in left if count)
 
 
 def _differences(findings: JointFindings) -> Chapter | None:
     if not findings.differences:
         return None
     note = "On all scored images: nothing was chosen by them. In points of top-1; all intervals hold at once."
+    note += _left_out(findings.differences)
     table = tables.effects_table(findings.differences, "method", with_answer=False)
     by_network = tables.networks_table(findings.differences, findings.joint.networks)
     title = f"Differences from {findings.reference}"
@@ -166,7 +184,7 @@ def _controls(findings: JointFindings) -> Chapter | None:
     note = (
         f"Pruned models minus controls, on {images}, in points of top-1; all intervals hold at once. From scratch and "
         "narrower: trained for as long as the dense network and fine-tuning took. Controls are described in the "
-        "report of each run."
+        f"report of each run.{_left_out(findings.controls)}"
     )
     table = tables.effects_table(findings.controls, "compared", with_answer=False)
     return Chapter("Does pruning pay?", (table, Paragraph(note, is_small=True)))

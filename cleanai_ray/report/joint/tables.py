@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cleanai_ray.analysis.frames import as_mapping
-from cleanai_ray.analysis.joint.answers import CANNOT_TELL, JointRow, interval_text
+from cleanai_ray.analysis.joint.answers import JointRow, interval_text
 from cleanai_ray.analysis.joint.choice import JointChoice
 from cleanai_ray.analysis.joint.difference import LIKE_THESE, THESE
 from cleanai_ray.analysis.joint.study import JointRun, JointStudy
@@ -42,7 +42,7 @@ def effects_table(rows: Sequence[JointRow], subject: str, *, with_answer: bool =
 def _last(row: JointRow, *, with_answer: bool) -> str:
     if with_answer:
         return row.answer
-    return CANNOT_TELL if row.found.told is None else f"for {row.found.told}"
+    return row.untold if row.found.told is None else f"for {row.found.told}"
 
 
 def choices_table(choices: Sequence[JointChoice]) -> Table:
