@@ -53,7 +53,7 @@ class Budget(Section):
         return self.size_mb is not None
 
     def __str__(self) -> str:
-        return f"{self.resource}={self.limit:g}"
+        return f"{self.resource}={str(self.limit).removesuffix('.0')}"  # in full: it tells budgets apart
 
 
 class SweepSection(Section):

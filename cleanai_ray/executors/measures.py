@@ -9,6 +9,7 @@ import polars as pl
 
 from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.digests import digest
+from cleanai_ray.config.study import Study
 from cleanai_ray.config.sweep import Budget
 from cleanai_ray.executors.allocations import find_allocations, searching_trials
 from cleanai_ray.executors.base import ShardPool, ShardWork
@@ -26,6 +27,7 @@ from cleanai_ray.stages.blocks import (
     BareWeights,
     PricedBlocks,
     blocks_of,
+    choice_file,
     measured_model,
     meets_time,
     price_study_blocks,
@@ -56,8 +58,13 @@ def measure_draws(context: RunContext, dense: DenseWeights) -> dict[CalibrationD
     return found
 
 
-def measure_dense(context: RunContext, dense: DenseWeights) -> DenseMeasures:
+def measure_dense(context: RunContext, dense: DenseWeights, chooser: Study | None = None) -> DenseMeasures:
     """Return the measurements for the trials of a study of one draw, from the run directory or made now.
+
+    Args:
+        context: The study of one draw.
+        dense: The weights of its dense model.
+        chooser: The study by whose trials blocks are chosen for each budget; by default the same.
 
     Raises:
         CleanAIError: When a measurement fails; the message names the sample or the layer.
@@ -65,7 +72,7 @@ def measure_dense(context: RunContext, dense: DenseWeights) -> DenseMeasures:
     progress, blocks = context.progress, PricedBlocks()
     if context.study.pruning.remove_blocks is not None:
         with progress.stage("residual blocks"):
-            blocks = obtain_blocks(context, dense)
+            blocks = obtain_blocks(context if chooser is None else context.of_study(chooser), dense)
         if blocks.choices:
             return _measure_choices(context, dense, blocks)
         progress.say(f"residual blocks that become their shortcuts: {', '.join(blocks.removed)}")
@@ -197,7 +204,7 @@ def obtain_blocks(context: RunContext, dense: DenseWeights) -> PricedBlocks:
 def _choices(context: RunContext, dense: DenseWeights, blocks: PricedBlocks) -> dict[str, BlockChoice]:
     """Return the choice of blocks for each budget as text; budgets are judged side by side."""
     study, run = context.study, context.run
-    files = {budget: f"{context.folder}/block_choices/{budget}.json" for budget in study.sweep.budgets}
+    files = {budget: choice_file(context.folder, budget) for budget in study.sweep.budgets}
     keys = {budget: block_choice_key(study, dense.digest, budget) for budget in files}
     missing = [budget for budget in files if not run.is_complete(files[budget], keys[budget])]
     if missing:

@@ -21,6 +21,7 @@ from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.registry import EXECUTORS
 from cleanai_ray.sensitivity.table import curve_rows, layer_ratios
 from cleanai_ray.stages.dense_measures import DenseMeasures, measures_folder
+from cleanai_ray.stages.multiple import known_multiple
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.locking import locked
@@ -56,6 +57,7 @@ def analyse(
         options: The options of the run.
         progress: Notified of the progress.
     """
+    chooser = study = known_multiple(study, run)
     study = study.model_copy(
         update={"sweep": study.sweep.model_copy(update={"methods": ("reconstruction",), "method_options": {}})}
     )
@@ -73,7 +75,7 @@ def analyse(
         with progress.stage("dense model"):
             dense = obtain_dense(replace(context, study=study))
         weights = DenseWeights(content=executor.share(dense.weights), digest=dense.digest)
-        measures = measure_dense(context, weights)
+        measures = measure_dense(context, weights, chooser.of_draw(first))
     curves = measures.curves
     assert curves is not None
     table = schemas.to_table(curve_rows(curves), schemas.SENSITIVITY)

@@ -69,7 +69,7 @@ def _predicted_without_blocks(
     if not context.run.exists(name):
         return None, None
     priced = replace(PricedBlocks.from_bytes(context.run.read_bytes(name)), removed=tuple(plan.name for plan in plans))
-    if priced.time_saved == 0.0:
+    if any(error.time is None for error in priced.errors if error.name in priced.removed):
         return None, None
     latency = predicted_without(context.workspace, profile, plans, priced.time_saved)
     return latency.predict(record["removed"]), latency.dense_ms

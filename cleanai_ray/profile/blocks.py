@@ -7,6 +7,7 @@ milliseconds as before, and one that also cuts layers of the block saves those l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from torch import nn
@@ -24,6 +25,10 @@ from cleanai_ray.pruning.plan import BlockPlan
 
 _MODELS_AT_ONCE = 6
 _LEAST_LEFT = 0.01
+"""The least time that a model without blocks takes, over the dense model's, and a narrower one over its."""
+
+_MOST_NOISE = 2.0
+"""The largest logarithm of a ratio of two timings of the same model, as it is carried over."""
 
 
 def time_blocks(
@@ -35,16 +40,18 @@ def time_blocks(
     """Return the time that the removal of each block alone saves, as a fraction of the dense model's; at least 0.
 
     Args:
-        model: The dense network; it is left as it is.
+        model: The dense network; it is left as it is. It is timed in the form that the models without blocks have, its
+            attention in separate layers, so that no block seems to save or cost what that takes.
         plans: The blocks.
         time_models: Times models in turns.
         restored: Returns the model that a network is a view of, which is timed.
     """
     saved: dict[str, float] = {}
+    dense = restored(without_blocks(model, ()))
     for first in range(0, len(plans), _MODELS_AT_ONCE):
         some = plans[first : first + _MODELS_AT_ONCE]
         models = {plan.name: restored(without_blocks(model, [plan])) for plan in some}
-        times = time_models({DENSE: restored(model), **models})
+        times = time_models({DENSE: dense, **models})
         saved |= {plan.name: max(0.0, 1.0 - times[plan.name].fast / times[DENSE].fast) for plan in some}
     return saved
 
@@ -96,6 +103,9 @@ class _Translation:
     def models(self) -> Iterator[TimedModel]:
         """Yield the models; without those that narrow nothing but layers of the blocks."""
         for model in self._timed:
+            if model.kind == "repeat":
+                yield self._noisier(model)
+                continue
             groups = [group for name in model.widths for group in self._names.get(name, ())]
             # A group that falls into two without the blocks has two widths, each alone.
             for some in [[group] for group in groups] if model.kind == "group" else [groups]:
@@ -108,7 +118,12 @@ class _Translation:
         whole, part = (self._work(cost, lost) for cost, lost in zip(self._costs, (gone, own), strict=True))
         saved = (1.0 - model.ratio) * (part / whole if whole > 0 else 1.0)
         widths = {group.name: group.num_channels - own[group.name] for group in groups}
-        return TimedModel(kind=model.kind, widths=widths, ratio=1.0 - saved / self._left)
+        return TimedModel(kind=model.kind, widths=widths, ratio=max(_LEAST_LEFT, 1.0 - saved / self._left))
+
+    def _noisier(self, model: TimedModel) -> TimedModel:
+        """Return a repeat that tells the noise of what is carried over: of a saving over the time that is left."""
+        noise = min(_MOST_NOISE, max(-_MOST_NOISE, math.log(model.ratio) / self._left))
+        return TimedModel(kind=model.kind, widths={}, ratio=math.exp(noise))
 
     def _work(self, cost: CostModel, gone: Mapping[str, int]) -> float:
         """Return the time that layers save, over the dense time, as their kept work says."""

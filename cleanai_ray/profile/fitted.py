@@ -213,13 +213,13 @@ class LatencyProfile:
         """Return predicted savings and the ones that were measured in their place, both ascending from 0."""
         pairs = sorted((self._saving(model.widths), 1.0 - model.ratio) for model in timed)
         predicted = np.array([0.0, *(pair[0] for pair in pairs)])
-        measured = np.maximum.accumulate([0.0, *(pair[1] for pair in pairs)])
+        measured = np.minimum(np.maximum.accumulate([0.0, *(pair[1] for pair in pairs)]), 1.0)
         return predicted, measured
 
     def _corrected(self, saving: float) -> float:
         predicted, measured = self._correction
         if predicted[-1] <= 0 or saving <= 0:
-            return saving
+            return min(1.0, saving)
         if saving > predicted[-1]:
             return min(1.0, saving * measured[-1] / predicted[-1])
         return float(np.interp(saving, predicted, measured))

@@ -6,7 +6,8 @@
    meanwhile does not look like a wide layer. The 20th percentile is taken of all: other processes only ever add to a
    time, and what one group saves is less than what they add. How much the dense model's two differ tells the noise.
 
-Channels are the first ones of each group, since time does not depend on which are kept.
+Channels are the first ones of each group, since time does not depend on which are kept. A width at which the model
+would not run, or be wrong, is left out with a notice, as pruning leaves the width of such a group.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from torch import Tensor, nn
 
 from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.config.target import TargetSection
+from cleanai_ray.errors import PruningError
 from cleanai_ray.evaluation.rounds import DENSE, Timing
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.graph.group import ChannelGroup
+from cleanai_ray.nn.notices import notice
 from cleanai_ray.profile.fitted import TimedModel
 from cleanai_ray.profile.widths import NUM_CHECKS, UNIFORM_SHARES, drawn, grid, uniform
 from cleanai_ray.pruning.granularity import AUTOMATIC, Granularity
@@ -91,19 +94,59 @@ def measure_profile(
     for group in groups:
         widths = grid(group, request.granularity, request.points)
         if widths:
-            own = graph.rebuild(model)
-            models = {str(width): _narrowed(own, {group.name: width}) for width in reversed(widths)}
-            time_all("group", models, {str(width): {group.name: width} for width in widths})
+            chosen, models = _alone(graph.rebuild(model), group.name, widths)
+            if models:
+                time_all("group", models, chosen)
     for kind, chosen in (("uniform", _uniform(groups, request)), ("check", _drawn(groups, request))):
-        models = {name: _narrowed(graph.rebuild(model), widths) for name, widths in chosen.items()}
+        chosen, models = _together(lambda: graph.rebuild(model), chosen)
         if models:
             time_all(kind, models, chosen)
     return float(np.median(dense_times)) if dense_times else time_models({DENSE: dense})[DENSE].fast, found
 
 
-def _narrowed(graph: ChannelGraph, widths: Mapping[str, int]) -> nn.Module:
-    """Narrow the model of a graph to widths that are at most its present ones, and return a copy of it."""
-    graph.remove({group.name: _surplus(group, widths[group.name]) for group in graph.groups if group.name in widths})
+_Chosen = dict[str, dict[str, int]]
+
+
+def _alone(graph: ChannelGraph, name: str, widths: Sequence[int]) -> tuple[_Chosen, dict[str, nn.Module]]:
+    """Narrow one group step by step; return widths and models by name, without those from the first that fails on."""
+    models: dict[str, nn.Module] = {}
+    for width in reversed(widths):
+        try:
+            graph.remove(_surpluses(graph, {name: width}))
+        except PruningError as error:
+            notice(f"latency profile: layer '{name}' is not timed at {width} channels or fewer: {error}")
+            break
+        models[str(width)] = _copy_of(graph)
+    return {str(width): {name: width} for width in widths if str(width) in models}, models
+
+
+def _together(
+    rebuild: Callable[[], ChannelGraph], chosen: Mapping[str, Mapping[str, int]]
+) -> tuple[_Chosen, dict[str, nn.Module]]:
+    """Narrow several groups at once; return widths and models by name, without groups that fail there."""
+    left: _Chosen = {}
+    models: dict[str, nn.Module] = {}
+    for name, widths in chosen.items():
+        graph = rebuild()
+        try:
+            while told := graph.try_to_remove(_surpluses(graph, widths)):
+                for sentence in told:
+                    notice(f"latency profile: {sentence}")
+        except PruningError as error:
+            notice(f"latency profile: groups are not timed together at '{name}': {error}")
+            continue
+        own = {group.name: widths[group.name] for group in graph.groups if group.name in widths}
+        if own:
+            left[name], models[name] = own, _copy_of(graph)
+    return left, models
+
+
+def _surpluses(graph: ChannelGraph, widths: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Return the channels beyond widths that are at most the present ones, by group."""
+    return {group.name: _surplus(group, widths[group.name]) for group in graph.groups if group.name in widths}
+
+
+def _copy_of(graph: ChannelGraph) -> nn.Module:
     narrow = copy.deepcopy(graph.model)
     for parameter in narrow.parameters():
         parameter.grad = None

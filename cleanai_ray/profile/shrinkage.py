@@ -98,7 +98,7 @@ def shrunk(groups: Mapping[str, Savings], noise: float) -> dict[str, np.ndarray]
     """
     told = {name: found for name, found in groups.items() if len(found.lost)}
     slope = _slope(told)
-    if noise <= 0 or slope <= 0:
+    if not (noise > 0 and slope > 0):
         return {name: found.saved for name, found in groups.items()}
     stacks = _stacks(told, noise)
     spreads = [slope * spread for spread in _SPREADS]

@@ -25,6 +25,7 @@ from cleanai_ray.pruning.block_removal import left_of, without_blocks
 from cleanai_ray.pruning.cost import CostModel, both_costs, budget_limit, missed_budget
 from cleanai_ray.pruning.granularity import granularity_for_time, granularity_of
 from cleanai_ray.pruning.history import earlier_plans
+from cleanai_ray.pruning.layer_ratios import ratios_left
 from cleanai_ray.pruning.layer_rows import layer_rows
 from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.plan import BlockPlan, PruningPlan
@@ -93,8 +94,7 @@ class Pruner:
             raise PruningError(with_notes("the model has no prunable group of layers", why, ": "))
         if self._measured.statistics is not None:
             give_gradients(self._graph, self._method, self._measured.statistics)
-        dense = self._dense if self._blocks else self._graph.model
-        self._dense_cost = measure_complexity(dense, self._graph.example_inputs)
+        self._dense_cost = measure_complexity(self._dense if blocks else self._graph.model, self._graph.example_inputs)
 
     def run(self) -> PruneResult:
         """Prune, and return the plan and the smaller model.
@@ -232,12 +232,13 @@ class Pruner:
         """Return the amount that must be gone after a step: the width that is kept shrinks geometrically."""
         share, ratio = step / self._trial.steps, self._trial.ratio
         bounds, budget = self._bounds, self._trial.budget
+        ratios = ratios_left(bounds.layer_ratios, [*self._dense_groups.values()], self._graph.groups)
         return SelectionRequest(
             mode=self._trial.mode,
             ratio=None if ratio is None else 1 - (1 - ratio) ** share,
             limit=self._limit(dense, share),
             unit=" ms" if self._by_time else " MB" if budget is not None and budget.is_absolute else "",
-            layer_ratios={name: 1 - (1 - value) ** share for name, value in bounds.layer_ratios.items()},
+            layer_ratios={name: 1 - (1 - value) ** share for name, value in ratios.items()},
             max_ratio=bounds.max_ratio,
             min_channels=bounds.min_channels,
             granularity=self._granularity,
@@ -268,8 +269,7 @@ class Pruner:
 
     def _plan(self, dense: Complexity, pruned: Complexity) -> PruningPlan:
         kept, budget = self._graph.kept_channels, self._trial.budget
-        narrowed = any(self._gone().values())
-        met = self._blocks and not narrowed  # Without any of the blocks, the model might be larger.
+        met = self._blocks and not any(self._gone().values())  # Without any of the blocks, the model might be larger.
         missed = None if budget is None or met or self._by_time else missed_budget(budget, dense, pruned)
         plan = PruningPlan(
             model=identify(self._dense, self._graph.example_inputs),

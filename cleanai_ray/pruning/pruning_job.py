@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from cleanai_ray.config.sections import PruningSection
+from cleanai_ray.config.sections import CalibrationSection, PruningSection
 from cleanai_ray.config.study import Trial
 from cleanai_ray.display.progress import current
 from cleanai_ray.graph.graph import ChannelGraph
@@ -32,6 +32,7 @@ class PruningJob:
         task: What the model is for.
         loss: Mean loss of the task's network, for methods that read gradients; None: cross-entropy.
         blocks: Whole blocks that are removed first.
+        calibration: How activations are counted where the method reads them: precision, threshold, bins.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class PruningJob:
     task: Task
     loss: ModelLoss | None = None
     blocks: tuple[BlockPlan, ...] = ()
+    calibration: CalibrationSection = field(default_factory=CalibrationSection)
 
     @property
     def network(self) -> nn.Module:

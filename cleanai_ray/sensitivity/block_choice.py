@@ -27,7 +27,10 @@ MOST_TRIED = 2
 """Blocks that are tried to join those that are taken, before the search ends."""
 
 Judge = Callable[[Sequence[str]], float]
-"""Returns the error of a model without some blocks, narrowed to the budget; infinite where the budget cannot be met."""
+"""Returns the error of a model without some blocks, narrowed to the budget.
+
+It is infinite where the budget cannot be met, and NaN where outputs are not finite, which is worse than any number.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +52,15 @@ class BlockChoice:
     why: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values of JSON, in which an infinite error is None; `from_dict` restores it."""
+        """Return plain values of JSON, in which an infinite error is None, and NaN is text; `from_dict` restores it."""
         values = {key: None if value == math.inf else value for key, value in asdict(self).items()}
-        return {**values, "names": list(self.names)}
+        errors = {key: "nan" for key in ("error", "error_without") if math.isnan(getattr(self, key))}
+        return {**values, **errors, "names": list(self.names)}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> BlockChoice:
         """Restore what `to_dict` returned."""
-        errors = {key: math.inf if values[key] is None else values[key] for key in ("error", "error_without")}
+        errors = {key: math.inf if values[key] is None else float(values[key]) for key in ("error", "error_without")}
         return BlockChoice(**{**values, **errors, "names": tuple(values["names"])})
 
 
@@ -95,7 +99,7 @@ class _Search:
         self._refused: tuple[BlockError, float] | None = None
 
     def run(self) -> None:
-        """Take blocks for as long as they pay; any, for as long as the budget cannot be met."""
+        """Take blocks for as long as they pay; any, for as long as the budget cannot be met, or outputs not finite."""
         while self._take_next():
             pass
 
@@ -104,7 +108,7 @@ class _Search:
         self._refused = None
         for block in self._candidates()[:MOST_TRIED]:
             error = self._judged([*self._taken, block])
-            if error < self._best or math.isinf(self._best):
+            if error < self._best or not math.isfinite(self._best):
                 self._taken.append(block)
                 self._best = error
                 return True
@@ -112,9 +116,9 @@ class _Search:
         return False
 
     def result(self) -> BlockChoice:
-        """Return the blocks that were taken; none where the budget cannot be met with any."""
-        if math.isinf(self._best):
-            self._taken = []
+        """Return the blocks that were taken; none where no set of blocks has an error that is a number."""
+        if not math.isfinite(self._best):
+            self._taken, self._best = [], self._without
         return BlockChoice(
             names=self._names(self._taken),
             error=self._best,
@@ -137,11 +141,12 @@ class _Search:
         return [
             block
             for block in self._cheapest
-            if block.least_error < self._best and not any(nested(block, other) for other in self._taken)
+            if (block.least_error < self._best or math.isnan(self._best))
+            and not any(nested(block, other) for other in self._taken)
         ]
 
     def _why(self) -> str:
-        everything = "the budget cannot be met" if math.isinf(self._without) else f"{self._without:.3g}"
+        everything = f"{self._without:.3g}" if math.isfinite(self._without) else _trouble(self._without)
         if self._taken:
             names = ", ".join(self._names(self._taken))
             return (
@@ -152,15 +157,19 @@ class _Search:
             return "no residual block of the model saves anything that the budget limits"
         if self._refused is not None:
             block, error = self._refused
-            return (
-                f"no block pays: without {block.name} the budget takes the outputs {error:.3g} nats from the dense "
-                f"model's on images held back, and with all blocks {everything}"
-            )
-        if math.isinf(self._without):
-            return "the budget cannot be met, whatever blocks are removed"
+            taken = f"the budget takes the outputs {error:.3g} nats from the dense model's on images held back"
+            found = taken if math.isfinite(error) else _trouble(error)
+            return f"no block pays: without {block.name} {found}, and with all blocks {everything}"
+        if not math.isfinite(self._without):
+            return f"{everything}, whatever blocks are removed"
         block = self._cheapest[0]
         return (
             f"no block pays: {block.name}, the cheapest for what it saves, alone takes the outputs "
             f"{block.least_error:.3g} nats from the dense model's, and the whole budget spent on narrower layers "
             f"{everything}"
         )
+
+
+def _trouble(error: float) -> str:
+    """Return what an error that is not finite says."""
+    return "the budget cannot be met" if math.isinf(error) else "the outputs are not finite numbers"

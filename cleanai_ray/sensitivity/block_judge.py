@@ -70,7 +70,10 @@ class BlockJudge:
         self._impossible: PruningError | None = None
 
     def __call__(self, names: Sequence[str]) -> float:
-        """Return the error of the model without some blocks; infinite where the budget cannot be met without them."""
+        """Return the error of the model without some blocks.
+
+        It is infinite where the budget cannot be met without them, and no number where the outputs are none.
+        """
         try:
             result = self._pruned(names)
         except PruningError as error:
@@ -80,7 +83,8 @@ class BlockJudge:
         if self._repair is not None:
             fitted = first_images(read_images(self._working), REPAIR_IMAGES)
             model = repair_model(self._job.model, result, fitted, self._repair, task=self._job.task).model
-        return divergence(self._reference, log_probabilities(self._job.task.network(model), self._held))
+        error = divergence(self._reference, log_probabilities(self._job.task.network(model), self._held))
+        return error if math.isfinite(error) else math.nan
 
     def require_met(self, error: float) -> None:
         """Check that the best set of blocks meets the budget.

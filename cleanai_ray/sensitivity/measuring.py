@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from cleanai_ray.config.sections import CalibrationSection
 from cleanai_ray.coverage.base import needs_sections
 from cleanai_ray.display.progress import watched
 from cleanai_ray.importance.base import create_method
@@ -50,11 +49,14 @@ def measure_for(job: PruningJob, given: Measurements, batches: Iterable[Batch] |
 def _calibration(job: PruningJob, batches: Iterable[Batch]) -> Remeasure:
     """Return a function that calibrates a network for a job's method."""
     method = create_method(job.trial.method, job.trial.options)
-    sections = CalibrationSection().sections if needs_sections(job.trial.coverage_metric) else None
+    section = job.calibration
     options = CalibrationOptions(
-        sections=sections,
-        outputs=method.needs_outputs,
+        threshold=section.threshold,
+        top_k=section.top_k,
+        sections=section.sections if needs_sections(job.trial.coverage_metric) else None,
+        outputs=section.observe == "output" or method.needs_outputs,
         gradients=method.needs_gradients,
         squared_gradients=method.needs_squared_gradients,
+        precision=section.precision,
     )
     return lambda network: collect_statistics(network, watched("calibration", batches), options, loss=job.loss)

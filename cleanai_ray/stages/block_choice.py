@@ -48,7 +48,8 @@ def choose_study_blocks(
         trial=study.choosing_trial(budget),
         bounds=study.pruning.model_copy(update={"ignored_layers": ignored, "remove_blocks": None}),
         task=find_task("classification"),  # The model is the network of the study's task already.
-        loss=None if study.task.is_classification else workspace.task.network_loss,
+        loss=None if study.task.is_classification and study.task.loss is None else workspace.task.network_loss,
+        calibration=study.data.calibration,
     )
 
     known = None if profile is None or budget.resource != "latency" else profile_of(workspace, profile)

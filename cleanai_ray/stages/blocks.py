@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from cleanai_ray.config.study import Study
+from cleanai_ray.config.sweep import Budget
 from cleanai_ray.profile.blocks import time_blocks
 from cleanai_ray.pruning.block_removal import without_blocks
 from cleanai_ray.pruning.plan import BlockPlan
@@ -139,6 +140,11 @@ def pricing_positions(workspace: Workspace) -> np.ndarray:
 def pricing_repair(study: Study) -> RepairOptions | None:
     """Return the repair after which blocks are priced: a cheap one of what the study repairs, or none."""
     return cheap_repair(study.repair.compensation, study.repair.batch_norm)
+
+
+def choice_file(folder: str, budget: Budget) -> str:
+    """Return the file of a folder of measurements that keeps the choice of a budget's blocks."""
+    return f"{folder}/block_choices/{budget}.json"
 
 
 def blocks_of(weights: bytes | BareWeights) -> tuple[BlockPlan, ...]:

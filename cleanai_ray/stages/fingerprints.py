@@ -95,7 +95,8 @@ def blocks_key(study: Study, dense_digest: str) -> str:
 def block_choice_key(study: Study, dense_digest: str, budget: Budget) -> str:
     """Return the digest of everything that the choice of a budget's blocks depends on, for a study of one draw."""
     prices, trial = blocks_key(study, dense_digest), study.choosing_trial(budget)
-    return digest([prices, trial.identity, bounds_key(study, trial.quantization)])
+    computed = [*_precision(study), *_own_functions(study, "loss")]
+    return digest([prices, trial.identity, bounds_key(study, trial.quantization), *computed])
 
 
 def _blocks(study: Study) -> list[Any]:

@@ -187,11 +187,13 @@ def warn_of_another_study(study: Study, run: RunDirectory) -> str:
 def _calibration(study: Study, run: RunDirectory, dense_digest: str | None) -> str:
     """Return, for each draw of the calibration samples, whether it is cached and how many shards it has."""
     size, draws = study.data.calibration.shard_size, []
+    by_budget = study.pruning.remove_blocks == "auto"
     for draw in study.draws():
         name = f"{measures_folder(study, draw)}/calibration.safetensors"
         is_cached = dense_digest is not None and run.is_complete(
             name, calibration_key(study.of_draw(draw), dense_digest)
         )
-        state = f"{'cached' if is_cached else 'to be computed'}, {-(-draw.samples // size)} shards"
+        known = "once for each choice of blocks" if by_budget else "cached" if is_cached else "to be computed"
+        state = f"{known}, {-(-draw.samples // size)} shards"
         draws.append(f"{draw.samples} samples of draw {draw.seed}: {state}" if len(study.draws()) > 1 else state)
     return "; ".join(draws)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cleanai_ray import cli
 from cleanai_ray.config.study import parse_study
+from cleanai_ray.executors import sensitivity
 from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.executors.measures import measure_shards
 from cleanai_ray.executors.progress import ProgressReporter
@@ -22,6 +23,8 @@ from cleanai_ray.importance.curves import GroupCurve, SensitivityCurves
 from cleanai_ray.models import build_model
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.sensitivity.table import curve_rows
+from cleanai_ray.stages import multiple
+from cleanai_ray.stages.fingerprints import block_choice_key
 from cleanai_ray.stages.planning import check_study
 from cleanai_ray.stages.shard_measures import MOMENTS, ShardMeasurer, shards_of
 from cleanai_ray.storage import schemas
@@ -132,6 +135,38 @@ def test_an_amount_that_cannot_be_shared_out_is_named_and_the_others_are(analyse
     assert "the budget cannot be met" in found.refused["macs=0.001"]
     lines = describe(found, RunDirectory(folder))[2]
     assert f"# macs=0.001: {found.refused['macs=0.001']}" in lines
+
+
+def test_blocks_are_chosen_by_the_study_itself_for_the_multiple_that_was_measured(analysed, monkeypatch):
+    """Not by the reconstruction that the analysis measures, whose choice would take the place of the study's."""
+    given, folder, _ = analysed
+    run, chosen = RunDirectory(folder), given.model_dump(mode="json")
+    chosen["sweep"]["methods"], chosen["pruning"]["remove_blocks"] = ["magnitude"], "auto"
+    chosen["pruning"]["round_to"], chosen["evaluation"]["target"] = "auto", {"backend": "torch"}
+    study = parse_study(chosen)
+    run.write_json(multiple.FILE, {"multiple": 4})
+    run.mark(multiple.FILE, multiple.multiple_key(study))
+    asked = []
+
+    class Stopped(Exception):
+        pass
+
+    def stop(context, dense, chooser):
+        asked.append((context.study, chooser))
+        raise Stopped
+
+    monkeypatch.setattr(sensitivity, "measure_dense", stop)
+    with pytest.raises(Stopped):
+        analyse(
+            study, check_study(study), run, RunOptions(executor="local"), ProgressReporter(Console(file=io.StringIO()))
+        )
+    ((measured, chooser),) = asked
+    assert measured.sweep.methods == ("reconstruction",)
+    assert (measured.multiple, chooser.multiple) == (4, 4)
+    budget = study.sweep.budgets[0]
+    expected = multiple.with_multiple(study, 4)
+    assert block_choice_key(chooser, "weights", budget) == block_choice_key(expected, "weights", budget)
+    assert block_choice_key(chooser, "weights", budget) != block_choice_key(measured, "weights", budget)
 
 
 def test_the_command_prints_the_table_and_the_ratios(analysed, tmp_path, capsys):

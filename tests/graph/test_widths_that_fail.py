@@ -82,6 +82,20 @@ def test_the_group_at_fault_keeps_its_width_and_the_others_are_pruned(between: B
     assert told.startswith("layer 'one' keeps its width: ")
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_ratio_of_a_layer_that_must_keep_its_width_is_told_and_the_others_are_pruned(steps: int) -> None:
+    """One that names no layer is refused as ever."""
+    model, options = Net(not_at_six).eval(), {"method": "magnitude", "ratio": 0.25, "round_to": None, "steps": steps}
+    ratios = {"one": 0.234, "read": 0.5}
+    result = cleanai.prune(model, images(), layer_ratios=ratios, **options)
+    gone = {group.name: len(group.removed) for group in result.plan.groups}
+    # Six of eight channels are 0.766 of them; of two steps the first keeps the root of it, seven.
+    assert gone == {"one": steps - 1, "other": 2, "read": 8, "last": 3}
+    assert any(told.startswith("layer 'one' keeps its width: ") for told in result.plan.warnings)
+    with pytest.raises(PruningError, match="layer_ratios names 'none', and no prunable layer's name starts with it"):
+        cleanai.prune(model, images(), layer_ratios={**ratios, "none": 0.5}, **options)
+
+
 def test_groups_that_must_be_equally_wide_keep_their_width_where_they_would_not_be() -> None:
     """In trials both lose as much, and pass."""
     model = Net(as_wide).eval()

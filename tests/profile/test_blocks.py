@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,13 +11,15 @@ import pytest
 import torch
 from torch import nn
 
+from cleanai_ray.evaluation.rounds import DENSE, Timing
 from cleanai_ray.graph.blocks import find_blocks
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.profile.blocks import profile_without_blocks, time_blocks
 from cleanai_ray.profile.clock import FunctionClock
-from cleanai_ray.profile.fitted import LatencyProfile
+from cleanai_ray.profile.fitted import LatencyProfile, TimedModel
 from cleanai_ray.profile.predicted import profile_model
+from cleanai_ray.profile.table import fit_profile
 from cleanai_ray.pruning.block_removal import describe_blocks, without_blocks
 from cleanai_ray.pruning.granularity import Granularity
 from cleanai_ray.pruning.plan import BlockPlan
@@ -81,3 +85,65 @@ def test_the_profile_without_blocks_is_the_one_that_would_be_measured(
         graph = ChannelGraph(bare, EXAMPLE, check=False)
         graph.remove({name: range(count) for name, count in removed.items() if count})
         assert carried.predict(removed) == pytest.approx(macs_ratio(dense, graph.model), abs=0.06)
+
+
+def noisy(dense: nn.Module, profile: LatencyProfile, repeats: tuple[float, ...]) -> LatencyProfile:
+    """The profile with repeats of these ratios, beside groups that were timed."""
+    exact = [model for model in profile.timed if model.kind != "repeat"]
+    more = [TimedModel(kind="repeat", widths={"1.one": 16}, ratio=ratio) for ratio in repeats]
+    return fit_profile(ChannelGraph(dense, EXAMPLE, check=False), FOURS, profile.dense_ms, [*exact, *more])
+
+
+def test_noise_of_a_saving_grows_as_less_time_is_left(dense: nn.Module, profile: LatencyProfile) -> None:
+    """Of half the time, a saving is twice the share, and so is what it is off by: ln 1.02 / sqrt 2, twice."""
+    found = noisy(dense, profile, (1.02, 1 / 1.02))
+    carried = profile_without_blocks(found, ChannelGraph(dense, EXAMPLE, check=False), FOURS, 0.5)
+    assert found.noise == pytest.approx(math.log(1.02) / math.sqrt(2))
+    assert carried.noise == pytest.approx(2 * found.noise)
+
+
+@pytest.mark.parametrize("saved", [0.9, 0.99, 1.5])
+@pytest.mark.parametrize("repeats", [(0.98, 0.9, 1.05), ()])
+def test_a_profile_of_almost_no_time_left_stays_positive(
+    dense: nn.Module, profile: LatencyProfile, saved: float, repeats: tuple[float, ...]
+) -> None:
+    """Savings of the dense model are larger than what the blocks leave of its time."""
+    graph = ChannelGraph(dense, EXAMPLE, check=False)
+    carried = profile_without_blocks(noisy(dense, profile, repeats), graph, FOURS, saved)
+    assert math.isfinite(carried.noise)
+    assert all(0 < model.ratio < math.inf for model in carried.timed)
+    for share in (0.0, 0.5, 0.9):
+        removed = {group.name: int(share * group.num_channels) for group in graph.groups}
+        assert 0 <= carried.predict(removed) <= carried.dense_ms
+    assert carried.dense_ms == pytest.approx(profile.dense_ms * max(1 - saved, 0.01))
+
+
+def test_blocks_are_timed_beside_the_dense_model_with_its_attention_opened_likewise() -> None:
+    """On a machine where each module of attention is slow, a block would seem to save what opening it does."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = blocks_in_a_row([(16, 1.0)])
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = self.blocks(x)[:, None]
+            return (tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0])[:, 0]
+
+    model = Mixed().eval()
+    (found,) = [block for block in find_blocks(model, EXAMPLE) if block.name == "blocks.1"]
+    plans = describe_blocks(model, EXAMPLE, [EXAMPLE], [found])
+    timed: dict[str, bool] = {}
+
+    def time_models(models: Mapping[str, nn.Module]) -> dict[str, Timing]:
+        timed.update(
+            {
+                name: any(isinstance(module, nn.MultiheadAttention) for module in each.modules())
+                for name, each in models.items()
+            }
+        )
+        return {name: Timing(p50=1.0, p90=1.0, p99=1.0, fast=1.0) for name in models}
+
+    assert time_blocks(model, plans, time_models) == {"blocks.1": 0.0}
+    assert timed == {DENSE: False, "blocks.1": False}

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 import polars as pl
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cleanai_ray.config.evaluation import LatencySection
 from cleanai_ray.config.target import TargetSection
 from cleanai_ray.evaluation.rounds import Timing
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.nn.complexity import measure_complexity
+from cleanai_ray.nn.notices import collected_notices
 from cleanai_ray.profile.clock import TargetClock
 from cleanai_ray.profile.fitted import LatencyProfile
 from cleanai_ray.profile.measure import ProfileRequest, measure_profile
@@ -124,3 +125,33 @@ def test_a_profile_is_measured_in_a_real_target() -> None:
     dense_ms, timed = measure_profile(Residual(), EXAMPLE, request, clock.time_models)
     assert dense_ms > 0
     assert all(found.ratio > 0 for found in timed)
+
+
+class NotAtFour(nn.Module):
+    """Its first layer cannot have four channels, which no trial of the group tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.fc = nn.Conv2d(2, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if x.shape[1] == 4:
+            raise ValueError("four channels")
+        return self.fc(self.second(x).relu().mean((2, 3)))
+
+
+def test_a_width_that_fails_is_left_out_with_a_notice_and_the_profile_goes_on() -> None:
+    model = NotAtFour().eval()
+    with collected_notices() as told:
+        dense_ms, timed = measure_profile(model, EXAMPLE, REQUEST, Clock())
+    alone = [next(iter(found.widths.items())) for found in timed if found.kind == "group"]
+    assert sorted(alone) == [("first", 6), ("second", 2), ("second", 4), ("second", 6)]
+    assert told[0].startswith("latency profile: layer 'first' is not timed at 4 channels or fewer: ")
+    together = [dict(found.widths) for found in timed if found.kind == "uniform"]
+    # Three quarters, a half and a quarter of all: of the half, the group that fails keeps its width.
+    assert [widths.get("first") for widths in together] == [6, None, 2]
+    assert all("second" in widths for widths in together)
+    profile = fit_profile(ChannelGraph(model, EXAMPLE), TWOS, dense_ms, timed)
+    assert profile.predict_widths({"first": 4, "second": 4}) > 0

@@ -15,6 +15,7 @@ from small_nets import NETS, batches, build, example, tiny_vit
 from torch import Tensor, nn
 
 from cleanai_ray import api
+from cleanai_ray.config.sweep import Budget
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.nn.complexity import measure_complexity
@@ -235,3 +236,9 @@ def test_megabytes_that_are_missed_or_cannot_be_met_are_said() -> None:
     size = coarse.achieved["size_bytes"] / 1e6
     assert size < 0.98 * 0.8  # Widths of 16, 32 and 64 channels change by a quarter at the least.
     assert f"the budget size_mb=0.8 was missed: the pruned model's file has {size:.4g} MB" in coarse.warnings
+
+
+def test_budgets_that_differ_in_the_seventh_digit_have_different_names() -> None:
+    names = [str(Budget(**limit)) for limit in ({"macs": 0.1234567}, {"macs": 0.1234568}, {"macs": 0.5})]
+    assert names == ["macs=0.1234567", "macs=0.1234568", "macs=0.5"]
+    assert (str(Budget(size_mb=10.0)), str(Budget(size_mb=1e6))) == ("size_mb=10", "size_mb=1000000")

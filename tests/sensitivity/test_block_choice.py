@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -140,3 +141,26 @@ def test_where_the_cheapest_does_not_pay_the_next_is_tried_and_no_third() -> Non
     for paying, expected in (("b", ("b",)), ("c", ())):
         choice = choose_for_budget(blocks, "macs", lambda names, paying=paying: 0.1 if paying in names else 0.5)
         assert choice.names == expected
+
+
+def test_outputs_that_are_not_finite_are_not_told_as_a_budget_that_cannot_be_met() -> None:
+    """`b` alone computes what breaks the rest, so without it the error is a number; nothing mends what is always so."""
+    blocks = [block("a", 0.01, 0.1), block("b", 0.02, 0.1)]
+    choice = choose_for_budget(blocks, "macs", lambda names: 0.5 if "b" in names else math.nan)
+    assert "b" in choice.names
+    assert choice.error == 0.5
+    assert choice.why.endswith("with all blocks the outputs are not finite numbers")
+    document = json.loads(json.dumps(choice.to_dict(), allow_nan=False))
+    assert math.isnan(BlockChoice.from_dict(document).error_without)
+    never = choose_for_budget(blocks, "macs", lambda names: math.nan)
+    assert (never.names, math.isnan(never.error)) == ((), True)
+    assert never.why == "the outputs are not finite numbers, whatever blocks are removed"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"), [(math.nan, "the outputs are not finite numbers"), (math.inf, "the budget cannot be met")]
+)
+def test_a_block_without_which_there_is_no_error_is_not_taken(error: float, words: str) -> None:
+    choice = choose_for_budget([block("a", 0.01, 0.1)], "macs", lambda names: error if names else 0.5)
+    assert (choice.names, choice.error) == ((), 0.5)
+    assert choice.why == f"no block pays: without a {words}, and with all blocks 0.5"
