@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.cutting import Cuts
 from cleanai_ray.graph.group import ChannelGroup
+from cleanai_ray.graph.rounding import judged_again
 from cleanai_ray.graph.silencing import OUTPUT, Reading, can_be_silenced, difference, probe_inputs, read, silenced
 from cleanai_ray.nn.attention import HeadProduct
+from cleanai_ray.nn.view import shared_copy
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +25,14 @@ class CutCheck:
         cuts: The cuts of layers that read or compute channels.
         parameters: The dimension of each free parameter that has channels, by name.
         expected: The readings before the cut, with the channels silent.
+        dense: The model before the cut, with the tensors that it had: a cut changes none of them.
     """
 
     inputs: Tensor
     cuts: Cuts
     parameters: Mapping[str, int]
     expected: Reading
+    dense: nn.Module
 
     @classmethod
     def before(cls, model: nn.Module, example: Tensor, cuts: Cuts, parameters: Mapping[str, int]) -> CutCheck | None:
@@ -45,7 +49,7 @@ class CutCheck:
         products = [name for name, each in model.named_modules() if isinstance(each, HeadProduct)]
         inputs = probe_inputs(example)
         seen = {key: channels for key, channels in cuts.items() if key[0] not in products}
-        return cls(inputs, seen, parameters, silenced(model, inputs, seen, parameters))
+        return cls(inputs, seen, parameters, silenced(model, inputs, seen, parameters), shared_copy(model))
 
     def require_same(self, model: nn.Module, groups: Sequence[ChannelGroup]) -> None:
         """Compare the model after the cut.
@@ -53,7 +57,8 @@ class CutCheck:
         Raises:
             PruningError: When it reads or returns something else; the message names those of the groups that are there.
         """
-        place = difference(self.expected, read(model, self.inputs, self.cuts, self.parameters))
+        found, models = read(model, self.inputs, self.cuts, self.parameters), (self.dense, model)
+        place = judged_again((self.expected, found), models, self.inputs, self.cuts, self.parameters, difference)
         if place is None:
             return
         names = [group.name for group in groups if any(member.layer == place for member in group.members)]

@@ -97,7 +97,7 @@ def difference(expected: Reading, found: Reading) -> str | None:
     if [name for name, _ in expected] != [name for name, _ in found]:
         return OUTPUT
     for (name, wanted), (_, value) in zip(expected, found, strict=True):
-        if wanted.shape != value.shape or not _is_close(wanted, value):
+        if wanted.shape != value.shape or not is_close(wanted, value):
             return name
     return None
 
@@ -106,14 +106,17 @@ def _reads(layer: nn.Module, side: str) -> bool:
     return side != "out" and not isinstance(layer, nn.Embedding)
 
 
-def _is_close(wanted: Tensor, value: Tensor) -> bool:
+def is_close(wanted: Tensor, value: Tensor) -> bool:
+    """Return whether two tensors of one shape are the same, but for rounding."""
     if wanted.is_complex():
-        return value.is_complex() and _is_close(torch.view_as_real(wanted), torch.view_as_real(value))
+        return value.is_complex() and is_close(torch.view_as_real(wanted), torch.view_as_real(value))
     if not wanted.is_floating_point() or not wanted.numel():
         return torch.equal(wanted, value)
     rounding = TOLERANCE * max(1.0, torch.finfo(wanted.dtype).eps / torch.finfo(torch.float32).eps) ** 0.5
-    largest = torch.nan_to_num(wanted.float(), posinf=0.0, neginf=0.0).abs().max().item()
-    return torch.allclose(value.float(), wanted.float(), rtol=rounding, atol=rounding * largest + 1e-7, equal_nan=True)
+    wide = torch.float64 if wanted.dtype == torch.float64 else torch.float32
+    wanted, value = wanted.to(wide), value.to(wide)
+    largest = torch.nan_to_num(wanted, posinf=0.0, neginf=0.0).abs().max().item()
+    return torch.allclose(value, wanted, rtol=rounding, atol=rounding * largest + 1e-7, equal_nan=True)
 
 
 def _run(model: nn.Module, inputs: Tensor) -> Any:

@@ -14,6 +14,7 @@ from cleanai_ray.graph.explaining import explain, module_of, running_error
 from cleanai_ray.graph.group import ChannelGroup
 from cleanai_ray.graph.heads import HeadAxis
 from cleanai_ray.graph.measuring import measured
+from cleanai_ray.graph.rounding import judged_again
 from cleanai_ray.graph.silencing import OUTPUT, can_be_silenced, difference, probe_inputs, read, silenced
 from cleanai_ray.graph.training_pass import TrainingPass
 from cleanai_ray.nn.copying import copied
@@ -156,7 +157,9 @@ class Trials:
         try:
             expected = silenced(self._model, self._inputs, cuts, self._parameters)
             cut(smaller, cuts, self._parameters)
-            place = difference(expected, read(smaller, self._inputs, cuts, self._parameters))
+            found = read(smaller, self._inputs, cuts, self._parameters)
+            models = (self._model, smaller)
+            place = judged_again((expected, found), models, self._inputs, cuts, self._parameters, difference)
         except Exception as error:
             reason = f"the model does not run without some of its channels: {explain(error, smaller)}"
             return _Fault(reason, module_of(error, smaller))

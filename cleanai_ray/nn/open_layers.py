@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,14 @@ from torch.overrides import TorchFunctionMode
 
 from cleanai_ray.nn.attention import linear_like
 from cleanai_ray.nn.copying import copied
+
+M = TypeVar("M", bound=nn.Module)
+
+_ALLOWED: ContextVar[frozenset[str] | None] = ContextVar("allowed", default=None)
+"""Names of the layers that may be opened; None: all."""
+
+_STANDS_FOR = "_cleanai_stands_for"
+"""A plain string on a layer that was opened, the class that it had, so that copies of the layer have it."""
 
 _PARTS = 3
 _FORM = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
@@ -40,24 +50,63 @@ class PackedProjections(nn.Module):
         return torch.cat([self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens)], dim=-1)
 
 
+@contextmanager
+def only_opening(names: Collection[str]) -> Iterator[None]:
+    """Let `opened_layers` open none but the layers of these names, as for a plan that tells which it opened."""
+    token = _ALLOWED.set(frozenset(names))
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
 def opened_layers(model: nn.Module) -> dict[nn.Module, nn.Module]:
     """Return the plain layers that stand for layers of a model, by these; they share the weights where they can.
 
-    A convolution's standardised weight is computed, and is a tensor of its own.
+    Which layers these are does not depend on their weights. A convolution's standardised weight is computed, and is a
+    tensor of its own.
     """
     found: dict[nn.Module, nn.Module] = {}
-    modules: Iterable[Any] = model.modules()
-    for module in modules:
-        if _holds_attention(module):
-            found[module.c_attn] = _in_parts(module.c_attn)
-        elif module not in found and _is_transposed(module):
-            found[module] = linear_like(module.weight.detach().t(), module.bias, module.weight)
-        elif isinstance(module, nn.Conv2d) and type(module).forward is not nn.Conv2d.forward:
+    allowed = _ALLOWED.get()
+    for name, module in _candidates(model):
+        if allowed is not None and name not in allowed:
+            continue
+        if isinstance(module, nn.Conv2d):
             plain = _with_plain_weight(module)
             found |= {} if plain is None else {module: plain}
+        elif _is_transposed(module):
+            found[module] = linear_like(module.weight.detach().t(), module.bias, module.weight)
+    for module in _modules(model):
+        if getattr(module, "c_attn", None) in found and _holds_attention(module, found):
+            found[module.c_attn] = _in_parts(module.c_attn)
     for module, stands in found.items():
         stands.train(module.training)
+        setattr(stands, _STANDS_FOR, type(module).__name__)
     return found
+
+
+def names_of_opened(model: nn.Module) -> list[str]:
+    """Return the names of the layers of an opened model that stand for layers of another form, in order."""
+    return [name for name, module in model.named_modules() if hasattr(module, _STANDS_FOR)]
+
+
+def is_open(layer: nn.Module) -> bool:
+    """Return whether a layer is plain, or stands for one that was not."""
+    return isinstance(layer, (nn.Linear, PackedProjections)) or type(layer).forward is nn.Conv2d.forward
+
+
+def _modules(model: nn.Module) -> Iterable[Any]:
+    return model.modules()
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the layers that may compute a linear map in another form than torch's own, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            if type(module).forward is not nn.Conv2d.forward:
+                yield name, module
+        elif type(module).__name__ == "Conv1D":
+            yield name, module
 
 
 def narrow_packed(owner: Any) -> None:
@@ -70,31 +119,31 @@ def narrow_packed(owner: Any) -> None:
 
 def _is_transposed(module: Any) -> bool:
     """Return whether a module is `Conv1D` as transformers has it, or a copy of that class in another package."""
-    if type(module).__name__ != "Conv1D" or isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, nn.modules.conv._ConvNd):
         return False
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or not isinstance(bias, nn.Parameter):
         return False
     if bias.shape != weight.shape[1:] or len(list(module.parameters())) != 2:
         return False
-    tokens = torch.randn(1, 2, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
-    with torch.no_grad():
-        try:
-            found = module.forward(tokens)
-        except (RuntimeError, TypeError):
-            return False
-        expected = torch.addmm(bias, tokens[0], weight)[None]
-    return _is_close(found, expected)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(1, 2, len(weight), generator=generator, dtype=torch.float64)
+    try:
+        trial = _trial(module, generator)
+        found = trial.forward(tokens)
+    except Exception:  # It cannot be copied by itself, or needs more than an input.
+        return False
+    return _is_close(found, torch.addmm(trial.bias, tokens[0], trial.weight)[None])
 
 
-def _holds_attention(module: Any) -> bool:
+def _holds_attention(module: Any, found: Mapping[nn.Module, nn.Module]) -> bool:
     """Return whether a module is self-attention as GPT-2 has it: one `c_attn` for all, split at `split_size`."""
     counts = [getattr(module, name, None) for name in ("num_heads", "head_dim", "split_size")]
-    layers = [getattr(module, name, None) for name in ("c_attn", "c_proj")]
-    if not all(isinstance(count, int) and count > 0 for count in counts) or not all(map(_is_transposed, layers)):
+    output = getattr(module, "c_proj", None)
+    if not all(isinstance(count, int) and count > 0 for count in counts) or output not in found:
         return False
     width: int = module.split_size
-    fits = module.num_heads * module.head_dim == width == module.c_proj.weight.shape[0]
+    fits = module.num_heads * module.head_dim == width == output.weight.shape[0]
     return fits and bool(module.c_attn.weight.shape[1] == _PARTS * width)
 
 
@@ -122,57 +171,78 @@ class _Convolutions(TorchFunctionMode):
 
 
 @torch.no_grad()
+def _trial(module: M, generator: torch.Generator) -> M:
+    """Return a copy of a module with random weights, in evaluation mode and float64 on the CPU."""
+    trial = copied(module).cpu().double().eval()
+    for parameter in trial.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return trial
+
+
+@torch.no_grad()
 def _with_plain_weight(module: nn.Conv2d) -> nn.Conv2d | None:
     """Return a convolution with the weight that a module computes from its own, or None if it is something else.
 
-    The weight must be the same whatever the input, and depend on the module's own across input channels.
+    The weight must be the same whatever the input, and depend on the module's own across input channels. Whether it
+    does is found out on random weights: those of a module may be such that computing it changes nothing.
     """
     sides = [size * step + _SIDE for size, step in zip(module.kernel_size, module.dilation, strict=True)]
     generator = torch.Generator().manual_seed(0)
     inputs = [
-        torch.randn(1, module.in_channels, *(side + more for side in sides), generator=generator).to(module.weight)
+        torch.randn(1, module.in_channels, *(side + more for side in sides), generator=generator).double()
         for more in (0, 1)
     ]
     try:
-        trial = copied(module)
-        weight, same = (_weight_in_use(trial, value) for value in inputs)
-        outputs = [trial.forward(value) for value in inputs]
-        if weight is None or not _is_own(module.weight, weight, same) or not _crosses_channels(trial, inputs[0]):
+        if not _computes_its_weight(_trial(module, generator), inputs):
             return None
+        weight = _run(copied(module), inputs[0].to(module.weight))[1]
     except Exception:  # It cannot be copied by itself, or needs more than an input.
         return None
+    return None if weight is None else _plain(module, weight, module.bias)
+
+
+def _computes_its_weight(trial: nn.Conv2d, inputs: Sequence[Tensor]) -> bool:
+    """Return whether a convolution with random weights is a plain one with another weight, in both modes."""
+    for training in (True, False):
+        trial.train(training)
+        outputs, weights = zip(*(_run(trial, value) for value in inputs), strict=True)
+        used = weights[0]
+        if used is None or used.shape != trial.weight.shape or torch.equal(used, trial.weight):
+            return False
+        if not all(weight is not None and torch.equal(weight, used) for weight in weights):
+            return False
+        plain = _plain(trial, used, trial.bias)
+        if not all(_is_close(found, plain(value)) for found, value in zip(outputs, inputs, strict=True)):
+            return False
+    return _crosses_channels(trial, inputs[0], used)
+
+
+def _plain(module: nn.Conv2d, weight: Tensor, bias: nn.Parameter | None) -> nn.Conv2d:
     form: dict[str, Any] = {name: getattr(module, name) for name in _FORM}
-    plain = nn.Conv2d(**form, bias=module.bias is not None, device="meta")
+    plain = nn.Conv2d(**form, bias=bias is not None, device="meta")
     plain.weight = nn.Parameter(weight.clone(), requires_grad=module.weight.requires_grad)
-    plain.bias = module.bias
-    return plain if all(_is_close(plain(value), found) for value, found in zip(inputs, outputs, strict=True)) else None
+    plain.bias = bias
+    return plain
 
 
-def _weight_in_use(module: nn.Conv2d, value: Tensor) -> Tensor | None:
-    """Return the weight of the one convolution that a module runs; None if it runs several."""
+def _run(module: nn.Conv2d, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the output of a module, and the weight of the one convolution that it runs; None if it runs several."""
     with _Convolutions() as seen:
-        module.forward(value)
+        output = module.forward(value)
     if len(seen.calls) != 1 or seen.calls[0].get("bias") is not module.bias:
-        return None
-    weight: Tensor = seen.calls[0]["weight"]
-    return weight
+        return output, None
+    return output, seen.calls[0]["weight"]
 
 
-def _is_own(weight: Tensor, first: Tensor, second: Tensor | None) -> bool:
-    """Return whether what was used is another weight of the same shape, and the same for both inputs."""
-    same = second is not None and torch.equal(first, second)
-    return same and first.shape == weight.shape and not torch.equal(first, weight)
-
-
-def _crosses_channels(trial: nn.Conv2d, value: Tensor) -> bool:
+def _crosses_channels(trial: nn.Conv2d, value: Tensor, before: Tensor) -> bool:
     """Return whether the weights of other input channels change with those of the first, which is changed."""
     if trial.weight.shape[1] == 1:
         return False
-    before = _weight_in_use(trial, value)
+    before = before.clone()
     trial.weight[:, 0].add_(1.0)
-    after = _weight_in_use(trial, value)
-    return before is not None and after is not None and not _is_close(after[:, 1:], before[:, 1:])
+    after = _run(trial, value)[1]
+    return after is not None and not _is_close(after[:, 1:], before[:, 1:])
 
 
-def _is_close(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool(torch.allclose(one, other, rtol=1e-2, atol=1e-3))
+def _is_close(one: Any, other: Tensor) -> bool:
+    return isinstance(one, Tensor) and one.shape == other.shape and bool(torch.allclose(one, other))

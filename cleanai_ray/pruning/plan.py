@@ -29,6 +29,9 @@ _FORMATS = (
 BIASES = "biases"
 """Key of an earlier plan's `model`: the names of all biases that its layers had when the next plan was made."""
 
+PLAIN = "plain"
+"""Key of a plan's `model`: the names of the layers of another form that plain ones stood for; absent where none did."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupPlan:
@@ -107,7 +110,9 @@ class PruningPlan(Displayed):
     """A choice of channels that can be inspected, saved, and applied to the dense model again.
 
     Attributes:
-        model: Identity of the dense model: class, shape digest of its parameters, example input shape.
+        model: Identity of the dense model: class, shape digest of its parameters, example input shape; `plain`, the
+            names of the layers that plain ones stand for in the pruned model (convolutions that standardise their
+            weight, transformers' `Conv1D`), if there are any.
         groups: Every prunable group, pruned or not.
         request: The request: method, mode, ratio or budget, bounds (with every ignored layer); `by_price` if the
             method's prices and not its mode decided between groups.

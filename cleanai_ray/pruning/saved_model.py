@@ -16,10 +16,11 @@ from cleanai_ray.errors import ArtifactError
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.nn.consumers import add_biases
 from cleanai_ray.nn.open_attention import open_attention
+from cleanai_ray.nn.open_layers import is_open, only_opening
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.pruning.block_removal import without_blocks
 from cleanai_ray.pruning.history import earlier_plans, remember_plan
-from cleanai_ray.pruning.plan import BIASES, PruningPlan
+from cleanai_ray.pruning.plan import BIASES, PLAIN, PruningPlan
 from cleanai_ray.pruning.plan_fit import require_fit, unwrapped
 from cleanai_ray.pruning.plan_parts import identify
 from cleanai_ray.pruning.prune_result import PruneResult
@@ -138,7 +139,17 @@ def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
 
 
 def _apply(dense: nn.Module, plan: PruningPlan) -> nn.Module:
-    given, dense = dense, open_attention(dense)
+    """Return what a plan leaves of a model, of whose other forms no layer is opened but those that the plan names.
+
+    Plans of earlier versions name none: they were made when all of these stayed as they were.
+    """
+    with only_opening(plan.model.get(PLAIN, ())):
+        return _applied(dense, plan)
+
+
+def _applied(given: nn.Module, plan: PruningPlan) -> nn.Module:
+    dense = open_attention(given)
+    _require_opened(dense, plan)
     device = next((value.device for value in dense.parameters()), torch.device("cpu"))
     task, given_shapes = find_task(plan.model.get("task", "classification")), plan.model["example_inputs"]
     examples = [_integers(shape) if plan.model.get("tokens") else task.example_input(shape) for shape in given_shapes]
@@ -162,3 +173,21 @@ def _apply(dense: nn.Module, plan: PruningPlan) -> nn.Module:
     for parameter in graph.model.parameters():
         parameter.grad = None
     return task.restored(graph.model)
+
+
+def _require_opened(dense: nn.Module, plan: PruningPlan) -> None:
+    """Check that every layer which the plan names as opened is plain, since its saved weight is that of a plain one.
+
+    Raises:
+        ArtifactError: When one is not, or is not there.
+    """
+    layers = dict(dense.named_modules())
+    for name in plan.model.get(PLAIN, ()):
+        layer = layers.get(name)
+        if layer is None or not is_open(layer):
+            found = "has no such layer" if layer is None else f"has a {type(layer).__name__} there that is none"
+            raise ArtifactError(
+                f"the plan was made for a model whose layer '{name}' is a convolution that standardises its weight or "
+                f"a linear layer of another form, and the {type(dense).__qualname__} given {found}; needed: the "
+                "architecture that was pruned"
+            )

@@ -25,6 +25,8 @@ _STATISTICS = "statistics/2"
 _PROFILE = "profile/3"
 _PRICES = "block-prices/2"
 _MOMENTS = "moments/3"  # Moments of an earlier format are measured anew.
+_JUDGED = "judged/boxes"  # Detectors are compared by boxes, too.
+_LAYERS = "layers/opened"  # Layers that compute a linear map in another form are plain ones.
 
 
 def data_key(study: Study) -> str:
@@ -75,21 +77,21 @@ def calibration_key(study: Study, dense_digest: str) -> str:
     needs = asdict(CalibrationNeeds.of(study))
     read = [_model_shape(study), _data(study), study.evaluation.split]
     computed = [*_numerics(study), *_precision(study), *_blocks(study), *_own_functions(study, "loss")]
-    return digest([_STATISTICS, dense_digest, *read, needs, *computed])
+    return digest([_STATISTICS, dense_digest, *read, needs, *computed, *_later(study)])
 
 
 def moments_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that second moments and curves of a study of one draw depend on."""
     read = [_model_shape(study), _data(study), study.evaluation.split]
     computed = [study.pruning.ignored_layers, *_numerics(study), *_precision(study)]
-    return digest([_MOMENTS, dense_digest, *read, *computed, *_blocks(study)])
+    return digest([_MOMENTS, dense_digest, *read, *computed, *_blocks(study), *_later(study)])
 
 
 def blocks_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that the prices of blocks of a study of one draw depend on, and their choice."""
     read = [_model_shape(study), _data(study), study.evaluation.split]
     timed = [profile_key(study)] if any(budget.resource == "latency" for budget in study.sweep.budgets) else []
-    return digest([_PRICES, dense_digest, *read, *_numerics(study), *_blocks(study), *timed])
+    return digest([_PRICES, dense_digest, *read, *_numerics(study), *_blocks(study), *timed, *_later(study)])
 
 
 def block_choice_key(study: Study, dense_digest: str, budget: Budget) -> str:
@@ -110,6 +112,16 @@ def _blocks(study: Study) -> list[Any]:
     return [{"blocks": named, "priced_after": repaired}]
 
 
+def _later(study: Study) -> list[str]:
+    """Return what is measured otherwise than it once was, where it may matter; nothing for most studies."""
+    return [*([_JUDGED] if study.task.name == "detection" else []), *_opened(study)]
+
+
+def _opened(study: Study) -> list[str]:
+    """Return a term for models of other libraries and of one's own, which may have layers that are opened."""
+    return [_LAYERS] if study.model.factory is not None or ModelName.parse(study.model.name) is not None else []
+
+
 def profile_key(study: Study) -> str:
     """Return the digest of everything that a latency profile depends on: the architecture, the target, how it is timed.
 
@@ -119,7 +131,7 @@ def profile_key(study: Study) -> str:
     timed = None if latency is None else [latency.warmup, latency.runs]
     target = study.evaluation.timed_target.model_dump()
     bounds = [study.pruning.ignored_layers, study.pruning.round_to]
-    return digest([_PROFILE, _model_shape(study), target, timed, bounds])
+    return digest([_PROFILE, _model_shape(study), target, timed, bounds, *_opened(study)])
 
 
 def alone_key(study: Study, trial: Trial, dense_digest: str, record: Mapping[str, Any]) -> str:

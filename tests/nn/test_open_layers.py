@@ -35,6 +35,16 @@ class Conv1D(nn.Module):
         return flat.view(*x.shape[:-1], self.nf)
 
 
+class Doubled(Conv1D):
+    """Another layer by the name of that class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x) - self.bias
+
+
+Doubled.__name__ = "Conv1D"
+
+
 class Attention(nn.Module):
     """Attention as GPT-2 has it."""
 
@@ -145,6 +155,14 @@ class Gained(Standardised):
         return super().weights() * self.gain
 
 
+class Muted(Standardised):
+    """A standardised convolution that adds nothing at first, as the last one of each branch in BiT."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        nn.init.zeros_(self.weight)
+
+
 class PaddedAnew(Standardised):
     """The same, padded by as much as its input needs, which no plain convolution does."""
 
@@ -159,6 +177,13 @@ class Scaled(nn.Conv2d):
         return self._conv_forward(x, self.weight * 2.0, self.bias)
 
 
+class OfMode(Standardised):
+    """A standardised convolution that in training is a plain one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight, self.bias) if self.training else super().forward(x)
+
+
 class OfInput(nn.Conv2d):
     """A convolution whose weight depends on what it reads."""
 
@@ -166,7 +191,7 @@ class OfInput(nn.Conv2d):
         return self._conv_forward(x, (self.weight * x.mean()).softmax(1), self.bias)
 
 
-@pytest.mark.parametrize("kind", [Standardised, Gained])
+@pytest.mark.parametrize("kind", [Standardised, Gained, Muted])
 @pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"groups": 2, "dilation": 2, "bias": False}])
 def test_a_weight_that_is_computed_from_itself_becomes_a_weight(kind: Any, options: dict[str, Any]) -> None:
     module = kind(4, 6, 3, **options)
@@ -179,7 +204,18 @@ def test_a_weight_that_is_computed_from_itself_becomes_a_weight(kind: Any, optio
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", [PaddedAnew, Scaled, OfInput, nn.Conv2d])
+@torch.no_grad()
+def test_what_is_opened_does_not_depend_on_weights() -> None:
+    """Standardising leaves a weight that is standard as it is: of mean 0 and variance 1, but for 1e-6 in the root."""
+    module = Standardised(4, 1, 1, bias=False)
+    module.weight.copy_(torch.tensor([1.0, -1.0, -1.0, 1.0]).reshape(1, 4, 1, 1))
+    assert type(open_attention(module)) is nn.Conv2d
+    same = Doubled(WIDTH, WIDTH)
+    same.weight.zero_()
+    assert open_attention(same) is same
+
+
+@pytest.mark.parametrize("kind", [PaddedAnew, Scaled, OfInput, OfMode, nn.Conv2d])
 def test_a_convolution_of_another_kind_stays(kind: Any) -> None:
     module = kind(4, 6, 2, 2)
     assert open_attention(module) is module

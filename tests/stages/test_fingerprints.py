@@ -12,7 +12,16 @@ from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.images import TransformSection
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.models import TorchvisionFamily
-from cleanai_ray.stages.fingerprints import calibration_key, data_key, dense_key, moments_key, trial_key
+from cleanai_ray.stages import fingerprints
+from cleanai_ray.stages.fingerprints import (
+    blocks_key,
+    calibration_key,
+    data_key,
+    dense_key,
+    moments_key,
+    profile_key,
+    trial_key,
+)
 
 STUDY = {
     "model": {"name": "resnet20", "input_shape": [1, 8, 8]},
@@ -198,3 +207,28 @@ def test_the_preprocessing_of_pretrained_weights_counts(monkeypatch) -> None:
     nearest = TransformSection(resize=384, crop=380, interpolation="nearest", mean=(0.5,) * 3, std=(0.5,) * 3)
     monkeypatch.setattr(TorchvisionFamily, "published_transform", lambda self: nearest)
     assert all(bicubic[name] != key for name, key in found().items())
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "moved"),
+    [
+        ({"name": "resnet20"}, {}, set()),
+        ({"name": "resnet20"}, {"name": "detection"}, {"calibration", "moments", "blocks"}),
+        ({"name": None, "factory": "small_nets:build"}, {}, {"calibration", "moments", "blocks", "profile"}),
+    ],
+)
+def test_what_was_measured_of_layers_and_outputs_as_they_once_were_is_measured_anew(
+    model: dict[str, object], task: dict[str, object], moved: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = parse_study(STUDY)
+    section, purpose = study.model.model_copy(update=model), study.task.model_copy(update=task)
+    study = study.model_copy(update={"model": section, "task": purpose})
+
+    def found() -> dict[str, str]:
+        measured = {"calibration": calibration_key, "moments": moments_key, "blocks": blocks_key}
+        return {name: key(study, "weights") for name, key in measured.items()} | {"profile": profile_key(study)}
+
+    now = found()
+    monkeypatch.setattr(fingerprints, "_later", lambda study: [])
+    monkeypatch.setattr(fingerprints, "_opened", lambda study: [])
+    assert {name for name, key in found().items() if now[name] != key} == moved

@@ -70,6 +70,8 @@ def awaken(model: nn.Module, inputs: Tensor) -> None:
         pass
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval().momentum = momentum
+        if norm.running_var is not None:  # A channel that never changes would make rounding 300 times larger.
+            norm.running_var.clamp_min_(0.01 * float(norm.running_var.mean()))
 
 
 def _timm(architecture: Architecture) -> tuple[nn.Module, tuple[int, ...]]:

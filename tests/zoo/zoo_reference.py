@@ -14,6 +14,7 @@ from zoo_trial import RATIO, Note
 
 from cleanai_ray.graph.cutting import Cuts
 from cleanai_ray.graph.finding import _side
+from cleanai_ray.graph.rounding import judged_again
 from cleanai_ray.graph.silencing import can_be_silenced, difference, probe_inputs, read, silenced
 from cleanai_ray.nn.calls import tensors_in
 from cleanai_ray.nn.copying import copied
@@ -83,7 +84,8 @@ def meaning(dense: nn.Module, smaller: nn.Module, inputs: Tensor, removed: _Remo
         found = read(smaller, probe, removed.cuts, removed.parameters)
     except Exception:
         return UNKNOWN
-    return SAME if difference(expected, found) is None else OTHER
+    place = judged_again((expected, found), (dense, smaller), probe, removed.cuts, removed.parameters, difference)
+    return SAME if place is None else OTHER
 
 
 class _Removed:
