@@ -69,6 +69,21 @@ class MeanAveragePrecision(Scorer):
         value = max(float(self._library.compute()["map"]), 0.0)  # -1 where no image has a box.
         return TaskScore("mAP", value, value, loss / number, number)
 
+    def mean_loss(self) -> tuple[float, int]:
+        """Return the mean loss, and the number of images; the precision, which takes long, is not computed."""
+        if not self._num_samples:
+            raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
+        return float(self._loss) / self._num_samples, self._num_samples
+
+
+def _learned(targets: Targets) -> list[dict[str, Tensor]]:
+    """Return targets without the boxes that count neither for nor against a detector, those with `iscrowd` 1."""
+    found = []
+    for target in targets:
+        kept = target["iscrowd"] == 0 if "iscrowd" in target else slice(None)
+        found.append({name: values[kept] for name, values in target.items() if name in ("boxes", "labels")})
+    return found
+
 
 def _is_last(model: nn.Module, name: str) -> bool:
     """Return whether a layer of the heads is one whose outputs are classes or boxes."""
@@ -96,13 +111,16 @@ def _losses(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
         # The flags of the detector itself and of its stages, which decide whether losses are returned.
         for part in (model, *(getattr(model, name) for name in _STAGES if hasattr(model, name))):
             part.training = True
-        losses = own_forward(model)(list(images), list(targets))
+        losses = own_forward(model)(list(images), _learned(targets))
     return torch.stack(list(losses.values())).sum()
 
 
 @TASKS.register("detection")
 class Detection(Task):
     """Object detection: a dict of boxes [n, 4] (xyxy, pixels) and labels [n] an image; mAP (torchmetrics).
+
+    Where a dict has `iscrowd` [n], too, boxes with 1 are not learned, and detections that match one are not counted, as
+    in COCO.
 
     For torchvision's detectors: SSD, SSDlite, RetinaNet, FCOS and Faster R-CNN. Models of one's own are called like
     them: a list of images and, in training, a list of targets; they return a dict of losses in training, and else a
@@ -145,7 +163,7 @@ class Detection(Task):
 
     def train_outputs(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Any:
         """Return the dict of losses."""
-        return model(list(inputs), list(targets))
+        return model(list(inputs), _learned(targets))
 
     def logits(self, outputs: Any) -> Tensor:
         """Refuse: a detector in training returns only losses."""
