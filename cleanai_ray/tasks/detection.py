@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from cleanai_ray.errors import EvaluationError, TaskError
-from cleanai_ray.nn.modes import preserved_modes, to_device
+from cleanai_ray.nn.modes import preserved_modes
 from cleanai_ray.nn.view import as_model, as_network, own_forward
 from cleanai_ray.registry import TASKS
 from cleanai_ray.tasks.base import Reduce, Scorer, Task
 from cleanai_ray.tasks.detector_heads import heads_of, require_detector
+from cleanai_ray.tasks.exchange import of_all_processes
 from cleanai_ray.tasks.judged_boxes import judged
 from cleanai_ray.tasks.score import TaskScore
 
@@ -58,10 +59,8 @@ class MeanAveragePrecision(Scorer):
         """
         loss, number = float(self._loss), self._num_samples
         if all_reduce is not None:
-            shares: list[Any] = [None] * distributed.get_world_size()
-            own = to_device(self._library.metric_state, torch.device("cpu"))
-            distributed.all_gather_object(shares, (own, loss, number))
-            for name in own:
+            shares = of_all_processes((self._library.metric_state, loss, number))
+            for name in self._library.metric_state:
                 setattr(self._library, name, [item for share, _, _ in shares for item in share[name]])
             loss, number = (sum(share[place] for share in shares) for place in (1, 2))
         if not number:

@@ -18,6 +18,7 @@ from cleanai_ray.nn.view import as_model, as_network, own_forward
 from cleanai_ray.registry import TASKS
 from cleanai_ray.tasks.accuracy import logits_of
 from cleanai_ray.tasks.base import Reduce, Scorer, Task
+from cleanai_ray.tasks.exchange import of_all_processes
 from cleanai_ray.tasks.score import NoLabelError, TaskScore
 
 
@@ -57,12 +58,15 @@ class MacroAveragePrecision(Scorer):
         self._marks.append(_marks(targets, predicted))
 
     def result(self, all_reduce: Reduce | None = None) -> TaskScore:
-        """Return the mean over the classes that occur; `all_reduce` is not used, since precision is no sum.
+        """Return the mean over the classes that occur; precision is no sum, so that torch's processes exchange answers.
 
         Raises:
             EvaluationError: When nothing was added.
             NoLabelError: When no sample has a class.
         """
+        if all_reduce is not None:
+            shares = of_all_processes((self._logits, self._marks))
+            self._logits, self._marks = ([batch for share in shares for batch in share[place]] for place in (0, 1))
         logits, marks = self._joined()
         parts = tuple(average_precision(*pair) for pair in zip(logits.T, marks.T, strict=True))
         present = [part for part in parts if part is not None]
@@ -101,7 +105,6 @@ class MultilabelClassification(Task):
 
     name = "multilabel_classification"
     metric_name = "macro AP"
-    in_processes = False
 
     def network(self, model: nn.Module) -> nn.Module:
         """Return a view of the model that returns logits [N, 2, classes]: of the class's absence, and presence."""
