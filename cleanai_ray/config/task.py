@@ -22,9 +22,6 @@ _NUM_SIZES = {"language_modelling": (1,), "regression": (1, 3), "multilabel_clas
 _TAUGHT = (CLASSIFICATION, "multilabel_classification", "segmentation", "language_modelling")
 """Tasks whose models can learn from the answers of the dense model."""
 
-_SCORED_ALONE = ("multilabel_classification",)
-"""Tasks whose score one process computes from all answers."""
-
 _UNSMOOTHED = ("regression", "detection")
 """Tasks whose loss has no label smoothing."""
 
@@ -100,7 +97,7 @@ def check_task(study: Study) -> None:
         key, value, usual = found
         raise ValueError(f"{key} is {value}; allowed for task {title}: {'null' if usual is None else usual}")
     workers = study.finetune.num_workers
-    if study.fine_tunes and workers != 1 and (task.metric is not None or name in _SCORED_ALONE):
+    if study.fine_tunes and workers != 1 and task.metric is not None:
         raise ValueError(f"finetune.num_workers is {workers}; allowed for task {title}: 1")
     if smoothing and name in _UNSMOOTHED:
         raise ValueError(f"finetune.label_smoothing is {smoothing:g}; allowed for task {title}: 0")

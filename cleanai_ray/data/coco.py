@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,22 @@ class BoxDataset(Dataset[tuple[Tensor, Boxes]]):
         files: Paths of the images.
         boxes: Of each image (x, y, width, height) in pixels of the file, float32 [n, 4].
         labels: Of each image, the classes of its boxes, from 1, int64 [n].
+        crowds: Of each image, whether each box is one that counts neither for nor against a detector, bool [n].
         input_shape: Channels, height and width to deliver; another size is reached by bilinear interpolation.
     """
 
     def __init__(
-        self, files: list[Path], boxes: list[np.ndarray], labels: list[np.ndarray], input_shape: Shape
+        self,
+        files: list[Path],
+        boxes: list[np.ndarray],
+        labels: list[np.ndarray],
+        crowds: list[np.ndarray],
+        input_shape: Shape,
     ) -> None:
         self._files = files
         self._boxes = boxes
         self._labels = labels
+        self._crowds = crowds
         self._input_shape = input_shape
 
     def __len__(self) -> int:
@@ -57,12 +65,23 @@ class BoxDataset(Dataset[tuple[Tensor, Boxes]]):
         corners = self._boxes[index] * scale
         corners[:, 2:] += corners[:, :2]
         target = {"boxes": torch.from_numpy(corners), "labels": torch.from_numpy(self._labels[index])}
+        target["iscrowd"] = torch.from_numpy(self._crowds[index].astype(np.int64))
         return torch.from_numpy(shaped.astype(np.float32) / 255.0), target
 
     def batch(self, indices: Indices, seed: int = 0) -> tuple[Tensor, list[Boxes]]:
-        """Return images float32 [N, C, H, W] from 0 to 1, and of each a dict of boxes (x1, y1, x2, y2) and labels."""
+        """Return images float32 [N, C, H, W] from 0 to 1, and of each a dict of boxes, labels and iscrowd."""
         images, targets = zip(*(self[int(index)] for index in np.asarray(indices)), strict=True)
         return torch.stack(images), list(targets)
+
+
+def columns_of(
+    objects: Iterable[list[tuple[list[float], int, bool]]],
+) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Return the boxes, labels and crowds of a `BoxDataset`, from (box, label, is a crowd) of each image's objects."""
+    listed = list(objects)
+    boxes = [np.array([box for box, _, _ in of], np.float32).reshape(-1, 4) for of in listed]
+    labels = [np.array([label for _, label, _ in of], np.int64) for of in listed]
+    return boxes, labels, [np.array([is_crowd for _, _, is_crowd in of], bool) for of in listed]
 
 
 @DATASETS.register("coco")
@@ -70,7 +89,7 @@ class Coco(ImageSource):
     """Boxes in annotations/instances_SPLIT.json, as COCO writes them, and images in SPLIT/ (train, val, test).
 
     The classes are the categories, ordered by their id, from 1; the model's `num_classes` counts the background, too.
-    Crowds and boxes without area are left out.
+    Boxes without area are left out. Detections in a crowd are not counted, and it is not learned: see `iscrowd`.
     """
 
     tasks = ("detection",)
@@ -111,20 +130,19 @@ class Coco(ImageSource):
         if name not in self._opened:
             content = self._content(name)
             images = sorted(content["images"], key=lambda entry: entry["id"])
-            found: dict[int, list[tuple[list[float], int]]] = {entry["id"]: [] for entry in images}
+            found: dict[int, list[tuple[list[float], int, bool]]] = {entry["id"]: [] for entry in images}
             for entry in content["annotations"]:
-                if entry.get("iscrowd") or min(entry["bbox"][2:]) <= 0:
+                if min(entry["bbox"][2:]) <= 0:
                     continue
                 if entry["image_id"] not in found or entry["category_id"] not in self._labels:
                     raise DataError(
                         f"'{self._annotations(name)}' has an annotation of image {entry['image_id']} and "
                         f"category {entry['category_id']}; allowed: those that it lists"
                     )
-                found[entry["image_id"]].append((entry["bbox"], self._labels[entry["category_id"]]))
+                label, is_crowd = self._labels[entry["category_id"]], bool(entry.get("iscrowd"))
+                found[entry["image_id"]].append((entry["bbox"], label, is_crowd))
             self._files[name] = [self._root / name / entry["file_name"] for entry in images]
-            boxes = [np.array([box for box, _ in of], np.float32).reshape(-1, 4) for of in found.values()]
-            labels = [np.array([label for _, label in of], np.int64) for of in found.values()]
-            self._opened[name] = BoxDataset(self._files[name], boxes, labels, self.input_shape)
+            self._opened[name] = BoxDataset(self._files[name], *columns_of(found.values()), self.input_shape)
         return self._opened[name]
 
     def num_samples(self, split: str) -> int:

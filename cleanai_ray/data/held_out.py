@@ -9,25 +9,30 @@ import numpy as np
 from cleanai_ray.data.image_index import ImageIndex
 
 ONE_IN = 5
-"""One image in this many is held out."""
+"""About one image in this many is held out."""
 
 
 def held_out(index: ImageIndex) -> np.ndarray:
     """Return which images are held out, bool [N].
 
-    Of each class these are a fifth, rounded up but never all, with the lowest checksums of their names. So the choice
-    depends on the names in the class alone, and not on how the folder is called or in which order it is listed.
+    These are the images whose checksum is a multiple of five, about a fifth: CRC-32 of the name, from the folder of the
+    class on. So new images move none of the old ones, whatever the folder is called and however it is listed.
+
+    Of a class of two images or more, one is held out at least, that with the lowest checksum, and one is not, that with
+    the highest.
 
     Args:
         index: All images; their names begin with the folder that holds the classes.
     """
     names = [name.as_py().partition(b"/")[2] for name in index.names]
-    order = sorted(range(len(names)), key=lambda place: (index.labels[place], zlib.crc32(names[place]), names[place]))
-    counts = np.bincount(index.labels) if len(index) else np.zeros(0, dtype=int)
-    wanted = np.minimum(-(-counts // ONE_IN), np.maximum(counts - 1, 0))
-    chosen = np.zeros(len(index), dtype=bool)
-    for begin, number in zip(np.cumsum(counts) - counts, wanted, strict=True):
-        chosen[order[begin : begin + number]] = True
+    sums = np.array([zlib.crc32(name) for name in names], dtype=np.int64)
+    chosen = sums % ONE_IN == 0
+    for label in np.unique(index.labels):
+        places = sorted(np.flatnonzero(index.labels == label), key=lambda place: (sums[place], names[place]))
+        if chosen[places].all():
+            chosen[places[-1]] = False
+        elif not chosen[places].any() and len(places) > 1:
+            chosen[places[0]] = True
     return chosen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from cleanai_ray.errors import ArtifactError, DataError, SampleError
 from cleanai_ray.nn.notices import notice
 from cleanai_ray.registry import DATASETS
 from cleanai_ray.storage.run_directory import resolve_filesystem
+from cleanai_ray.storage.split_folders import HELD_OUT, SPLITS
 
-_SPLITS = ("train", "val", "validation", "test")
 _USUAL_CACHE = "~/.cache/cleanai-ray"
 _EXPECTED = (
     "a folder with train/ and val/ or test/, each with one folder of images a class; train/ alone; such folders "
@@ -107,8 +108,8 @@ class FileDataset(EncodedDataset):
 class ImageFolder(EncodedSource):
     """Image files in one folder a class below train/ and val/ or test/ (ImageNet), or in Food-101's own layout.
 
-    Where there is only train/, or only the folders of the classes, one image in five is held out as `val`, and a notice
-    says so.
+    Where there is only train/, or only the folders of the classes, about one image in five is held out as `val`, and a
+    notice says so. A class may be called train, val or test: a split holds folders with images, and a class images.
 
     The files of a folder on this machine are listed once: an index of them is stored in `data.options.index_cache`, or
     by default in `$CLEANAI_CACHE` or `~/.cache/cleanai-ray`; with `index_cache: false`, none is stored.
@@ -146,9 +147,9 @@ class ImageFolder(EncodedSource):
             self._root += "/food-101"
         listed = self._is("meta", fs.FileType.Directory) and self._is("images", fs.FileType.Directory)
         if listed:
-            self.splits = tuple(split for split in _SPLITS if self._is(f"meta/{split}.txt", fs.FileType.File))
+            self.splits = tuple(split for split in SPLITS if self._is(f"meta/{split}.txt", fs.FileType.File))
         else:
-            self.splits = tuple(split for split in _SPLITS if self._is(split, fs.FileType.Directory))
+            self.splits = tuple(split for split in SPLITS if self._is(split, fs.FileType.Directory))
             self._hold_out()
         folder = "images" if listed else self._whole or next(iter(self.splits), None)
         self.class_names = () if folder is None else self._folders(folder)
@@ -157,29 +158,35 @@ class ImageFolder(EncodedSource):
     def _hold_out(self) -> None:
         """Find the folder whose images have to be split, if there is one: `train`, or the data set's own."""
         parent, _, own = self._root.rpartition("/")
-        if self.splits == ("train",):
-            self._whole = "train"
-        elif not self.splits and parent and self._are_classes(self._folders("")):
+        if parent and not any(map(self._holds_classes, self.splits)) and self._are_classes(self._folders("")):
             self._root, self._whole = parent, own
+        elif self.splits == ("train",):
+            self._whole = "train"
         else:
             return
         self.splits = ("train", "val")
+        self.location = *self.location, f"held_out={HELD_OUT}"
         notice(
-            f"'{self._prefix}{self._root}/{self._whole}' comes without val/ or test/: one image in {ONE_IN} of each "
-            "class is held out as 'val'. A model that was trained on them scores better there than on new images"
+            f"'{self._prefix}{self._root}/{self._whole}' comes without val/ or test/: about one image in {ONE_IN} of "
+            "each class is held out as 'val'. A model that was trained on them scores better there than on new images"
         )
 
     def _are_classes(self, folders: tuple[str, ...]) -> bool:
         """Return whether there are two folders or more, and an image in each."""
+        return len(folders) > 1 and all(map(self._has_image, folders))
+
+    def _holds_classes(self, split: str) -> bool:
+        """Return whether there are images in the folders of a folder, at any depth."""
+        return any(self._has_image(f"{split}/{name}", is_deep=True) for name in self._folders(split))
+
+    def _has_image(self, folder: str, *, is_deep: bool = False) -> bool:
         from torchvision.datasets.folder import is_image_file
 
-        return len(folders) > 1 and all(
-            any(
-                info.type == fs.FileType.File and is_image_file(info.base_name)
-                for info in self._filesystem.get_file_info(fs.FileSelector(f"{self._root}/{name}"))
-            )
-            for name in folders
-        )
+        if self._is_local:  # a walk stops at the first image, and asks for no sizes
+            walked = os.walk(f"{self._root}/{folder}")
+            return any(any(map(is_image_file, files)) for _, _, files in (walked if is_deep else islice(walked, 1)))
+        infos = self._filesystem.get_file_info(fs.FileSelector(f"{self._root}/{folder}", recursive=is_deep))
+        return any(info.type == fs.FileType.File and is_image_file(info.base_name) for info in infos)
 
     def _is(self, name: str, kind: fs.FileType) -> bool:
         return self._filesystem.get_file_info(f"{self._root}/{name}".rstrip("/")).type == kind

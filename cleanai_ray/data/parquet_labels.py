@@ -28,6 +28,7 @@ class _Images(ParquetDataset):
 @DATASETS.register("parquet_labels")
 class ParquetLabels(ParquetImages):
     """Encoded images in Parquet files, as `parquet_images`, with a column of lists of labels: numbers or names.
+    Nulls in a list are left out, and a null stands for an empty list.
 
     The column is `labels`, or `data.options.label_column`. Classes are those that the files name (as Hugging Face's
     `datasets` writes them), or the names that occur in the first split, sorted, or the numbers up to the highest.
@@ -48,8 +49,9 @@ class ParquetLabels(ParquetImages):
         if named:
             return named
         rows = self._lists(self.splits[0])
-        if any(isinstance(label, str) for label in chain.from_iterable(rows)):
-            return tuple(sorted(set(chain.from_iterable(rows))))
+        names = {label for label in chain.from_iterable(rows) if isinstance(label, str)}
+        if names:
+            return tuple(sorted(names))
         every = chain.from_iterable(chain.from_iterable(map(self._lists, self.splits)))
         highest = max((label for label in every if isinstance(label, int)), default=-1)
         if highest < 0:
@@ -66,7 +68,9 @@ class ParquetLabels(ParquetImages):
                 raise DataError(
                     f"column '{self._columns.label}' of '{file}' holds {column.type}; expected lists of labels"
                 )
-            rows += [value or [] for value in column.to_pylist()]
+            rows += [[label for label in value or [] if label is not None] for value in column.to_pylist()]
+        if not rows:
+            raise DataError(f"split '{split}' of data.root '{self._location}' holds no images")
         return rows
 
     def _marks_of(self, split: str) -> np.ndarray:

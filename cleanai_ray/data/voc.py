@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 from xml.etree import ElementTree
 
-import numpy as np
-
 from cleanai_ray.config.sections import DataSection
-from cleanai_ray.data.coco import BoxDataset
+from cleanai_ray.data.coco import BoxDataset, columns_of
 from cleanai_ray.data.image_masks import MaskDataset
 from cleanai_ray.data.pixels import Normalization
 from cleanai_ray.data.source import ImageSource, Shape, find_root, per_channel
@@ -88,7 +86,8 @@ class VocDetection(VocSource):
     """Boxes in Annotations/NAME.xml of the images in JPEGImages/ that ImageSets/Main/SPLIT.txt lists.
 
     Boxes, whose first pixel is 1 in VOC, become distances from the image's corner. Objects that are marked difficult
-    are left out, as they are in VOC's own evaluation.
+    are not learned, and detections that match one are not counted, as in VOC's own evaluation. They have
+    `iscrowd`, whose measure of a match, the share of the detection that lies in the box, is the looser one.
     """
 
     tasks = ("detection",)
@@ -104,14 +103,12 @@ class VocDetection(VocSource):
         name = self.resolve(split)
         if name not in self._opened:
             names = self._named(name)
-            found = [self._objects(self._root / "Annotations" / f"{each}.xml") for each in names]
-            boxes = [np.array([box for box, _ in of], np.float32).reshape(-1, 4) for of in found]
-            labels = [np.array([label for _, label in of], np.int64) for of in found]
-            self._opened[name] = BoxDataset([self._image(each) for each in names], boxes, labels, self.input_shape)
+            found = columns_of(self._objects(self._root / "Annotations" / f"{each}.xml") for each in names)
+            self._opened[name] = BoxDataset([self._image(each) for each in names], *found, self.input_shape)
         return self._opened[name]
 
-    def _objects(self, file: Path) -> list[tuple[list[float], int]]:
-        """Return (x, y, width, height) and the class of each object in an annotation."""
+    def _objects(self, file: Path) -> list[tuple[list[float], int, bool]]:
+        """Return (x, y, width, height), the class, and whether it is difficult, of each object in an annotation."""
         from torchvision.datasets import VOCDetection  # takes a second to import
 
         try:
@@ -122,7 +119,7 @@ class VocDetection(VocSource):
             reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
             raise DataError(f"'{file}' cannot be read as an annotation of VOC: {reason}") from error
 
-    def _object(self, content: dict[str, Any], file: Path) -> tuple[list[float], int] | None:
+    def _object(self, content: dict[str, Any], file: Path) -> tuple[list[float], int, bool] | None:
         name, corners = content["name"], content["bndbox"]
         if name not in self.class_names[1:]:
             raise DataError(
@@ -131,9 +128,9 @@ class VocDetection(VocSource):
             )
         left, top = (max(float(corners[key]) - 1.0, 0.0) for key in ("xmin", "ymin"))
         width, height = float(corners["xmax"]) - left, float(corners["ymax"]) - top
-        if int(content.get("difficult", 0)) or min(width, height) <= 0:
+        if min(width, height) <= 0:
             return None
-        return [left, top, width, height], self.class_names.index(name)
+        return [left, top, width, height], self.class_names.index(name), bool(int(content.get("difficult", 0)))
 
 
 @DATASETS.register("voc_segmentation")

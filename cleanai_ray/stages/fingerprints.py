@@ -18,6 +18,7 @@ from cleanai_ray.config.sweep import Budget
 from cleanai_ray.errors import ModelError
 from cleanai_ray.registry import named_callable
 from cleanai_ray.storage.run_directory import resolve_filesystem
+from cleanai_ray.storage.split_folders import held_out_rule
 
 _CHUNK_BYTES = 2**22
 _STATISTICS = "statistics/2"
@@ -230,6 +231,8 @@ def _data(study: Study) -> dict[str, Any]:
     for name, unsaid in (("path", None), ("decoder", "auto")):
         if data[name] == unsaid:
             del data[name]
+    if study.data.name == "image_folder" and (rule := held_out_rule(study.data.root)) is not None:
+        data["held_out"] = rule
     if not data["calibration"]["disjoint"]:
         del data["calibration"]["disjoint"]
     if study.model.weights == "pretrained" or ModelName.parse(study.model.name) is not None:

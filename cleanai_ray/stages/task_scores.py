@@ -7,6 +7,7 @@ compared with the dense one by their scores alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from cleanai_ray.nn.modes import evaluation_mode, to_device
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage.image_schemas import TEST, VALIDATION, roles_of_images
 from cleanai_ray.tasks.base import Scorer
-from cleanai_ray.tasks.score import TaskScore
+from cleanai_ray.tasks.score import NoLabelError, TaskScore
 
 _ALL = ""
 
@@ -29,7 +30,7 @@ _ALL = ""
 def score_task_model(workspace: Workspace, model: nn.Module) -> tuple[TaskScore, KeptLogits]:
     """Return a model's score on the evaluation samples, and the numbers of the samples, without any logits.
 
-    The score has those by role beside it, unless one of the roles has no sample.
+    The score has those by role beside it, unless one of the roles has no sample, or none with a label to score by.
 
     Args:
         workspace: The opened study.
@@ -59,7 +60,8 @@ def score_task_model(workspace: Workspace, model: nn.Module) -> tuple[TaskScore,
         raise EvaluationError("there are 0 samples to evaluate on, at least 1 is needed")
     found = _result(scorers[_ALL])
     if counts[VALIDATION] and counts[TEST]:
-        found = replace(found, by_role={role: _result(scorers[role]) for role in (VALIDATION, TEST)})
+        with suppress(NoLabelError):  # a role without a label has no score, as one without samples
+            found = replace(found, by_role={role: _result(scorers[role]) for role in (VALIDATION, TEST)})
     order = np.sort(np.concatenate(numbers))
     return found, KeptLogits(numbers=order, values=np.zeros((len(order), 0), dtype=np.float32))
 

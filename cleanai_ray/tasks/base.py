@@ -52,7 +52,17 @@ class Scorer(ABC):
 
         Raises:
             EvaluationError: When nothing was added.
+            NoLabelError: When no sample has a label by which it could be scored.
         """
+
+    def mean_loss(self) -> tuple[float, int]:
+        """Return the mean loss of all batches, and the number of samples, without the rest of the score.
+
+        Raises:
+            EvaluationError: When nothing was added.
+        """
+        found = self.result()
+        return found.loss, found.num_samples
 
 
 class Task(ABC):

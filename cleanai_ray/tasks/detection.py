@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from cleanai_ray.errors import EvaluationError, TaskError
-from cleanai_ray.nn.modes import preserved_modes, to_device
+from cleanai_ray.nn.modes import preserved_modes
 from cleanai_ray.nn.view import as_model, as_network, own_forward
 from cleanai_ray.registry import TASKS
 from cleanai_ray.tasks.base import Reduce, Scorer, Task
 from cleanai_ray.tasks.detector_heads import heads_of, require_detector
+from cleanai_ray.tasks.exchange import of_all_processes
 from cleanai_ray.tasks.judged_boxes import judged
 from cleanai_ray.tasks.score import TaskScore
 
@@ -58,16 +59,29 @@ class MeanAveragePrecision(Scorer):
         """
         loss, number = float(self._loss), self._num_samples
         if all_reduce is not None:
-            shares: list[Any] = [None] * distributed.get_world_size()
-            own = to_device(self._library.metric_state, torch.device("cpu"))
-            distributed.all_gather_object(shares, (own, loss, number))
-            for name in own:
+            shares = of_all_processes((self._library.metric_state, loss, number))
+            for name in self._library.metric_state:
                 setattr(self._library, name, [item for share, _, _ in shares for item in share[name]])
             loss, number = (sum(share[place] for share in shares) for place in (1, 2))
         if not number:
             raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
         value = max(float(self._library.compute()["map"]), 0.0)  # -1 where no image has a box.
         return TaskScore("mAP", value, value, loss / number, number)
+
+    def mean_loss(self) -> tuple[float, int]:
+        """Return the mean loss, and the number of images; the precision, which takes long, is not computed."""
+        if not self._num_samples:
+            raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
+        return float(self._loss) / self._num_samples, self._num_samples
+
+
+def _learned(targets: Targets) -> list[dict[str, Tensor]]:
+    """Return targets without the boxes that count neither for nor against a detector, those with `iscrowd` 1."""
+    found = []
+    for target in targets:
+        kept = target["iscrowd"] == 0 if "iscrowd" in target else slice(None)
+        found.append({name: values[kept] for name, values in target.items() if name in ("boxes", "labels")})
+    return found
 
 
 def _is_last(model: nn.Module, name: str) -> bool:
@@ -96,13 +110,16 @@ def _losses(model: nn.Module, images: Tensor, targets: Targets) -> Tensor:
         # The flags of the detector itself and of its stages, which decide whether losses are returned.
         for part in (model, *(getattr(model, name) for name in _STAGES if hasattr(model, name))):
             part.training = True
-        losses = own_forward(model)(list(images), list(targets))
+        losses = own_forward(model)(list(images), _learned(targets))
     return torch.stack(list(losses.values())).sum()
 
 
 @TASKS.register("detection")
 class Detection(Task):
     """Object detection: a dict of boxes [n, 4] (xyxy, pixels) and labels [n] an image; mAP (torchmetrics).
+
+    Where a dict has `iscrowd` [n], too, boxes with 1 are not learned, and detections that match one are not counted, as
+    in COCO.
 
     For torchvision's detectors: SSD, SSDlite, RetinaNet, FCOS and Faster R-CNN. Models of one's own are called like
     them: a list of images and, in training, a list of targets; they return a dict of losses in training, and else a
@@ -145,7 +162,7 @@ class Detection(Task):
 
     def train_outputs(self, model: nn.Module, inputs: Tensor, targets: Targets) -> Any:
         """Return the dict of losses."""
-        return model(list(inputs), list(targets))
+        return model(list(inputs), _learned(targets))
 
     def logits(self, outputs: Any) -> Tensor:
         """Refuse: a detector in training returns only losses."""

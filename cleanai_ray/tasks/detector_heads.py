@@ -60,13 +60,18 @@ def heads_of(network: Any, images: Tensor) -> list[Head]:
 def _own(found: Any, name: str) -> Head:
     is_head = isinstance(found, (tuple, list)) and len(found) == 2 and all(isinstance(each, Tensor) for each in found)
     if not is_head or found[0].dim() != 3 or found[1].shape != (len(found[0]), 4, found[0].shape[2]):
-        shapes = [list(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in found]
+        described = [_described(each) for each in found] if isinstance(found, (tuple, list)) else _described(found)
         raise TaskError(
-            f"{OWN}() of {name} returns {shapes}; allowed: class logits [N, 1 + classes, places], those of the "
+            f"{OWN}() of {name} returns {described}; allowed: class logits [N, 1 + classes, places], those of the "
             "background first, and boxes [N, 4, places]"
         )
     logits, boxes = (each.float().reshape(*each.shape, 1, 1) for each in found)
     return logits, boxes
+
+
+def _described(value: Any) -> Any:
+    """Return the shape of a tensor, or the type of anything else."""
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _one_stage(network: Any, found: dict[str, Tensor]) -> Head:

@@ -18,7 +18,8 @@ from cleanai_ray.nn.view import as_model, as_network, own_forward
 from cleanai_ray.registry import TASKS
 from cleanai_ray.tasks.accuracy import logits_of
 from cleanai_ray.tasks.base import Reduce, Scorer, Task
-from cleanai_ray.tasks.score import TaskScore
+from cleanai_ray.tasks.exchange import of_all_processes
+from cleanai_ray.tasks.score import NoLabelError, TaskScore
 
 
 def average_precision(logits: Tensor, marks: Tensor) -> float | None:
@@ -57,21 +58,32 @@ class MacroAveragePrecision(Scorer):
         self._marks.append(_marks(targets, predicted))
 
     def result(self, all_reduce: Reduce | None = None) -> TaskScore:
-        """Return the mean over the classes that occur; `all_reduce` is not used, since precision is no sum.
+        """Return the mean over the classes that occur; precision is no sum, so that torch's processes exchange answers.
 
         Raises:
-            EvaluationError: When nothing was added, or no sample has a class.
+            EvaluationError: When nothing was added.
+            NoLabelError: When no sample has a class.
         """
-        if not self._logits:
-            raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
-        logits, marks = torch.cat(self._logits), torch.cat(self._marks)
+        if all_reduce is not None:
+            shares = of_all_processes((self._logits, self._marks))
+            self._logits, self._marks = ([batch for share in shares for batch in share[place]] for place in (0, 1))
+        logits, marks = self._joined()
         parts = tuple(average_precision(*pair) for pair in zip(logits.T, marks.T, strict=True))
         present = [part for part in parts if part is not None]
         if not present:
-            raise EvaluationError(f"none of {len(marks)} samples has a label; at least 1 with a label is needed")
+            raise NoLabelError(f"none of {len(marks)} samples has a label; at least 1 with a label is needed")
         mean = sum(present) / len(present)
-        loss = functional.binary_cross_entropy_with_logits(logits.double(), marks.double())
-        return TaskScore("macro AP", mean, mean, float(loss), len(marks), parts)
+        return TaskScore("macro AP", mean, mean, *self.mean_loss(), parts)
+
+    def mean_loss(self) -> tuple[float, int]:
+        """Return the mean binary cross-entropy, and the number of samples, of which none needs a class."""
+        logits, marks = self._joined()
+        return float(functional.binary_cross_entropy_with_logits(logits.double(), marks.double())), len(marks)
+
+    def _joined(self) -> tuple[Tensor, Tensor]:
+        if not self._logits:
+            raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
+        return torch.cat(self._logits), torch.cat(self._marks)
 
 
 def _pairs(network: nn.Module, inputs: Tensor) -> Tensor:
@@ -93,7 +105,6 @@ class MultilabelClassification(Task):
 
     name = "multilabel_classification"
     metric_name = "macro AP"
-    in_processes = False
 
     def network(self, model: nn.Module) -> nn.Module:
         """Return a view of the model that returns logits [N, 2, classes]: of the class's absence, and presence."""

@@ -20,6 +20,9 @@ from cleanai_ray.tasks.score import TaskScore
 LOW_IS_GOOD = " (lower is better)"
 """Follows the name of a metric of which a low value is good, in the column `metric`."""
 
+_COLUMNS = ("loss", "merit")
+"""What a training's history says of the validation besides the metric."""
+
 
 def task_with(name: str, loss: str | None = None, metric: str | None = None) -> Task:
     """Return a task, with a loss or a metric of the user's own where one is named.
@@ -37,7 +40,7 @@ def task_with(name: str, loss: str | None = None, metric: str | None = None) -> 
     Raises:
         RegistryError: When the task is unknown.
         StudyError: When a function cannot be imported.
-        TaskError: When a function cannot be called so, or has the name of a metric of a task.
+        TaskError: When a function cannot be called so, or has the name of a metric of a task, `loss` or `merit`.
     """
     kind = type(find_task(name))
     attributes: dict[str, Any] = {}
@@ -56,6 +59,8 @@ def task_with(name: str, loss: str | None = None, metric: str | None = None) -> 
 
 def _loss(task: Any, outputs: Any, targets: Any, label_smoothing: float = 0.0) -> Tensor:
     """Return the user's loss of a batch."""
+    if label_smoothing:
+        raise TaskError(f"finetune.label_smoothing is {label_smoothing:g}; allowed with a task.loss of your own: 0")
     found = task.own_loss(outputs, targets)
     if not isinstance(found, Tensor) or found.numel() != 1 or not found.is_floating_point():
         shape = f"{found.dtype} of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
@@ -109,6 +114,11 @@ class _OwnMetric:
         self.higher_is_better = given is not False
         plain = name.partition(":")[2]
         taken = sorted({TASKS.get(task).metric_name for task in TASKS.names()})
+        if plain in _COLUMNS:
+            raise TaskError(
+                f"task.metric '{name}' has the name of a column of history.parquet; allowed: a function that is not "
+                f"called {' or '.join(_COLUMNS)}"
+            )
         if plain in taken:
             raise TaskError(
                 f"task.metric '{name}' has the name of a task's own metric; allowed: a function that is not called "
@@ -170,7 +180,7 @@ class OwnScorer(Scorer):
         Raises:
             EvaluationError: When nothing was added, or the metric does not return a number within its bounds.
         """
-        of_task = self._of_task.result()
+        loss, num_samples = self._of_task.mean_loss()
         found = self._metric.called(self._collector.compute)
         try:
             value = float(found)
@@ -178,7 +188,7 @@ class OwnScorer(Scorer):
             raise EvaluationError(
                 f"task.metric '{self._metric.name}' returned {type(found).__name__}; allowed: one number"
             ) from None
-        return TaskScore(self._metric.title, value, self._metric.merit(value), of_task.loss, of_task.num_samples)
+        return TaskScore(self._metric.title, value, self._metric.merit(value), loss, num_samples)
 
 
 class _Gathered:

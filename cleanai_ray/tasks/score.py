@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cleanai_ray.errors import EvaluationError
+
+
+class NoLabelError(EvaluationError):
+    """No sample has a label by which it could be scored; others of the data set may have one."""
+
 
 @dataclass(frozen=True)
 class TaskScore:

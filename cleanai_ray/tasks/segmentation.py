@@ -17,7 +17,7 @@ from cleanai_ray.nn.view import as_model, as_network, own_forward
 from cleanai_ray.registry import TASKS
 from cleanai_ray.tasks.base import Reduce, Scorer
 from cleanai_ray.tasks.dense_labels import DenseLabels
-from cleanai_ray.tasks.score import TaskScore
+from cleanai_ray.tasks.score import NoLabelError, TaskScore
 
 _IGNORED = 255
 _AUXILIARY_WEIGHT = 0.5
@@ -54,7 +54,7 @@ class MeanIoU(Scorer):
         hits = confusion.diagonal()
         union = confusion.sum(0) + confusion.sum(1) - hits
         if not confusion.any():
-            raise EvaluationError(f"all pixels have the label {_IGNORED}, which is ignored; at least 1 other is needed")
+            raise NoLabelError(f"all pixels have the label {_IGNORED}, which is ignored; at least 1 other is needed")
         parts = tuple(float(hit / of) if of else None for hit, of in zip(hits, union, strict=True))
         present = [part for part in parts if part is not None]
         mean = sum(present) / len(present)

@@ -57,8 +57,11 @@ def test_classification_is_the_default() -> None:
             "model.expected_accuracy is 0.5; allowed for task segmentation: null",
         ),
         (
-            {"task": {"name": "multilabel_classification"}, "finetune": {"epochs": 1, "num_workers": 2}},
-            "finetune.num_workers is 2; allowed for task multilabel_classification: 1",
+            {
+                "task": {"name": "multilabel_classification", "metric": "torch.nn.functional:mse_loss"},
+                "finetune": {"epochs": 1, "num_workers": 2},
+            },
+            "finetune.num_workers is 2; allowed for task multilabel_classification with a metric of its own: 1",
         ),
         (
             {"task": {"metric": "torch.nn.functional:mse_loss"}, "finetune": {"epochs": 1, "num_workers": "auto"}},

@@ -124,6 +124,10 @@ class TestParquet:
         source = opened("parquet_labels", tmp_path, 2)
         assert source.class_names == ("cat", "dog")
         assert marks(source, "train")[1] == [[1, 1], [0, 1]]
+        write_parquet(tmp_path / "train-0.parquet", [10, 20, 30], [["dog", None], None, [None, "cat"]])
+        source = opened("parquet_labels", tmp_path, 2)
+        assert source.class_names == ("cat", "dog")
+        assert marks(source, "train")[1] == [[0, 1], [0, 0], [1, 0]]  # nulls are left out
         write_parquet(tmp_path / "train-0.parquet", [10, 20], [[3], [0, 1]])
         assert marks(opened("parquet_labels", tmp_path, 4), "train")[1] == [[0, 0, 0, 1], [1, 1, 0, 0]]
 
@@ -131,6 +135,18 @@ class TestParquet:
         write_parquet(tmp_path / "train-0.parquet", [10], [3])
         with pytest.raises(DataError, match=r"column 'labels' of .* holds int64; expected lists of labels"):
             opened("parquet_labels", tmp_path, 4)
+        empty = {
+            "image": pa.array([], pa.struct([("bytes", pa.binary())])),
+            "labels": pa.array([], pa.list_(pa.string())),
+        }
+        pq.write_table(pa.table(empty), tmp_path / "train-0.parquet")
+        with pytest.raises(DataError, match=r"split 'train' of data.root '.*' holds no images"):
+            opened("parquet_labels", tmp_path, 1)
+        write_parquet(tmp_path / "val-0.parquet", [10], [["a"]])
+        (tmp_path / "train-0.parquet").rename(tmp_path / "test-0.parquet")
+        with pytest.raises(DataError, match=r"split 'test' of data.root '.*' holds no images"):
+            opened("parquet_labels", tmp_path, 1).dataset("test")
+        (tmp_path / "test-0.parquet").unlink()
         write_parquet(tmp_path / "train-0.parquet", [10], [[5]], ["a", "b"])
         with pytest.raises(DataError, match=r"row 0 of split 'train' .* has label 5; allowed: 0 to 1, or a, b"):
             opened("parquet_labels", tmp_path, 2).dataset("train")

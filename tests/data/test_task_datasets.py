@@ -159,8 +159,9 @@ class TestBoxes:
         ((images, targets),) = batches(source.dataset("train"), [0], 1)
         assert images.shape == (1, 3, 20, 20)
         assert float(images.min()) == 1.0
-        assert targets[0]["boxes"].tolist() == [[2.0, 2.0, 6.0, 8.0]]  # twice as high: y from 1 to 4 becomes 2 to 8
-        assert targets[0]["labels"].tolist() == [2]
+        assert targets[0]["boxes"].tolist() == [[2.0, 2.0, 6.0, 8.0]] * 2  # twice as high: y from 1 to 4 becomes 2 to 8
+        assert targets[0]["labels"].tolist() == [2, 2]
+        assert targets[0]["iscrowd"].tolist() == [0, 1]
 
     def test_an_annotation_of_an_unknown_image_is_refused(self, tmp_path: Path) -> None:
         source = self.write(tmp_path, image_id=6)
@@ -173,4 +174,4 @@ def test_batches_move_targets_of_every_form(tmp_path: Path) -> None:
     source = TestBoxes().write(tmp_path)
     ((_, targets),) = batches(source.dataset("train"), [0], 1)
     assert isinstance(targets, list)
-    assert set(targets[0]) == {"boxes", "labels"}
+    assert set(targets[0]) == {"boxes", "labels", "iscrowd"}

@@ -70,8 +70,9 @@ def test_boxes_are_those_of_the_annotations(tmp_path: Path) -> None:
     with Image.open(tmp_path / "JPEGImages" / f"{NAMES[0]}.jpg") as photograph:
         pixels = torch.from_numpy(np.asarray(photograph).transpose(2, 0, 1).copy())
     assert torch.equal(images[0], pixels / 255.0)
-    assert targets[0]["boxes"].tolist() == [[0.0, 0.0, 80.0, 60.0], [10.0, 20.0, 30.0, 50.0]]
-    assert targets[0]["labels"].tolist() == [15, 8]  # the numbers of persons and cats in VOC; the dog is difficult
+    assert targets[0]["boxes"].tolist() == [[0.0, 0.0, 80.0, 60.0], [10.0, 20.0, 30.0, 50.0], [4.0, 4.0, 9.0, 9.0]]
+    assert targets[0]["labels"].tolist() == [15, 8, 12]  # the numbers of persons, cats and dogs in VOC
+    assert targets[0]["iscrowd"].tolist() == [0, 0, 1]  # the dog is difficult
     assert targets[1]["boxes"].shape == (0, 4)
 
 
@@ -80,9 +81,10 @@ def test_boxes_are_those_that_torchvisions_loader_reads(tmp_path: Path) -> None:
 
     write(tmp_path / "VOCdevkit" / "VOC2012")
     image, target = VOCDetection(str(tmp_path), year="2012", image_set="train")[0]
-    listed = [each for each in target["annotation"]["object"] if each["difficult"] == "0"]
+    listed = target["annotation"]["object"]
     sample, own = opened("detection", tmp_path).dataset("train")[0]
     assert [CLASSES.index(each["name"]) + 1 for each in listed] == own["labels"].tolist()
+    assert [int(each["difficult"]) for each in listed] == own["iscrowd"].tolist()
     for each, box in zip(listed, own["boxes"].tolist(), strict=True):
         first = [float(each["bndbox"][key]) - 1 for key in ("xmin", "ymin")]
         assert box == [*first, float(each["bndbox"]["xmax"]), float(each["bndbox"]["ymax"])]

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import small_study as small
 import torch
-from label_data import multilabel
+from executors.label_data import multilabel
 from PIL import Image
 from report.reading import read_pdf, text_of
 from sklearn.metrics import average_precision_score

@@ -11,6 +11,7 @@ import pytest
 import small_study as small
 import torch
 import torch.multiprocessing as mp
+from executors.label_data import multilabel
 from executors.test_task_studies import COMMON, detection, regression, segmentation
 from torch import distributed
 
@@ -25,7 +26,14 @@ from cleanai_ray.training.processes import ProcessGroupContext
 
 pytestmark = pytest.mark.slow
 
-STUDIES = {"segmentation": segmentation, "detection": detection, "regression": regression}
+SHARES = [[0, 1, 1, 0, 1], [1] * 5]
+"""Ranks that score five batches; of the second, one has none."""
+STUDIES = {
+    "segmentation": segmentation,
+    "detection": detection,
+    "regression": regression,
+    "multilabel_classification": multilabel,
+}
 
 
 def study_of(task: str, folder: Path) -> Study:
@@ -66,10 +74,22 @@ def mean_precision(context: TrainingContext) -> Any:
     return scorer.result(context.all_reduce if context.world_size > 1 else None)
 
 
+def macro_precision(context: TrainingContext, shares: list[int]) -> Any:
+    """Score five batches of four samples, each by the process that has its share."""
+    generator, scorer = torch.Generator().manual_seed(0), find_task("multilabel_classification").new_scorer()
+    for share in shares:
+        logits = torch.randn(4, 3, generator=generator)
+        marks = (torch.rand(4, 3, generator=generator) > 0.5).long()
+        if share % context.world_size == context.rank:
+            scorer.add(logits, marks)
+    return scorer.result(context.all_reduce if context.world_size > 1 else None)
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     found: dict[str, Any] = {"precision": mean_precision(ProcessGroupContext(device="cpu"))}
+    found["macro"] = [macro_precision(ProcessGroupContext(device="cpu"), shares) for shares in SHARES]
     found |= {task: carry_out(task, Path(folder), ProcessGroupContext(device="cpu")) for task in STUDIES}
     Path(folder, f"{rank}.pkl").write_bytes(pickle.dumps(found))
     gc.collect()  # a model in a reference cycle keeps the group's threads alive
@@ -115,3 +135,13 @@ def test_mean_precision_is_that_of_the_images_of_all_processes(ranks: list[dict[
     assert 0.1 < alone.value < 0.99
     assert alone.loss == 2.0
     assert [found["precision"] for found in ranks] == [alone, alone]
+
+
+def test_macro_precision_is_that_of_the_samples_of_all_processes(ranks: list[dict[str, Any]]) -> None:
+    """The order of samples, which is that of the ranks, changes the last digits of the loss alone."""
+    alone = macro_precision(LocalContext(), SHARES[0])
+    assert 0.1 < alone.value < 0.99
+    for found in (each for rank in ranks for each in rank["macro"]):
+        assert found.num_samples == 20
+        assert found.parts == pytest.approx(alone.parts, rel=1e-12)
+        assert found.loss == pytest.approx(alone.loss, rel=1e-12)

@@ -130,6 +130,10 @@ def test_what_is_no_detector_is_refused() -> None:
         TaskError, match=r"raw_outputs\(\) of YoloDetector returns \[\[1, 3, 5\], \[1, 5, 4\]\]; allowed"
     ):
         task.network(model)(torch.zeros(1, 3, SIZE, SIZE))
+    for returned, described in ((None, "NoneType"), (3, "int"), (torch.zeros(2, 3), r"\[2, 3\]"), ((1,), r"\['int'\]")):
+        model.raw_outputs = lambda images, returned=returned: returned
+        with pytest.raises(TaskError, match=rf"raw_outputs\(\) of YoloDetector returns {described}; allowed: class"):
+            task.network(model)(torch.zeros(1, 3, SIZE, SIZE))
 
 
 def write_coco(folder: Path, batches: dict[str, Any]) -> None:

@@ -35,6 +35,15 @@ def balanced(predicted, targets):
     found = predicted.argmax(1)
     return sum(float((found[targets == c] == c).float().mean()) for c in targets.unique()) / len(targets.unique())
 
+def loss(predicted, targets):
+    return 0.5
+
+def merit(predicted, targets):
+    return 0.5
+
+def answers(predicted, targets):
+    return float((predicted > 0).float().mean())
+
 def errors(predicted, targets):
     return int((predicted.argmax(1) != targets).sum())
 errors.higher_is_better = False
@@ -122,6 +131,14 @@ def test_a_metric_is_asked_for_all_samples_at_once() -> None:
         assert cleanai.evaluate(nn.Identity(), pairs, task=own(metric=metric)).value == pytest.approx(4 / 5)
 
 
+def test_a_metric_needs_no_label_by_which_the_task_would_score() -> None:
+    """Macro AP is undefined where no sample has a class, and binary cross-entropy of logits 0 is log 2."""
+    pairs = [(torch.zeros(2, 3), torch.zeros(2, 3))]
+    task = own(metric="answers", name="multilabel_classification")
+    found = cleanai.evaluate(nn.Identity(), pairs, task=task)
+    assert (found.value, found.loss, found.num_samples) == (0.0, pytest.approx(math.log(2)), 2)
+
+
 def test_a_metric_of_which_a_low_value_is_good_is_compared_by_a_falling_function() -> None:
     task = own(metric="errors")
     found = cleanai.evaluate(nn.Identity(), [(torch.eye(3), torch.tensor([0, 0, 0]))], task=task)
@@ -140,6 +157,8 @@ def test_a_metric_of_which_a_low_value_is_good_is_compared_by_a_falling_function
             "accuracy",
             r"'own_functions:accuracy' has the name of a task.s own metric; allowed: .* not called",
         ),
+        (None, "loss", r"'own_functions:loss' has the name of a column of history.parquet; .* called loss or merit"),
+        (None, "merit", r"'own_functions:merit' has the name of a column of history.parquet"),
         (
             None,
             "Needy",
@@ -164,6 +183,8 @@ def test_what_a_function_returns_is_checked() -> None:
     task = own("loss_per_sample")
     with pytest.raises(CleanAIError, match=r"returned torch.float32 of shape \[3\]; allowed: one number"):
         task.loss(torch.eye(3), torch.tensor([0, 1, 2]))
+    with pytest.raises(CleanAIError, match=r"finetune.label_smoothing is 0.1; allowed with a task.loss of your own: 0"):
+        own("double_loss").loss(torch.eye(3), torch.tensor([0, 1, 2]), 0.1)
     pairs: list[tuple[Tensor, Tensor]] = [(torch.eye(3), torch.tensor([0, 1, 2]))]
     for metric, message in (
         ("failing", r"task.metric 'own_functions:failing' failed with RuntimeError: no such thing"),
