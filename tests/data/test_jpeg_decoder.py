@@ -52,11 +52,12 @@ def jpeg(image: Image.Image, **options) -> bytes:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """12 photographs in train/, of three classes."""
+    """12 photographs in train/, of three classes, and the first of each class in val/."""
     for number in range(COUNT):
-        folder = tmp_path / "train" / f"c{number // 4}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number:02}.jpg").write_bytes(jpeg(photo(number)))
+        for split in ("train", "val")[: 1 if number % 4 else 2]:
+            folder = tmp_path / split / f"c{number // 4}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{number:02}.jpg").write_bytes(jpeg(photo(number)))
     return tmp_path
 
 
