@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
+import polars as pl
 import pytest
 from report.tables import study_of
 from scipy import stats
@@ -18,7 +20,7 @@ from cleanai_ray.analysis.joint.errors import error_parts
 from cleanai_ray.analysis.joint.evidence import compare_sides, over_runs, shared_draws
 from cleanai_ray.analysis.joint.findings import JointFindings, sureness
 from cleanai_ray.analysis.joint.pairs import PairsOfRun
-from cleanai_ray.analysis.joint.questions import rank_step
+from cleanai_ray.analysis.joint.questions import ask, rank_step
 from cleanai_ray.analysis.joint.study import JointRun, JointStudy, join_runs
 
 LOCAL, GLOBAL = ("local", 1, 64), ("global", 1, 64)
@@ -39,13 +41,13 @@ def both(first: PairsOfRun, second: PairsOfRun) -> PairsOfRun:
 
 
 def test_draws_that_all_runs_have_tell_what_draws_share_and_means_are_over_all() -> None:
-    tables = [run_of(1, 2, 6, 3), run_of(2, 3, 7), run_of(3, 4, 8, None)]
+    tables = [run_of(1, 2, 6, 7), run_of(2, 3, 7), run_of(3, 4, 8, None)]
     found = over_runs(joint_of("x", "x", "x"), tables)
     assert found is not None
-    assert found.effect == pytest.approx(np.mean([3, 4, 5]))  # of 1, 2, 6 and 3; the others have no fourth draw
+    assert found.effect == pytest.approx(np.mean([4, 4, 5]))  # of 1, 2, 6 and 7; the others have no fourth draw
     assert found.few_draws is None
     assert found.these is not None
-    assert found.these[0].error == pytest.approx((1 / 3) ** 0.5)
+    assert found.these[0].error == pytest.approx(1 / 3)  # 4, 4 and 5 have the variance 1 / 3, over three
     # 2, 3 and 7 are the means of the draws that all have: their variance is 7, over three.
     assert (found.these[1].error, found.these[1].freedom) == (pytest.approx((7 / 3) ** 0.5), 2)
 
@@ -144,6 +146,37 @@ def test_the_step_is_that_of_the_images_that_were_scored() -> None:
     assert found.these is not None
     # Three equal runs of three seeds: an image of 200 is half a point, a third of it in the mean of a run.
     assert found.these[0].error == pytest.approx(0.5 / 3 / 3**0.5)
+
+
+def test_sizes_of_a_draw_are_one_draw_of_the_questions_of_whole_runs_too() -> None:
+    labels = ("a", "b", "c", "d")
+
+    def before(label: str, _ratio: float, _mode: str, _steps: int, seed: int) -> float:
+        return 80.0 + labels.index(label) + (label == "a") * 1.25 * seed  # a passes b, then c
+
+    def study() -> StudyFrames:
+        found = study_of(lambda label, *_: 85.0 + labels.index(label), labels=labels, modes=("local",), pruned=before)
+        sizes = [
+            found.results.with_columns(
+                (pl.col("trial_id") + f"-{size}").alias("trial_id"),
+                pl.lit(size, dtype=found.results.schema["calibration_samples"]).alias("calibration_samples"),
+                pl.col("seed").cast(found.results.schema["calibration_seed"]).alias("calibration_seed"),
+                pl.lit(0, dtype=found.results.schema["seed"]).alias("seed"),
+            )
+            for size in (64, 128)
+        ]
+        return dataclasses.replace(found, results=pl.concat(sizes))
+
+    joint = JointStudy(tuple(JointRun(study(), "x", str(number)) for number in range(3)))
+    rows = [row for answer in ask(joint) for row in answer.rows if row.subject.startswith("order before repair")]
+    assert len(rows) == 2
+    units, draws = rows[0].found.these or (None, None)
+    assert units is not None
+    assert draws is not None
+    # Orders abcd, bacd and bcad: correlations 1, 0.8 and 0.4 in each of two sizes.
+    assert rows[0].found.effect == pytest.approx(2.2 / 3)
+    assert (draws.error, draws.freedom) == (pytest.approx(np.std([1, 0.8, 0.4], ddof=1) / 3**0.5), 2)
+    assert units.error == pytest.approx(0.2 / 3 / 3**0.5)  # a step of four ranks, in one of three draws
 
 
 def test_trainings_of_one_network_may_differ_in_their_weights_and_what_is_expected_of_them() -> None:
