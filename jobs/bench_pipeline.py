@@ -4,9 +4,12 @@ r"""A benchmark of the way from image files to batches, on a tree of JPEGs that 
 plain decoding: a DataLoader of torch with as many workers and torchvision's usual transforms, from files to normalised
 inputs. The orders are plain, ours, ours, plain, so that other load on the machine slows both alike, and all workers run
 before the first clock starts. The same DataLoader is also timed up to bytes, as for a GPU that normalises.
-`decoders` compares what one image costs. `study` counts how often a study of two methods decodes each image.
+`decoders` compares what one image costs. `study` counts how often a study of two methods decodes each image. `measures`
+takes the CPU time of what a study measures on the dense model, in one process: statistics and second moments, and then
+sensitivity.
 
 python jobs/bench_pipeline.py
+python jobs/bench_pipeline.py --parts measures --images 512 --model resnet50
 python jobs/bench_pipeline.py --parts decode --images 512 --num-workers 2 --rounds 9
 """
 
@@ -41,23 +44,30 @@ from cleanai_ray.data.reading import DECODE_LOG
 from cleanai_ray.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.run_study import RunOptions, run_study
+from cleanai_ray.models import build_model
 from cleanai_ray.nn.allocator import keep_freed_memory
+from cleanai_ray.stages.dense_measures import measure_study_curves
 from cleanai_ray.stages.planning import check_study
+from cleanai_ray.stages.shard_measures import ShardMeasurer
+from cleanai_ray.stages.workspace import open_workspace
+from cleanai_ray.statistics.merging import merge_tree
 from cleanai_ray.storage.run_directory import RunDirectory
 
 SHAPE = (3, 224, 224)
 RESIZE = 256
 PARTS = ("decode", "decoders", "study")
+"""What runs unless parts are named: `measures` takes ten minutes for a ResNet-50."""
 NUM_CLASSES = 4
 
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS, "measures"], default=list(PARTS))
     parser.add_argument("--images", type=int, default=512, help="JPEGs of 500 x 375 pixels")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--model", default="resnet50", help="the network of `measures`")
     parser.add_argument("--rounds", type=int, default=5)
     return parser.parse_args(words)
 
@@ -209,6 +219,26 @@ def count_decodes(folder: Path, options: argparse.Namespace) -> Iterator[list[st
     del os.environ[DECODE_LOG]
 
 
+def cost_of_measures(root: Path, options: argparse.Namespace) -> Iterator[list[str]]:
+    """Yield the CPU seconds of this process for the measures of an untrained dense model, after each of them."""
+    data = {"name": "image_folder", "root": str(root), "batch_size": options.batch_size, "num_workers": 0}
+    study = parse_study(
+        {
+            "model": {"name": options.model, "num_classes": NUM_CLASSES, "input_shape": list(SHAPE)},
+            "data": {**data, "calibration": {"samples": options.images}},
+            "sweep": {"methods": ["reconstruction", "coverage"], "budgets": [{"macs": 0.5}]},
+            "evaluation": {"split": "val", "latency": None},
+        }
+    )
+    workspace = open_workspace(study.model_dump_json(), "cpu")
+    model, began = build_model(study.model).eval(), time.process_time()
+    measurer = ShardMeasurer(workspace, model, "statistics", "moments")
+    total = merge_tree([measurer.shard(index) for index in range(len(workspace.shards()))])
+    yield ["statistics and second moments", f"{time.process_time() - began:.1f} s"]
+    measure_study_curves(workspace, model, total.moments)
+    yield ["these, and sensitivity", f"{time.process_time() - began:.1f} s"]
+
+
 def main(words: list[str]) -> None:
     """Print the tables as Markdown, row by row."""
     options = parse_arguments(words)
@@ -220,7 +250,7 @@ def main(words: list[str]) -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        if {"decode", "decoders"} & set(options.parts):
+        if {"decode", "decoders", "measures"} & set(options.parts):
             write_jpegs(root / "large", -(-options.images * 4 // 3), (500, 375))
         if "decode" in options.parts:
             print_table(
@@ -229,6 +259,8 @@ def main(words: list[str]) -> None:
         if "decoders" in options.parts:
             header = ["decoder", "decoded", "decoded, resized and cropped", "grey levels from PIL, on average"]
             print_table(header, time_decoders(root / "large"))
+        if "measures" in options.parts:
+            print_table([f"{options.model}, {options.images} JPEGs", "CPU time"], cost_of_measures(root / "large", options))
         if "study" in options.parts:
             print_table(["decoded images", "role", "images", "decodes of each"], count_decodes(root, options))
     print(f"\nload {os.getloadavg()[0]:.1f} after")

@@ -83,8 +83,8 @@ class BlockJudge:
         if self._repair is not None:
             fitted = first_images(read_images(self._working), REPAIR_IMAGES)
             model = repair_model(self._job.model, result, fitted, self._repair, task=self._job.task).model
-        error = divergence(self._reference, log_probabilities(self._job.task.network(model), self._held))
-        return error if math.isfinite(error) else math.nan
+        harm = divergence(self._reference, log_probabilities(self._job.task.network(model), self._held))
+        return harm if math.isfinite(harm) else math.nan
 
     def require_met(self, error: float) -> None:
         """Check that the best set of blocks meets the budget.

@@ -25,6 +25,8 @@ _STATISTICS = "statistics/2"
 """The version of the statistics: since the second, those of attention are of its separate layers."""
 _PROFILE = "profile/3"
 _PRICES = "block-prices/2"
+_BLOCK_TIMES = "block-times/2"
+"""The version of the times of blocks: since the second, the dense model beside them has its attention opened too."""
 _MOMENTS = "moments/3"  # Moments of an earlier format are measured anew.
 _JUDGED = "judged/boxes"  # Detectors are compared by boxes, too.
 _LAYERS = "layers/opened"  # Layers that compute a linear map in another form are plain ones.
@@ -91,7 +93,8 @@ def moments_key(study: Study, dense_digest: str) -> str:
 def blocks_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that the prices of blocks of a study of one draw depend on, and their choice."""
     read = [_model_shape(study), _data(study), study.evaluation.split]
-    timed = [profile_key(study)] if any(budget.resource == "latency" for budget in study.sweep.budgets) else []
+    is_timed = any(budget.resource == "latency" for budget in study.sweep.budgets)
+    timed = [_BLOCK_TIMES, profile_key(study)] if is_timed else []
     return digest([_PRICES, dense_digest, *read, *_numerics(study), *_blocks(study), *timed, *_later(study)])
 
 
