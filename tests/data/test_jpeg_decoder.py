@@ -52,7 +52,8 @@ def jpeg(image: Image.Image, **options) -> bytes:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """12 photographs in train/, of three classes."""
+    """12 photographs in train/, of three classes; with val/, so that none of them is held out."""
+    (tmp_path / "val" / "c0").mkdir(parents=True)
     for number in range(COUNT):
         folder = tmp_path / "train" / f"c{number // 4}"
         folder.mkdir(parents=True, exist_ok=True)
