@@ -139,7 +139,7 @@ def _is_transposed(module: Any) -> bool:
 def _holds_attention(module: Any, found: Mapping[nn.Module, nn.Module]) -> bool:
     """Return whether a module is self-attention as GPT-2 has it: one `c_attn` for all, split at `split_size`."""
     counts = [getattr(module, name, None) for name in ("num_heads", "head_dim", "split_size")]
-    output = getattr(module, "c_proj", None)
+    output: Any = getattr(module, "c_proj", None)
     if not all(isinstance(count, int) and count > 0 for count in counts) or output not in found:
         return False
     width: int = module.split_size
@@ -198,7 +198,7 @@ def _with_plain_weight(module: nn.Conv2d) -> nn.Conv2d | None:
         weight = _run(copied(module), inputs[0].to(module.weight))[1]
     except Exception:  # It cannot be copied by itself, or needs more than an input.
         return None
-    return None if weight is None else _plain(module, weight, module.bias)
+    return None if weight is None else _plain(module, weight)
 
 
 def _computes_its_weight(trial: nn.Conv2d, inputs: Sequence[Tensor]) -> bool:
@@ -211,17 +211,17 @@ def _computes_its_weight(trial: nn.Conv2d, inputs: Sequence[Tensor]) -> bool:
             return False
         if not all(weight is not None and torch.equal(weight, used) for weight in weights):
             return False
-        plain = _plain(trial, used, trial.bias)
+        plain = _plain(trial, used)
         if not all(_is_close(found, plain(value)) for found, value in zip(outputs, inputs, strict=True)):
             return False
     return _crosses_channels(trial, inputs[0], used)
 
 
-def _plain(module: nn.Conv2d, weight: Tensor, bias: nn.Parameter | None) -> nn.Conv2d:
+def _plain(module: nn.Conv2d, weight: Tensor) -> nn.Conv2d:
     form: dict[str, Any] = {name: getattr(module, name) for name in _FORM}
-    plain = nn.Conv2d(**form, bias=bias is not None, device="meta")
+    plain = nn.Conv2d(**form, bias=module.bias is not None, device="meta")
     plain.weight = nn.Parameter(weight.clone(), requires_grad=module.weight.requires_grad)
-    plain.bias = bias
+    plain.bias = module.bias
     return plain
 
 
