@@ -235,6 +235,7 @@ def cost_of_measures(root: Path, options: argparse.Namespace) -> Iterator[list[s
     measurer = ShardMeasurer(workspace, model, "statistics", "moments")
     total = merge_tree([measurer.shard(index) for index in range(len(workspace.shards()))])
     yield ["statistics and second moments", f"{time.process_time() - began:.1f} s"]
+    assert total.moments is not None
     measure_study_curves(workspace, model, total.moments)
     yield ["these, and sensitivity", f"{time.process_time() - began:.1f} s"]
 
