@@ -238,7 +238,7 @@ _EXPECTED: dict[str, str] = {
     "ResNet": PRUNED,
     "RegNet": PRUNED,
     "Segformer": KEEPS,
-    "Bit": PRUNED,
+    "Bit": KEEPS,
     "FocalNet": KEEPS,
     "GPT2 LMHeadModel": PRUNED,
 }
