@@ -48,7 +48,9 @@ def test_what_is_compared_is_never_a_bare_percentage_of_something_else() -> None
     assert compared_text(language) == "token probability 12.5 %"
     assert compared_text(language, 0.1) == "token probability 10.0 %"
     assert dense_text(language) == "perplexity 5 (token probability 20.0 %)"
-    assert dense_text({**language, "score_dense": None}) == "token probability 20.0 %"
+    assert dense_text({**language, "score_dense": None}) == "perplexity 5 (token probability 20.0 %)"  # 1 / 0.2
+    other = {**language, "metric": "RMSE", "score_dense": None}  # nothing says what it was
+    assert dense_text(other) == "R\N{SUPERSCRIPT TWO} 20.0 %"
     masks = {"accuracy": 0.5, "accuracy_dense": 0.6, "metric": "mIoU", "score": 0.5, "score_dense": 0.6}
     assert (compared_text(masks), dense_text(masks)) == ("50.0 %", "60.0 %")
 
