@@ -154,7 +154,7 @@ def named_callable(name: str, key: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise StudyError(f"{key} is '{name}'; allowed: package.module:function")
-    with _importable_from_here():
+    with importable_from_here():
         try:
             module = importlib.import_module(module_name)
         except Exception as error:
@@ -170,7 +170,7 @@ def named_callable(name: str, key: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def _importable_from_here() -> Iterator[None]:
+def importable_from_here() -> Iterator[None]:
     """Let modules of the current directory be imported."""
     importlib.invalidate_caches()
     folder = os.getcwd()

@@ -254,7 +254,10 @@ class ParquetImages(EncodedSource):
 
     def dataset(self, split: str, *, augment: bool = False) -> ParquetDataset:
         """Return a split."""
-        return ParquetDataset(
+        return self._images(ParquetDataset, split, augment=augment)
+
+    def _images(self, kind: type[ParquetDataset], split: str, *, augment: bool = False) -> ParquetDataset:
+        return kind(
             self._files,
             self._groups[self.resolve(split)],
             self._columns,

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from cleanai_ray.config.sections import DataSection
-from cleanai_ray.data.encoded import EncodedDataset
 from cleanai_ray.data.label_sets import LabelSetDataset, marks_of
 from cleanai_ray.data.parquet_images import ParquetDataset, ParquetImages
 from cleanai_ray.data.source import Shape
@@ -92,21 +91,11 @@ class ParquetLabels(ParquetImages):
 
     def dataset(self, split: str, *, augment: bool = False) -> LabelSetDataset:  # type: ignore[override]
         """Return a split."""
-        return LabelSetDataset(self._images(split, augment=augment), self._marks_of(self.resolve(split)))
-
-    def _images(self, split: str, *, augment: bool = False) -> EncodedDataset:
-        return _Images(
-            self._files,
-            self._groups[self.resolve(split)],
-            self._columns,
-            num_classes=self.num_classes,
-            preprocessing=self.preprocessing,
-            augment=augment,
-        )
+        return LabelSetDataset(self._images(_Images, split, augment=augment), self._marks_of(self.resolve(split)))
 
     def describe(self, split: str, index: int) -> str:
         """Return the file of an image, and its row."""
-        return self._images(split).where(index)
+        return self._images(_Images, split).where(index)
 
 
 def _names_of_items(schema: pa.Schema, column: str) -> tuple[str, ...]:

@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from cleanai_ray.errors import ModelError
+from cleanai_ray.errors import ModelError, StudyError
 from cleanai_ray.models.family import check_options, one_line
-
-
-@contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    folder = os.getcwd()
-    if folder in sys.path or "" in sys.path:
-        yield
-        return
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
+from cleanai_ray.registry import importable_from_here, named_callable
 
 
 def _find(factory: str) -> Callable[..., Any]:
-    module_name, _, attribute = factory.partition(":")
-    importlib.invalidate_caches()
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise ModelError(
-            f"model.factory '{factory}': module '{module_name}' cannot be imported: {one_line(error)}"
-        ) from error
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        public = [name for name in dir(module) if not name.startswith("_") and callable(getattr(module, name))]
-        raise ModelError(
-            f"model.factory '{factory}': '{attribute}' is not a function of module '{module_name}'; "
-            f"callable there: {', '.join(public) or 'nothing'}"
-        )
-    return function
+        return named_callable(factory, "model.factory")
+    except StudyError as error:
+        raise ModelError(str(error)) from error
 
 
 def build_from_factory(factory: str, *, num_classes: int, options: dict[str, Any]) -> nn.Module:
@@ -63,7 +34,7 @@ def build_from_factory(factory: str, *, num_classes: int, options: dict[str, Any
     Raises:
         ModelError: When the function cannot be found, does not accept an option, fails, or does not return a module.
     """
-    with _current_directory_importable():
+    with importable_from_here():
         function = _find(factory)
         check_options(function, options, name=f"model.factory '{factory}'", given=("num_classes",))
         parameters = inspect.signature(function).parameters.values()
