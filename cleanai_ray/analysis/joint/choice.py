@@ -115,6 +115,6 @@ def _dense(joint: JointStudy) -> float:
     own = []
     for run in joint.runs:
         hits = run.dense_hits[joint.test_images] if joint.shares_images else None
-        own.append(float(run.study.dense.get("accuracy") or 0.0) if hits is None else float(hits.mean()))
+        own.append(float(run.study.dense["accuracy"]) if hits is None else float(hits.mean()))
     means = [np.mean([own[r] for r, group in enumerate(joint.groups) if group == k]) for k in set(joint.groups)]
     return float(np.mean(means))
