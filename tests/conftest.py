@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import platform
 import random
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +20,7 @@ from object_store import CREDENTIALS, ObjectStore, serving
 TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+STATM, MUCH = Path("/proc/self/statm"), 2 * 1024**3  # of which torch and what tests import take half
 REFERENCE_WEIGHTS = TESTS / "fixtures" / "resnet20_fashion_mnist.safetensors"
 
 # Ray reads these when it is imported and started, here and in every process that it starts. Its workers are as nice as
@@ -54,17 +55,19 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def _freed() -> Iterator[None]:
-    """Give the memory of a file's models back after its tests.
+    """Give the memory of models back, after a test that leaves a process with much of it.
 
     Graphs of models hold each other in cycles, and a study tells the allocator to keep freed memory, which then lies in
     pieces between what stays: over all files, gigabytes.
     """
     yield
-    gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    if sys.platform == "linux" and int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MUCH:
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)
 
 
 @pytest.fixture(autouse=True)
