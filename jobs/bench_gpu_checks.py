@@ -66,7 +66,7 @@ class Setting:
     def section(self) -> ModelSection:
         """The network of the sections on the library: ResNet-50 at 224, or a toy."""
         if self.small:
-            return ModelSection(name="resnet20", num_classes=10, input_shape=(3, 16, 16))
+            return ModelSection(name="resnet20", num_classes=10, input_shape=(3, 8, 8))
         return ModelSection(name="resnet50", num_classes=1000, input_shape=(3, 224, 224))
 
     @property

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import random
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,7 @@ from object_store import CREDENTIALS, ObjectStore, serving
 TESTS = Path(__file__).resolve().parent
 REPOSITORY = TESTS.parent
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+STATM, MUCH = Path("/proc/self/statm"), 2 * 1024**3  # of which torch and what tests import take half
 REFERENCE_WEIGHTS = TESTS / "fixtures" / "resnet20_fashion_mnist.safetensors"
 
 # Ray reads these when it is imported and started, here and in every process that it starts. Its workers are as nice as
@@ -33,15 +37,37 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none.
 
-    Where pytest-xdist shares the files out, those that start a Ray begin, since they take longest.
+    Where pytest-xdist shares the files out, those with slow tests begin, and of all those that start a Ray, so that the
+    last file of a process is a short one.
     """
     needs_gpu = pytest.mark.skip(reason="torch.cuda.is_available() is false: this test needs a CUDA device")
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(needs_gpu)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        slow = {item.path for item in items if item.get_closest_marker("ray")}
-        items.sort(key=lambda item: item.path not in slow)
+        marked = {name: {item.path for item in items if item.get_closest_marker(name)} for name in ("slow", "ray")}
+        items.sort(key=lambda item: (item.path not in marked["slow"], item.path not in marked["ray"]))
+
+
+def pytest_collection_finish() -> None:
+    """Leave out what was imported where garbage is looked for: millions of objects, which stay."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _freed() -> Iterator[None]:
+    """Give the memory of models back, after a test that leaves a process with much of it.
+
+    Graphs of models hold each other in cycles, and a study tells the allocator to keep freed memory, which then lies in
+    pieces between what stays: over all files, gigabytes.
+    """
+    yield
+    if sys.platform == "linux" and int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MUCH:
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)
 
 
 @pytest.fixture(autouse=True)

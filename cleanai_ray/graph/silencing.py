@@ -252,7 +252,8 @@ def _index(channels: np.ndarray, value: Tensor) -> Tensor:
 def _normalises_maps(norm: nn.LayerNorm, num_dims: int) -> bool:
     """Return whether a kind of layer-norm takes channels in the second dimension, by trying."""
     width = norm.normalized_shape[-1]
-    value = norm.weight.new_zeros(1, width, *range(width + 1, width + num_dims - 1))
+    sizes = [size for size in range(2, num_dims + 1) if size != width]  # small: a map of width x width fills the memory
+    value = norm.weight.new_zeros(1, width, *sizes[: num_dims - 2])
     try:
         norm.forward(value)
     except (RuntimeError, ValueError):

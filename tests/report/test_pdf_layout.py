@@ -53,18 +53,33 @@ class Letters:
     def overprinted(self) -> list[str]:
         """The neighbourhoods of upright characters of which another one hides a third or more."""
         places = np.flatnonzero(self.is_upright)
-        left, bottom, right, top = self.boxes[places].T
-        wide = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
-        high = np.minimum(top[:, None], top) - np.maximum(bottom[:, None], bottom)
-        area = (right - left) * (top - bottom)
-        shared = np.clip(wide, 0, None) * np.clip(high, 0, None) / np.maximum(np.minimum(area[:, None], area), 0.1)
         # The letters of a ligature, which stand one after the other, share one box.
-        is_ligature = (np.diff(places) == 1) & (np.abs(np.diff(self.boxes[places], axis=0)) < 0.01).all(axis=1)
-        shared[np.flatnonzero(is_ligature), np.flatnonzero(is_ligature) + 1] = 0
-        first, second = np.nonzero(np.triu(shared > 1 / 3, k=1))
-        around = [range(max(0, places[one] - 6), places[one] + 7) for one in first]
+        alike = (np.abs(np.diff(self.boxes[places], axis=0)) < 0.01).all(axis=1)
+        ligatures = set(np.flatnonzero((np.diff(places) == 1) & alike).tolist())
+        parts = (hidden(self.boxes[places], begin, begin + 200) for begin in range(0, len(places), 200))
+        found = itertools.chain.from_iterable(parts)
+        pairs = [(one, other) for one, other in found if not (other == one + 1 and one in ligatures)]
+        around = [range(max(0, places[one] - 6), places[one] + 7) for one, _ in pairs]
         texts = ["".join(self.text[place] for place in near if place < len(self.text)) for near in around]
-        return [f"{text} ({self.text[places[other]]})" for text, other in zip(texts, second, strict=True)]
+        return [f"{text} ({self.text[places[other]]})" for text, (_, other) in zip(texts, pairs, strict=True)]
+
+
+def hidden(boxes: NDArray[np.float64], begin: int, end: int) -> list[tuple[int, int]]:
+    """Pairs of boxes, of which the first is from begin to end, and that share a third of the smaller one or more.
+
+    Only boxes of the same height on the page are compared: the square of all boxes would take gigabytes.
+    """
+    part = boxes[begin:end]
+    near = np.flatnonzero((boxes[:, 1] < part[:, 3].max()) & (boxes[:, 3] > part[:, 1].min()))
+    left, bottom, right, top = boxes[near].T
+    wide = np.minimum(part[:, 2, None], right) - np.maximum(part[:, 0, None], left)
+    high = np.minimum(part[:, 3, None], top) - np.maximum(part[:, 1, None], bottom)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    smaller = np.minimum(area[begin:end, None], area[near])
+    shared = np.clip(wide, 0, None) * np.clip(high, 0, None) / np.maximum(smaller, 0.1)
+    first, second = np.nonzero(shared > 1 / 3)
+    pairs = zip((first + begin).tolist(), near[second].tolist(), strict=True)
+    return [(one, other) for one, other in pairs if one < other]
 
 
 def faults_of(content: bytes) -> list[str]:
