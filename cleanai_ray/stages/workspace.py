@@ -31,9 +31,9 @@ from cleanai_ray.data import (
     kept_images,
     numbered_batches,
     open_image_source,
+    require_one_each,
 )
 from cleanai_ray.data.loader_processes import loader_processes
-from cleanai_ray.errors import DataError
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model, example_input, ignored_layers
 from cleanai_ray.nn.batch_limit import process_limit
@@ -179,10 +179,7 @@ class Workspace:
         """
         available = len(getattr(self.roles, role) if positions is None else positions)
         size = min(batch_size or self.study.data.batch_size, available)
-        if size < share[1]:
-            raise DataError(
-                f"{share[1]} workers share a batch of {size} {role} images; allowed: at most {size} workers"
-            )
+        require_one_each(share, size, role)
         steps = available // size
 
         def epoch_batches(epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -197,6 +194,19 @@ class Workspace:
             )
 
         return epoch_batches, steps
+
+    def validation_batches(
+        self, share: Share, *, role: str = "validation", positions: np.ndarray | None = None
+    ) -> Callable[[], Iterator[tuple[Tensor, Any]]]:
+        """Return a function that returns the batches which decide on the best epoch; arguments as above.
+
+        Raises:
+            DataError: When a batch has fewer images than there are several processes.
+        """
+        available = len(getattr(self.roles, role) if positions is None else positions)
+        if share[1] > 1:
+            require_one_each(share, min(self.study.data.batch_size, available), "validation")
+        return lambda: self.batches(role, positions=positions, share=share)
 
     def shards(self) -> list[np.ndarray]:
         """Return the positions of each calibration shard among the calibration samples."""
