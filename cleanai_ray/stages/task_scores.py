@@ -39,7 +39,8 @@ def score_task_model(workspace: Workspace, model: nn.Module, *, chooses: bool = 
         chooses: False to leave out samples of another split that choose, so that there are no scores by role.
 
     Raises:
-        EvaluationError: When there is no sample, the score is not a number, or the output does not fit the task.
+        EvaluationError: When there is no sample, or none with a label to score by, the score is not a number, or the
+            output does not fit the task.
     """
     task, device = workspace.task, workspace.device
     model = task.restored(model)
@@ -60,7 +61,10 @@ def score_task_model(workspace: Workspace, model: nn.Module, *, chooses: bool = 
                     counts[role] += len(chosen)
     if not counts[_ALL]:
         raise EvaluationError("there are 0 samples to evaluate on, at least 1 is needed")
-    found = _result(scorers[_ALL])
+    try:
+        found = _result(scorers[_ALL])
+    except NoLabelError as error:
+        raise NoLabelError(f"the evaluation samples have no score: {error}") from error
     if counts[VALIDATION] and (counts[TEST] or share is None):
         with suppress(NoLabelError):  # a role without a label has no score, as one without samples
             tested = found if share is None else _result(scorers[TEST])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from image_trees import opened
 from test_data_roles import Sizes, placed
 
 from cleanai_ray.config.evaluation import EvaluationSection
@@ -109,3 +110,17 @@ def test_what_cannot_be_drawn_is_an_error() -> None:
         roles_of(source, {"split": "extra"}, samples=5)
     with pytest.raises(DataError, match=r"data.calibration.samples is 81; allowed: at most 80"):
         roles_of(source, {"samples": 10}, samples=81)
+
+
+@pytest.mark.parametrize(
+    ("kind", "root", "number"),
+    [("image_folder", "imagenet_root", 3), ("parquet_images", "parquet_root", 10), ("cifar10", "cifar_root", 10)],
+)
+def test_classes_are_those_of_the_images(kind: str, root: str, number: int, request: pytest.FixtureRequest) -> None:
+    source = opened(kind, root=str(request.getfixturevalue(root)), num_classes=number)
+    for split in source.splits:
+        known = source.classes(split)
+        assert known is not None
+        assert known.dtype == np.int64
+        dataset = source.dataset(split)
+        assert known.tolist() == [dataset[index][1] for index in range(source.num_samples(split))]
