@@ -6,9 +6,17 @@ only the parts of their message, so that they survive pickling between Ray proce
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class CleanAIError(Exception):
-    """Root of every error that CleanAI-Ray raises on purpose."""
+    """Root of every error that CleanAI-Ray raises on purpose.
+
+    Attributes:
+        in_all_processes: True if all processes that train or score together raise it, so that none waits for another.
+    """
+
+    in_all_processes: ClassVar[bool] = False
 
 
 class StudyError(CleanAIError, ValueError):
@@ -40,6 +48,12 @@ class SampleError(DataError):
         return self.reason if self.where is None else f"sample '{self.where}' {self.reason}"
 
 
+class ShareError(DataError):
+    """Samples cannot be shared out among processes."""
+
+    in_all_processes = True
+
+
 class ModelError(CleanAIError):
     """A model cannot be built, or its weights do not fit it."""
 
@@ -58,6 +72,12 @@ class TaskError(CleanAIError):
 
 class EvaluationError(CleanAIError):
     """A measurement would be wrong, for instance because a hook was left on the model."""
+
+
+class ScoreError(EvaluationError):
+    """What all processes have predicted has no score."""
+
+    in_all_processes = True
 
 
 class ArtifactError(CleanAIError):

@@ -9,6 +9,7 @@ format or back end of targets is adding one file. Modules of other distributions
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pkgutil
 import sys
@@ -167,6 +168,16 @@ def named_callable(name: str, key: str) -> Callable[..., Any]:
             f"{', '.join(public[:20]) or 'nothing'}"
         )
     return cast("Callable[..., Any]", found)
+
+
+def num_required(function: Callable[..., Any]) -> int | None:
+    """Return how many arguments a function needs; None where that cannot be told."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return sum(each.kind in kinds and each.default is each.empty for each in parameters)
 
 
 @contextmanager

@@ -3,6 +3,10 @@
 The accuracy lost is told on the images that decided nothing, where the study set some aside; where it did not, what the
 choice flatters is taken off, as in the verdict of the report. With 95 % intervals, a model that is just beyond a limit
 passes 2.5 times in 100.
+
+Scores of other tasks than classification have no interval, since single answers are not kept: the score itself must be
+within the limit. Where a low score is good (perplexity, RMSE), the limit is on its rise, in its own unit; else it is on
+the points of a hundred that it loses.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from cleanai_ray.analysis.image_evidence import against_dense
 from cleanai_ray.analysis.named_trial import RECOMMENDED, named_trial
 from cleanai_ray.analysis.numbers import MINUS, times
 from cleanai_ray.analysis.risks import find_risks
-from cleanai_ray.analysis.score_words import is_counted
+from cleanai_ray.analysis.score_words import dense_score, is_counted, score_number, words_of
 from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.storage.image_schemas import TEST
 
@@ -43,7 +47,8 @@ def judge_gate(
     Args:
         study: The study.
         max_loss: The accuracy that may be lost against the dense model, in percentage points: the upper end of the 95 %
-            interval must be below it. None: not limited.
+            interval must be below it. Of a score without an interval, the loss itself must be, in percentage points or,
+            where a low score is good, in the unit of the score. None: not limited.
         min_speedup: The speed-up that is needed, in the target or at batch 1: the lower end of its 95 % interval must
             be at least this. None: not limited.
         trial: As `named_trial` takes it. Where no trial is recommended, the gate is not passed.
@@ -75,10 +80,10 @@ def _sentence(outcome: str, why: str) -> str:
 
 def _loss(study: StudyFrames, row: dict[str, Any], limit: float) -> _Check:
     has_test = study.choice.has_test_images
-    found = against_dense(study, row, TEST if has_test else None)
     allowed = f"less than {limit:g} allowed"
     if not is_counted(row):
-        return _Check(False, f"has a score in {row['metric']}, and limits are of accuracy ({allowed})")
+        return _score_loss(row, limit, allowed, has_test=has_test)
+    found = against_dense(study, row, TEST if has_test else None)
     if found is None:
         return _Check(False, f"has no interval of the accuracy lost in its tables ({allowed})")
     flattered = study.choice.optimism or 0.0
@@ -89,6 +94,24 @@ def _loss(study: StudyFrames, row: dict[str, Any], limit: float) -> _Check:
     words = f"loses {_points(lost)} points of accuracy{taken}"
     words += f" (95 % interval {_points(low)} to {_points(high, limit)}, {allowed}) on {images}"
     return _Check(high < limit, words)
+
+
+def _score_loss(row: dict[str, Any], limit: float, allowed: str, *, has_test: bool) -> _Check:
+    """Return the check of a score that is no share of right answers, in its own unit and direction."""
+    words, number = words_of(row["metric"]), row["num_evaluated"]
+    before, after = (dense_score(row), row["score"]) if words.is_inverted else (row["accuracy_dense"], row["accuracy"])
+    if before is None or after is None:
+        return _Check(False, f"has no {words.name} in its tables to compare with the dense model's ({allowed})")
+    if words.is_inverted:
+        lost, ends = after - before, f"from {score_number(before)} to {score_number(after)}"
+        changed = f"{'raises' if lost >= 0 else 'lowers'} {words.name} by {_digits(abs(lost), limit)}, {ends}"
+    else:
+        lost, ends = 100 * (before - after), f"from {100 * before:.2f} % to {100 * after:.2f} %"
+        changed = f"{'loses' if lost >= 0 else 'gains'} {_digits(abs(lost), limit)} points of {words.name}, {ends}"
+    samples = f"{number:,} {words.sample}{'' if number == 1 else 's'}"
+    where = f"{samples} that decided nothing" if has_test else f"{samples}, which may also have chosen it"
+    unsure = "without an interval, as single answers are not kept"
+    return _Check(lost < limit, f"{changed} ({allowed}; {unsure}) on {where}")
 
 
 def _points(value: float, limit: float | None = None) -> str:

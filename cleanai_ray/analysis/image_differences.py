@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cleanai_ray.analysis.estimates import ImageMeans
 from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.image_evidence import mask_of
 from cleanai_ray.storage.image_schemas import pack, unpack
 
 DENSE = "dense"
@@ -17,7 +18,7 @@ DENSE = "dense"
 
 
 class ImageHits:
-    """The images that the trials of a study, and its dense model, get right.
+    """The images of the split that is reported on which the trials of a study, and its dense model, get right.
 
     Args:
         study: The study.
@@ -26,7 +27,8 @@ class ImageHits:
     def __init__(self, study: StudyFrames) -> None:
         count = len(study.images)
         rows = study.correct.filter((pl.col("num_images") == count) & pl.col("scored").is_null())
-        self.num_images = count
+        self._part = mask_of(study, None)
+        self.num_images = int(self._part.sum())
         self._bits = dict(rows.select("trial_id", "correct").rows())
         if self._bits:
             self._bits[DENSE] = pack(study.images["correct_dense"].to_numpy())
@@ -47,7 +49,7 @@ class ImageHits:
             return None
         total = np.zeros(self.num_images, dtype=np.float32)
         for name in trial_ids:
-            total += unpack(self._bits[name], self.num_images)
+            total += unpack(self._bits[name], len(self._part))[self._part]
         return total * np.float32(100 / len(trial_ids))
 
 

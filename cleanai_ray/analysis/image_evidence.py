@@ -24,9 +24,12 @@ def hits_of(study: StudyFrames, trial_id: str) -> tuple[Bits, Bits] | None:
 
 
 def mask_of(study: StudyFrames, role: str | None) -> Bits:
-    """Return which images have a role, [N]; all of them where it is None."""
+    """Return which images have a role, [N]; where it is None, all that were scored of the split that is reported on."""
     if role is None:
-        return np.ones(len(study.images), dtype=bool)
+        tested = study.images.filter(pl.col("role") == TEST)["split"].unique().to_list()
+        if not tested:
+            return np.ones(len(study.images), dtype=bool)
+        return np.asarray(study.images["split"].is_in(tested).to_numpy(), dtype=bool)
     return np.asarray((study.images["role"] == role).to_numpy(), dtype=bool)
 
 

@@ -13,7 +13,12 @@ from cleanai_ray.errors import StudyError
 def gate(
     directory: DirectoryArgument,
     max_loss: Annotated[
-        float | None, typer.Option(min=0, help="Most percentage points of accuracy below the dense model.")
+        float | None,
+        typer.Option(
+            min=0,
+            help="Most percentage points of accuracy (mIoU, mAP) below the dense model; of perplexity or RMSE, the "
+            "most that it may rise, in its own unit.",
+        ),
     ] = None,
     min_speedup: Annotated[
         float | None, typer.Option(min=0, help="Least ratio of dense to pruned latency, in the target or at batch 1.")
@@ -22,7 +27,8 @@ def gate(
 ) -> int:
     """Say in one sentence whether a trial keeps to limits; exit code 1 if not.
 
-    A limit is kept to if the whole 95 % interval is within it: that of the accuracy lost, and that of the speed-up.
+    A limit is kept to if the whole 95 % interval is within it: that of the accuracy lost, and that of the speed-up. The
+    scores of other tasks than classification have no interval, and are within it themselves.
     """
     if max_loss is None and min_speedup is None:
         raise StudyError("gate: no limit is given; needed: --max-loss, --min-speedup or both")

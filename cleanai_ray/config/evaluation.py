@@ -44,6 +44,19 @@ class LatencySection(Section):
         return self
 
 
+class ValidationSection(Section):
+    """The images that decide which trial is chosen, if they are of another split than those that are reported on.
+
+    From the training split, they are withheld from training and from calibration. They are drawn with a fixed seed, the
+    same number of each class where the data set tells classes without reading images.
+    """
+
+    split: str = Field("train", description="Split to draw them from, another one than evaluation.split.")
+    samples: PositiveInt | None = Field(
+        None, description="How many; null: as many as are reported on, and at most a tenth of the split."
+    )
+
+
 class EvaluationSection(Section):
     """The samples that models are scored on, in which precision, and how models are timed."""
 
@@ -58,6 +71,11 @@ class EvaluationSection(Section):
         0.5,
         description="Share of these images that decides which trial is chosen, by a fixed seed; the chosen trial "
         "is reported on the others. 0: all images do both, and reports say by how much that flatters.",
+    )
+    validation: ValidationSection | None = Field(
+        None,
+        description="Images of another split decide which trial is chosen, so that all images of `split` are reported "
+        "on, and none of them decides; null: as validation_share says.",
     )
     precision: Precision = Field(
         "float32",
@@ -77,6 +95,26 @@ class EvaluationSection(Section):
     def timed_target(self) -> TargetSection:
         """The target that latency budgets are met in."""
         return self.target or (self.latency or LatencySection()).default_target
+
+    @property
+    def deciding_share(self) -> float | None:
+        """Share of the scored images of `split` that decide on the chosen trial; None if those of another split do."""
+        return self.validation_share if self.validation is None else None
+
+    @model_validator(mode="after")
+    def _check_validation(self) -> EvaluationSection:
+        usual = EvaluationSection.model_fields["validation_share"].default
+        if self.validation is not None and self.validation_share != usual:
+            raise ValueError(
+                f"evaluation.validation_share is {self.validation_share:g}, and evaluation.validation is given, so "
+                "that images of another split decide; allowed: one of the two"
+            )
+        if self.validation is not None and self.validation.split == self.split:
+            raise ValueError(
+                f"evaluation.validation.split is '{self.split}', the split that is reported on; allowed: another one, "
+                "for instance train"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_target(self) -> EvaluationSection:

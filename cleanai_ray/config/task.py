@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
@@ -9,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from cleanai_ray.config.messages import name_among
 from cleanai_ray.config.section import Section
 from cleanai_ray.errors import StudyError
-from cleanai_ray.registry import TASKS, named_callable
+from cleanai_ray.registry import TASKS, named_callable, num_required
 
 if TYPE_CHECKING:
     from cleanai_ray.config.study import Study
@@ -97,14 +98,28 @@ def check_task(study: Study) -> None:
         key, value, usual = found
         raise ValueError(f"{key} is {value}; allowed for task {title}: {'null' if usual is None else usual}")
     workers = study.finetune.num_workers
-    if study.fine_tunes and workers != 1 and task.metric is not None:
-        raise ValueError(f"finetune.num_workers is {workers}; allowed for task {title}: 1")
+    if study.fine_tunes and workers != 1 and task.metric is not None and not _merges(task.metric):
+        raise ValueError(
+            f"finetune.num_workers is {workers}; allowed for task.metric '{task.metric}', whose objects have no "
+            "merge_state: 1"
+        )
     if smoothing and name in _UNSMOOTHED:
         raise ValueError(f"finetune.label_smoothing is {smoothing:g}; allowed for task {title}: 0")
     if study.sweep.controls is not None:
         raise ValueError(f"sweep.controls is given; allowed for task {title}: null")
     if study.finetune.distillation is not None and name not in _TAUGHT:
         raise ValueError(f"finetune.distillation is set; allowed for task {title}: null")
+
+
+def _merges(metric: str) -> bool:
+    """Return whether several processes can score by a metric: a function of all predictions, or objects that merge."""
+    function = named_callable(metric, "task.metric")
+    if num_required(function) != 0:
+        return True
+    try:
+        return callable(getattr(function if inspect.isclass(function) else function(), "merge_state", None))
+    except Exception:  # the task says what is wrong with it
+        return True
 
 
 def _settings(study: Study) -> list[tuple[str, Any, Any]]:

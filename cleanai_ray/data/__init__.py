@@ -1,6 +1,6 @@
 """Labelled image data sets, the roles of their samples, and batches of them."""
 
-from cleanai_ray.data.batching import BatchOptions, Share, batches, numbered_batches
+from cleanai_ray.data.batching import BatchOptions, Share, batches, numbered_batches, require_one_each
 from cleanai_ray.data.decoder_choice import choose_decoder
 from cleanai_ray.data.kept_images import KeptImages, kept_images
 from cleanai_ray.data.roles import SampleRoles, assign_roles
@@ -21,4 +21,5 @@ __all__ = [
     "kept_images",
     "numbered_batches",
     "open_image_source",
+    "require_one_each",
 ]

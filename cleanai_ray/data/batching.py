@@ -19,6 +19,7 @@ from cleanai_ray.data.sample_batch import KeptBatch, SampleBatch
 from cleanai_ray.data.source import ImageDataset
 from cleanai_ray.data.to_device import NumberedBatch, to_device
 from cleanai_ray.data.unreadable import UnreadableSamples
+from cleanai_ray.errors import ShareError
 
 Share = tuple[int, int]
 """Rank of a process, and how many processes share out each batch."""
@@ -121,6 +122,23 @@ def numbered_batches(
     with closing(_load(dataset, cut, unreadable, kept)) as loaded:
         # Without workers, random transforms draw from the global generator, which is not shared with another thread.
         yield from to_device(loaded, normalise, options.device, ahead=options.num_workers > 0)
+
+
+def require_one_each(share: Share, number: int, role: str) -> None:
+    """Refuse more processes than a batch has samples: one of them would have none, and the others wait for it.
+
+    Args:
+        share: Rank of this process, and how many processes share out each batch.
+        number: Samples of the largest batch.
+        role: The role of the samples.
+
+    Raises:
+        ShareError: When there are more processes.
+    """
+    if number < share[1]:
+        raise ShareError(
+            f"{share[1]} workers share a batch of {number} {role} images; allowed: at most {number} workers"
+        )
 
 
 def _order(dataset: ImageDataset, indices: Indices, shuffle_seed: int | None) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cleanai_ray.config.sections import DataSection
 from cleanai_ray.data.encoded import EncodedDataset, EncodedSource
@@ -132,6 +133,12 @@ class HuggingFace(EncodedSource):
     def num_samples(self, split: str) -> int:
         """Return the number of rows of a split."""
         return len(self._rows[self.resolve(split)])
+
+    def classes(self, split: str) -> np.ndarray:
+        """Return the class of each row of a split, from the column of labels alone."""
+        label = self._columns[1]
+        rows = self._rows[self.resolve(split)].select_columns([label]).with_format("arrow")
+        return np.asarray(pc.fill_null(rows[:].column(label), -1).to_numpy(), dtype=np.int64)
 
     def dataset(self, split: str, *, augment: bool = False) -> HuggingFaceDataset:
         """Return a split."""

@@ -254,6 +254,10 @@ class ImageFolder(EncodedSource):
         """Return the number of images of a split."""
         return len(self._samples(split))
 
+    def classes(self, split: str) -> np.ndarray:
+        """Return the class of each image of a split, from its folder."""
+        return np.asarray(self._samples(split).labels, dtype=np.int64)
+
     def dataset(self, split: str, *, augment: bool = False) -> FileDataset:
         """Return a split."""
         index, steps = self._samples(split), self.preprocessing

@@ -150,6 +150,10 @@ class InMemorySource(ImageSource):
         """Return the number of images of a split."""
         return len(self._tensors(split)[1])
 
+    def classes(self, split: str) -> np.ndarray:
+        """Return the class of each image of a split."""
+        return self._tensors(split)[1].numpy()
+
     def dataset(self, split: str, *, augment: bool = False) -> InMemoryDataset:
         """Return a split; it shares the source's memory."""
         images, labels = self._tensors(split)

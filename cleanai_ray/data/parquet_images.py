@@ -252,6 +252,17 @@ class ParquetImages(EncodedSource):
         """Return the number of images of a split, from the files' metadata."""
         return sum(group.num_rows for group in self._groups[self.resolve(split)])
 
+    def classes(self, split: str) -> np.ndarray | None:
+        """Return the class of each image of a split, from the column of labels alone."""
+        parts = []
+        for file in dict.fromkeys(group.file for group in self._groups[self.resolve(split)]):
+            with self._open(file) as parquet:
+                column = parquet.read(columns=[self._columns.label]).column(0)
+            if not pa.types.is_integer(column.type):
+                return None
+            parts.append(pc.fill_null(column.cast(pa.int64()), -1).to_numpy())
+        return np.concatenate(parts)
+
     def dataset(self, split: str, *, augment: bool = False) -> ParquetDataset:
         """Return a split."""
         return self._images(ParquetDataset, split, augment=augment)

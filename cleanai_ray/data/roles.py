@@ -1,14 +1,15 @@
-"""The roles of samples: calibration, training, validation and evaluation."""
+"""The roles of samples: calibration, training, validation, selection and evaluation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from cleanai_ray.config.calibration_draw import CalibrationDraw
 from cleanai_ray.config.evaluation import EvaluationSection
 from cleanai_ray.config.sections import DataSection
+from cleanai_ray.data.balanced_draw import balanced_draw
 from cleanai_ray.data.source import ImageSource
 from cleanai_ray.errors import DataError
 
@@ -16,6 +17,8 @@ _TRAIN = "train"
 _VALIDATION_SEED = 0
 _EVALUATION_SEED = 2
 _DISJOINT_SEED = 3
+_SELECTION_SEED = 4
+_SELECTION_SHARE = 10
 _AUTO_SHARE = 0.2
 
 
@@ -33,6 +36,9 @@ class SampleRoles:
         validation_split: The split of `validation`.
         evaluation_split: The split of `evaluation`.
         calibration_withheld: True if no calibration sample is trained on.
+        selection: Samples of another split than `evaluation` that decide which trial is chosen, ascending; none where
+            some of the evaluation samples do.
+        selection_split: The split of `selection`.
     """
 
     calibration: np.ndarray
@@ -44,6 +50,8 @@ class SampleRoles:
     validation_split: str
     evaluation_split: str
     calibration_withheld: bool
+    selection: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    selection_split: str = _TRAIN
 
 
 def assign_roles(
@@ -55,16 +63,18 @@ def assign_roles(
       seed, so that a smaller number is part of a larger one, or the first ones if `evaluation.sampling` is `first`.
     - validation: `data.validation_fraction` of the `train` split (at least one sample), drawn with a fixed seed and
       regardless of classes, so that it does not depend on the calibration samples.
+    - selection: `evaluation.validation.samples` of `evaluation.validation.split`, drawn with a fixed seed, as many of
+      each class; never a validation sample. They do not depend on the calibration samples.
     - calibration: `data.calibration.samples` of `data.calibration.split`, drawn with `data.calibration.seed`; never a
-      validation sample. With `data.calibration.disjoint`, draws of different seeds share none.
+      validation or selection sample. With `data.calibration.disjoint`, draws of different seeds share none.
     - training: the rest of the `train` split, also without the calibration samples of all draws if
       `data.calibration.withhold_from_training` is true, or is `auto` and they are at most a fifth of the split. The
       samples of all draws are left out because all draws share one dense model.
 
-    Training, validation and evaluation never share a sample, nor do calibration and validation. Calibration and
-    evaluation share samples only if both name the same split, which `data.calibration.allow_overlap` must permit.
-    A data set without a `train` split has no training and no validation samples. A data set's own validation split is
-    used only if the study names it.
+    Training, validation, selection and evaluation never share a sample, nor does calibration with validation or
+    selection. Calibration and evaluation share samples only if both name the same split, which
+    `data.calibration.allow_overlap` must permit. A data set without a `train` split has no training and no validation
+    samples. A data set's own validation split is used only if the study names it.
 
     Args:
         data: The study's `data`.
@@ -83,7 +93,10 @@ def assign_roles(
     order = np.random.default_rng([_VALIDATION_SEED, train_size]).permutation(train_size)
     num_validation = min(train_size, max(1, round(data.validation_fraction * train_size)))
     validation, rest = np.sort(order[:num_validation]), np.sort(order[num_validation:])
+    selection_split, selection = _selection(evaluation, source, evaluation_split, len(scored), rest)
+    rest = np.setdiff1d(rest, selection) if selection_split == _TRAIN else rest
     candidates = rest if calibration_split == _TRAIN else np.arange(source.num_samples(calibration_split))
+    candidates = np.setdiff1d(candidates, selection) if selection_split == calibration_split else candidates
     draws = data.calibration.draws()
     drawn = {one: _draw(data, one, candidates) for one in draws}
     calibration, union = drawn[draw or draws[0]], np.unique(np.concatenate(list(drawn.values())))
@@ -100,7 +113,35 @@ def assign_roles(
         validation_split=_TRAIN,
         evaluation_split=evaluation_split,
         calibration_withheld=withheld,
+        selection=selection,
+        selection_split=selection_split,
     )
+
+
+def _selection(
+    evaluation: EvaluationSection, source: ImageSource, evaluation_split: str, num_scored: int, rest: np.ndarray
+) -> tuple[str, np.ndarray]:
+    """Return the split of the images that choose, and their indices; `rest` is the training split's without others."""
+    section = evaluation.validation
+    if section is None:
+        return _TRAIN, np.empty(0, dtype=np.int64)
+    split = source.resolve(section.split)
+    if split == evaluation_split:
+        raise DataError(
+            f"evaluation.validation.split '{section.split}' and evaluation.split '{evaluation.split}' are the same "
+            f"split of data set '{source.name}'; allowed: another one of {', '.join(source.splits)}"
+        )
+    candidates = rest if split == _TRAIN else np.arange(source.num_samples(split))
+    number = section.samples or max(1, min(num_scored, len(candidates) // _SELECTION_SHARE))
+    if number > len(candidates):
+        without = " without its validation samples" if split == _TRAIN else ""
+        raise DataError(
+            f"evaluation.validation.samples is {number}; allowed: at most {len(candidates)}, the size of split "
+            f"'{section.split}'{without}"
+        )
+    classes = source.classes(split)
+    own = None if classes is None else classes[candidates]
+    return split, balanced_draw(candidates, own, number, [_SELECTION_SEED, len(candidates)])
 
 
 def _check_splits(

@@ -127,6 +127,13 @@ class ImageSource(ABC):
             kept[key] = self.dataset(split, augment=augment)
         return kept[key]
 
+    def classes(self, split: str) -> np.ndarray | None:
+        """Return the class of each image of a split, int64 [N], without reading images; None where that is not known.
+
+        The default is None: samples need not have one class each.
+        """
+        return None
+
     def reading_order(self, split: str, indices: np.ndarray) -> np.ndarray:
         """Return the places 0 to N - 1 of indices [N] such that samples which are stored together follow each other.
 

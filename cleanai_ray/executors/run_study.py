@@ -138,7 +138,7 @@ def _run_stages(context: RunContext, record: RunRecord, history: History) -> lis
         profile=obtain_profile(study, run, executor, progress) if meets_time else None,
     )
     records, num_complete = run_sweep(context, inputs, weights, record)
-    assign_image_roles(records.values(), dense.logits, study.evaluation.validation_share)
+    assign_image_roles(records.values(), dense.logits, study.evaluation.deciding_share)
     time_records(context, records, dense.digest)
 
     def run_again(trial: Trial) -> dict[str, Any]:
@@ -146,14 +146,15 @@ def _run_stages(context: RunContext, record: RunRecord, history: History) -> lis
         others = [name for name in records if name != trial.trial_id]
         _run_trials(context, inputs, weights, record, ([trial], others))
         found = {**records, trial.trial_id: run.read_json(record_name(trial.trial_id))}
-        assign_image_roles([found[trial.trial_id]], dense.logits, study.evaluation.validation_share)
+        assign_image_roles([found[trial.trial_id]], dense.logits, study.evaluation.deciding_share)
         time_records(context, found, dense.digest)
         return found[trial.trial_id]
 
     keep_chosen_model(study, executor.store, records, run_again)
     record.end(study, num_complete)
-    split, share = context.workspace.roles.evaluation_split, study.evaluation.validation_share
-    write_image_tables(run, list(records.values()), image_rows(dense.logits, split, share))
+    roles, share = context.workspace.roles, study.evaluation.deciding_share
+    images = image_rows(dense.logits, roles.evaluation_split, share, roles.selection_split)
+    write_image_tables(run, list(records.values()), images)
     write_tables(run, list(records.values()), dense.history, measures[study.draws()[0]].get())
     return [found["row"] for found in records.values()]
 

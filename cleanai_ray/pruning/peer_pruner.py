@@ -9,10 +9,11 @@ import numpy as np
 from torch import nn
 
 from cleanai_ray.errors import PruningError
-from cleanai_ray.graph.peer import prune_by_peer
+from cleanai_ray.graph.peer import PeerModelError, prune_by_peer
 from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.pruning.cost import budget_limit, costs
 from cleanai_ray.pruning.pruner import Pruner
+from cleanai_ray.pruning.refusals import with_notes
 
 _HALVINGS = 14
 """Enough for steps of 0.00006, less than a channel of a layer of ten thousand."""
@@ -23,17 +24,32 @@ _Pruned = tuple[nn.Module, dict[str, np.ndarray]]
 class PeerPruner(Pruner):
     """Removes what torch-pruning's magnitude pruner removes; for a budget, its ratio is bisected to meet it.
 
-    Of the study's bounds, only the ignored layers count.
+    Of the study's bounds, only the ignored layers count. What `Pruner` keeps at its width is ignored as well.
     """
 
     def take_step(self, step: int) -> bool:
         """Remove all channels at once.
 
+        A group without those channels of which the model would not run, or be wrong, keeps its width, with a warning,
+        and torch-pruning prunes the others anew.
+
         Raises:
-            PruningError: When a budget cannot be met, or the model that torch-pruning cuts is another one.
+            PruningError: When a budget cannot be met, no group is left, torch-pruning fails, or the model that it cuts
+                is another one.
         """
-        model, removed = self._pruned()
-        self._graph.remove(removed)
+        if not self._graph.groups:
+            raise PruningError(with_notes("the model has no prunable group of layers", self._graph.notes, ": "))
+        try:
+            model, removed = self._pruned()
+        except PeerModelError as error:
+            kept = self._graph.try_to_remove(error.removed)
+            if not kept:  # of the same channels, this package leaves a model that runs
+                raise
+        else:
+            kept = self._graph.try_to_remove(removed)
+        if kept:
+            self._warnings += kept
+            return self.take_step(step)
         theirs, ours = (measure_complexity(each, self._graph.example_inputs) for each in (model, self._graph.model))
         if (theirs.params, theirs.macs) != (ours.params, ours.macs):
             raise PruningError(

@@ -97,4 +97,9 @@ def describe_samples(workspace: Workspace) -> dict[str, Any]:
     """Return the number of samples of each role."""
     roles = workspace.roles
     counts = {name: len(getattr(roles, name)) for name in ("calibration", "training", "validation", "evaluation")}
-    return {**counts, "calibration_withheld_from_training": roles.calibration_withheld}
+    chosen = {"selection": len(roles.selection), "selection_split": roles.selection_split}
+    return {
+        **counts,
+        **(chosen if len(roles.selection) else {}),
+        "calibration_withheld_from_training": roles.calibration_withheld,
+    }

@@ -9,7 +9,7 @@ import numpy as np
 
 from cleanai_ray.evaluation.hits import Hits
 from cleanai_ray.evaluation.kept_logits import KeptLogits
-from cleanai_ray.storage.image_schemas import TEST, VALIDATION, Bits, pack, roles_of_images, unpack
+from cleanai_ray.storage.image_schemas import TEST, VALIDATION, Bits, of_other_split, pack, roles_of_images, unpack
 
 
 def correct_row(trial_id: str, dense: KeptLogits, hits: Hits) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def decoded(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, **{name: None if row[name] is None else bytes.fromhex(row[name]) for name in ("correct", "scored")}}
 
 
-def role_columns(row: Mapping[str, Any], dense: KeptLogits, validation_share: float) -> dict[str, Any]:
+def role_columns(row: Mapping[str, Any], dense: KeptLogits, validation_share: float | None) -> dict[str, Any]:
     """Return the columns of results.parquet about the images that decide and those that decide nothing.
 
     They are null where one of the two sorts has no image that both models were scored on, or where the dense model's
@@ -43,7 +43,7 @@ def role_columns(row: Mapping[str, Any], dense: KeptLogits, validation_share: fl
     Args:
         row: A trial's row, as `correct_row` returns it.
         dense: The dense model's logits.
-        validation_share: Share of the images that decide.
+        validation_share: Share of the images that decide; None if those of another split do.
     """
     columns: dict[str, Any] = {}
     for role in (VALIDATION, TEST):
@@ -64,38 +64,43 @@ def role_columns(row: Mapping[str, Any], dense: KeptLogits, validation_share: fl
     return columns
 
 
-def image_rows(dense: KeptLogits, split: str, validation_share: float) -> list[dict[str, Any]]:
+def image_rows(
+    dense: KeptLogits, split: str, validation_share: float | None, selection_split: str = "train"
+) -> list[dict[str, Any]]:
     """Return the rows of images.parquet; none where the dense model's labels were not kept.
 
     Args:
         dense: The dense model's logits and the labels.
-        split: The split of the images.
-        validation_share: Share of the images that decide.
+        split: The split of the images that are reported on.
+        validation_share: Share of these that decide; None if images of another split do.
+        selection_split: That split.
     """
     correct = dense.correct
     if correct is None or dense.labels is None:
         return []
     decides: Bits = roles_of_images(dense.numbers, validation_share)
-    every = zip(dense.numbers.tolist(), decides, dense.labels.tolist(), correct.tolist(), strict=True)
+    is_other = dense.numbers < 0
+    places = np.where(is_other, of_other_split(dense.numbers), dense.numbers)
+    every = zip(places.tolist(), is_other, decides, dense.labels.tolist(), correct.tolist(), strict=True)
     return [
         {
             "number": number,
-            "split": split,
+            "split": selection_split if is_of_other else split,
             "role": VALIDATION if is_validation else TEST,
             "label": label,
             "correct_dense": is_correct,
         }
-        for number, is_validation, label, is_correct in every
+        for number, is_of_other, is_validation, label, is_correct in every
     ]
 
 
-def assign_image_roles(records: Iterable[dict[str, Any]], dense: KeptLogits, validation_share: float) -> None:
+def assign_image_roles(records: Iterable[dict[str, Any]], dense: KeptLogits, validation_share: float | None) -> None:
     """Write the accuracies by role into the rows of trials, since the share may have changed after a trial ran.
 
     Args:
         records: The record of each trial; one that was made before single images were kept stays as it is.
         dense: The dense model's logits.
-        validation_share: Share of the images that decide.
+        validation_share: Share of the images that decide; None if those of another split do.
     """
     for record in records:
         for row in record.get("hits", ()):

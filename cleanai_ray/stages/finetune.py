@@ -158,7 +158,7 @@ that returns validation batches."""
 
 def _labelled(workspace: Workspace, seed: int, batch_size: int | None, share: Share) -> _ImageBatches:
     epoch_batches, steps = workspace.training_batches(seed, batch_size, share=share)
-    return epoch_batches, steps, lambda: workspace.batches("validation", share=share)
+    return epoch_batches, steps, workspace.validation_batches(share)
 
 
 def _unlabelled(workspace: Workspace, seed: int, batch_size: int | None, share: Share) -> _ImageBatches:
@@ -168,10 +168,11 @@ def _unlabelled(workspace: Workspace, seed: int, batch_size: int | None, share: 
     epoch_batches, steps = workspace.training_batches(
         seed, batch_size, share=share, role="calibration", positions=positions[~is_validation]
     )
+    validation = workspace.validation_batches(share, role="calibration", positions=positions[is_validation])
     return (
         lambda epoch, done=0: _mixed(_without_labels(epoch_batches(epoch, done)), seed, epoch, done),
         steps,
-        lambda: _without_labels(workspace.batches("calibration", positions=positions[is_validation], share=share)),
+        lambda: _without_labels(validation()),
     )
 
 

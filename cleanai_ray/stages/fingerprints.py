@@ -36,7 +36,7 @@ def data_key(study: Study) -> str:
     """Return the digest of everything that decides which samples are read."""
     evaluation = study.evaluation
     drawn = [] if evaluation.samples is None or evaluation.sampling == "first" else [evaluation.sampling]
-    return digest([_model_shape(study), _data(study), evaluation.split, evaluation.samples, *drawn])
+    return digest([_model_shape(study), _data(study), evaluation.split, evaluation.samples, *drawn, *_selection(study)])
 
 
 def dense_key(study: Study) -> str:
@@ -49,7 +49,7 @@ def dense_key(study: Study) -> str:
 
 def dense_weights_key(study: Study) -> str:
     """Return the digest of everything that the dense weights depend on; how they are scored is not among it."""
-    own = _own_functions(study, "loss", "metric") if study.model.train is not None else []
+    own = [*_own_functions(study, "loss", "metric"), *_selection(study)] if study.model.train is not None else []
     return digest(["weights", *_of_weights(study), *_numerics(study), *own])
 
 
@@ -78,21 +78,21 @@ def calibration_key(study: Study, dense_digest: str) -> str:
     from cleanai_ray.stages.calibration import CalibrationNeeds  # loads torch, which the writer's process does without
 
     needs = asdict(CalibrationNeeds.of(study))
-    read = [_model_shape(study), _data(study), study.evaluation.split]
+    read = [_model_shape(study), _data(study), study.evaluation.split, *_selection(study)]
     computed = [*_numerics(study), *_precision(study), *_blocks(study), *_own_functions(study, "loss")]
     return digest([_STATISTICS, dense_digest, *read, needs, *computed, *_later(study)])
 
 
 def moments_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that second moments and curves of a study of one draw depend on."""
-    read = [_model_shape(study), _data(study), study.evaluation.split]
+    read = [_model_shape(study), _data(study), study.evaluation.split, *_selection(study)]
     computed = [study.pruning.ignored_layers, *_numerics(study), *_precision(study)]
     return digest([_MOMENTS, dense_digest, *read, *computed, *_blocks(study), *_later(study)])
 
 
 def blocks_key(study: Study, dense_digest: str) -> str:
     """Return the digest of everything that the prices of blocks of a study of one draw depend on, and their choice."""
-    read = [_model_shape(study), _data(study), study.evaluation.split]
+    read = [_model_shape(study), _data(study), study.evaluation.split, *_selection(study)]
     is_timed = any(budget.resource == "latency" for budget in study.sweep.budgets)
     timed = [_BLOCK_TIMES, profile_key(study)] if is_timed else []
     return digest([_PRICES, dense_digest, *read, *_numerics(study), *_blocks(study), *timed, *_later(study)])
@@ -205,13 +205,21 @@ def _model(study: Study, left_out: set[str]) -> dict[str, Any]:
 
 def _evaluation(study: Study) -> dict[str, Any]:
     """Return the evaluation section without the values that once went unsaid, so that earlier results stay valid."""
-    unsaid = {"precision": "float32", "target": None, "sampling": "first"}
+    unsaid = {"precision": "float32", "target": None, "sampling": "first", "validation": None}
     left_out = {name for name, value in unsaid.items() if getattr(study.evaluation, name) == value}
     if study.evaluation.samples is None:
         left_out.add("sampling")  # it decides nothing
     if study.task.is_classification:
         left_out.add("validation_share")  # every image is scored, whatever it decides
     return study.evaluation.model_dump(exclude=left_out)
+
+
+def _selection(study: Study) -> list[Any]:
+    """Return what decides which samples of another split choose, which are not calibrated or trained on."""
+    section = study.evaluation.validation
+    if section is None:
+        return []
+    return [section.model_dump(), study.evaluation.samples if section.samples is None else None]
 
 
 def _data(study: Study) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def describe_outcome(workspace: Workspace, trial: Trial, dense: DenseModel, stat
             *state.notices,
         ],
         **score_columns(dense.accuracy, state.scores, study.model.num_classes),
-        **(role_columns(hits[0], dense.logits, study.evaluation.validation_share) if hits else {}),
+        **(role_columns(hits[0], dense.logits, study.evaluation.deciding_share) if hits else {}),
         "repair": describe_repair(repaired.chosen) if repaired else None,
         **state.costs,
         "channel_ratio_achieved": pruned.plan.channel_ratio,

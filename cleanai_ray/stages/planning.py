@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,8 +166,24 @@ def _summary(
         *([f"residual blocks to remove: {in_words(blocks)}"] if blocks else []),
         f"samples: {calibrated} calibration ({withheld} training), {len(roles.training)} training, "
         f"{len(roles.validation)} validation, {len(roles.evaluation)} evaluation",
+        *(_selection(workspace) if len(roles.selection) else ()),
         *([unlabelled] if study.finetune.data == "calibration" else []),
     )
+
+
+def _selection(workspace: Workspace) -> Iterator[str]:
+    """Yield a sentence on the images of another split that choose, and one on what they may be to given weights."""
+    roles, model = workspace.roles, workspace.study.model
+    kept_out = " and training" if roles.selection_split == roles.training_split else ""
+    yield (
+        f"the trial is chosen on {len(roles.selection)} images of split {roles.selection_split}, withheld from "
+        f"calibration{kept_out}; all evaluation samples are reported on"
+    )
+    if model.weights is not None and kept_out:
+        yield (
+            "the weights are given, and may have been trained on the images that choose: optimistic for the choice, "
+            "not for what is reported"
+        )
 
 
 def warn_of_another_study(study: Study, run: RunDirectory) -> str:

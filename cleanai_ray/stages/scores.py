@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial, reduce
+from itertools import chain
 from operator import add
 
 import numpy as np
@@ -54,6 +55,7 @@ class StageScore:
 def score_dense(workspace: Workspace, model: nn.Module) -> tuple[Accuracy | TaskScore, KeptLogits]:
     """Return the dense model's score on the evaluation samples, and its logits, from one pass.
 
+    There are logits of the samples of another split that choose, too, if there are any; the score is not of these.
     Of other tasks than classification, no logits are kept.
 
     Args:
@@ -67,13 +69,16 @@ def score_dense(workspace: Workspace, model: nn.Module) -> tuple[Accuracy | Task
         return process_limit.within_memory(partial(score_task_model, workspace, model), "scoring")
 
     def score() -> tuple[ClassifierScorer, LogitsKeeper]:
-        scorer, keeper = ClassifierScorer(), LogitsKeeper(len(workspace.roles.evaluation))
+        roles = workspace.roles
+        scorer, keeper = ClassifierScorer(), LogitsKeeper(len(roles.evaluation) + len(roles.selection))
 
         def receive(numbers: Tensor, logits: Tensor, labels: Tensor) -> None:
-            scorer.add(numbers, logits, labels)
+            if _are_reported(numbers):
+                scorer.add(numbers, logits, labels)
             keeper.add(numbers, logits, labels)
 
-        _run_over(workspace, model, workspace.scored_batches(), receive)
+        batches = chain(workspace.scored_batches(), workspace.selection_batches())
+        _run_over(workspace, model, batches, receive)
         return scorer, keeper
 
     scorer, keeper = process_limit.within_memory(score, "scoring")
@@ -89,7 +94,8 @@ def score_share(
     """Score a model on this process's share of the evaluation samples; None if it holds no readable sample.
 
     Every process gets consecutive whole batches, so that the batches are the same for any number of processes. Images
-    that the dense model's process could not read are left out, so that both models are scored on the same ones.
+    that the dense model's process could not read are left out, so that both models are scored on the same ones. Of the
+    samples of another split that choose, it is only kept which the model gets right, and only if models are compared.
 
     Args:
         workspace: The opened study.
@@ -107,22 +113,40 @@ def _score_share(
 ) -> StageScore | None:
     rank, world_size = share
     if not workspace.study.task.is_classification:
-        return None if rank else StageScore(score_task_model(workspace, model)[0])
-    size, positions = workspace.study.data.batch_size, np.arange(len(workspace.roles.evaluation))
-    own = np.array_split(np.arange(0, len(positions), size), world_size)[rank]
-    if not len(own):
+        return None if rank else StageScore(score_task_model(workspace, model, chooses=part.compares)[0])
+    size = workspace.study.data.batch_size
+    positions = _share_of(len(workspace.roles.evaluation), size, share)
+    if not len(positions):
         return None
-    batches = workspace.scored_batches(positions[own[0] : own[-1] + size])
+    batches = workspace.scored_batches(positions)
+    if part.compares:
+        # Processes without evaluation samples return nothing, so the others share these out.
+        num_busy = min(world_size, -(-len(workspace.roles.evaluation) // size))
+        choosing = _share_of(len(workspace.roles.selection), size, (rank, num_busy))
+        batches = chain(batches, workspace.selection_batches(choosing))
     scorer, keeper = ClassifierScorer(dense if part.compares else None), HitsKeeper()
 
     def receive(numbers: Tensor, logits: Tensor, labels: Tensor) -> None:
-        scorer.add(numbers, logits, labels)
+        if _are_reported(numbers):
+            scorer.add(numbers, logits, labels)
         if part.compares:
             keeper.add(numbers, logits, labels)
 
     _run_over(workspace, model, _in_both(dense, batches), receive)
     found = scorer.result()
     return None if found is None else StageScore(*found, keeper.result() if part.compares else None)
+
+
+def _share_of(number: int, batch_size: int, share: Share) -> np.ndarray:
+    """Return the places of a process's share of samples: consecutive whole batches."""
+    rank, world_size = share
+    own = np.array_split(np.arange(0, number, batch_size), world_size)[rank]
+    return np.arange(number)[own[0] : own[-1] + batch_size] if len(own) else np.empty(0, dtype=np.int64)
+
+
+def _are_reported(numbers: Tensor) -> bool:
+    """Return whether the samples of a batch are of the evaluated split, and so count in scores."""
+    return bool((numbers >= 0).all())
 
 
 def _run_over(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from functools import partial
 
 from torch import nn
 
 from cleanai_ray.config.study import Trial
+from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.kept_logits import KeptLogits
 from cleanai_ray.stages.finetune import fine_tune_part
 from cleanai_ray.stages.scores import StageScore, score_share
 from cleanai_ray.stages.workspace import Workspace
-from cleanai_ray.training.context import TrainingError
 from cleanai_ray.training.part import ScoringPart
 from cleanai_ray.training.processes import ProcessGroupContext
 
@@ -49,5 +48,8 @@ def assist_trial(
         if isinstance(part, ScoringPart):
             context.contribute(partial(score, model, part))
         else:
-            with contextlib.suppress(TrainingError):  # The first process raises the same error and reports it.
+            try:
                 fine_tune_part(workspace, trial, model, dense, context, part)
+            except CleanAIError as error:  # if of all processes, the first one reports it
+                if not error.in_all_processes:
+                    raise

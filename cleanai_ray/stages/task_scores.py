@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from cleanai_ray.tasks.score import NoLabelError, TaskScore
 _ALL = ""
 
 
-def score_task_model(workspace: Workspace, model: nn.Module) -> tuple[TaskScore, KeptLogits]:
+def score_task_model(workspace: Workspace, model: nn.Module, *, chooses: bool = True) -> tuple[TaskScore, KeptLogits]:
     """Return a model's score on the evaluation samples, and the numbers of the samples, without any logits.
 
     The score has those by role beside it, unless one of the roles has no sample, or none with a label to score by.
@@ -35,35 +36,49 @@ def score_task_model(workspace: Workspace, model: nn.Module) -> tuple[TaskScore,
     Args:
         workspace: The opened study.
         model: The model, or its network, on the workspace's device.
+        chooses: False to leave out samples of another split that choose, so that there are no scores by role.
 
     Raises:
-        EvaluationError: When there is no sample, the score is not a number, or the output does not fit the task.
+        EvaluationError: When there is no sample, or none with a label to score by, the score is not a number, or the
+            output does not fit the task.
     """
     task, device = workspace.task, workspace.device
     model = task.restored(model)
     require_no_hooks(model)
+    share = workspace.study.evaluation.deciding_share
     scorers = {role: task.new_scorer() for role in (_ALL, VALIDATION, TEST)}
     counts = dict.fromkeys(scorers, 0)
     numbers: list[np.ndarray] = []
+    others = workspace.selection_batches() if chooses else ()
     with evaluation_mode(model), torch.no_grad():
-        for batch, inputs, targets in workspace.scored_batches():
+        for batch, inputs, targets in chain(workspace.scored_batches(), others):
             targets = to_device(targets, device)
             predicted = task.predict(model, to_device(inputs, device), targets)
             numbers.append(batch.numpy())
-            decides = roles_of_images(batch.tolist(), workspace.study.evaluation.validation_share)
-            places = {_ALL: np.arange(len(decides)), VALIDATION: np.flatnonzero(decides)}
-            for role, chosen in {**places, TEST: np.flatnonzero(~decides)}.items():
+            for role, chosen in _places(batch.numpy(), share).items():
                 if len(chosen):
                     scorers[role].add(*task.chosen(predicted, targets, chosen.tolist()))
                     counts[role] += len(chosen)
     if not counts[_ALL]:
         raise EvaluationError("there are 0 samples to evaluate on, at least 1 is needed")
-    found = _result(scorers[_ALL])
-    if counts[VALIDATION] and counts[TEST]:
+    try:
+        found = _result(scorers[_ALL])
+    except NoLabelError as error:
+        raise NoLabelError(f"the evaluation samples have no score: {error}") from error
+    if counts[VALIDATION] and (counts[TEST] or share is None):
         with suppress(NoLabelError):  # a role without a label has no score, as one without samples
-            found = replace(found, by_role={role: _result(scorers[role]) for role in (VALIDATION, TEST)})
+            tested = found if share is None else _result(scorers[TEST])
+            found = replace(found, by_role={VALIDATION: _result(scorers[VALIDATION]), TEST: tested})
     order = np.sort(np.concatenate(numbers))
     return found, KeptLogits(numbers=order, values=np.zeros((len(order), 0), dtype=np.float32))
+
+
+def _places(numbers: np.ndarray, share: float | None) -> dict[str, np.ndarray]:
+    """Return the places in a batch of the samples of each scorer; all reported ones are tested if others decide."""
+    decides = roles_of_images(numbers, share)
+    if share is None:
+        return {_ALL: np.flatnonzero(~decides), VALIDATION: np.flatnonzero(decides)}
+    return {_ALL: np.arange(len(decides)), VALIDATION: np.flatnonzero(decides), TEST: np.flatnonzero(~decides)}
 
 
 def _result(scorer: Scorer) -> TaskScore:

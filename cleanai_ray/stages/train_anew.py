@@ -122,7 +122,7 @@ def train_anew(
         data=TrainingData(
             train_batches=epoch_batches,
             steps_per_epoch=steps,
-            validation_batches=lambda: workspace.batches("validation", share=share),
+            validation_batches=workspace.validation_batches(share),
             later_batches=epoch_batches,
         ),
         context=context,

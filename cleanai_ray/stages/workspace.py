@@ -31,20 +31,21 @@ from cleanai_ray.data import (
     kept_images,
     numbered_batches,
     open_image_source,
+    require_one_each,
 )
 from cleanai_ray.data.loader_processes import loader_processes
-from cleanai_ray.errors import DataError
 from cleanai_ray.importance.base import create_method
 from cleanai_ray.models import build_model, example_input, ignored_layers
 from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.stages.numerics import apply_numerics
+from cleanai_ray.storage.image_schemas import of_other_split
 from cleanai_ray.tasks.base import Task
 from cleanai_ray.tasks.own import task_with
 
 EpochBatches = Callable[..., Iterator[tuple[Tensor, Any]]]
 """(epoch, batches to leave out = 0) -> batches."""
 
-_ROLES = ("calibration", "training", "validation", "evaluation")
+_ROLES = ("calibration", "training", "validation", "evaluation", "selection")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,15 +143,23 @@ class Workspace:
 
         Samples that cannot be read are left out, up to the number in `data.skip_unreadable`.
         """
-        indices, data = self.roles.evaluation, self.study.data
-        dataset = self.source.opened(self.roles.evaluation_split)
+        return self._numbered_batches("evaluation", positions)
+
+    def selection_batches(self, positions: np.ndarray | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Iterate likewise over the samples of another split that choose; they are numbered by `of_other_split`."""
+        for numbers, images, labels in self._numbered_batches("selection", positions):
+            yield torch.from_numpy(of_other_split(numbers.numpy())), images, labels
+
+    def _numbered_batches(self, role: str, positions: np.ndarray | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        indices, data = getattr(self.roles, role), self.study.data
+        dataset = self.source.opened(getattr(self.roles, f"{role}_split"))
         found = numbered_batches(
             dataset,
             indices if positions is None else indices[positions],
             data.batch_size,
             BatchOptions(num_workers=loader_processes(data.num_workers, self.device), device=self.device),
             unreadable=self.unreadable,
-            kept=self._kept_images("evaluation", dataset),
+            kept=self._kept_images(role, dataset),
         )
         whole = ((images, {"numbers": numbers, "labels": labels}) for numbers, images, labels in found)
         for images, rest in process_limit.split(whole):
@@ -179,10 +188,7 @@ class Workspace:
         """
         available = len(getattr(self.roles, role) if positions is None else positions)
         size = min(batch_size or self.study.data.batch_size, available)
-        if size < share[1]:
-            raise DataError(
-                f"{share[1]} workers share a batch of {size} {role} images; allowed: at most {size} workers"
-            )
+        require_one_each(share, size, role)
         steps = available // size
 
         def epoch_batches(epoch: int, done: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -197,6 +203,19 @@ class Workspace:
             )
 
         return epoch_batches, steps
+
+    def validation_batches(
+        self, share: Share, *, role: str = "validation", positions: np.ndarray | None = None
+    ) -> Callable[[], Iterator[tuple[Tensor, Any]]]:
+        """Return a function that returns the batches which decide on the best epoch; arguments as above.
+
+        Raises:
+            DataError: When a batch has fewer images than there are several processes.
+        """
+        available = len(getattr(self.roles, role) if positions is None else positions)
+        if share[1] > 1:
+            require_one_each(share, min(self.study.data.batch_size, available), "validation")
+        return lambda: self.batches(role, positions=positions, share=share)
 
     def shards(self) -> list[np.ndarray]:
         """Return the positions of each calibration shard among the calibration samples."""

@@ -24,7 +24,11 @@ Bits = NDArray[np.bool_]
 
 
 IMAGES = described(
-    ("number", pa.int64(), "Index of the scored image in its split; rows are in this order."),
+    (
+        "number",
+        pa.int64(),
+        "Index of the scored image in its split; rows are in the order of correct.parquet's bits.",
+    ),
     ("split", pa.string(), "The split."),
     ("role", pa.string(), "validation: the image decides which trial is chosen; test: it decides nothing."),
     ("label", pa.int64(), "Its class, from 0."),
@@ -60,16 +64,26 @@ def unpack(content: bytes, num_bits: int) -> Bits:
     return np.unpackbits(np.frombuffer(content, dtype=np.uint8), count=num_bits).astype(bool)
 
 
-def roles_of_images(numbers: Iterable[int], validation_share: float) -> Bits:
+def of_other_split(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return numbers for images of another split than the evaluated one, from their indices there, or the reverse.
+
+    They are -1 for image 0, -2 for image 1, and so on: no image of the evaluated split has the number of another.
+    """
+    return -1 - numbers
+
+
+def roles_of_images(numbers: Iterable[int], validation_share: float | None) -> Bits:
     """Return which images decide which trial is chosen: bits [N], drawn with a fixed seed.
 
     An image's role depends on its number and the share alone, so it stays the same when more images are scored.
 
     Args:
-        numbers: Indices of the images in their split, [N].
-        validation_share: Expected share of these images, in [0, 1).
+        numbers: Indices of the images in their split, [N], or their numbers by `of_other_split`.
+        validation_share: Expected share of these images, in [0, 1); None if images of another split decide.
     """
     wanted = np.asarray(list(numbers), dtype=np.int64)
+    if validation_share is None:
+        return np.asarray(wanted < 0, dtype=np.bool_)
     drawn = np.random.default_rng([_ROLE_SEED]).random(int(wanted.max(initial=-1)) + 1)
     return np.asarray(drawn[wanted] < validation_share, dtype=np.bool_)
 

@@ -83,6 +83,11 @@ class Task(ABC):
     metric_name: ClassVar[str]
     in_processes: ClassVar[bool] = True
 
+    @property
+    def scored_by(self) -> str:
+        """What scores, in error messages on several processes."""
+        return f"task {self.name}"
+
     def network(self, model: nn.Module) -> nn.Module:
         """Return a module that shares the model's own, and maps inputs to a tensor or a tuple of tensors.
 

@@ -16,7 +16,7 @@ from cleanai_ray.tasks.base import Reduce, Scorer, Task
 from cleanai_ray.tasks.detector_heads import heads_of, require_detector
 from cleanai_ray.tasks.exchange import of_all_processes
 from cleanai_ray.tasks.judged_boxes import judged
-from cleanai_ray.tasks.score import TaskScore
+from cleanai_ray.tasks.score import NoLabelError, TaskScore
 
 Targets = Sequence[dict[str, Tensor]]
 _LAST = ("cls_logits", "bbox_reg", "bbox_ctrness", "bbox_pred", "cls_score")
@@ -54,8 +54,12 @@ class MeanAveragePrecision(Scorer):
     def result(self, all_reduce: Reduce | None = None) -> TaskScore:
         """Return the mean average precision; it is no sum, so that torch's processes exchange what they found.
 
+        It is the mean over the classes that have a box in any image. An image without a box only counts by what is
+        found there, which is wrong for each of these classes.
+
         Raises:
             EvaluationError: When nothing was added.
+            NoLabelError: When no image has a box, so that there is no class to average over.
         """
         loss, number = float(self._loss), self._num_samples
         if all_reduce is not None:
@@ -65,7 +69,9 @@ class MeanAveragePrecision(Scorer):
             loss, number = (sum(share[place] for share in shares) for place in (1, 2))
         if not number:
             raise EvaluationError("there are 0 batches to evaluate on, at least 1 is needed")
-        value = max(float(self._library.compute()["map"]), 0.0)  # -1 where no image has a box.
+        value = float(self._library.compute()["map"])
+        if value < 0.0:  # COCO's mark of a mean over nothing
+            raise NoLabelError(f"none of {number} images has a box that counts; at least 1 with a box is needed")
         return TaskScore("mAP", value, value, loss / number, number)
 
     def mean_loss(self) -> tuple[float, int]:

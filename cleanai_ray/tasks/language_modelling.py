@@ -19,7 +19,7 @@ from cleanai_ray.nn.view import as_model, as_network, own_forward
 from cleanai_ray.registry import TASKS
 from cleanai_ray.tasks.base import Reduce, Scorer
 from cleanai_ray.tasks.dense_labels import DenseLabels
-from cleanai_ray.tasks.score import TaskScore
+from cleanai_ray.tasks.score import NoLabelError, TaskScore
 
 _IGNORED = -100
 
@@ -42,7 +42,7 @@ class Perplexity(Scorer):
         sums = torch.stack(self._sums).sum(0)
         loss, tokens, num_samples = (sums if all_reduce is None else all_reduce(sums)).tolist()
         if tokens == 0:
-            raise EvaluationError(f"all tokens are {_IGNORED}, which is ignored; at least 1 other is needed")
+            raise NoLabelError(f"all tokens are {_IGNORED}, which is ignored; at least 1 other is needed")
         mean = loss / tokens
         return TaskScore("perplexity", _exp(mean), _exp(-mean), mean, int(num_samples))
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cleanai_ray.errors import EvaluationError
+from cleanai_ray.errors import ScoreError
 
 
-class NoLabelError(EvaluationError):
+class NoLabelError(ScoreError):
     """No sample has a label by which it could be scored; others of the data set may have one."""
 
 

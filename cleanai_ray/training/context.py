@@ -23,6 +23,8 @@ _Found = TypeVar("_Found")
 class TrainingError(CleanAIError):
     """Training cannot continue: the loss is not finite, or the inputs do not fit together."""
 
+    in_all_processes = True
+
 
 class TrainingContext(ABC):
     """The surroundings of one training process.

@@ -26,6 +26,7 @@ from cleanai_ray.nn.batch_limit import process_limit
 from cleanai_ray.nn.hooks import require_no_hooks
 from cleanai_ray.nn.modes import preserved_modes
 from cleanai_ray.tasks.base import Score, Task
+from cleanai_ray.tasks.score import NoLabelError
 from cleanai_ray.training.averaging import weight_average
 from cleanai_ray.training.context import TrainingContext, TrainingError
 from cleanai_ray.training.data import TrainingData
@@ -90,7 +91,7 @@ def fine_tune(
         TrainingError: When the loss is not finite (the model is then left as it is), an epoch has too few batches,
             nothing is trainable, there is distillation but no teacher, or several processes train and the task's
             score cannot be computed in shares.
-        EvaluationError: When a hook is left on the model, or there is no validation batch.
+        EvaluationError: When a hook is left on the model, there is no validation batch, or no label in any of them.
     """
     if section.epochs == 0:
         return FineTuneResult(history=(), epochs_run=0, best_epoch=0)
@@ -107,7 +108,7 @@ def _require_trainable(model: nn.Module, steps_per_epoch: int, context: Training
     if steps_per_epoch < 1:
         raise TrainingError(f"steps_per_epoch is {steps_per_epoch}, at least 1 is needed")
     if context.world_size > 1 and not task.in_processes:
-        raise TrainingError(f"{context.world_size} processes train; allowed for task {task.name}: 1")
+        raise TrainingError(f"{context.world_size} processes train; allowed for {task.scored_by}: 1")
     require_no_hooks(model)
 
 
@@ -234,7 +235,10 @@ class _Run:
                 all_reduce=context.all_reduce if context.world_size > 1 else None,
             )
 
-        return process_limit.within_memory(validate, "validation")
+        try:
+            return process_limit.within_memory(validate, "validation")
+        except NoLabelError as error:
+            raise NoLabelError(f"the validation samples have no score: {error}") from error
 
     def _state(self, progress: Progress, position: EpochPosition | None) -> dict[str, Any]:
         average = {} if self._average is None else self._average.module.state_dict()

@@ -15,7 +15,6 @@ from cleanai_ray.errors import CleanAIError
 from cleanai_ray.training.context import (
     CheckpointStore,
     TrainingContext,
-    TrainingError,
     decode_checkpoint,
     encode_checkpoint,
 )
@@ -84,8 +83,8 @@ class ProcessGroupContext(TrainingContext):
         self._announce(model, part)
         try:
             yield
-        except TrainingError:  # All processes have raised it.
-            self.is_awaited = False
+        except CleanAIError as error:
+            self.is_awaited = not error.in_all_processes
             raise
         self.is_awaited = False
 

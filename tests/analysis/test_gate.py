@@ -62,10 +62,64 @@ def test_the_end_that_decides_is_told_with_the_digits_that_decide() -> None:
     assert "1.4997 to 1.70, at least 1.5 needed" in found.sentence
 
 
-def test_a_limit_of_accuracy_is_not_for_another_score() -> None:
-    found = judge_gate(study_of([2], metric="mIoU", score=0.6), max_loss=90.0, min_speedup=None)
+def scored(metric: str, merits: tuple[float, float], scores: tuple[float | None, float | None]) -> StudyFrames:
+    """A study with one trial of another task: what is compared, and the score itself, of the dense model and its own.
+
+    Only the images that decided nothing have these; on the others, the trial loses nothing.
+    """
+    columns: dict[str, Any] = {
+        "metric": metric,
+        "accuracy": 0.9,
+        "accuracy_dense": 0.9,
+        "score": 1.0,
+        "score_dense": 1.0,
+    }
+    for name, (dense, own) in {"accuracy": merits, "score": scores}.items():
+        columns |= {f"{name}_test_dense": dense, f"{name}_test": own}
+        columns |= {f"{name}_validation_dense": 0.9, f"{name}_validation": 0.9}
+    row = {"num_test": 40, "num_validation": 40, "num_evaluated": 80, "lost": None, "gained": None, **columns}
+    study = study_of([0])
+    changed = study.results.with_columns(
+        pl.lit(value, study.results.schema[name]).alias(name) for name, value in row.items()
+    )
+    return replace(study, results=changed, images=study.images.clear(), correct=study.correct.clear())
+
+
+@pytest.mark.parametrize(
+    ("metric", "merits", "scores", "lost", "facts"),
+    [
+        ("mIoU", (0.613, 0.601), (0.613, 0.601), 1.2, "loses 1.20 points of mIoU, from 61.30 % to 60.10 %"),
+        ("mAP", (0.41, 0.43), (0.41, 0.43), -2.0, "gains 2.00 points of mAP, from 41.00 % to 43.00 %"),
+        ("macro AP", (0.5, 0.47), (0.5, 0.47), 3.0, "loses 3.00 points of macro AP"),
+        ("perplexity", (1 / 5, 1 / 6), (5.0, 6.0), 1.0, "raises perplexity by 1.00, from 5 to 6"),
+        ("perplexity", (0.16, 0.2), (6.25, 5.0), -1.25, "lowers perplexity by 1.25, from 6.25 to 5"),
+        ("RMSE", (0.75, 0.72), (0.5, 0.53), 0.03, "raises RMSE by 0.03, from 0.5 to 0.53"),
+        ("errors (lower is better)", (1 / 5, 1 / 6), (4.0, 5.0), 1.0, "raises errors by 1.00, from 4 to 5"),
+        ("balanced", (0.8, 0.77), (0.8, 0.77), 3.0, "loses 3.00 points of balanced"),
+    ],
+)
+def test_another_score_is_limited_in_its_own_unit_and_direction(
+    metric: str, merits: tuple[float, float], scores: tuple[float, float], lost: float, facts: str
+) -> None:
+    study = scored(metric, merits, scores)
+    assert not study.choice.is_recommended or study.choice.has_test_images
+    found = {
+        limit: judge_gate(study, max_loss=max(0.0, limit), min_speedup=None, trial="best")
+        for limit in (lost + 0.01, lost - 0.01)
+    }
+    assert found[lost + 0.01].passed
+    assert found[lost - 0.01].passed == (lost < 0)
+    for each in found.values():
+        assert facts in each.sentence
+        assert "without an interval, as single answers are not kept" in each.sentence
+        assert " 40 " in each.sentence
+        assert each.sentence.endswith("that decided nothing.")
+
+
+def test_a_score_that_is_not_there_does_not_pass() -> None:
+    found = judge_gate(scored("perplexity", (0.2, 0.0), (5.0, None)), max_loss=90.0, min_speedup=None, trial="best")
     assert not found.passed
-    assert "has a score in mIoU, and limits are of accuracy" in found.sentence
+    assert "has no perplexity in its tables" in found.sentence
 
 
 def test_what_was_not_measured_is_not_passed() -> None:

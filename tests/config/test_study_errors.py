@@ -205,6 +205,14 @@ def test_a_wrong_value_is_answered_with_the_field_the_value_and_what_is_allowed(
             ["data.calibration.split is 'test'", "evaluation", "another split", "data.calibration.allow_overlap: true"],
         ),
         (
+            ["evaluation.validation={}", "evaluation.validation_share=0.3"],
+            ["evaluation.validation_share is 0.3", "evaluation.validation is given", "one of the two"],
+        ),
+        (
+            ["evaluation.validation={split: test}"],
+            ["evaluation.validation.split is 'test'", "reported on", "another one, for instance train"],
+        ),
+        (
             ["finetune.between_steps=2"],
             ["finetune.between_steps is 2", "sweep.steps [1]", "allowed: 0, or an entry of sweep.steps above 1"],
         ),

@@ -58,14 +58,15 @@ def test_classification_is_the_default() -> None:
         ),
         (
             {
-                "task": {"name": "multilabel_classification", "metric": "torch.nn.functional:mse_loss"},
+                "task": {"name": "multilabel_classification", "metric": "collections:Counter"},
                 "finetune": {"epochs": 1, "num_workers": 2},
             },
-            "finetune.num_workers is 2; allowed for task multilabel_classification with a metric of its own: 1",
+            "finetune.num_workers is 2; allowed for task.metric 'collections:Counter', whose objects have no "
+            "merge_state: 1",
         ),
         (
-            {"task": {"metric": "torch.nn.functional:mse_loss"}, "finetune": {"epochs": 1, "num_workers": "auto"}},
-            "finetune.num_workers is auto; allowed for task classification with a metric of its own: 1",
+            {"task": {"metric": "collections:Counter"}, "finetune": {"epochs": 1, "num_workers": "auto"}},
+            "finetune.num_workers is auto; allowed for task.metric 'collections:Counter', whose objects have no",
         ),
     ],
 )
@@ -82,6 +83,12 @@ def test_a_task_with_a_metric_of_its_own_is_compared_by_that() -> None:
     for name in ("classification", "multilabel_classification"):
         own = document(task={"name": name, "metric": "builtins:divmod"}, finetune=distilled)
         assert parse_study(own).task.title == f"{name} with a metric of its own"
+
+
+def test_several_processes_score_by_a_metric_that_is_a_function() -> None:
+    finetune = {"epochs": 1, "num_workers": 2}
+    own = document(task={"name": "segmentation", "metric": "torch.nn.functional:mse_loss"}, finetune=finetune)
+    assert parse_study(own).finetune.num_workers == 2
 
 
 def test_detectors_keep_their_own_loss() -> None:

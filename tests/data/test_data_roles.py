@@ -16,7 +16,9 @@ from cleanai_ray.errors import DataError
 
 
 class Sizes(ImageSource):
-    """Splits of given sizes: roles need no images."""
+    """Splits of given sizes: roles need no images. Of the training split, the classes may be given."""
+
+    known: np.ndarray | None = None
 
     def __init__(self, **sizes: int) -> None:
         super().__init__(DataSection(name="sizes"), (3, 8, 8))
@@ -31,6 +33,9 @@ class Sizes(ImageSource):
 
     def describe(self, split: str, index: int) -> str:
         return f"{split}[{index}]"
+
+    def classes(self, split: str) -> np.ndarray | None:
+        return self.known if split == "train" else None
 
 
 def roles_of(source: ImageSource, *, evaluated: str = "test", scored: int | None = None, fraction=0.1, **calibration):

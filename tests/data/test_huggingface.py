@@ -86,6 +86,7 @@ def test_a_folder_of_rows(tmp_path, contents, kind):
     assert source.resolve("val") == "test"
     for split, (images, labels) in contents.items():
         assert source.num_samples(split) == COUNTS[split]
+        assert source.classes(split).tolist() == labels
         dataset = source.dataset(split)
         for index in np.random.default_rng(0).permutation(len(images)):
             image, label = dataset[int(index)]

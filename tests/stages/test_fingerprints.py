@@ -74,6 +74,8 @@ def keys(path: str | None = None, value: object = None) -> dict[str, str]:
         ("sweep.coverage_metrics", ["apoz"], {"trial"}),
         ("evaluation.samples", 100, {"dense", "trial"}),
         ("evaluation.sampling", "first", set()),  # of all images
+        ("evaluation.validation", None, set()),
+        ("evaluation.validation", {}, {"dense", "calibration", "moments", "trial"}),
         ("evaluation.precision", "bfloat16", {"dense", "trial"}),
         ("evaluation.precision", "float32", set()),
         ("sweep.methods", ["taylor"], {"calibration", "trial"}),

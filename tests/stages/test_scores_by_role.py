@@ -29,7 +29,8 @@ def workspace(task: str, is_labelled: Tensor) -> Any:
     return SimpleNamespace(
         task=find_task(task),
         device=torch.device("cpu"),
-        study=SimpleNamespace(evaluation=SimpleNamespace(validation_share=SHARE)),
+        study=SimpleNamespace(evaluation=SimpleNamespace(deciding_share=SHARE)),
+        selection_batches=lambda: [],
         scored_batches=lambda: [(torch.arange(NUMBER), inputs, targets)],
     )
 

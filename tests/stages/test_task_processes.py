@@ -21,6 +21,7 @@ from cleanai_ray.stages.outcome import run_trial
 from cleanai_ray.stages.secondary_workers import assist_trial
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.tasks import find_task
+from cleanai_ray.tasks.own import task_with
 from cleanai_ray.training.context import LocalContext, TrainingContext
 from cleanai_ray.training.processes import ProcessGroupContext
 
@@ -85,10 +86,28 @@ def macro_precision(context: TrainingContext, shares: list[int]) -> Any:
     return scorer.result(context.all_reduce if context.world_size > 1 else None)
 
 
+OWN_METRICS = ("balanced", "Merging", "library")
+
+
+def own_metrics(context: TrainingContext) -> list[Any]:
+    """Score five batches of classes by metrics of a user's own, each batch by the process that has its share."""
+    found = []
+    for metric in OWN_METRICS:
+        generator = torch.Generator().manual_seed(0)
+        scorer = task_with("classification", metric=f"tasks.own_scores:{metric}").new_scorer()
+        for share in SHARES[0]:
+            logits, labels = torch.randn(4, 3, generator=generator), torch.randint(0, 3, (4,), generator=generator)
+            if share % context.world_size == context.rank:
+                scorer.add(logits, labels)
+        found.append(scorer.result(context.all_reduce if context.world_size > 1 else None))
+    return found
+
+
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     found: dict[str, Any] = {"precision": mean_precision(ProcessGroupContext(device="cpu"))}
+    found["own"] = own_metrics(ProcessGroupContext(device="cpu"))
     found["macro"] = [macro_precision(ProcessGroupContext(device="cpu"), shares) for shares in SHARES]
     found |= {task: carry_out(task, Path(folder), ProcessGroupContext(device="cpu")) for task in STUDIES}
     Path(folder, f"{rank}.pkl").write_bytes(pickle.dumps(found))
@@ -135,6 +154,16 @@ def test_mean_precision_is_that_of_the_images_of_all_processes(ranks: list[dict[
     assert 0.1 < alone.value < 0.99
     assert alone.loss == 2.0
     assert [found["precision"] for found in ranks] == [alone, alone]
+
+
+def test_own_metrics_are_of_the_samples_of_all_processes(ranks: list[dict[str, Any]]) -> None:
+    alone = own_metrics(LocalContext())
+    assert [found.value for found in alone] == pytest.approx([alone[0].value] * 3, rel=1e-5)
+    for rank in ranks:
+        for one, other in zip(alone, rank["own"], strict=True):
+            assert other.value == pytest.approx(one.value, rel=1e-5)
+            assert other.loss == pytest.approx(one.loss, rel=1e-6)
+            assert other.num_samples == one.num_samples == 20
 
 
 def test_macro_precision_is_that_of_the_samples_of_all_processes(ranks: list[dict[str, Any]]) -> None:

@@ -85,6 +85,7 @@ def _facts(study: StudyFrames) -> list[tuple[str, str]]:
         ("samples", ", ".join(f"{name} {count}" for name, count in samples.items() if type(count) is int)),
         ("preprocessing", _preprocessing(as_mapping(environment.get("preprocessing")))),
         ("calibration images", _withheld(study, samples.get("calibration_withheld_from_training"))),
+        ("images that choose", _selection(study, samples)),
         ("source", str(environment.get("commit") or "")),
         ("digests", ", ".join(f"{name} {value}" for name, value in digests.items() if value)),
     ]
@@ -111,6 +112,19 @@ def _withheld(study: StudyFrames, flag: Any) -> str:
         own = "kept out of fine-tuning" if flag else "also used for fine-tuning"
         return f"{own}; the dense weights were given, and may have been trained on them"
     return "kept out of training" if flag else "also used for training"
+
+
+def _selection(study: StudyFrames, samples: Mapping[str, Any]) -> str:
+    """Say which images of another split chose the trial; "" where some of those that are scored did."""
+    split = samples.get("selection_split")
+    if split is None:
+        return ""
+    count = f"{plural(samples.get('selection', 0), 'image')} of split {split}"
+    if split != "train":
+        return f"{count}, not calibrated on"
+    if not weights_are_given(study):
+        return f"{count}, kept out of training and calibration"
+    return f"{count}, kept out of fine-tuning and calibration; the dense weights may have been trained on them"
 
 
 def _versions(environment: Mapping[str, Any], *, all_packages: bool = False) -> str:
