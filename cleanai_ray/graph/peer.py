@@ -11,6 +11,7 @@ from torch import nn
 
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.graph.tracing import modules_named
 from cleanai_ray.nn.attention import HeadProduct
 
 
@@ -43,7 +44,7 @@ def prune_by_peer(graph: ChannelGraph, ratio: float, ignored: Sequence[str]) -> 
         graph.example_inputs,
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=ratio,
-        ignored_layers=[model.get_submodule(name) for name in ignored],
+        ignored_layers=modules_named(model, ignored),
         in_channel_groups={},  # it writes into its own default arguments
         out_channel_groups={},
         num_heads={},
