@@ -99,6 +99,7 @@ def prune(
     max_ratio: float = 0.9,
     round_to: int | str | None = "auto",
     min_channels: int = 1,
+    equal_widths: Sequence[str] = (),
     method_options: Mapping[str, Any] | None = None,
     repair: bool | str | Mapping[str, Any] = False,
     loss: Loss | None = None,
@@ -126,11 +127,12 @@ def prune(
         stats: Statistics to reuse, of `calibrate`.
         curves: Sensitivity curves to reuse, of `measure_sensitivity` with the same ignored layers.
         layer_ratios: Channel ratio by module-name prefix.
-        ignored_layers: Module names that keep their output width, with all below them.
+        ignored_layers: Module names, or patterns of them ("*.attn"), that keep their output width, with all below them.
         max_ratio: No group of layers loses more than this share.
         round_to: Widths of pruned layers are multiples of this; "auto": of what `target` likes (measured once in a
             process), else of 8, and of a half or a quarter where a layer would have fewer than 4 steps; None: any.
         min_channels: No group keeps fewer channels.
+        equal_widths: Patterns of group names, as ["*.mlp.*"]; all groups that one matches keep as many channels.
         method_options: Options of the method: {"variant": "producer"} of wanda, {"search": 200} of reconstruction.
         repair: True for "auto", a name of `repair.COMPENSATIONS`, or keys of a study's `repair` section; False: none.
         loss: Mean loss of (output, targets) for gradient-based methods; the task's by default.
@@ -165,6 +167,7 @@ def prune(
         max_ratio=max_ratio,
         round_to=round_to,
         min_channels=min_channels,
+        equal_widths=tuple(equal_widths),
         check=check,
     )
     batches = _readable_again(batches, trial, options)

@@ -133,7 +133,9 @@ class PruningSection(Section):
         default_factory=dict,
         description="Channel ratio by module-name prefix, for the layers whose names start with it.",
     )
-    ignored_layers: tuple[str, ...] = Field((), description="Module names that keep their width, with all below them.")
+    ignored_layers: tuple[str, ...] = Field(
+        (), description="Module names, or patterns of them (*.attn), that keep their width, with all below them."
+    )
     max_ratio: Ratio = Field(0.9, description="No group of layers loses more than this share of its channels.")
     round_to: Multiple | None = Field(
         "auto",
@@ -141,6 +143,11 @@ class PruningSection(Section):
         "else 8, or 16 for int8; half or a quarter of that where a layer would have fewer than 4 steps; null: any.",
     )
     min_channels: PositiveInt = Field(1, description="No group of layers keeps fewer channels than this.")
+    equal_widths: tuple[str, ...] = Field(
+        (),
+        description="Patterns of names of groups of layers (*.mlp.*); all groups that one matches keep the same number "
+        "of channels.",
+    )
     check: bool = Field(
         True,
         description="Compare each cut, on an example input, with the model whose removed channels are silent; a group "
@@ -153,9 +160,13 @@ class PruningSection(Section):
     )
 
     def described(self) -> dict[str, Any]:
-        """Return the bounds as JSON-like values, without `remove_blocks` and `check` where those are the default."""
-        left_out = {"remove_blocks"} if self.remove_blocks is None else set()
-        return self.model_dump(mode="json", exclude=left_out | ({"check"} if self.check else set()))
+        """Return the bounds as JSON-like values, without what came later where it is the default."""
+        later = {
+            "remove_blocks": self.remove_blocks is None,
+            "check": self.check,
+            "equal_widths": not self.equal_widths,
+        }
+        return self.model_dump(mode="json", exclude={name for name, is_default in later.items() if is_default})
 
     def resolved(self, quantization: str = "none", multiple: int | None = None) -> PruningSection:
         """Return the bounds with a number in place of `auto`.

@@ -13,3 +13,6 @@ MARK = "written by CleanAI-Ray"
 
 WEIGHTS_FILE, PROGRAM_FILE = "model.safetensors", "model.pt2"
 """The files that the code reads: one of the two."""
+
+CONFIG_FILE = "config.json"
+"""The configuration in a folder of transformers."""

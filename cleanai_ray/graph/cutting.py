@@ -11,6 +11,7 @@ from torch import nn
 
 from cleanai_ray.graph.channelwise import channelwise_width, cut_channelwise
 from cleanai_ray.graph.group import ChannelGroup, Side
+from cleanai_ray.graph.tying import shared_parameters, tie_again
 from cleanai_ray.nn.open_layers import narrow_packed
 
 Cuts = dict[tuple[str, Side], np.ndarray]
@@ -40,12 +41,17 @@ def cut(model: nn.Module, cuts: Cuts, parameters: Mapping[str, int]) -> None:
         model: The model.
         cuts: What goes from each layer.
         parameters: The dimension in which each free parameter is cut, by name.
+
+    Raises:
+        UntiedError: When layers share a parameter of which they would lose different channels.
     """
+    shared = shared_parameters(model)
     for (name, side), channels in cuts.items():
         if name in parameters:
             _cut_parameter(model, name, channels, parameters[name])
         else:
             cut_layer(model.get_submodule(name), side, channels)
+    tie_again(model, shared)
     _finish_surgery(model)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.explaining import DoesNotRunError, require_running
 from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.graph.tracing import modules_named
 from cleanai_ray.nn.attention import HeadProduct
 
 _ADVICE = "leave torch_pruning out of sweep.controls.kinds"
@@ -84,7 +85,7 @@ def _pruned_copy(graph: ChannelGraph, ratio: float, ignored: Sequence[str]) -> t
         graph.example_inputs,
         importance=tp.importance.GroupMagnitudeImportance(p=2),
         pruning_ratio=ratio,
-        ignored_layers=[model.get_submodule(name) for name in {*ignored, *_kept_whole(graph)}],
+        ignored_layers=modules_named(model, [*ignored, *_kept_whole(graph)]),
         in_channel_groups={},  # it writes into its own default arguments
         out_channel_groups={},
         num_heads={},

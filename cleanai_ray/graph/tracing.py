@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -242,15 +243,20 @@ def trace(model: nn.Module, example_inputs: Tensor) -> tp.DependencyGraph:
 def modules_named(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     """Return modules of a model with all below them; the packed layer `qkv` of opened attention is three.
 
+    Args:
+        model: The model.
+        names: Names, or patterns of them with * and ?.
+
     Raises:
-        PruningError: When the model has no module of a name.
+        PruningError: When the model has no module of a name, or that a pattern matches.
     """
     modules, found = dict(model.named_modules()), []
     for name in names:
         parent, _, leaf = name.rpartition(".")
         owner = modules.get(parent)
-        if name in modules:
-            found += list(modules[name].modules())
+        matched = [name] if name in modules else fnmatch.filter(modules, name) if set(name) & set("*?") else []
+        if matched:
+            found += [module for each in matched for module in modules[each].modules()]
         elif leaf == "qkv" and isinstance(owner, OpenAttention):
             found += [owner.q_proj, owner.k_proj, owner.v_proj]
         else:

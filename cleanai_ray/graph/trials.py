@@ -17,6 +17,7 @@ from cleanai_ray.graph.measuring import measured
 from cleanai_ray.graph.rounding import judged_again
 from cleanai_ray.graph.silencing import OUTPUT, can_be_silenced, difference, probe_inputs, read, silenced
 from cleanai_ray.graph.training_pass import TrainingPass
+from cleanai_ray.graph.tying import UntiedError
 from cleanai_ray.nn.copying import copied
 
 _MOST_TRIALS = 300
@@ -160,6 +161,8 @@ class Trials:
             found = read(smaller, self._inputs, cuts, self._parameters)
             models = (self._model, smaller)
             place = judged_again((expected, found), models, self._inputs, cuts, self._parameters, difference)
+        except UntiedError as error:
+            return _Fault(str(error), error.layer)
         except Exception as error:
             reason = f"the model does not run without some of its channels: {explain(error, smaller)}"
             return _Fault(reason, module_of(error, smaller))

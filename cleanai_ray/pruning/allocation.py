@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -44,6 +44,7 @@ class AllocationProblem:
         cost: Cost of the model when each group loses a number of units; it never rises with a number.
         limit: Cost that the model may have.
         num_candidates: Number of candidates to try.
+        equal: Groups that lose as many units as another one, by the name of that, which has levels.
     """
 
     start: Counts
@@ -51,6 +52,7 @@ class AllocationProblem:
     cost: Callable[[Counts], float]
     limit: float
     num_candidates: int
+    equal: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -183,7 +185,8 @@ class _Move:
         """Move a group by a number of levels, at most to the last one; return whether it moved."""
         levels, place = self._problem.levels[name], self._places[name]
         self._places[name] = min(max(place + change, 0), len(levels) - 1)
-        self._counts[name] = levels[self._places[name]]
+        for each in (name, *self._problem.equal.get(name, ())):
+            self._counts[each] = levels[self._places[name]]
         return self._places[name] != place
 
     def _narrow(self, names: Sequence[str]) -> bool:

@@ -62,7 +62,11 @@ class CostModel:
                     self._cuts[member.layer, side].append((group.name, share / graph.width(member.layer, side)))
         macs = {layer.name: float(layer.macs) for layer in complexity.layers}
         copies = Counter(id(module) for _, module in graph.model.named_modules(remove_duplicate=False))
-        self._layers = {name: _describe(graph, name, macs.get(name, 0.0), copies) for name, _ in self._cuts}
+        counted: set[nn.Parameter] = set()
+        self._layers = {
+            name: _describe(graph, name, macs.get(name, 0.0), copies, counted)
+            for name in dict.fromkeys(name for name, _ in self._cuts)
+        }
 
     def estimate(self, removed: Mapping[str, int]) -> dict[str, float]:
         """Return `macs`, `params` and `size_mb` when each group loses a number of channels (present numbering)."""
@@ -153,13 +157,18 @@ def missed_budget(budget: Budget, dense: Complexity, pruned: Complexity) -> str 
     return f"the budget {budget} was missed: the pruned model has {share:.3f} of the dense {budget.resource}"
 
 
-def _describe(graph: ChannelGraph, name: str, macs: float, copies: Mapping[int, int]) -> _Layer:
+def _describe(
+    graph: ChannelGraph, name: str, macs: float, copies: Mapping[int, int], counted: set[nn.Parameter]
+) -> _Layer:
+    """Return the cost of a layer, without parameters that counted with another one; adds its own to these."""
     if name in graph.parameters:
         parameter = graph.parameters[name]
         return _Layer(macs, float(parameter.numel()), 0.0, _megabytes(parameter), 0.0, True)
     module = graph.model.get_submodule(name)
-    count = float(sum(value.numel() for value in module.parameters()))
-    weights = float(sum(value.numel() for value in module.parameters() if value.dim() > 1))
+    own = [value for value in module.parameters() if value not in counted]
+    counted.update(own)
+    count = float(sum(value.numel() for value in own))
+    weights = float(sum(value.numel() for value in own if value.dim() > 1))
     depthwise = isinstance(module, _ConvNd) and module.groups == module.out_channels > 1
     coupled = depthwise or not isinstance(module, (_ConvNd, nn.Linear, nn.MultiheadAttention, HeadProduct))
     saved = module.state_dict().values()

@@ -94,6 +94,7 @@ def _bounds(bounds: Mapping[str, Any]) -> str:
         f"min_channels {bounds['min_channels']}" if "min_channels" in bounds else "",
         _rounding(bounds),
         f"layer_ratios {{{ratios}}}" if ratios else "",
+        f"equal_widths {', '.join(bounds['equal_widths'])}" if bounds.get("equal_widths") else "",
         f"ignored_layers {', '.join(bounds['ignored_layers'])}" if bounds.get("ignored_layers") else "",
     ]
     return ", ".join(word for word in words if word) or "not recorded"

@@ -23,6 +23,7 @@ from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.pruning.allocation import Allocation
 from cleanai_ray.pruning.block_removal import left_of, without_blocks
 from cleanai_ray.pruning.cost import CostModel, both_costs, budget_limit, missed_budget
+from cleanai_ray.pruning.equal_widths import match_equal_widths, told_kept
 from cleanai_ray.pruning.granularity import granularity_for_time, granularity_of
 from cleanai_ray.pruning.history import earlier_plans
 from cleanai_ray.pruning.layer_ratios import ratios_left
@@ -31,7 +32,7 @@ from cleanai_ray.pruning.measurements import Measurements
 from cleanai_ray.pruning.plan import BlockPlan, PruningPlan
 from cleanai_ray.pruning.plan_parts import group_plan, identify
 from cleanai_ray.pruning.prune_result import PruneResult
-from cleanai_ray.pruning.refusals import nothing_removed, with_notes
+from cleanai_ray.pruning.refusals import collapsed, nothing_removed, with_notes
 from cleanai_ray.pruning.selection import SelectionRequest, Selector
 from cleanai_ray.statistics import ActivationStatistics
 
@@ -92,6 +93,7 @@ class Pruner:
         if not self._dense_groups:
             why = self._graph.notes or ("all of them reach the output or are ignored",)
             raise PruningError(with_notes("the model has no prunable group of layers", why, ": "))
+        self._equal = match_equal_widths(self._graph.groups, self._bounds.equal_widths, may_match_none=bool(blocks))
         if self._measured.statistics is not None:
             give_gradients(self._graph, self._method, self._measured.statistics)
         self._dense_cost = measure_complexity(self._dense if blocks else self._graph.model, self._graph.example_inputs)
@@ -185,10 +187,7 @@ class Pruner:
             return self.take_step(step)
         if step == self._trial.steps and (self._trial.mode != "local" or prices is not None or self._by_time):
             for name in selector.capped_groups(removed):
-                self._warnings.append(
-                    f"layer '{name}' collapsed to {graph.kept_channels[name].size} of {widths[name]} channels, the "
-                    f"least that max_ratio {self._bounds.max_ratio} and min_channels {self._bounds.min_channels} allow"
-                )
+                self._warnings.append(collapsed(name, graph.kept_channels[name].size, widths[name], self._bounds))
         return True
 
     def _counts(self, selector: Selector) -> dict[str, int]:
@@ -239,6 +238,7 @@ class Pruner:
             limit=self._limit(dense, share),
             unit=" ms" if self._by_time else " MB" if budget is not None and budget.is_absolute else "",
             layer_ratios={name: 1 - (1 - value) ** share for name, value in ratios.items()},
+            equal=self._equal,
             max_ratio=bounds.max_ratio,
             min_channels=bounds.min_channels,
             granularity=self._granularity,
@@ -277,7 +277,7 @@ class Pruner:
             request=self._trial.request
             | ({"by_price": True} if self._by_price else {})
             | {"bounds": self._told_bounds()},
-            warnings=(*self._warnings, *([missed] if missed else [])),
+            warnings=(*self._warnings, *told_kept(self._equal, self._graph.groups), *([missed] if missed else [])),
             blocks=self._blocks,
             earlier=self._earlier,
         )

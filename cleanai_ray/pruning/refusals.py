@@ -23,3 +23,11 @@ def nothing_removed(trial: Trial, bounds: PruningSection) -> str:
         f"nothing would be removed: {amount} with round_to {bounds.round_to} and min_channels {bounds.min_channels} "
         "leaves every layer at its width"
     )
+
+
+def collapsed(name: str, left: int, width: int, bounds: PruningSection) -> str:
+    """Return the warning about a group that was cut as far as the bounds allow."""
+    return (
+        f"layer '{name}' collapsed to {left} of {width} channels, the least that max_ratio {bounds.max_ratio} and "
+        f"min_channels {bounds.min_channels} allow"
+    )

@@ -12,6 +12,7 @@ from torch import Tensor
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGroup
 from cleanai_ray.pruning.allocation import AllocationProblem
+from cleanai_ray.pruning.equal_widths import EqualGroups, unit_scores
 from cleanai_ray.pruning.granularity import Granularity
 from cleanai_ray.pruning.layer_ratios import match_layer_ratios
 from cleanai_ray.pruning.price_selection import removal_sequence
@@ -43,15 +44,18 @@ class Selector:
         request: SelectionRequest,
         prices: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self._prices = prices
         self._groups = {group.name: group for group in groups}
+        self._equal = EqualGroups.of([*self._groups], request.equal)
+        self._prices = None if prices is None else self._equal.totals(prices)
         self._dense = dense_channels
         self._request = request
         self._granularity = request.granularity
-        self._scores = {name: _unit_scores(group, scores[name]) for name, group in self._groups.items()}
+        self._scores = {name: unit_scores(group, scores[name]) for name, group in self._groups.items()}
         self._orders = {name: np.argsort(values, kind="stable") for name, values in self._scores.items()}
+        ranked = {name: values[self._orders[name]] for name, values in self._scores.items()}
+        self._ranked = self._equal.means(ranked)
         self._caps = {name: self._cap(group) for name, group in self._groups.items()}
-        self._fixed = match_layer_ratios(groups, request.layer_ratios)
+        self._fixed = self._equal.ratios(match_layer_ratios(groups, request.layer_ratios))
 
     def select(self, cost: Cost | None = None) -> dict[str, np.ndarray]:
         """Return the channels to remove, by group name, in present numbering.
@@ -69,9 +73,11 @@ class Selector:
         scopes = self._scopes()
         if self._request.limit is None:
             counts = self._counts_for_ratio(scopes)
-            return self._rounded_to_some(counts) if self._request.must_remove else self._rounded(counts)
-        assert cost is not None
-        return self._rounded(self._counts_for_limit(scopes, cost))
+            counts = self._rounded_to_some(counts) if self._request.must_remove else self._rounded(counts)
+        else:
+            assert cost is not None
+            counts = self._rounded(self._counts_for_limit(scopes, cost))
+        return self._equal.spread(counts)
 
     def channels(self, counts: Mapping[str, int]) -> dict[str, np.ndarray]:
         """Return the channels to remove when each group loses a number of units, by group name."""
@@ -97,13 +103,14 @@ class Selector:
             cost=lambda counts: self._cost_of_units(cost, counts),
             limit=self._request.limit,
             num_candidates=num_candidates,
+            equal={name: members[1:] for name, members in self._equal.members.items() if len(members) > 1},
         )
 
     def _levels(self) -> dict[str, list[int]]:
         """Return the numbers of units that each group without a ratio of its own may lose, ascending."""
         return {
             name: sorted({self._rounded({name: count})[name] for count in range(self._caps[name] + 1)})
-            for name in self._groups
+            for name in self._equal.members
             if name not in self._fixed
         }
 
@@ -117,12 +124,14 @@ class Selector:
 
     def _cap(self, group: ChannelGroup) -> int:
         """Return the number of units that a group may still lose."""
+        if group.name in self._equal.kept:
+            return 0
         dense = self._dense[group.name]
         keep = max(self._request.min_channels, math.ceil(dense * (1 - self._request.max_ratio) - _SLACK), 1)
         return max(0, group.num_units - math.ceil(keep / group.num_blocks))
 
     def _scopes(self) -> list[list[str]]:
-        free = [name for name in self._groups if name not in self._fixed]
+        free = [name for name in self._equal.members if name not in self._fixed]
         if self._request.mode == "local":
             return [[name] for name in free]
         if self._request.mode == "global":
@@ -138,8 +147,9 @@ class Selector:
 
         int(dense x (1 - ratio)) are kept, as in torch-pruning; whole units may leave fewer, by less than one unit.
         """
-        dense = sum(self._dense[name] for name in names)
-        present = sum(self._groups[name].num_channels for name in names)
+        own = [member for name in names for member in self._equal.members[name]]
+        dense = sum(self._dense[name] for name in own)
+        present = sum(self._groups[name].num_channels for name in own)
         return max(0, present - int(dense * (1 - ratio) + _SLACK))
 
     def _counts_for_ratio(self, scopes: list[list[str]]) -> dict[str, int]:
@@ -148,22 +158,24 @@ class Selector:
         assert ratio is not None
         for scope in scopes:
             ranking = self._ranking(scope)
-            gone = np.cumsum([0, *(self._groups[name].num_blocks for name in ranking)])
+            gone = np.cumsum([0, *(self._unit_size(name) for name in ranking)])
             counts |= self._take(ranking, int(np.searchsorted(gone, self._goal(scope, ratio))))
         return counts
 
     def _fixed_counts(self) -> dict[str, int]:
-        units = {
-            name: -(-self._goal([name], ratio) // self._groups[name].num_blocks) for name, ratio in self._fixed.items()
-        }
+        units = {name: -(-self._goal([name], ratio) // self._unit_size(name)) for name, ratio in self._fixed.items()}
         return {name: min(number, self._caps[name]) for name, number in units.items()}
+
+    def _unit_size(self, name: str) -> int:
+        """Return the channels that go with a unit of a group, those of groups that it stands for among them."""
+        return self._groups[name].num_blocks * len(self._equal.members[name])
 
     def _ranking(self, scope: Sequence[str]) -> list[str]:
         """Return the group of every unit of a scope that may be removed, least important first; ties by group order."""
         entries = [
-            (self._scores[name][unit], position, rank, name)
+            (score, position, rank, name)
             for position, name in enumerate(scope)
-            for rank, unit in enumerate(self._orders[name][: self._caps[name]])
+            for rank, score in enumerate(self._ranked[name][: self._caps[name]])
         ]
         return [entry[-1] for entry in sorted(entries)]
 
@@ -195,11 +207,8 @@ class Selector:
             else:
                 low = middle + 1
         counts = fixed | self._take(order, low)
-        return self._filled(self._rounded(counts), order, cost) if self._is_automatic else counts
-
-    @property
-    def _is_automatic(self) -> bool:
-        return self._granularity is not None and self._granularity.least_steps > 0
+        is_automatic = self._granularity is not None and self._granularity.least_steps > 0
+        return self._filled(self._rounded(counts), order, cost) if is_automatic else counts
 
     def _filled(self, counts: Mapping[str, int], order: Sequence[str], cost: Cost) -> dict[str, int]:
         """Widen groups by a step each where that stays within the limit, those that were narrowed last first.
@@ -219,7 +228,8 @@ class Selector:
         """Return the removals with the least harm that meet a limit of time, whatever the mode."""
         levels = self._levels()
         if self._prices is None:
-            harms = harms_of_scores({name: self._scores[name][self._orders[name]] for name in levels})
+            harms = harms_of_scores({name: self._ranked[name] for name in levels})
+            harms = {name: len(self._equal.members[name]) * harm for name, harm in harms.items()}
         else:
             harms = {name: np.concatenate([[0.0], np.cumsum(self._prices[name])]) for name in levels}
         counts = spend_time(levels, harms, lambda gone: self._cost_of_units(cost, gone), limit, fixed)
@@ -235,6 +245,7 @@ class Selector:
             )
 
     def _cost_of_units(self, cost: Cost, counts: Mapping[str, int]) -> float:
+        counts = self._equal.spread(counts)
         return cost({name: count * self._groups[name].num_blocks for name, count in counts.items()})
 
     def _paced(self, scopes: list[list[str]]) -> list[str]:
@@ -248,7 +259,7 @@ class Selector:
 
     def _by_price(self, prices: Mapping[str, np.ndarray], cost: Cost, fixed: Mapping[str, int]) -> list[str]:
         """Return the group of every removal, the lowest price per saving first."""
-        free = {name: prices[name] for name in self._groups if name not in self._fixed}
+        free = {name: prices[name] for name in self._equal.members if name not in self._fixed}
 
         def saving(counts: Mapping[str, int], name: str) -> float:
             after = {**counts, name: counts.get(name, 0) + 1}
@@ -281,9 +292,3 @@ class Selector:
         lowest = max(1, math.ceil((group.num_units - self._caps[group.name]) / step))
         multiple = max(lowest, math.floor(kept / step + 0.5))
         return max(0, group.num_units - min(multiple * step, group.num_units))
-
-
-def _unit_scores(group: ChannelGroup, scores: Tensor) -> np.ndarray:
-    """Average the scores over the channels of each unit, [num_units]."""
-    shape = (group.num_units, group.num_blocks) if group.whole_heads else (group.num_blocks, group.num_units)
-    return scores.double().numpy().reshape(shape).mean(axis=1 if group.whole_heads else 0)

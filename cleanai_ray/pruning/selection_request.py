@@ -19,6 +19,7 @@ class SelectionRequest:
         limit: Cost that the model may have, in the unit of the cost function.
         unit: Unit of the cost in messages, for instance " MB".
         layer_ratios: Channel ratio by module-name prefix; such groups are ranked by themselves.
+        equal: Names of groups that stay equally wide, for each kind of such groups.
         max_ratio: No group loses more than this share of its dense channels.
         min_channels: No group keeps fewer.
         granularity: Widths of pruned groups are multiples of its steps, if the group is wide enough; None: any.
@@ -31,6 +32,7 @@ class SelectionRequest:
     limit: float | None = None
     unit: str = ""
     layer_ratios: Mapping[str, float] = field(default_factory=dict)
+    equal: tuple[tuple[str, ...], ...] = ()
     max_ratio: float = 0.9
     min_channels: int = 1
     granularity: Granularity | None = None

@@ -15,7 +15,7 @@ from cleanai_ray.repair.images import Batches, device_of, read_images
 from cleanai_ray.repair.moments import ConsumerMoments
 from cleanai_ray.repair.options import RepairOptions
 from cleanai_ray.repair.pair import ModelPair
-from cleanai_ray.repair.trace import trace_consumers
+from cleanai_ray.repair.trace import sharing_layers, trace_consumers
 from cleanai_ray.repair.unfolded import MAX_FEATURES
 from cleanai_ray.tasks.base import Task, find_task
 
@@ -102,6 +102,7 @@ def _skipped(models: ModelPair, compensation: str, image: Tensor) -> tuple[str, 
     lost = [name for name, module in modules.items() if isinstance(module, _LINEAR)]
     found = trace_consumers(models.pruned, image.to(device_of(models.pruned)), reads_patches)
     fixed = {consumer.name for consumer in found if not consumer.reads_samples and compensation != "closed_form"}
+    fixed |= sharing_layers(models.pruned)
     if compensation in ("unfolded", "blockwise"):
         return tuple(name for name in lost if name in fixed or not reads_patches(modules[name]))
     covered = narrowed_consumers(models.dense, models.kept_inputs)

@@ -78,10 +78,21 @@ def _count_uses(output: Any) -> dict[Any, int]:
     return uses
 
 
+def sharing_layers(model: nn.Module) -> set[str]:
+    """Return the modules that share a parameter with another one."""
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(parameter, []).append(name)
+    return {name for names in owners.values() if len(names) > 1 for name in names}
+
+
 def trace_consumers(
     model: nn.Module, images: Tensor, layers: Callable[[nn.Module], bool] = is_consumer
 ) -> list[Consumer]:
     """Run a model twice, and return the consumers that ran, in the order of their first calls.
+
+    Layers that share a parameter are left out: what is good for one of them changes the others.
 
     Args:
         model: The model; it is left as it was.
@@ -97,7 +108,8 @@ def trace_consumers(
     def count_again(name: str, module: nn.Module, value: Tensor) -> None:
         twice.setdefault(name, []).append(value.numel())
 
-    names = [name for name, module in model.named_modules() if layers(module)]
+    shared = sharing_layers(model)
+    names = [name for name, module in model.named_modules() if layers(module) and name not in shared]
     inputs = images.detach().clone().requires_grad_(images.is_floating_point())
     with (
         evaluation_mode(model),

@@ -105,9 +105,8 @@ class Refit:
         """Find the layers of a pruned model."""
         first = images[0][:2].to(device_of(models.pruned))
         first = first if len(first) > 1 else torch.cat([first, first])
-        tied = _tied(models.pruned)
         found = trace_consumers(models.pruned, first, reads_patches)
-        consumers = [consumer for consumer in found if consumer.name not in tied and consumer.reads_samples]
+        consumers = [consumer for consumer in found if consumer.reads_samples]
         units = {unit.consumer.name: unit for unit in trace_units(models.pruned, first, consumers)}
         rows = Rows(models=models, units=units, sampler=PositionSampler(positions_per_sample))
         active = find_active_ranges(models, first, units)
@@ -245,11 +244,3 @@ def _visit(
             with contextlib.suppress(Reached):
                 made.append(run(step, batch, samples))
     return made if made and all(isinstance(value, Tensor) for value in made) else None
-
-
-def _tied(model: nn.Module) -> set[str]:
-    """Return the modules that share a parameter with another one."""
-    owners: dict[nn.Parameter, set[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(parameter, set()).add(name.rpartition(".")[0])
-    return {name for names in owners.values() if len(names) > 1 for name in names}

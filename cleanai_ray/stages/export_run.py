@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.named_trial import NAMES, named_trial
 from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.config.study import parse_study
-from cleanai_ray.deploy.standalone_files import CARD_FILE, NEW_CARD_FILE
+from cleanai_ray.deploy.standalone_files import CARD_FILE, CONFIG_FILE, NEW_CARD_FILE
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.models import build_model, example_input
 from cleanai_ray.pruning.plan import PruningPlan
@@ -59,8 +60,9 @@ def export_trial(
     suffix = getattr(export, "suffix", f".{format_name}")
     extra = [_calibration_batches(run, trial_id)] if getattr(export, "needs_images", False) else []
     example = example_input(section, batch_size=2, task=task)
-    frames = _tables_with(run, trial_id) if not suffix else None  # a folder has a card of what the tables say
-    if format_name != "state_dict" and task.name != "classification":
+    # A folder has a card of what the tables say.
+    frames = _tables_with(run, trial_id, format_name) if not suffix else None
+    if not getattr(export, "any_output", False) and task.name != "classification":
         _require_tensor(model, example, format_name)
     with tempfile.TemporaryDirectory() as folder:
         is_here = out is not None or run.is_local
@@ -69,6 +71,8 @@ def export_trial(
             target = out or run.local_path(f"exports/{trial_id}{suffix}")
             target.parent.mkdir(parents=True, exist_ok=True)
         written = export(model, example, target, *extra)
+        if (written / CONFIG_FILE).is_file():
+            _add_tokenizer(written, study)
         if frames is not None:
             plan = PruningPlan.from_json(run.read_text(f"models/{trial_id}/{PLAN_FILE}"))
             _write_card(written, model_card(frames, trial_id, plan, written, license_name))
@@ -80,6 +84,13 @@ def export_trial(
     return f"{run.location.rstrip('/')}/exports/{trial_id}{suffix}"
 
 
+def _add_tokenizer(folder: Path, study: Mapping[str, Any]) -> None:
+    """Put the tokenizer of a study's texts into a folder of transformers that has none."""
+    given = ((study.get("data") or {}).get("options") or {}).get("tokenizer")
+    if isinstance(given, str) and Path(given).is_file() and not (folder / "tokenizer.json").exists():
+        shutil.copyfile(given, folder / "tokenizer.json")
+
+
 def _write_card(folder: Path, card: str) -> None:
     """Write a card; one that was edited stays, and the new one is written beside it."""
     place = folder / CARD_FILE
@@ -88,7 +99,7 @@ def _write_card(folder: Path, card: str) -> None:
     place.write_text(card, encoding="utf-8")
 
 
-def _tables_with(run: RunDirectory, trial_id: str) -> StudyFrames:
+def _tables_with(run: RunDirectory, trial_id: str, format_name: str) -> StudyFrames:
     """Return the tables of a run, which a card is made of, before anything is written.
 
     Raises:
@@ -104,8 +115,8 @@ def _tables_with(run: RunDirectory, trial_id: str) -> StudyFrames:
     bits = found["quantization"][0]
     if bits not in (None, "none"):
         raise ArtifactError(
-            f"trial '{trial_id}' was measured in {bits}, and a standalone folder holds the model in float32; name the "
-            "same trial without quantisation, or another format"
+            f"trial '{trial_id}' was measured in {bits}, and a {format_name} folder holds the model in float32; name "
+            "the same trial without quantisation, or another format"
         )
     return frames
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from cleanai_ray.analysis.score_words import ScoreWords, dense_text, is_counted,
 from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.config.digests import digest
 from cleanai_ray.config.task import CLASSIFICATION
-from cleanai_ray.deploy.standalone_files import PROGRAM_FILE
+from cleanai_ray.deploy.standalone_files import CONFIG_FILE, PROGRAM_FILE
 from cleanai_ray.pruning.plan import PruningPlan
 from cleanai_ray.storage.image_schemas import TEST
 
@@ -26,6 +27,28 @@ UNKNOWN_LICENSE = "unknown"
 """The name that Hugging Face's hub has for a licence that is not known."""
 
 _TAGS = ["pytorch", "pruning", "structured-pruning", "model-compression", "cleanai-ray"]
+
+_LOADED_BY_TORCH = """With torch alone; neither CleanAI-Ray nor Ray is needed. In this folder:
+
+```python
+import torch
+from model import load
+
+model = load()
+with torch.no_grad():
+    scores = model(images)
+```"""
+
+_LOADED_BY_TRANSFORMERS = """With transformers alone; neither CleanAI-Ray nor Ray is needed:
+
+```python
+import torch
+from transformers import {name}
+
+model = {name}.from_pretrained("this folder")
+with torch.no_grad():
+    scores = model(inputs).logits
+```"""
 
 
 def model_card(frames: StudyFrames, trial_id: str, plan: PruningPlan, folder: Path, license_name: str) -> str:
@@ -51,7 +74,8 @@ def model_card(frames: StudyFrames, trial_id: str, plan: PruningPlan, folder: Pa
         "## Licence",
         _licence(frames, license_name),
     ]
-    return _sealed(f"---\n{_header(frames, trial, license_name)}---\n\n" + "\n\n".join(parts) + "\n")
+    library = "transformers" if (folder / CONFIG_FILE).exists() else "pytorch"
+    return _sealed(f"---\n{_header(frames, trial, license_name, library)}---\n\n" + "\n\n".join(parts) + "\n")
 
 
 def _sealed(text: str) -> str:
@@ -65,8 +89,8 @@ def is_edited(card: str) -> bool:
     return card != _sealed(text)
 
 
-def _header(frames: StudyFrames, trial: Mapping[str, Any], license_name: str) -> str:
-    header: dict[str, Any] = {"library_name": "pytorch", "license": license_name, "tags": _TAGS}
+def _header(frames: StudyFrames, trial: Mapping[str, Any], license_name: str, library: str) -> str:
+    header: dict[str, Any] = {"library_name": library, "license": license_name, "tags": _TAGS}
     if not is_counted(trial):
         return yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=100)
     data = str(as_mapping(frames.study.get("data")).get("name", "unknown"))
@@ -103,20 +127,12 @@ def _summary(frames: StudyFrames, trial: Mapping[str, Any], plan: PruningPlan) -
 def _loading(frames: StudyFrames, folder: Path) -> str:
     model = as_mapping(frames.study.get("model"))
     shape, classes = model.get("input_shape", "?"), model.get("num_classes", "?")
-    text = f"""With torch alone; neither CleanAI-Ray nor Ray is needed. In this folder:
-
-```python
-import torch
-from model import load
-
-model = load()
-with torch.no_grad():
-    scores = model(images)
-```
-
-`images` is a tensor [N, {", ".join(map(str, shape))}] with N of any size"""
     task = as_mapping(frames.study.get("task")).get("name", CLASSIFICATION)
     is_classifier = task in (CLASSIFICATION, "multilabel_classification")
+    text, given = _LOADED_BY_TORCH, "images"
+    if (folder / CONFIG_FILE).exists():
+        text, given = _LOADED_BY_TRANSFORMERS.format(name=_class_of(folder)), "inputs"
+    text += f"\n\n`{given}` is a tensor [N, {', '.join(map(str, shape))}] with N of any size"
     text += f"; `scores` is [N, {classes}]." if is_classifier else "."
     if (folder / PROGRAM_FILE).exists():
         text += f" The network is a `torch.export` program, `{PROGRAM_FILE}`."
@@ -125,6 +141,11 @@ with torch.no_grad():
         text += " Images are prepared as in the study:\n\n"
         text += "\n".join(f"- {name}: `{value}`" for name, value in preprocessing.items())
     return text
+
+
+def _class_of(folder: Path) -> str:
+    """Return the class that the configuration in a folder of transformers names."""
+    return str(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["architectures"][0])
 
 
 def _numbers(frames: StudyFrames, trial: Mapping[str, Any]) -> str:

@@ -70,7 +70,7 @@ def in_a_fresh_process(code: str, *arguments: object) -> None:
 
 
 def test_the_formats_are_registered() -> None:
-    assert FORMATS.names() == ("onnx", "onnx_int8", "standalone", "state_dict", "torch_export")
+    assert FORMATS.names() == ("onnx", "onnx_int8", "standalone", "state_dict", "torch_export", "transformers")
     assert all(FORMATS.summaries().values())
 
 

@@ -1,0 +1,64 @@
+"""Parameters that several layers share, as an output layer that has the weight of the token embeddings.
+
+A cut gives every layer a smaller weight of its own. Where these are the same again, one takes the place of all; where
+different channels would go, the cut is refused.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cleanai_ray.errors import PruningError
+
+Shared = list[tuple[str, ...]]
+"""The names of each parameter that several layers share."""
+
+
+class UntiedError(PruningError):
+    """Two layers that share a parameter would lose different channels of it.
+
+    Args:
+        one: Name of the parameter in a layer.
+        other: Its name in the other one.
+    """
+
+    def __init__(self, one: str, other: str) -> None:
+        layers = [name.rpartition(".")[0] for name in (one, other)]
+        super().__init__(f"it shares a weight with another layer ('{layers[0]}' and '{layers[1]}'), which would differ")
+        self.layer = layers[0]
+
+
+def shared_parameters(model: nn.Module) -> Shared:
+    """Return the parameters that several layers share; a layer that has several names counts as one."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(f"{name}.{leaf}".lstrip("."))
+    return [tuple(names) for names in owners.values() if len(names) > 1]
+
+
+def tie_again(model: nn.Module, shared: Shared) -> None:
+    """Let layers of a model share parameters again, after all of them were cut, in place.
+
+    Args:
+        model: The model after the cut.
+        shared: The parameters that were shared before.
+
+    Raises:
+        UntiedError: When the layers have different parameters now.
+    """
+    for first, *others in shared:
+        parameter = model.get_parameter(first)
+        for name in others:
+            other = model.get_parameter(name)
+            if other is not parameter:
+                if not _is_same(parameter, other):
+                    raise UntiedError(first, name)
+                owner, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(owner), leaf, parameter)
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.equal(torch.nan_to_num(one), torch.nan_to_num(other)))
