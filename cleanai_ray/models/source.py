@@ -41,7 +41,7 @@ class SourcedFamily(ModelFamily):
         if self.facts.num_classes != num_classes:
             notice(
                 f"the head of {self.name} is new: model.num_classes is {num_classes}, and the source has "
-                f"{self.facts.num_classes} classes; it has to be trained before it says anything"
+                f"{self.facts.num_classes} classes; it says nothing before it is trained (model.train)"
             )
         return model
 

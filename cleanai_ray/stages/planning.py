@@ -155,7 +155,8 @@ def _summary(
     roles = workspace.roles
     calibrated = " or ".join(dict.fromkeys(str(draw.samples) for draw in study.draws()))
     withheld = "withheld from" if roles.calibration_withheld else "shared with"
-    dense = "cached" if dense_digest else "to be trained" if study.model.train else "to be loaded and scored"
+    begins = "" if study.model.weights is None else f" from model.weights '{study.model.weights}'"
+    dense = "cached" if dense_digest else f"to be trained{begins}" if study.model.train else "to be loaded and scored"
     unlabelled = f"fine-tuning: on calibration samples, without labels; one in {HELD_BACK} is for validation"
     other, blocks = warn_of_another_study(study, run), study.pruning.remove_blocks
     return (
