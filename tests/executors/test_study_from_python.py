@@ -77,7 +77,7 @@ def test_the_recommended_trial_has_the_name_that_the_command_line_gives_it(run: 
             run.plan("recommended")
     limited = RunDirectory(shutil.copytree(run.location, tmp_path / "limited"))
     document = yaml.safe_load(limited.read_text("study.yaml"))
-    limited.write_text("study.yaml", yaml.safe_dump({**document, "recommend": {"max_params": 1}}))
+    limited.write_text("study.yaml", yaml.safe_dump({**document, "recommend": {"max_params": 0.001}}))
     with pytest.raises(ArtifactError, match=r"has no recommended trial"):
         cleanai.load_run(limited.location).model("recommended")
 
