@@ -125,7 +125,9 @@ def _pretrained(section: ModelSection) -> nn.Module:
         )
     sourced = _sourced(section)
     if sourced is not None:
-        return sourced.build_pretrained(num_classes=section.num_classes, input_shape=section.input_shape)
+        return sourced.build_pretrained(
+            num_classes=section.num_classes, input_shape=section.input_shape, will_train=section.train is not None
+        )
     model = _construct(section)
     load_pretrained(model, _family_of(str(section.name)), section.num_classes)
     return model

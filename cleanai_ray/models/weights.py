@@ -13,7 +13,7 @@ from cleanai_ray.errors import ModelError
 from cleanai_ray.models.checkpoints import take_weights
 from cleanai_ray.models.family import ModelFamily, find_classifier, fit_positions, one_line
 from cleanai_ray.models.safe_files import read_checkpoint
-from cleanai_ray.nn.notices import notice
+from cleanai_ray.nn.notices import notice, remark
 
 _NUM_SHOWN = 3
 
@@ -102,7 +102,7 @@ def load_weights(
     state = taken.state
     if may_lack_head and (head := _other_head(model, state, _misfits(model, state))) is not None:
         own = model.state_dict()
-        notice(
+        remark(
             f"model.weights '{path}': the head '{head}' has {len(state[f'{head}.weight'])} outputs, and the model "
             f"{len(own[f'{head}.weight'])}; it is new, and model.train trains it"
         )
