@@ -154,10 +154,10 @@ def test_a_trial_is_cached_if_a_run_would_not_repeat_it(capsys, study_file, tmp_
         run.write_json(name, value)
         run.mark(name, key)
     assert main(arguments) == 0
-    assert f"1 trials, {cached} of them cached" in capsys.readouterr().out
+    assert f"1 trial, {cached} of them cached" in capsys.readouterr().out
     run.write_text(f"models/{trial.trial_id}/plan.json", "{}")
     assert main(arguments) == 0
-    assert "1 trials, 1 of them cached" in capsys.readouterr().out
+    assert "1 trial, 1 of them cached" in capsys.readouterr().out
 
 
 def test_plan_warns_of_another_study_in_the_run_directory(capsys, study_file, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -37,10 +38,11 @@ def differences(study: StudyFrames) -> ChartType | None:
     label_width = min(230.0, style.CHARACTER * max(len(name) for name in names)) + 14
     width = (style.WIDTH - label_width - 16 * (len(modes) - 1) - 12) / len(modes)
     colours = style.method_colours(study.methods)
-    lines = []
+    lines, is_cut = [], False
     for amount in amounts:
-        panels = []
-        axis = _axis([row for row in found.rows if row.amount == amount])
+        panels, rows = [], [row for row in found.rows if row.amount == amount]
+        axis = _axis(rows)
+        is_cut |= any(_leaves(row, axis) for row in rows)
         for mode in modes:
             cell = [row for row in found.rows if (row.amount, row.mode) == (amount, mode)]
             panel = _panel(cell, names, axis, width, colours, is_first=mode == modes[0])
@@ -48,11 +50,13 @@ def differences(study: StudyFrames) -> ChartType | None:
             step = 15 if len(amounts) * len(names) <= 30 else 12
             panels.append(panel.properties(width=width, height=alt.Step(step), title=title))
         lines.append(alt.hconcat(*panels, spacing=16, bounds="flush"))
-    title = alt.TitleParams(f"Differences from {found.reference}, in points of top-1", subtitle=_subtitle(found))
+    title = alt.TitleParams(
+        f"Differences from {found.reference}, in points of top-1", subtitle=_subtitle(found, is_cut)
+    )
     return alt.vconcat(*lines, spacing=8).properties(title=title)
 
 
-def _subtitle(found: Differences) -> list[str]:
+def _subtitle(found: Differences, is_cut: bool) -> list[str]:
     known = [row.found for row in found.rows if row.found.reach is not None]
     if not known:
         return ["Without intervals: there are too few draws and seeds, and single images were not kept"]
@@ -62,19 +66,28 @@ def _subtitle(found: Differences) -> list[str]:
         f"Thick: 95 % interval of one difference alone, over {varied}; thin: all {len(found.rows)} hold at once",
         f"Filled: differs from {found.reference} beyond doubt, all taken together; hollow: cannot tell",
         "In brackets: the difference from which on one could tell, four times in five",
+        *(["A line that ends at the edge of its panel goes on beyond it"] if is_cut else []),
     ]
 
 
 def _axis(rows: Sequence[Difference]) -> tuple[float, float]:
     """Return the ends of the axis: every effect, and of the intervals as much as leaves effects apart."""
     effects = [0.0, *(row.found.effect or 0.0 for row in rows)]
-    room = 0.6 * max(max(effects) - min(effects), 1.0)
+    span = max(max(effects) - min(effects), 1.0)
     alone = [replace(row.found, family=1) for row in rows]
+    halves = [(one.high - one.low) / 2 for one in alone if one.low is not None and one.high is not None]
+    usual = statistics.median(halves) if halves else 0.0  # so that most intervals are drawn whole
+    room = max(0.6 * span, min(1.2 * usual, 4 * span))
     low = min([*effects, *(one.low for one in alone if one.low is not None)])
     high = max([*effects, *(one.high for one in alone if one.high is not None)])
     low, high = max(low, min(effects) - room), min(high, max(effects) + room)
     margin = max(0.04 * (high - low), 0.05)
     return low - margin, high + margin
+
+
+def _leaves(row: Difference, axis: tuple[float, float]) -> bool:
+    """Return whether an interval of a difference leaves the axis."""
+    return any(end is not None and not axis[0] <= end <= axis[1] for end in (row.found.low, row.found.high))
 
 
 def _row(row: Difference, axis: tuple[float, float]) -> dict[str, Any]:

@@ -55,9 +55,10 @@ def init(
         raise StudyError(f"--weights '{weights}' does not exist; needed: a file of trained weights")
     from cleanai_ray.commands.schema import schema_of_this_installation
     from cleanai_ray.commands.study_template import DenseModel, write_template
+    from cleanai_ray.models.build import has_published_weights
 
     name = from_ or ("resnet20" if data is None else "resnet18")
-    model = DenseModel(name=name, weights=weights, source=_source_of(name))
+    model = DenseModel(name=name, weights=weights, is_published=has_published_weights(name), source=_source_of(name))
     images = None if data is None else _look_into(data)
     text = write_template(_name_of(Path(out)), SCHEMA_FILE, model, images)
     _require_planned(text)

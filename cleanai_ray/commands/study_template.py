@@ -38,12 +38,15 @@ class DenseModel:
 
     Attributes:
         name: Its name.
-        weights: The file of its trained weights; None: the published ones if the classes are theirs, else training.
+        weights: The file of its trained weights; None: the published ones, with a new head for other classes, or
+            random ones, which are trained.
+        is_published: Whether there are published weights.
         source: What timm or Hugging Face says of it, if it is one of theirs.
     """
 
     name: str
     weights: str | None = None
+    is_published: bool = False
     source: SourceFacts | None = None
 
 
@@ -79,15 +82,23 @@ def _model(model: DenseModel, images: ImageFolder | None) -> str:
         shape, published, whose = [1, 8, 8] if images is None else [3, 224, 224], PUBLISHED_CLASSES, "torchvision's"
         meaning = "one of `cleanai list models`, or any torchvision classifier"
     lines = ["model:", f"  name: {json.dumps(model.name)}  # {meaning}"]
+    begins_published = model.is_published and images is not None
     if model.weights is not None:
-        lines.append(f"  weights: {json.dumps(model.weights)}")
+        lines.append(f"  weights: {json.dumps(model.weights)}  # yours; with `train` they would be trained further")
+    elif not begins_published:
+        lines.append("  weights: null           # or the file of your trained weights, and then without `train`")
     elif classes == published:
         lines.append(f"  weights: pretrained     # {whose}, a download; or the file of your trained weights")
     else:
-        lines.append("  weights: null           # or the file of your trained weights, and then without `train`")
-    lines += [f"  num_classes: {classes}", f"  input_shape: {shape}  # channels, height, width"]
-    if model.weights is None and classes != published:
+        lines.append(f"  weights: pretrained     # {whose}, a download; or the file of yours, without `train`")
+    lines += [
+        f"  num_classes: {classes:<17}  # outputs of the classifier",
+        f"  input_shape: {shape}  # channels, height, width",
+    ]
+    if model.weights is None and not begins_published:
         lines.append("  train: {epochs: 20}     # without weights, the dense model is trained first, once, and kept")
+    elif model.weights is None and classes != published:
+        lines.append("  train: {epochs: 5, learning_rate: 0.01}  # with a new head for your classes, first and once")
     return "\n".join(lines) + "\n"
 
 

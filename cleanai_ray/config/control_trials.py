@@ -71,6 +71,11 @@ def check_controls(sweep: SweepSection, labels: Sequence[str], model: ModelSecti
             f"sweep.controls.kinds holds {trained[0]}, and model.train is null; needed: model.train, the recipe of the "
             "dense model, by which the control is trained as well"
         )
+    if trained and model.weights is not None:
+        raise ValueError(
+            f"sweep.controls.kinds holds {trained[0]}, and model.weights is '{model.weights}'; needed: null, since the "
+            "control is trained for as long as the dense model was, which here nobody knows"
+        )
     if "dense_finetuned" in section.kinds and not finetune.epochs:
         raise ValueError(
             "sweep.controls.kinds holds dense_finetuned, and finetune.epochs is 0; needed: at least 1, the fine-tuning "

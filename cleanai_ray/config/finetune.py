@@ -31,7 +31,7 @@ class FineTuneSection(Section):
 
     The model that fine-tuning starts from competes with the epochs only if it has never seen the validation images;
     otherwise it would look more accurate than it is. So it competes if the study trained the dense model itself
-    (`model.train`), since weights from elsewhere have most likely seen them.
+    from random weights (`model.train`), since weights from elsewhere have most likely seen them.
 
     Fine-tuning on calibration images reads no labels: the dense model's answers replace them, and accuracy is the
     agreement with the dense model. Every fifth image validates, the same ones that repair holds back. The start then

@@ -13,7 +13,7 @@ from cleanai_ray.errors import ModelError
 
 
 class TrainSection(Section):
-    """Training of the dense model by the study itself, if no weights are given. The result is cached by digest."""
+    """Training of the dense model by the study itself, from `model.weights`. The result is cached by digest."""
 
     epochs: PositiveInt = Field(20, description="Passes over the training samples.")
     batch_size: PositiveInt | None = Field(None, description="Images per step; null: data.batch_size.")
@@ -22,7 +22,7 @@ class TrainSection(Section):
     )
     learning_rate: float = Field(0.1, gt=0, description="Peak learning rate; AdamW needs about 0.002.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay, not on norms and biases.")
-    seed: int = Field(0, ge=0, description="Seed of the initial weights and of the sample order.")
+    seed: int = Field(0, ge=0, description="Seed of random weights, or of a new head, and of the sample order.")
 
 
 class ModelSection(Section):
@@ -39,7 +39,7 @@ class ModelSection(Section):
     weights: str | None = Field(
         None,
         description="A safetensors file, state_dict or checkpoint, `pretrained` (the source's own; the default with "
-        "timm: and hf:), or null (see `train`).",
+        "timm: and hf: where `train` is null), or null: random weights.",
     )
     weights_key: str | None = Field(
         None,
@@ -68,7 +68,11 @@ class ModelSection(Section):
         "study before anything is pruned.",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the builder or factory.")
-    train: TrainSection | None = Field(None, description="How to train the dense model if weights is null.")
+    train: TrainSection | None = Field(
+        None,
+        description="How the study trains the dense model first, from the weights that `weights` names, or from random "
+        "ones; null: the weights stay as they are.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -96,6 +100,4 @@ class ModelSection(Section):
             raise ValueError(f"model.name is '{self.name}' and model.factory is '{self.factory}'; allowed: one of them")
         if self.factory is not None and not all(self.factory.partition(":")):
             raise ValueError(f"model.factory is '{self.factory}'; allowed: package.module:function")
-        if self.weights is not None and self.train is not None:
-            raise ValueError(f"model.weights is '{self.weights}' and model.train is given; allowed: one of them")
         return self

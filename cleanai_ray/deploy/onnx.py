@@ -36,7 +36,7 @@ def require_packages() -> None:
             importlib.import_module(package)
         except ImportError as error:
             raise ArtifactError(
-                f"format onnx needs the package {package}, which is not installed: pip install cleanai-ray[onnx]"
+                f"format onnx needs the package {package}, which is not installed: pip install 'cleanai-ray[onnx]'"
             ) from error
 
 

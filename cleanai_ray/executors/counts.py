@@ -118,7 +118,9 @@ class ShardState:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated seconds left, from the pace so far; None before the second shard is done."""
+        """Estimated seconds left, from the pace so far; None before the second shard is done, 0 after the last one."""
+        if self.done and self.done == self.total:
+            return 0.0
         seconds, done, _ = self._pace()
         return seconds / done * (self.total - self.done) if done > 0 else None
 

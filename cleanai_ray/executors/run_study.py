@@ -217,7 +217,8 @@ def _run_trials(
 
 def _score_text(best: dict[str, Any]) -> str:
     if best.get("metric") in (None, "accuracy"):
-        return f"accuracy {best['accuracy']:.2%} (dense {best['accuracy_dense']:.2%})"
+        images = f" on {best['num_test']} images that decided nothing," if best.get("num_test") else ""
+        return f"accuracy {best['accuracy']:.2%} (dense {best['accuracy_dense']:.2%}){images}"
     text = format_score(best["metric"], best["score"], None)
     return text if best["score_dense"] is None else f"{text} (dense {best['score_dense']:.4g})"
 

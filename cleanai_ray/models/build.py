@@ -110,7 +110,7 @@ def build_model(section: ModelSection | str, *, seed: int = 0, task: Task | None
         torch.default_generator.manual_seed(seed)
         model = (_pretrained(section) if section.weights == "pretrained" else _construct(section)).eval()
         if section.weights not in (None, "pretrained"):
-            load_weights(model, section.weights, section.weights_key)
+            load_weights(model, section.weights, section.weights_key, may_lack_head=section.train is not None)
         if task is None or task.name in _SCORES_CLASSES:
             model = _with_scores(model, section)
     return model
@@ -125,10 +125,21 @@ def _pretrained(section: ModelSection) -> nn.Module:
         )
     sourced = _sourced(section)
     if sourced is not None:
-        return sourced.build_pretrained(num_classes=section.num_classes, input_shape=section.input_shape)
+        return sourced.build_pretrained(
+            num_classes=section.num_classes, input_shape=section.input_shape, will_train=section.train is not None
+        )
     model = _construct(section)
     load_pretrained(model, _family_of(str(section.name)), section.num_classes)
     return model
+
+
+def has_published_weights(name: str) -> bool:
+    """Return whether there are published weights for a model, of timm, Hugging Face or torchvision.
+
+    Raises:
+        ModelError: When the name is unknown.
+    """
+    return ModelName.parse(name) is not None or _family_of(name).published_transform() is not None
 
 
 def published_transform(section: ModelSection) -> TransformSection | None:
@@ -149,8 +160,8 @@ def published_transform(section: ModelSection) -> TransformSection | None:
 
 def class_names(section: ModelSection) -> tuple[str, ...]:
     """Return the names of a model's classes, in its order; empty where its source says none, or its head is new."""
-    sourced = _sourced(section)
-    if sourced is None or section.train is not None or sourced.facts.num_classes != section.num_classes:
+    sourced, is_random = _sourced(section), section.train is not None and section.weights is None
+    if sourced is None or is_random or sourced.facts.num_classes != section.num_classes:
         return ()
     return sourced.facts.class_names
 

@@ -56,7 +56,7 @@ def reported_accuracy(section: ModelSection) -> Reported | None:
     Raises:
         ModelError: When a weights file cannot be read.
     """
-    if section.weights is None:
+    if section.weights is None or section.train is not None:  # what is trained further has another accuracy
         return None
     if section.weights != "pretrained":
         path = str(section.weights)

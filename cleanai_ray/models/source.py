@@ -12,7 +12,7 @@ from cleanai_ray.config.model_names import ModelName
 from cleanai_ray.config.source_facts import SourceFacts, facts_of, require_package
 from cleanai_ray.errors import ModelError
 from cleanai_ray.models.family import ModelFamily, Shape, find_classifier
-from cleanai_ray.nn.notices import notice
+from cleanai_ray.nn.notices import notice, remark
 
 
 class SourcedFamily(ModelFamily):
@@ -35,13 +35,17 @@ class SourcedFamily(ModelFamily):
         """Return the model with random weights."""
         return self.create(num_classes=num_classes, input_shape=input_shape, pretrained=False)
 
-    def build_pretrained(self, *, num_classes: int, input_shape: Shape) -> nn.Module:
-        """Return the model with the weights of its source; a head of another size is new, and a notice says so."""
+    def build_pretrained(self, *, num_classes: int, input_shape: Shape, will_train: bool = False) -> nn.Module:
+        """Return the model with the weights of its source; a head of another size is new, and a line says so.
+
+        The line is a warning unless the model will be trained.
+        """
         model = self.create(num_classes=num_classes, input_shape=input_shape, pretrained=True)
         if self.facts.num_classes != num_classes:
-            notice(
+            say = remark if will_train else notice
+            say(
                 f"the head of {self.name} is new: model.num_classes is {num_classes}, and the source has "
-                f"{self.facts.num_classes} classes; it has to be trained before it says anything"
+                f"{self.facts.num_classes} classes; it is at random until model.train trains it"
             )
         return model
 

@@ -13,7 +13,7 @@ from cleanai_ray.errors import ModelError
 from cleanai_ray.models.checkpoints import take_weights
 from cleanai_ray.models.family import ModelFamily, find_classifier, fit_positions, one_line
 from cleanai_ray.models.safe_files import read_checkpoint
-from cleanai_ray.nn.notices import notice
+from cleanai_ray.nn.notices import notice, remark
 
 _NUM_SHOWN = 3
 
@@ -31,23 +31,25 @@ def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
                 found.append(f"{name} is missing (expected {_shape(tensor)})")
         elif state[name].shape != tensor.shape:
             found.append(f"{name} is {_shape(state[name])} (expected {_shape(tensor)})")
-    found += [f"{name} is not in the model" for name in state if name not in expected]
-    return _head_misfit(model, state, found) or found
+    return found + [f"{name} is not in the model" for name in state if name not in expected]
 
 
-def _head_misfit(model: nn.Module, state: Mapping[str, Tensor], misfits: list[str]) -> list[str]:
-    """Return a sentence's end on the head alone, if nothing but its number of outputs is wrong."""
+def _other_head(model: nn.Module, state: Mapping[str, Tensor], misfits: list[str]) -> str | None:
+    """Return the name of the head, if nothing but its number of outputs is wrong."""
     layers = {misfit.partition(" ")[0].rpartition(".")[0] for misfit in misfits}
     layer = layers.pop() if len(layers) == 1 else ""
     weight, own = state.get(f"{layer}.weight"), model.state_dict().get(f"{layer}.weight")
     if not layer or weight is None or own is None or weight.dim() < 2:
-        return []
-    if weight.shape[1:] != own.shape[1:] or len(weight) == len(own):
-        return []
-    return [
-        f"its head '{layer}' has {len(weight)} outputs (expected {len(own)}, model.num_classes); "
-        f"{layer}.weight is {_shape(weight)} (expected {_shape(own)})"
-    ]
+        return None
+    return None if weight.shape[1:] != own.shape[1:] or len(weight) == len(own) else layer
+
+
+def _head_misfit(model: nn.Module, state: Mapping[str, Tensor], head: str) -> str:
+    weight, own = state[f"{head}.weight"], model.state_dict()[f"{head}.weight"]
+    return (
+        f"its head '{head}' has {len(weight)} outputs (expected {len(own)}, model.num_classes; with model.train, a new "
+        f"head is trained); {head}.weight is {_shape(weight)} (expected {_shape(own)})"
+    )
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
@@ -65,6 +67,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
     """
     misfits = _misfits(model, state)
     if misfits:
+        head = _other_head(model, state, misfits)
+        misfits = misfits if head is None else [_head_misfit(model, state, head)]
         more = f"; and {len(misfits) - _NUM_SHOWN} more" if len(misfits) > _NUM_SHOWN else ""
         raise ModelError(f"model.weights {source} does not fit the model: {'; '.join(misfits[:_NUM_SHOWN])}{more}")
     complete = model.state_dict()  # keeps the version metadata that some modules ask for
@@ -73,7 +77,9 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
     model.load_state_dict(complete)
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str], key: str | None = None) -> None:
+def load_weights(
+    model: nn.Module, path: str | os.PathLike[str], key: str | None = None, *, may_lack_head: bool = False
+) -> None:
     """Load a weights file into a model, strictly, and tell in a line what was taken out of a trainer's checkpoint.
 
     Args:
@@ -82,6 +88,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], key: str | None
             a checkpoint that holds one at some depth (`state_dict`, `model`, `model_ema`, Lightning's). Words before
             every name (`module.`, `model.`, `_orig_mod.`) are dropped, and tensors beside the model's are left out.
         key: `model.weights_key`: which of several state dictionaries to take.
+        may_lack_head: Whether the model keeps its own head, to be trained, where the file's has another number of
+            outputs; a line tells it.
 
     Raises:
         ModelError: When the file is missing, damaged, needs unpickling or does not fit; one sentence that names
@@ -91,7 +99,15 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str], key: str | None
     taken = take_weights(read_checkpoint(path), model.state_dict().keys(), key)
     if isinstance(taken, str):
         raise ModelError(f"model.weights '{path}' {taken}")
-    load_state(model, taken.state, source=f"'{path}'")
+    state = taken.state
+    if may_lack_head and (head := _other_head(model, state, _misfits(model, state))) is not None:
+        own = model.state_dict()
+        remark(
+            f"model.weights '{path}': the head '{head}' has {len(state[f'{head}.weight'])} outputs, and the model "
+            f"{len(own[f'{head}.weight'])}; it is new, and model.train trains it"
+        )
+        state = {name: own[name] if name.startswith(f"{head}.") else tensor for name, tensor in state.items()}
+    load_state(model, state, source=f"'{path}'")
     if taken.sentence:
         notice(f"model.weights '{path}': {taken.sentence}")
 

@@ -12,11 +12,16 @@ _logged: set[str] = set()
 _collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
 
 
-def notice(text: str) -> None:
-    """Log a warning the first time, and add it to those that the surrounding `collected_notices` collects, once."""
+def remark(text: str) -> None:
+    """Log a line the first time: what a user should know, and need not be warned of in a report."""
     if text not in _logged:
         _logged.add(text)
         _LOG.warning("%s", text)
+
+
+def notice(text: str) -> None:
+    """Log a warning the first time, and add it to those that the surrounding `collected_notices` collects, once."""
+    remark(text)
     found = _collected.get()
     if found is not None and text not in found:
         found.append(text)

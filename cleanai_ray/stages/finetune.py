@@ -146,7 +146,7 @@ def _is_start_impartial(study: Study) -> bool:
     """Return whether the model was made without the validation images before fine-tuning starts."""
     if study.finetune.data == "training":
         # Weights from elsewhere were most likely trained on them.
-        return study.model.train is not None
+        return study.model.train is not None and study.model.weights is None
     # Repair may have read all of these images.
     return not study.repair.is_on or study.repair.holds_back
 

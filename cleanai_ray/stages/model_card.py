@@ -18,6 +18,7 @@ from cleanai_ray.analysis.numbers import NONE, change, milliseconds, percent, pl
 from cleanai_ray.analysis.score_words import ScoreWords, dense_text, is_counted, score_number, score_text, words_of
 from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.config.digests import digest
+from cleanai_ray.config.model_names import ModelName
 from cleanai_ray.config.task import CLASSIFICATION
 from cleanai_ray.deploy.standalone_files import CONFIG_FILE, PROGRAM_FILE
 from cleanai_ray.pruning.plan import PruningPlan
@@ -25,6 +26,9 @@ from cleanai_ray.storage.image_schemas import TEST
 
 UNKNOWN_LICENSE = "unknown"
 """The name that Hugging Face's hub has for a licence that is not known."""
+
+_MOST_NAMES = 100
+"""A card lists the classes of a model up to so many."""
 
 _TAGS = ["pytorch", "pruning", "structured-pruning", "model-compression", "cleanai-ray"]
 
@@ -91,6 +95,8 @@ def is_edited(card: str) -> bool:
 
 def _header(frames: StudyFrames, trial: Mapping[str, Any], license_name: str, library: str) -> str:
     header: dict[str, Any] = {"library_name": library, "license": license_name, "tags": _TAGS}
+    base = _base_model(as_mapping(frames.study.get("model")))
+    header |= {} if base is None else {"base_model": base}
     if not is_counted(trial):
         return yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=100)
     data = str(as_mapping(frames.study.get("data")).get("name", "unknown"))
@@ -106,6 +112,16 @@ def _header(frames: StudyFrames, trial: Mapping[str, Any], license_name: str, li
         "model-index": [{"name": f"{frames.name}/{trial['trial_id']}", "results": [measured]}],
     }
     return yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _base_model(model: Mapping[str, Any]) -> str | None:
+    """Return the repository of the hub whose weights a model began with; None where they are from elsewhere."""
+    name = ModelName.parse(model.get("name"))
+    if name is None or model.get("weights") != "pretrained" or name.folder is not None:
+        return None
+    if name.source == "hf" or "/" in name.name:
+        return name.name.removeprefix("hf-hub:")
+    return f"timm/{name.name}" if "." in name.name else None  # without a tag, timm's version chooses the weights
 
 
 def _summary(frames: StudyFrames, trial: Mapping[str, Any], plan: PruningPlan) -> str:
@@ -136,6 +152,9 @@ def _loading(frames: StudyFrames, folder: Path) -> str:
     text += f"; `scores` is [N, {classes}]." if is_classifier else "."
     if (folder / PROGRAM_FILE).exists():
         text += f" The network is a `torch.export` program, `{PROGRAM_FILE}`."
+    names = frames.environment.get("class_names")
+    if is_classifier and isinstance(names, list) and 0 < len(names) <= _MOST_NAMES:
+        text += f" The classes, in their order: {', '.join(f'`{name}`' for name in names)}."
     preprocessing = as_mapping(frames.environment.get("preprocessing"))
     if preprocessing:
         text += " Images are prepared as in the study:\n\n"

@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import nn
 
+from cleanai_ray.analysis.numbers import plural
 from cleanai_ray.config.blocks import BlocksSection, in_words
 from cleanai_ray.config.sections import HELD_BACK
 from cleanai_ray.config.study import Study
@@ -150,13 +151,14 @@ def cached_dense(study: Study, run: RunDirectory) -> str | None:
 def _summary(
     study: Study, workspace: Workspace | None, run: RunDirectory, dense_digest: str | None, cached: int
 ) -> tuple[str, ...]:
-    first = f"{len(study.trials())} trials, {cached} of them cached, in run directory {run.location}"
+    first = f"{plural(len(study.trials()), 'trial')}, {cached} of them cached, in run directory {run.location}"
     if workspace is None:
         return (first, *(f"{sentence}; a run needs it, and would end here" for sentence in missing_inputs(study)))
     roles = workspace.roles
     calibrated = " or ".join(dict.fromkeys(str(draw.samples) for draw in study.draws()))
     withheld = "withheld from" if roles.calibration_withheld else "shared with"
-    dense = "cached" if dense_digest else "to be trained" if study.model.train else "to be loaded and scored"
+    begins = "" if study.model.weights is None else f" from model.weights '{study.model.weights}'"
+    dense = "cached" if dense_digest else f"to be trained{begins}" if study.model.train else "to be loaded and scored"
     unlabelled = f"fine-tuning: on calibration samples, without labels; one in {HELD_BACK} is for validation"
     other, blocks = warn_of_another_study(study, run), study.pruning.remove_blocks
     return (
@@ -211,6 +213,6 @@ def _calibration(study: Study, run: RunDirectory, dense_digest: str | None) -> s
             name, calibration_key(study.of_draw(draw), dense_digest)
         )
         known = "once for each choice of blocks" if by_budget else "cached" if is_cached else "to be computed"
-        state = f"{known}, {-(-draw.samples // size)} shards"
+        state = f"{known}, {plural(-(-draw.samples // size), 'shard')}"
         draws.append(f"{draw.samples} samples of draw {draw.seed}: {state}" if len(study.draws()) > 1 else state)
     return "; ".join(draws)

@@ -14,6 +14,7 @@ from cleanai_ray.analysis.answers import Answer
 from cleanai_ray.analysis.findings import Findings, find
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.joint.findings import find_jointly
+from cleanai_ray.analysis.named_trial import NAMES, named_trial
 from cleanai_ray.analysis.numbers import NONE, percent, plural
 from cleanai_ray.analysis.plugins import load_plugins_of
 from cleanai_ray.analysis.recommendation import Recommendation
@@ -72,10 +73,10 @@ class StudyRun(Displayed):
         """Return the plan of a trial.
 
         Args:
-            trial: Trial id, or `best`.
+            trial: Trial id, `recommended` or `best`.
 
         Raises:
-            ArtifactError: When its model was not saved.
+            ArtifactError: When there is none, or its model was not saved.
         """
         from cleanai_ray.pruning.plan import PruningPlan
 
@@ -85,10 +86,10 @@ class StudyRun(Displayed):
         """Return the pruned model of a trial, in evaluation mode.
 
         Args:
-            trial: Trial id, or `best`.
+            trial: Trial id, `recommended` or `best`.
 
         Raises:
-            ArtifactError: When it was not saved.
+            ArtifactError: When there is none, or it was not saved.
         """
         from cleanai_ray.config.sections import ModelSection
         from cleanai_ray.models import build_model
@@ -104,9 +105,7 @@ class StudyRun(Displayed):
         return load_model(dense, self.directory, folder).eval()
 
     def _folder(self, trial: str) -> str:
-        if trial == "best" and self.best is None:
-            raise ArtifactError(f"no trial of run directory '{self.location}' succeeded, so there is no best one")
-        name = str(self.best["trial_id"]) if trial == "best" and self.best is not None else trial
+        name = named_trial(self.frames, trial) if trial in NAMES else trial
         saved = self.directory.list("models")
         if name not in saved:
             raise ArtifactError(

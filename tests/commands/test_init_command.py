@@ -72,7 +72,7 @@ def test_a_folder_of_images_is_looked_into(images: Path, capsys: pytest.CaptureF
     assert study["name"] == "my_studies"
     assert study["model"] | {"train": None} == {
         "name": "squeezenet1_1",
-        "weights": None,
+        "weights": "pretrained",
         "num_classes": 3,
         "input_shape": [3, 224, 224],
         "train": None,
@@ -147,13 +147,20 @@ def test_weights_that_are_given_are_not_trained(images: Path, capsys: pytest.Cap
 def test_a_template_is_a_study_whatever_the_model(model: str, classes: int) -> None:
     found = ImageFolder(root='odd "name": #1', num_classes=classes, num_training=100_000, evaluated="val")
     facts = SourceFacts(num_classes=1000, input_shape=(3, 240, 240), transform=TransformSection())
-    dense = DenseModel(name=model, source=facts if model.startswith("timm:") else None)
+    dense = DenseModel(name=model, is_published=True, source=facts if model.startswith("timm:") else None)
     study = parse_study(yaml.safe_load(write_template("s", SCHEMA_FILE, dense, found)))
     assert study.data.root == found.root
     assert study.model.num_classes == classes
     assert study.data.calibration.samples == 1024
     assert study.model.name == model
     assert study.model.input_shape == ((3, 240, 240) if model.startswith("timm:") else (3, 224, 224))
-    # The published weights are for 1000 classes; every other model is trained, or its weights are given.
-    assert (study.model.weights == "pretrained") == (classes == 1000)
-    assert (study.model.train is None) == (study.model.weights is not None)
+    # The published weights are for 1000 classes: for others, the study trains them with a new head.
+    assert study.model.weights == "pretrained"
+    assert (study.model.train is None) == (classes == 1000)
+
+
+def test_a_template_of_a_model_without_published_weights_trains_it() -> None:
+    found = ImageFolder(root="images", num_classes=3, num_training=100, evaluated="val")
+    study = parse_study(yaml.safe_load(write_template("s", SCHEMA_FILE, DenseModel(name="resnet20"), found)))
+    assert study.model.weights is None
+    assert study.model.train is not None

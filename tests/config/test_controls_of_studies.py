@@ -105,6 +105,11 @@ def test_training_anew_costs_what_dense_training_and_fine_tuning_cost(compute: s
             "sweep.controls.kinds holds scratch, and model.train is null; needed: model.train",
         ),
         (
+            {"kinds": ["dense_finetuned", "narrow"]},
+            {"model": {"weights": "w.pt"}},
+            "sweep.controls.kinds holds narrow, and model.weights is 'w.pt'; needed: null",
+        ),
+        (
             {"kinds": ["dense_finetuned"]},
             {"finetune": {"epochs": 0}},
             "sweep.controls.kinds holds dense_finetuned, and finetune.epochs is 0; needed: at least 1",

@@ -199,7 +199,6 @@ def test_a_wrong_value_is_answered_with_the_field_the_value_and_what_is_allowed(
         (["model.factory=mine:build"], ["model.name is 'resnet20'", "model.factory is 'mine:build'", "one of them"]),
         (["model.name=null", "model.factory=mine"], ["model.factory is 'mine'", "package.module:function"]),
         (["model.name=null", "model.factory='mine:'"], ["model.factory is 'mine:'", "package.module:function"]),
-        (["model.weights=w.pt"], ["model.weights is 'w.pt'", "model.train", "one of them"]),
         (
             ["data.calibration.split=test"],
             ["data.calibration.split is 'test'", "evaluation", "another split", "data.calibration.allow_overlap: true"],

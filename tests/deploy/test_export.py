@@ -218,7 +218,7 @@ from cleanai_ray.registry import FORMATS
 try:
     FORMATS.get('onnx')(torch.nn.Linear(2, 2), torch.zeros(1, 2), Path(sys.argv[1]))
 except ArtifactError as error:
-    assert 'pip install cleanai-ray[onnx]' in str(error) and 'onnxruntime' in str(error), error
+    assert "pip install 'cleanai-ray[onnx]'" in str(error) and 'onnxruntime' in str(error), error
 else:
     raise AssertionError('no error')
 assert not Path(sys.argv[1]).exists()

@@ -178,5 +178,5 @@ except EvaluationError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == (
         "sweep.quantization has int8: format onnx needs the package onnxruntime, which is not installed: "
-        "pip install cleanai-ray[onnx]"
+        "pip install 'cleanai-ray[onnx]'"
     )

@@ -114,7 +114,7 @@ def test_a_missing_package_is_a_sentence_with_the_extra_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == (
         "EvaluationError evaluation.latency.backends has onnxruntime: it needs the package onnxruntime, which is not "
-        "installed: pip install cleanai-ray[onnx]"
+        "installed: pip install 'cleanai-ray[onnx]'"
     )
 
 

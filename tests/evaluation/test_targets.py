@@ -166,7 +166,7 @@ except Exception as error:
 
 @pytest.mark.parametrize(
     ("backend", "module", "install"),
-    [("onnxruntime", "onnxruntime", "cleanai-ray[onnx]"), ("tensorrt", "tensorrt", "tensorrt")],
+    [("onnxruntime", "onnxruntime", "'cleanai-ray[onnx]'"), ("tensorrt", "tensorrt", "tensorrt")],
 )
 def test_a_missing_package_is_named_with_what_to_install(backend: str, module: str, install: str) -> None:
     command = [sys.executable, "-c", WITHOUT, backend, module]

@@ -48,6 +48,13 @@ def test_the_pace_of_shards_is_that_after_the_first_one():
     assert state.describe() == "3 of 10 shards, 10 samples/s, 28 s left"
 
 
+def test_a_pass_of_one_shard_that_is_done_has_no_time_left():
+    state = ShardState(total=1, clock=Clock())
+    assert state.describe() == "0 of 1 shards, time left unknown"
+    state.advance(1, 1)
+    assert state.describe() == "1 of 1 shards, 0 s left"
+
+
 def test_shards_that_were_lost_and_samples_that_nobody_counts_are_no_trouble():
     clock = Clock()
     state = ShardState(total=4, clock=clock)

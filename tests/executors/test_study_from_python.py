@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import cleanai_ray as cleanai
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.errors import ArtifactError, RegistryError, StudyError
 from cleanai_ray.stages.study_run import StudyRun
+from cleanai_ray.storage.run_directory import RunDirectory
 
 RESEARCH = Path(__file__).resolve().parents[2] / "artifacts" / "research_fashion_mnist"
 
@@ -64,6 +66,20 @@ def test_the_models_of_its_trials_can_be_loaded(run: StudyRun) -> None:
         assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     with pytest.raises(ArtifactError, match=r"no model of trial 'other'; saved: "):
         run.model("other")
+
+
+def test_the_recommended_trial_has_the_name_that_the_command_line_gives_it(run: StudyRun, tmp_path: Path) -> None:
+    """It is the best one, or there is none and the message says why."""
+    if run.frames.choice.is_recommended:
+        assert run.plan("recommended").to_json() == run.plan("best").to_json()
+    else:
+        with pytest.raises(ArtifactError, match=r"has no recommended trial .*`best` has one"):
+            run.plan("recommended")
+    limited = RunDirectory(shutil.copytree(run.location, tmp_path / "limited"))
+    document = yaml.safe_load(limited.read_text("study.yaml"))
+    limited.write_text("study.yaml", yaml.safe_dump({**document, "recommend": {"max_params": 0.001}}))
+    with pytest.raises(ArtifactError, match=r"has no recommended trial"):
+        cleanai.load_run(limited.location).model("recommended")
 
 
 @pytest.mark.parametrize("form", ["file", "text", "study", "overrides"])

@@ -15,6 +15,7 @@ from cleanai_ray.data import batches, open_image_source
 from cleanai_ray.errors import ModelError
 from cleanai_ray.models import build_model, load_weights
 from cleanai_ray.models.family import fit_positions
+from cleanai_ray.nn.notices import collected_notices
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "resnet20_fashion_mnist.safetensors"
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -112,6 +113,21 @@ def test_tensors_of_another_shape_are_named_with_both_shapes(tmp_path):
     message = fails(tmp_path / "w.safetensors")
     assert "conv1.weight is [16,3,3,3] (expected [16,1,3,3])" in message
     assert "fc.bias is [5] (expected [10])" in message
+
+
+def test_a_head_of_another_size_is_new_where_the_model_is_trained(tmp_path, state, caplog):
+    torch.save(state, tmp_path / "w.pt")  # of ten classes
+    section = resnet20(weights=str(tmp_path / "w.pt"), num_classes=3)
+    with pytest.raises(ModelError, match=r"head 'fc' has 10 outputs \(expected 3.*model.train"):
+        build_model(section)
+    with collected_notices() as warnings, caplog.at_level("WARNING"):
+        built = build_model(ModelSection.model_validate({**section.model_dump(), "train": {"epochs": 1}}))
+    assert "'fc' has 10 outputs, and the model 3" in caplog.text
+    assert warnings == []  # it is what was asked for
+    assert built.fc.weight.shape[0] == 3
+    body = {name: value for name, value in built.state_dict().items() if not name.startswith("fc.")}
+    assert len(body) == len(state) - 2
+    assert all(torch.equal(value, state[name]) for name, value in body.items())
 
 
 def test_tensors_of_another_network_are_named_and_counted(tmp_path, state):

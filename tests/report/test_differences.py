@@ -119,7 +119,23 @@ def test_intervals_end_where_the_axis_does() -> None:
     ends = [value for row in rows for name in ("low", "high", "lowest", "highest") if (value := row[name]) is not None]
     effects = [row["effect"] for row in rows]
     spread = max([*effects, 0.0]) - min([*effects, 0.0])
-    assert max(ends) - min(ends) <= 1.3 * (max(spread, 1.0) * 2.2)
+    assert max(ends) - min(ends) <= 1.1 * 9 * max(spread, 1.0)  # four times the spread to both sides, and a margin
+
+
+def test_intervals_of_usual_width_are_drawn_whole_and_a_cut_one_is_told() -> None:
+    """Both methods are 0.2 better give or take 1.5, which is wider than they are apart; all at once: 3 and more."""
+    lucky = study_of(
+        lambda label, ratio, mode, steps, seed: 90 + 2 * (label != "magnitude") * LUCK[seed], labels=tuple(LEADS)
+    )
+    reach = stats.t.ppf(0.975, 2) * np.std([2 * luck for luck in LUCK], ddof=1) / np.sqrt(3)
+    chart = CHARTS.get("differences")(lucky)
+    for row in rows_of(chart):
+        assert (row["low"], row["high"]) == pytest.approx((0.2 - reach, 0.2 + reach))
+        assert row["highest"] < 0.2 + 2 * reach  # cut
+    cut = "at the edge of its panel goes on beyond it"
+    assert cut in style.to_svg(chart)
+    alike = study_of(lambda label, *_: 90 + LEADS[label], labels=tuple(LEADS))
+    assert cut not in style.to_svg(CHARTS.get("differences")(alike))
 
 
 def test_without_intervals_the_chart_says_so() -> None:

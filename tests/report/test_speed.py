@@ -113,7 +113,7 @@ def test_a_tail_of_several_medians_is_told_as_a_busy_machine(tails: dict, named:
     assert len(risks) == bool(named)
     for risk in risks:
         assert f"The machine was busy while {named} trial" in risk.sentence
-        assert f"up to {max(tails.values()):g} medians" in risk.sentence
+        assert f"up to {max(tails.values()):g} times its median" in risk.sentence
         assert len(risk.details) == 2 * named  # dense and pruned
         assert risk.is_about_best is (0 in tails)
 

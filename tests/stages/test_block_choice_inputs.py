@@ -117,7 +117,7 @@ def test_a_record_of_other_blocks_than_are_chosen_now_is_not_complete(tmp_path: 
 
 def test_a_plan_does_not_promise_a_calibration_of_blocks_that_are_not_chosen(tmp_path: Path) -> None:
     told = describe_plan(study(), check_study(study()), RunDirectory(tmp_path)).summary
-    assert any("calibration: once for each choice of blocks, 1 shards" in sentence for sentence in told)
+    assert any("calibration: once for each choice of blocks, 1 shard" in sentence for sentence in told)
 
 
 @pytest.mark.parametrize("time", [0.0, 0.2, None])

@@ -14,6 +14,7 @@ from cleanai_ray.cli import main
 from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.models import build_model, example_input
 from cleanai_ray.pruning.saved_model import save_model
+from cleanai_ray.stages.model_card import _base_model
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -40,6 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     run.write_table(schemas.RESULTS_FILE, schemas.to_table([row], schemas.RESULTS))
     run.write_text("study.yaml", yaml.safe_dump(STUDY))
     record = {"version": "9.8.7", "commit": "c0ffee", "preprocessing": {"mean": [0.5], "std": [0.25]}}
+    record["class_names"] = [f"digit {number}" for number in range(10)]
     run.write_json("environment.json", record)
     save_model(result.model, result.plan, run, "models/the-trial")
     return run
@@ -80,6 +82,7 @@ def test_a_trial_becomes_a_folder_with_a_card(
         "from model import load",
         "[N, 1, 8, 8]",
         "- mean: `[0.5]`",
+        "in their order: `digit 0`, `digit 1`, ",
         "CleanAI-Ray 9.8.7, commit c0ffee",
         "magnitude (ratio 0.5, local)",
         "closed_form, none, 0.001",
@@ -88,6 +91,22 @@ def test_a_trial_becomes_a_folder_with_a_card(
         "## Licence\n\n`mit`.",
     ):
         assert fact in body, fact
+
+
+@pytest.mark.parametrize(
+    ("model", "base"),
+    [
+        ({"name": "timm:resnet50.a1_in1k", "weights": "pretrained"}, "timm/resnet50.a1_in1k"),
+        ({"name": "timm:resnet50", "weights": "pretrained"}, None),
+        ({"name": "timm:hf-hub:owner/name", "weights": "pretrained"}, "owner/name"),
+        ({"name": "hf:owner/name", "weights": "pretrained"}, "owner/name"),
+        ({"name": "hf:/models/ours", "weights": "pretrained"}, None),
+        ({"name": "hf:owner/name", "weights": "ours.pt"}, None),
+        ({"name": "resnet50", "weights": "pretrained"}, None),
+    ],
+)
+def test_a_card_names_the_repository_that_the_weights_began_with(model: dict[str, Any], base: str | None) -> None:
+    assert _base_model(model) == base
 
 
 def test_a_card_that_was_edited_stays(run: RunDirectory, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import small_study as small
+import torch
 from new_files import new_file
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.errors import StudyError
@@ -153,6 +154,20 @@ def test_a_column_that_a_plugin_makes_up_fails_the_trial_in_a_sentence(added: st
     (row,) = small.timeless_table(tmp_path / "run")
     assert row["status"] == "failed"
     assert f"has no column '{fact}'" in row["error"]
+
+
+def test_training_of_the_dense_model_begins_with_the_weights_that_are_given(tmp_path: Path) -> None:
+    first = prepare_dense(open_workspace(parse_study({**SETTINGS}).model_dump_json(), "cpu"))
+    (tmp_path / "w.safetensors").write_bytes(first.weights)
+    train = {"epochs": 1, "learning_rate": 1e-6, "weight_decay": 0}
+    model = {**SETTINGS["model"], "weights": str(tmp_path / "w.safetensors"), "train": train}
+    study = parse_study({**SETTINGS, "model": model})
+    second = prepare_dense(open_workspace(study.model_dump_json(), "cpu"))
+    assert len(second.history) == 1
+    before, after = load(first.weights), load(second.weights)
+    moved = [name for name in before if not torch.equal(before[name], after[name]) and name.endswith("conv1.weight")]
+    assert moved  # a little
+    assert all(torch.allclose(before[name], after[name], atol=1e-3) for name in moved)
 
 
 def test_fine_tuning_after_a_plugin_has_a_checkpoint_of_its_own(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ class BusyMachine(Check):
         trials, where = busy["trial_id"].n_unique(), where_timed(study.target)
         sentence = (
             f"The machine was busy while {plural(trials, 'trial')} {'was' if trials == 1 else 'were'} timed {where}: "
-            f"the 90th percentile is up to {significant(busy['busyness'][0], 2)} medians ({BUSY:g} or more are named)."
+            f"the 90th percentile of a time is up to {significant(busy['busyness'][0], 2)} times its median ({BUSY:g} "
+            "times or more counts as busy)."
         )
         lines = [
             f"{row['trial_id']}, {row['variant']}: median {milliseconds(row['latency_ms_p50'])}, 90th percentile "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import shlex
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -73,7 +74,7 @@ class TargetBackend(ABC):
                 importlib.import_module(module)
             except ImportError as error:
                 raise EvaluationError(
-                    f"it needs the package {module}, which is not installed: pip install {distribution}"
+                    f"it needs the package {module}, which is not installed: pip install {shlex.quote(distribution)}"
                 ) from error
 
     def translated(self, model: nn.Module, example: Tensor) -> nn.Module:
