@@ -206,7 +206,9 @@ def without_layers(values: Mapping[str, Any], key: str, removed: Sequence[int]) 
 
 
 def _layer(name: str) -> str:
-    return name.rpartition(".")[0] or name
+    """Return the layer of a weight or bias; a parameter of another name, as a class token, is named itself."""
+    layer, _, leaf = name.rpartition(".")
+    return layer if layer and leaf in ("weight", "bias") else name
 
 
 def _with(values: Mapping[str, Any], key: Key, value: Any) -> dict[str, Any]:
