@@ -38,9 +38,11 @@ def differences(study: StudyFrames) -> ChartType | None:
     label_width = min(230.0, style.CHARACTER * max(len(name) for name in names)) + 14
     width = (style.WIDTH - label_width - 16 * (len(modes) - 1) - 12) / len(modes)
     colours = style.method_colours(study.methods)
-    lines, is_cut = [], False
+    lines = []
+    is_cut = False
     for amount in amounts:
-        panels, rows = [], [row for row in found.rows if row.amount == amount]
+        panels = []
+        rows = [row for row in found.rows if row.amount == amount]
         axis = _axis(rows)
         is_cut |= any(_leaves(row, axis) for row in rows)
         for mode in modes:

@@ -20,7 +20,11 @@ class TrainSection(Section):
     optimizer: Literal["sgd", "adamw"] = Field(
         "sgd", description="SGD with Nesterov momentum, or AdamW, which transformers need."
     )
-    learning_rate: float = Field(0.1, gt=0, description="Peak learning rate; AdamW needs about 0.002.")
+    learning_rate: float = Field(
+        0.1,
+        gt=0,
+        description="Peak learning rate; AdamW needs about 0.002, and weights that were trained before about 0.01.",
+    )
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay, not on norms and biases.")
     seed: int = Field(0, ge=0, description="Seed of random weights, or of a new head, and of the sample order.")
 
