@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.deploy._files import check_batch, file_suffix, private_copy, quiet, require_same_output
+from cleanai_ray.deploy._files import (
+    check_batch,
+    file_suffix,
+    private_copy,
+    quiet,
+    reason_of,
+    require_same_output,
+)
+from cleanai_ray.deploy.one_tensor import returning_one_tensor
 from cleanai_ray.deploy.torch_export import trace
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.registry import FORMATS
@@ -50,20 +58,25 @@ def to_onnx(model: nn.Module, example_input: Tensor) -> bytes:
         example_input: Images [N, ...].
 
     Raises:
-        ArtifactError: When the model cannot be translated, or onnxruntime's output differs.
+        ArtifactError: When the model returns several tensors, cannot be translated, or onnxruntime cannot run it or
+            gives another output.
         EvaluationError: When a hook is left on the model.
     """
-    model = private_copy(model)
+    model = returning_one_tensor(private_copy(model), example_input, "onnx")
     batch = check_batch(example_input)
     with quiet():
         content = _translate(model, example_input)
+    try:
+        found = torch.from_numpy(open_session(content)(batch))
+    except Exception as error:  # onnxruntime has classes of its own for what it cannot open or run.
+        raise ArtifactError(f"onnxruntime cannot run {type(model).__name__}: {reason_of(error)}") from error
     with torch.no_grad():
-        require_same_output(model(batch), torch.from_numpy(open_session(content)(batch)), "onnx")
+        require_same_output(model(batch), found, "onnx")
     return content
 
 
 def _translate(model: nn.Module, example_input: Tensor) -> bytes:
-    program = trace(model, example_input)
+    program = _with_free_strides(trace(model, example_input))
     try:
         exported = torch.onnx.export(
             program,
@@ -77,8 +90,28 @@ def _translate(model: nn.Module, example_input: Tensor) -> bytes:
         assert exported is not None
         return compact(exported.model_proto).SerializeToString()
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ArtifactError(f"{type(model).__name__} cannot be translated to ONNX: {reason}") from error
+        raise ArtifactError(f"{type(model).__name__} cannot be translated to ONNX: {reason_of(error)}") from error
+
+
+def _with_free_strides(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Let no view of a program depend on how attention lays out its result, in place, and return the program.
+
+    Attention is translated as operations whose result may lie otherwise in memory than what was captured, and a view of
+    it is then impossible. ONNX has no strides: there, a copy is nothing, and views and reshapes are the same.
+    """
+    graph, operations = program.graph, torch.ops.aten
+    for node in list(graph.nodes):
+        if node.target is operations.view.default:
+            node.target = operations.reshape.default
+        elif node.target is operations.scaled_dot_product_attention.default:
+            with graph.inserting_after(node):
+                copied = graph.call_function(
+                    operations.clone.default, (node,), {"memory_format": torch.contiguous_format}
+                )
+            copied.meta = dict(node.meta)
+            node.replace_all_uses_with(copied, delete_user_cb=lambda user, copied=copied: user is not copied)
+    program.graph_module.recompile()
+    return program
 
 
 def compact(file: ModelProto) -> ModelProto:
@@ -162,7 +195,7 @@ def export_onnx(model: nn.Module, example_input: Tensor, path: Path) -> Path:
     """The whole model as an ONNX file, with a batch of any size (extra: cleanai-ray[onnx]).
 
     Before anything is written, onnxruntime's output is compared with torch's on a random batch. The input is called
-    `images`, the output `logits`.
+    `images`, the output `logits`: of a model that returns a mapping, the tensor of that name.
 
     Args:
         model: The model, which is not changed.
