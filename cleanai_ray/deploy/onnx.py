@@ -22,6 +22,7 @@ from cleanai_ray.deploy._files import (
     require_same_output,
 )
 from cleanai_ray.deploy.one_tensor import returning_one_tensor
+from cleanai_ray.deploy.onnx_attention import translatable
 from cleanai_ray.deploy.torch_export import trace
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.registry import FORMATS
@@ -76,10 +77,10 @@ def to_onnx(model: nn.Module, example_input: Tensor) -> bytes:
 
 
 def _translate(model: nn.Module, example_input: Tensor) -> bytes:
-    program = _with_free_strides(trace(model, example_input))
+    program = trace(model, example_input)
     try:
         exported = torch.onnx.export(
-            program,
+            translatable(program),
             (),
             input_names=["images"],
             output_names=["logits"],
@@ -91,27 +92,6 @@ def _translate(model: nn.Module, example_input: Tensor) -> bytes:
         return compact(exported.model_proto).SerializeToString()
     except Exception as error:
         raise ArtifactError(f"{type(model).__name__} cannot be translated to ONNX: {reason_of(error)}") from error
-
-
-def _with_free_strides(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Let no view of a program depend on how attention lays out its result, in place, and return the program.
-
-    Attention is translated as operations whose result may lie otherwise in memory than what was captured, and a view of
-    it is then impossible. ONNX has no strides: there, a copy is nothing, and views and reshapes are the same.
-    """
-    graph, operations = program.graph, torch.ops.aten
-    for node in list(graph.nodes):
-        if node.target is operations.view.default:
-            node.target = operations.reshape.default
-        elif node.target is operations.scaled_dot_product_attention.default:
-            with graph.inserting_after(node):
-                copied = graph.call_function(
-                    operations.clone.default, (node,), {"memory_format": torch.contiguous_format}
-                )
-            copied.meta = dict(node.meta)
-            node.replace_all_uses_with(copied, delete_user_cb=lambda user, copied=copied: user is not copied)
-    program.graph_module.recompile()
-    return program
 
 
 def compact(file: ModelProto) -> ModelProto:
