@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.errors import ArtifactError
+from cleanai_ray.nn.copying import copied
 from cleanai_ray.nn.hooks import require_no_hooks
 
 TOLERANCE = 1e-4
 """Largest difference allowed between an exported model and torch, as a share of the largest output (or of 1)."""
 
 _CHECK_BATCH = 3
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,7 +52,7 @@ def private_copy(model: nn.Module) -> nn.Module:
         EvaluationError: When a hook is left on the model.
     """
     require_no_hooks(model)
-    return copy.deepcopy(model).cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    return copied(model).cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 
 
 def check_batch(example_input: Tensor) -> Tensor:
@@ -60,6 +62,16 @@ def check_batch(example_input: Tensor) -> Tensor:
         return torch.cat(rolled)
     generator = torch.Generator().manual_seed(0)
     return torch.randn(_CHECK_BATCH, *example_input.shape[1:], generator=generator, dtype=example_input.dtype)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line that says why: of the error that caused an error, or its kind if it says nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip(" -") for line in _COLOURS.sub("", str(error)).strip().splitlines()]
+    if len(lines) > 1 and lines[0].startswith("Constraints violated"):
+        return lines[1]
+    return lines[0] if lines else type(error).__name__
 
 
 def require_same_output(expected: Tensor, found: Tensor, file_format: str) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.nn.copying import copied
 from cleanai_ray.nn.hooks import require_no_hooks
 
 
@@ -26,7 +25,7 @@ class Bfloat16Model(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         require_no_hooks(model)
-        self.model = copy.deepcopy(model).to(torch.bfloat16).eval()
+        self.model = copied(model).to(torch.bfloat16).eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the output [N, ...], float32, for images [N, ...]."""

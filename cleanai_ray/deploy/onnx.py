@@ -13,7 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.deploy._files import check_batch, file_suffix, private_copy, quiet, require_same_output
+from cleanai_ray.deploy._files import (
+    check_batch,
+    file_suffix,
+    private_copy,
+    quiet,
+    reason_of,
+    require_same_output,
+)
+from cleanai_ray.deploy.one_tensor import returning_one_tensor
+from cleanai_ray.deploy.onnx_attention import translatable
 from cleanai_ray.deploy.torch_export import trace
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.registry import FORMATS
@@ -50,15 +59,20 @@ def to_onnx(model: nn.Module, example_input: Tensor) -> bytes:
         example_input: Images [N, ...].
 
     Raises:
-        ArtifactError: When the model cannot be translated, or onnxruntime's output differs.
+        ArtifactError: When the model returns several tensors, cannot be translated, or onnxruntime cannot run it or
+            gives another output.
         EvaluationError: When a hook is left on the model.
     """
-    model = private_copy(model)
+    model = returning_one_tensor(private_copy(model), example_input, "onnx")
     batch = check_batch(example_input)
     with quiet():
         content = _translate(model, example_input)
+    try:
+        found = torch.from_numpy(open_session(content)(batch))
+    except Exception as error:  # onnxruntime has classes of its own for what it cannot open or run.
+        raise ArtifactError(f"onnxruntime cannot run {type(model).__name__}: {reason_of(error)}") from error
     with torch.no_grad():
-        require_same_output(model(batch), torch.from_numpy(open_session(content)(batch)), "onnx")
+        require_same_output(model(batch), found, "onnx")
     return content
 
 
@@ -66,7 +80,7 @@ def _translate(model: nn.Module, example_input: Tensor) -> bytes:
     program = trace(model, example_input)
     try:
         exported = torch.onnx.export(
-            program,
+            translatable(program),
             (),
             input_names=["images"],
             output_names=["logits"],
@@ -77,8 +91,7 @@ def _translate(model: nn.Module, example_input: Tensor) -> bytes:
         assert exported is not None
         return compact(exported.model_proto).SerializeToString()
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ArtifactError(f"{type(model).__name__} cannot be translated to ONNX: {reason}") from error
+        raise ArtifactError(f"{type(model).__name__} cannot be translated to ONNX: {reason_of(error)}") from error
 
 
 def compact(file: ModelProto) -> ModelProto:
@@ -162,7 +175,7 @@ def export_onnx(model: nn.Module, example_input: Tensor, path: Path) -> Path:
     """The whole model as an ONNX file, with a batch of any size (extra: cleanai-ray[onnx]).
 
     Before anything is written, onnxruntime's output is compared with torch's on a random batch. The input is called
-    `images`, the output `logits`.
+    `images`, the output `logits`: of a model that returns a mapping, the tensor of that name.
 
     Args:
         model: The model, which is not changed.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cleanai_ray.deploy._files import check_batch, file_suffix, private_copy, quiet, require_same_output
+from cleanai_ray.deploy.one_tensor import returning_one_tensor
 from cleanai_ray.deploy.plain_code import plain_code, program_code
 from cleanai_ray.deploy.plain_trace import record
 from cleanai_ray.deploy.standalone_files import CARD_FILE, CODE_FILE, MARK, NEW_CARD_FILE, PROGRAM_FILE, WEIGHTS_FILE
@@ -70,7 +71,7 @@ def export_standalone(model: nn.Module, example_input: Tensor, path: Path) -> Pa
 
 def _write_code(model: nn.Module, example_input: Tensor, folder: Path) -> str:
     """Write a model as code and weights; if it cannot be written so, write nothing and return the reason."""
-    copied = private_copy(model)
+    copied = returning_one_tensor(private_copy(model), example_input, "standalone")
     try:
         with quiet():
             recorded = record(copied, torch.cat([example_input[:1]] * 2).detach().cpu())
@@ -97,7 +98,7 @@ def _require_same(model: nn.Module, example_input: Tensor, folder: Path) -> None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    loaded, dense = module.load(), private_copy(model)
+    loaded, dense = module.load(), returning_one_tensor(private_copy(model), example_input, "standalone")
     batch = check_batch(example_input)
     with torch.no_grad():
         for images in (batch, batch[:1]):

@@ -7,7 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.deploy._files import check_batch, file_suffix, private_copy, quiet, require_same_output
+from cleanai_ray.deploy._files import (
+    check_batch,
+    file_suffix,
+    private_copy,
+    quiet,
+    reason_of,
+    require_same_output,
+)
+from cleanai_ray.deploy.one_tensor import returning_one_tensor
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.registry import FORMATS
 from cleanai_ray.storage.whole_files import replaced_whole
@@ -29,9 +37,8 @@ def trace(model: nn.Module, example_input: Tensor) -> torch.export.ExportedProgr
         with torch.no_grad():
             return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
         raise ArtifactError(
-            f"{type(model).__name__} cannot be captured by torch.export with a batch of any size: {reason}"
+            f"{type(model).__name__} cannot be captured by torch.export with a batch of any size: {reason_of(error)}"
         ) from error
 
 
@@ -55,7 +62,7 @@ def export_torch(model: nn.Module, example_input: Tensor, path: Path) -> Path:
         EvaluationError: When a hook is left on the model.
     """
     path = Path(path)
-    model = private_copy(model)
+    model = returning_one_tensor(private_copy(model), example_input, "torch_export")
     batch = check_batch(example_input)
     with replaced_whole(path) as temporary, quiet():
         torch.export.save(trace(model, example_input), temporary)

@@ -19,6 +19,8 @@ MAX_FEATURES = 4096
 
 Observer = Callable[[str, nn.Module, Tensor], None]
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Consumer:
@@ -40,11 +42,11 @@ class Consumer:
 def is_consumer(module: nn.Module) -> bool:
     """Return whether a module's output is one linear map of its input channels.
 
-    That is so for Conv2d with groups=1, Linear, and in-projections of attention.
+    That is so for Conv1d, Conv2d and Conv3d with groups=1, Linear, and in-projections of attention.
 
     A MultiheadAttention counts with its packed in-projection (query, key and value from one input).
     """
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, _CONVOLUTIONS):
         return module.groups == 1
     if isinstance(module, nn.MultiheadAttention):
         return module.in_proj_weight is not None
@@ -94,14 +96,14 @@ def as_positions(module: nn.Module, value: Tensor, num_samples: int, features: i
 
     Args:
         module: The consumer.
-        value: Its input: [N, C, H, W], or tokens [..., C].
+        value: Its input: [N, C, ...] of a convolution, or tokens [..., C].
         num_samples: Images of the batch.
         features: Features per channel of a flattened input.
     """
-    if isinstance(module, nn.Conv2d):
-        value = value.expand(num_samples, -1, -1, -1) if len(value) == 1 else value
-        if module.kernel_size == (1, 1) and module.padding in ((0, 0), "valid", "same"):
-            value = value[:, :, :: module.stride[0], :: module.stride[1]]
+    if isinstance(module, _CONVOLUTIONS):
+        value = value.expand(num_samples, *value.shape[1:]) if len(value) == 1 else value
+        if max(module.kernel_size) == 1 and (isinstance(module.padding, str) or not any(module.padding)):
+            value = value[(slice(None), slice(None), *(slice(None, None, step) for step in module.stride))]
         return value.flatten(2).transpose(1, 2)
     if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
         value = value.transpose(0, 1)
@@ -156,6 +158,11 @@ def shift_output(model: nn.Module, consumer: Consumer, shift: Tensor) -> None:
         setattr(module, field, nn.Parameter(shift.to(weight), requires_grad=weight.requires_grad))
 
 
+def can_be_shifted(module: nn.Module) -> bool:
+    """Return whether repair may add a constant to a module's outputs, for which it gets a bias if it has none."""
+    return is_consumer(module) or reads_patches(module)
+
+
 def add_biases(model: nn.Module, names: Iterable[str]) -> None:
     """Give layers without a bias one of zeros, so that a model can take the weights of a repaired copy of itself.
 
@@ -169,10 +176,10 @@ def add_biases(model: nn.Module, names: Iterable[str]) -> None:
         if (
             name not in known
             and field in ("bias", "in_proj_bias")
-            and reads_patches(module := model.get_submodule(owner))
+            and can_be_shifted(module := model.get_submodule(owner))
         ):
             weight = _weight(module)
-            outputs = matrix(module).shape[:2].numel()
+            outputs = matrix(module).shape[:2].numel() if reads_patches(module) else len(weight)
             bias = nn.Parameter(weight.new_zeros(outputs), requires_grad=weight.requires_grad)
             setattr(module, field, bias)
 

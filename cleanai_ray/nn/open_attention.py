@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.nn.attention import HeadProduct, OpenAttention, OpenMultiheadAttention, OpenSelfAttention, linear_like
 from cleanai_ray.nn.copying import copied
+from cleanai_ray.nn.forms import KnownForms
 from cleanai_ray.nn.open_layers import opened_layers
 from cleanai_ray.nn.view import shared_copy
 from cleanai_ray.nn.window_attention import OpenWindowAttention
@@ -31,7 +32,8 @@ def open_attention(model: M) -> M:
     The result computes the same, and has all weights of the model: it shares their memory, and must not be trained.
     Opened are `nn.MultiheadAttention`, torchvision's attention in windows, and self-attention with a packed layer `qkv`
     as timm writes it. The latter is known by its layers. Whether it is nothing else (rotated queries, a bias by
-    relative position) is found out on random weights and tokens, and so does not depend on the weights of the model.
+    relative position) is found out on random weights and tokens, once for all modules of a form, and so does not depend
+    on the weights of the model.
     Plain layers stand for those of `open_layers` as well. What is opened stays open: the function changes nothing on a
     second call.
     """
@@ -55,7 +57,7 @@ def _opened(module: nn.Module) -> OpenAttention | None:
         opened = _open_multihead(module)
     elif f"{type(module).__module__}.{type(module).__name__}" == _WINDOWS:
         opened = OpenWindowAttention(*_parts(module, module.attention_dropout), module)  # type: ignore[arg-type]
-    elif _looks_packed(module) and _is_plain(module):
+    elif _looks_packed(module) and _is_plain_attention(module):
         opened = _open_packed(module)
     else:
         return None
@@ -147,6 +149,9 @@ def _is_plain(module: Any) -> bool:
         return all(_close(trial(tokens, **given), opened(tokens, **given)) for given in options)
     except Exception:  # Whatever is raised, it is not the attention that it looks like.
         return False
+
+
+_is_plain_attention = KnownForms(_is_plain)
 
 
 def _close(first: Any, second: Tensor) -> bool:

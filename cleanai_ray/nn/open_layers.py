@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from cleanai_ray.nn.attention import linear_like
 from cleanai_ray.nn.copying import copied
+from cleanai_ray.nn.forms import KnownForms
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -126,14 +127,23 @@ def _is_transposed(module: Any) -> bool:
         return False
     if bias.shape != weight.shape[1:] or len(list(module.parameters())) != 2:
         return False
+    return _multiplies_from_the_right(module)
+
+
+@torch.no_grad()
+def _is_addmm(module: Any) -> bool:
+    """Return whether a module adds its bias to the product of tokens and its weight, on random weights."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randn(1, 2, len(weight), generator=generator, dtype=torch.float64)
+    tokens = torch.randn(1, 2, len(module.weight), generator=generator, dtype=torch.float64)
     try:
         trial = _trial(module, generator)
         found = trial.forward(tokens)
     except Exception:  # It cannot be copied by itself, or needs more than an input.
         return False
     return _is_close(found, torch.addmm(trial.bias, tokens[0], trial.weight)[None])
+
+
+_multiplies_from_the_right = KnownForms(_is_addmm)
 
 
 def _holds_attention(module: Any, found: Mapping[nn.Module, nn.Module]) -> bool:
@@ -184,21 +194,34 @@ def _with_plain_weight(module: nn.Conv2d) -> nn.Conv2d | None:
     """Return a convolution with the weight that a module computes from its own, or None if it is something else.
 
     The weight must be the same whatever the input, and depend on the module's own across input channels. Whether it
-    does is found out on random weights: those of a module may be such that computing it changes nothing.
+    does is found out on random weights: those of a module may be such that computing it changes nothing. It is found
+    out once for all modules of a form.
     """
-    sides = [size * step + _SIDE for size, step in zip(module.kernel_size, module.dilation, strict=True)]
-    generator = torch.Generator().manual_seed(0)
-    inputs = [
-        torch.randn(1, module.in_channels, *(side + more for side in sides), generator=generator).double()
-        for more in (0, 1)
-    ]
     try:
-        if not _computes_its_weight(_trial(module, generator), inputs):
+        if not _standardises(module):
             return None
-        weight = _run(copied(module), inputs[0].to(module.weight))[1]
+        weight = _run(copied(module), _maps(module)[0].to(module.weight))[1]
     except Exception:  # It cannot be copied by itself, or needs more than an input.
         return None
     return None if weight is None else _plain(module, weight)
+
+
+def _maps(module: nn.Conv2d) -> list[Tensor]:
+    """Return two inputs of a convolution, of other sizes, float64."""
+    sides = [size * step + _SIDE for size, step in zip(module.kernel_size, module.dilation, strict=True)]
+    generator = torch.Generator().manual_seed(0)
+    sizes = [[side + more for side in sides] for more in (0, 1)]
+    return [torch.randn(1, module.in_channels, *size, generator=generator).double() for size in sizes]
+
+
+@torch.no_grad()
+def _is_computed(module: nn.Conv2d) -> bool:
+    """Return whether a convolution computes its weight from its own, whatever the latter is."""
+    inputs = _maps(module)
+    return _computes_its_weight(_trial(module, torch.Generator().manual_seed(1)), inputs)
+
+
+_standardises = KnownForms(_is_computed)
 
 
 def _computes_its_weight(trial: nn.Conv2d, inputs: Sequence[Tensor]) -> bool:

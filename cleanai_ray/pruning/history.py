@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from cleanai_ray.config.digests import digest
-from cleanai_ray.nn.consumers import reads_patches
+from cleanai_ray.nn.consumers import can_be_shifted
 from cleanai_ray.pruning.plan import BIASES, PruningPlan
 
 _ATTRIBUTE = "_cleanai_plan"
@@ -43,5 +43,5 @@ def _biases(model: nn.Module) -> list[str]:
     return [
         name
         for name, _ in model.named_parameters()
-        if name.rpartition(".")[2] in ("bias", "in_proj_bias") and reads_patches(modules[name.rpartition(".")[0]])
+        if name.rpartition(".")[2] in ("bias", "in_proj_bias") and can_be_shifted(modules[name.rpartition(".")[0]])
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.nn.batches import fast_batches, fast_layout
 from cleanai_ray.nn.consumers import Consumer
+from cleanai_ray.nn.copying import copied
 from cleanai_ray.repair.attention import balance_queries, narrowed_queries
 from cleanai_ray.repair.batch_norm import NormSums, apply_relative, apply_reset, collect_norm_sums
 from cleanai_ray.repair.blockwise import reconstruct_blocks
@@ -102,23 +102,23 @@ class Variants:
 
     def compensate(self, compensation: str, ridge: float | None) -> nn.Module:
         """Return a compensated copy of the pruned model."""
-        copied = replace(self.models, pruned=copy.deepcopy(self.models.pruned))
+        models = replace(self.models, pruned=copied(self.models.pruned))
         if compensation == "none":
-            return copied.pruned
-        if narrowed_queries(copied.dense, copied.kept_inputs):
-            copied = balance_queries(copied, self.moments)
+            return models.pruned
+        if narrowed_queries(models.dense, models.kept_inputs):
+            models = balance_queries(models, self.moments)
         if compensation == "closed_form":
             assert ridge is not None
-            compensate_closed_form(copied, self.moments, self.consumers, ridge=ridge)
+            compensate_closed_form(models, self.moments, self.consumers, ridge=ridge)
         elif compensation == "sequential":
             assert ridge is not None
-            compensate_sequential(copied, self.images, ridge=ridge)
+            compensate_sequential(models, self.images, ridge=ridge)
         elif compensation == "unfolded":
-            compensate_unfolded(copied, self.images, ridge=ridge)
+            compensate_unfolded(models, self.images, ridge=ridge)
         else:
             recipe = self._recipe(self.options.block_steps, _BLOCK_RATE, _SHARE_OF_BLOCKS)
-            reconstruct_blocks(copied, self.images, self.held, recipe, ridge=ridge)
-        return copied.pruned
+            reconstruct_blocks(models, self.images, self.held, recipe, ridge=ridge)
+        return models.pruned
 
     def recalibrate(self, model: nn.Module, batch_norm: str) -> nn.Module:
         """Return a copy of a model with recalibrated batch-norms, or the model itself for `none`."""
@@ -138,7 +138,7 @@ class Variants:
         self, model: nn.Module, batch_norm: str, dense: dict[str, NormSums], found: dict[str, NormSums]
     ) -> nn.Module:
         """Return a copy of a model whose batch-norms are recalibrated by what was measured in both models."""
-        model = copy.deepcopy(model)
+        model = copied(model)
         if batch_norm == "relative":
             apply_relative(self.models.dense, model, dense, found, self.models.kept_outputs)
         else:
@@ -236,7 +236,7 @@ def auto_repair(
     winner = contest.decide()
     model, chosen = winner.model, winner.record
     if options.distill_steps:
-        model = copy.deepcopy(model)
+        model = copied(model)
         distance, steps = variants.distill(model)
         chosen = {**chosen, "distill_steps": steps, "kl": distance}
         tried.append(chosen)

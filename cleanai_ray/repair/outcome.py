@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from cleanai_ray.config.sections import HELD_BACK
 from cleanai_ray.nn.patches import matrix, reads_patches
@@ -19,7 +20,7 @@ from cleanai_ray.repair.trace import sharing_layers, trace_consumers
 from cleanai_ray.repair.unfolded import MAX_FEATURES
 from cleanai_ray.tasks.base import Task, find_task
 
-_LINEAR = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.MultiheadAttention)
+_LINEAR = (_ConvNd, nn.Linear, nn.MultiheadAttention)
 
 if TYPE_CHECKING:
     from cleanai_ray.pruning.prune_result import PruneResult
@@ -122,4 +123,4 @@ def _notes(models: ModelPair, compensation: str) -> tuple[str, ...]:
 
 
 def _depthwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels
+    return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cleanai_ray.nn.calls import tensors_in
 from cleanai_ray.nn.consumers import Consumer, is_consumer, observing
 from cleanai_ray.nn.modes import HookOwner, evaluation_mode
 
@@ -64,9 +65,7 @@ class _NormTracer(HookOwner):
 
 def _count_uses(output: Any) -> dict[Any, int]:
     """Return how many operations read the result of each operation, from the autograd graph."""
-    values = list(output.values() if isinstance(output, dict) else output)
-    tensors = [output] if isinstance(output, Tensor) else [value for value in values if isinstance(value, Tensor)]
-    uses: dict[Any, int] = {value.grad_fn: 1 for value in tensors if value.grad_fn is not None}
+    uses: dict[Any, int] = {value.grad_fn: 1 for value in tensors_in(output) if value.grad_fn is not None}
     waiting = list(uses)
     while waiting:
         for node, _ in waiting.pop().next_functions:

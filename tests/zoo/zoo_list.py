@@ -100,6 +100,7 @@ _TIMM = [
     "tf_efficientnet_lite0",
     "legacy_seresnet18",
     "inception_next_atto",
+    "dm_nfnet_f0",
     "test_nfnet",
     "test_convnext",
     "test_efficientnet_gn",
@@ -111,7 +112,6 @@ _OWN_SIZE = {
     "halonet26t": 256,
     "lambda_resnet26t": 128,
     "inception_v3": 96,
-    "hiera_tiny_224": 224,
 }
 """Pixels of those that need more than 64."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo_after import EQUAL
 from zoo_processes import LIMIT
 from zoo_reference import OTHER, SAME, UNKNOWN
 from zoo_trial import EXACT, LEAST_MACS, MACS, RATIO
@@ -31,6 +32,27 @@ _KINDS = {
 }
 """Kinds of reasons, by a part of the sentence that gives them."""
 _ENDS = ("wrong", "crashed", "not done")
+HEADINGS = {
+    "name": "architecture",
+    "input": "input",
+    "outcome": f"ratio {RATIO:g}",
+    "groups": "groups",
+    "macs": "MACs left",
+    "error": "largest difference",
+    "loads": "loaded",
+    "half": f"macs {MACS:g}",
+    "repair": "repair",
+    "onnx": "ONNX",
+    "seconds": "seconds",
+    "reference": "torch-pruning",
+    "remark": "layers that stay",
+}
+"""Headings of the columns by what they hold."""
+FULL = {"repair": "repair", "ONNX": "onnx"}
+"""Findings whose errors are told in full behind the table, by the word that they begin with."""
+_REFITTED = re.compile(r"(\d+) of (\d+), ([\d.]+)")
+_LONGEST = 240
+_AT_LEAST = " at least"
 
 
 def markdown(found: Mapping[str, Finding], num_listed: int) -> str:
@@ -44,12 +66,11 @@ def markdown(found: Mapping[str, Finding], num_listed: int) -> str:
     lines = [
         *_summary(tried, num_listed),
         "",
-        f"| architecture | input | ratio {RATIO:g} | groups | MACs left | largest difference | loaded | macs {MACS:g} "
-        "| seconds | torch-pruning | layers that stay |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(HEADINGS.values())} |",
+        "|" + "---|" * len(HEADINGS),
         *("| " + " | ".join(_row(key, each)) + " |" for key, each in tried.items()),
     ]
-    others = [f"- {key}: {_line(_told(each))}" for key, each in tried.items() if _told(each)]
+    others = [f"- {key}: {_line(told)}" for key, each in tried.items() for told in _told(each)]
     return "\n".join([*lines, *(["", "In full:", "", *others] if others else [])]) + "\n"
 
 
@@ -59,11 +80,13 @@ def _summary(tried: Mapping[str, Finding], num_listed: int) -> list[str]:
     ends = "".join(f", {outcomes[name]} {name}" for name in _ENDS if outcomes[name])
     slowest = max((each.get("seconds", 0.0) for each in tried.values()), default=0.0)
     half = sum(map(is_half, tried.values()))
+    late = sum(outcome_of(each) in ("pruned", "keeps") and not each.get("half") for each in tried.values())
     lines = [
         f"Of {num_listed} architectures listed {len(tried)} were tried. Of these {exact} are pruned exactly at ratio "
         f"{RATIO:g} (largest difference below {EXACT:g}; {outcomes['keeps']} keep some layers at their width, and "
         f"warnings name these), {outcomes['refused']} refused by name{ends}; {half} reach half of their MACs as "
-        f"exactly. The slowest took {slowest:.0f} s of processor time for all of it; {LIMIT} s are allowed.",
+        f"exactly. The slowest took {slowest:.0f} s of processor time for all of it; {LIMIT} s are allowed"
+        f"{f', in which {late} reached the ratio alone' if late else ''}.",
     ]
     referred = [each for each in tried.values() if "reference" in each]
     if referred:
@@ -74,6 +97,32 @@ def _summary(tried: Mapping[str, Finding], num_listed: int) -> list[str]:
             f"torch-pruning's own pruner, tried on {len(referred)} of them in the same way, makes {len(runs)} smaller "
             f"models that run: {means[SAME]} compute what the dense model does with the removed channels silent, "
             f"{means[OTHER]} something else, and {means[UNKNOWN]} have layers of which that cannot be said.",
+        ]
+    return [*lines, *_summary_of_what_follows(list(tried.values()))]
+
+
+def _summary_of_what_follows(tried: Sequence[Finding]) -> list[str]:
+    """Return sentences on repair and on export."""
+    repaired = [each["repair"] for each in tried if "repair" in each]
+    counts = [match for match in map(_REFITTED.fullmatch, repaired) if match]
+    exported = [each["onnx"] for each in tried if "onnx" in each]
+    lines = []
+    if repaired:
+        refitted, lost = (sum(int(match[part]) for match in counts) for part in (1, 2))
+        whole = sum(match[1] == match[2] for match in counts)
+        nearer = sum(float(match[3]) < 1 for match in counts)
+        lines += [
+            "",
+            f"Repair in closed form was tried on {len(repaired)} of them, and runs on {len(counts)}. It refits "
+            f"{refitted} of the {lost} layers that lost inputs, in {whole} models all of them. On the samples that it "
+            f"read, the outputs of {nearer} are nearer to the dense model's than before.",
+        ]
+    if exported:
+        equal = sum(each == EQUAL for each in exported)
+        lines += [
+            "",
+            f"Export to ONNX was tried on {len(exported)} of them: {equal} compute the same in onnxruntime as in "
+            f"torch, and of {len(exported) - equal} no file is written.",
         ]
     return lines
 
@@ -95,14 +144,21 @@ def outcome_of(finding: Finding) -> str:
     return "not done" if "ended" in finding and "outcome" not in finding else finding.get("outcome", "not done")
 
 
-def _told(finding: Finding) -> str:
-    """Return the sentence of what went wrong; empty if nothing did."""
+def _told(finding: Finding) -> Iterator[str]:
+    """Yield sentences of what went wrong."""
     outcome, half = outcome_of(finding), finding.get("half", "")
-    if outcome not in ("pruned", "keeps"):
-        return f"{outcome}: {finding.get('told') or finding.get('ended', 'no finding')}"
-    if "ended" in finding:
-        return f"pruned, then {finding['ended']}"
-    return "" if not half or is_number(half) or _LEAST.search(half) else f"macs {MACS:g}: {half}"
+    if "full" in finding:
+        yield finding["full"]
+    elif outcome not in ("pruned", "keeps"):
+        yield f"{outcome}: {finding.get('told') or finding.get('ended', 'no finding')}"
+    elif "ended" in finding:
+        yield f"pruned, then {finding['ended']}"
+    elif half and not (is_number(half) or half.endswith(_AT_LEAST) or _LEAST.search(half)):
+        yield f"macs {MACS:g}: {half}"
+    for word, name in FULL.items():
+        if told := finding.get(f"{name}_told"):
+            told = _line(told)
+            yield f"{word}: {told if len(told) <= _LONGEST else told[:_LONGEST] + ' ...'}"
 
 
 def remark(warnings: Sequence[str]) -> str:
@@ -130,17 +186,19 @@ def _row(key: str, each: Finding) -> list[str]:
         "" if error is None else f"{error:.0e}",
         {"yes": "yes", "": ""}.get(each.get("loads", ""), "no"),
         _half(each.get("half", "")),
+        each.get("repair", ""),
+        each.get("onnx", ""),
         f"{each['seconds']:.0f}" if "seconds" in each else "",
         _line(reference + meaning),
-        remark(each.get("warnings", [])),
+        each.get("remark") or remark(each.get("warnings", [])),
     ]
 
 
 def _half(half: str) -> str:
-    if not half or is_number(half):
+    if not half or is_number(half) or half.endswith(_AT_LEAST):
         return half
     least = _LEAST.search(half)
-    return f"{MACS * float(least[1]) / float(least[2]):.3f} at least" if least else "no"
+    return f"{MACS * float(least[1]) / float(least[2]):.3f}{_AT_LEAST}" if least else "no"
 
 
 def _line(text: str) -> str:
