@@ -101,6 +101,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
         "--weights-folder", default="artifacts/networks", help="with --networks: holds NAME-SEED.safetensors, or will"
     )
     parser.add_argument("--repairs", nargs="+", choices=list(REPAIRS), default=QUICK, help="columns to measure")
+    parser.add_argument("--metrics", nargs="+", choices=list(METRICS), default=list(METRICS), help="those of coverage")
     parser.add_argument("--draws", type=int, nargs="+", default=[0], help="seeds of the calibration images")
     parser.add_argument("--search", type=int, default=0, help="allocations that reconstruction tries in further rows")
     options = parser.parse_args(words)
@@ -117,7 +118,7 @@ def open_study(options: argparse.Namespace, draw: int = 0) -> Workspace:
 
 
 def _opened(sections: dict[str, Any], options: argparse.Namespace) -> Workspace:
-    sweep = {"methods": options.methods, "coverage_metrics": list(METRICS), "ratios": [0.5]}
+    sweep = {"methods": options.methods, "coverage_metrics": options.metrics, "ratios": [0.5]}
     study = parse_study({**sections, "sweep": sweep})
     return open_workspace(study.model_dump_json(), options.device)
 
@@ -254,7 +255,7 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, str | None, str, i
     """Yield method, coverage metric, mode and number of allocations to try of each row."""
     for method in options.methods:
         searches = (0, options.search) if method == "reconstruction" and options.search else (0,)
-        for metric in METRICS if method == "coverage" else (None,):
+        for metric in options.metrics if method == "coverage" else (None,):
             for mode in options.modes:
                 yield from ((method, metric, mode, search) for search in searches)
 
