@@ -86,8 +86,8 @@ class Pruner:
         if trial.ratio is not None and trial.ratio > self._bounds.max_ratio:
             raise PruningError(f"ratio is {trial.ratio:g}; allowed: at most max_ratio, {self._bounds.max_ratio:g}")
         self._ignored_layers = tuple(dict.fromkeys([*self._bounds.ignored_layers, *ignored_layers]))
-        ignored = left_of(self._dense, self._ignored_layers, self._blocks)
-        self._graph = ChannelGraph(self.bare, example_inputs, ignored, check=self._bounds.check)
+        self._ignored = left_of(self._dense, self._ignored_layers, self._blocks)
+        self._graph = ChannelGraph(self.bare, example_inputs, self._ignored, check=self._bounds.check)
         self._dense_groups = {group.name: group for group in self._graph.groups}
         self._warnings += self._graph.notes
         if not self._dense_groups:

@@ -15,6 +15,7 @@ from cleanai_ray.config.study import Trial
 from cleanai_ray.errors import PruningError
 from cleanai_ray.models.resnet20 import ResNetCifar
 from cleanai_ray.pruning.block_removal import left_of, plan_blocks
+from cleanai_ray.pruning.peer_pruner import PeerPruner
 from cleanai_ray.pruning.plan import BlockPlan
 from cleanai_ray.pruning.pruning_job import PruningJob
 from cleanai_ray.tasks import find_task
@@ -61,3 +62,12 @@ def test_a_job_has_them_as_well(dense: nn.Module, plans: tuple[BlockPlan, ...]) 
     job = PruningJob(model=dense, example_inputs=EXAMPLE, trial=MAGNITUDE, bounds=bounds, task=task, blocks=plans)
     assert job.ignored == STAY
     assert not {group.name for group in job.graph().groups} & set(STAY)
+
+
+def test_torch_pruning_ignores_what_is_left_of_them(dense: nn.Module, plans: tuple[BlockPlan, ...]) -> None:
+    """It prunes the model without the blocks, which has no layer3.2.conv1."""
+    bounds = PruningSection(ignored_layers=("layer3.2.conv1", *PATTERNS, "fc"))
+    plan = PeerPruner(dense, EXAMPLE, MAGNITUDE, bounds=bounds, blocks=plans).run().plan
+    assert plan.removed
+    assert not plan.removed.keys() & {*STAY, "fc"}
+    assert plan.request["bounds"]["ignored_layers"] == ["layer3.2.conv1", *PATTERNS, "fc"]
