@@ -23,7 +23,7 @@ from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.pruning.allocation import Allocation
 from cleanai_ray.pruning.block_removal import left_of, without_blocks
 from cleanai_ray.pruning.cost import CostModel, both_costs, budget_limit, missed_budget
-from cleanai_ray.pruning.equal_widths import match_equal_widths, told_kept
+from cleanai_ray.pruning.equal_widths import equal_groups, told_kept
 from cleanai_ray.pruning.granularity import granularity_for_time, granularity_of
 from cleanai_ray.pruning.history import earlier_plans
 from cleanai_ray.pruning.layer_ratios import ratios_left
@@ -93,7 +93,7 @@ class Pruner:
         if not self._dense_groups:
             why = self._graph.notes or ("all of them reach the output or are ignored",)
             raise PruningError(with_notes("the model has no prunable group of layers", why, ": "))
-        self._equal = match_equal_widths(self._graph.groups, self._bounds.equal_widths, may_match_none=bool(blocks))
+        self._equal = equal_groups(self._graph, self._dense, self._bounds.equal_widths)
         if self._measured.statistics is not None:
             give_gradients(self._graph, self._method, self._measured.statistics)
         self._dense_cost = measure_complexity(self._dense if blocks else self._graph.model, self._graph.example_inputs)
