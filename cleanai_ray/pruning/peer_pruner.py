@@ -21,7 +21,13 @@ from cleanai_ray.pruning.refusals import with_notes
 _HALVINGS = 14
 """Enough for steps of 0.00006, less than a channel of a layer of ten thousand."""
 
-_NO_BOUNDS = {"layer_ratios": {}, "equal_widths": (), "round_to": None, "max_ratio": 1.0, "min_channels": 1}
+_NO_BOUNDS: dict[str, Any] = {
+    "layer_ratios": {},
+    "equal_widths": (),
+    "round_to": None,
+    "max_ratio": 1.0,
+    "min_channels": 1,
+}
 """Bounds that torch-pruning does not keep to, as no bounds."""
 
 _Pruned = tuple[nn.Module, dict[str, np.ndarray]]
