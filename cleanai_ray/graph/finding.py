@@ -11,6 +11,7 @@ from torch import nn
 
 from cleanai_ray.graph.coupling import Coupled, Reached, coupled_groups, num_blocks
 from cleanai_ray.graph.group import ChannelGroup, Member, Side
+from cleanai_ray.graph.heads import head_axes
 from cleanai_ray.graph.recurrent import RECURRENT
 
 _COUPLED = (tp.ops.OPTYPE.DEPTHWISE_CONV, tp.ops.OPTYPE.MHA)
@@ -40,6 +41,17 @@ def find_groups(
         elif not any(_cuts_blocks_in_part(graph, names, item) for item in coupled.items):
             found.append(_describe(graph, names, coupled))
     return found, reasons
+
+
+def every_group(graph: tp.DependencyGraph, names: Mapping[nn.Module, str]) -> list[ChannelGroup]:
+    """Return the groups that could be removed if no layer were ignored, those inside attention last.
+
+    Args:
+        graph: torch-pruning's graph of the model, of `trace`.
+        names: Names of the model's modules.
+    """
+    found, _ = find_groups(graph, names, ())
+    return [*found, *(axis.group() for axis in head_axes(graph.attention, names))]
 
 
 def _keeps_width(graph: tp.DependencyGraph, dependency: Any, ignored: Sequence[nn.Module]) -> bool:

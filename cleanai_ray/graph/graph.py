@@ -15,7 +15,7 @@ from cleanai_ray.graph.attention import notes_on_attention
 from cleanai_ray.graph.checking import CutCheck
 from cleanai_ray.graph.cutting import Cuts, cut, cuts_of
 from cleanai_ray.graph.explaining import DoesNotRunError, require_running
-from cleanai_ray.graph.finding import find_groups
+from cleanai_ray.graph.finding import every_group, find_groups
 from cleanai_ray.graph.group import ChannelGroup, Member, inseparable, without
 from cleanai_ray.graph.heads import HeadAxis, head_axes, width_of
 from cleanai_ray.graph.readiness import parametrized_layers, require_parameters, told_together
@@ -27,7 +27,6 @@ from cleanai_ray.nn.copying import copied
 from cleanai_ray.nn.open_attention import open_attention
 
 __all__ = ["ChannelGraph", "ChannelGroup", "Member"]
-
 
 _Found = tuple[Sequence[ChannelGroup], tuple[str, ...], list[str]]
 """Groups outside attention, names of the groups of heads that must stay, and sentences."""
@@ -100,6 +99,10 @@ class ChannelGraph:
         reasons |= inseparable(found) | parametrized_layers(self.model)
         return found, tuple(whole), told_together(reasons)
 
+    def every_group(self) -> list[ChannelGroup]:
+        """Return all groups of the model at full width, ignored ones and such as failed a trial among them."""
+        return every_group(self._graph, self._names)
+
     def _listed_groups(self) -> tuple[ChannelGroup, ...]:
         followed = (group for group in self._followed if group.name not in self._unfit)
         return (*followed, *self._groups_in_attention())
@@ -155,11 +158,8 @@ class ChannelGraph:
     def set_gradients(self, gradients: Mapping[str, Tensor], num_samples: int) -> None:
         """Give the parameters mean gradients, for scores that read them; `remove` cuts them with the parameters."""
         for name, parameter in self.model.named_parameters():
-            gradient = gradients.get(name)
-            if gradient is None:
-                parameter.grad = torch.zeros_like(parameter)
-            else:
-                parameter.grad = (gradient / num_samples).to(parameter)
+            found = gradients.get(name)
+            parameter.grad = torch.zeros_like(parameter) if found is None else (found / num_samples).to(parameter)
 
     def remove(self, removed: Mapping[str, Sequence[int] | np.ndarray]) -> None:
         """Cut channels, in present numbering, out of the model. After an error, all is as it was before.

@@ -241,27 +241,35 @@ def trace(model: nn.Module, example_inputs: Tensor) -> tp.DependencyGraph:
 
 
 def modules_named(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """Return modules of a model with all below them; the packed layer `qkv` of opened attention is three.
+    """Return modules of a model with all below them; names and errors as for `names_matching`."""
+    return [module for name in names_matching(model, names) for module in model.get_submodule(name).modules()]
+
+
+def names_matching(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return the names of a model's modules that names or patterns of `ignored_layers` stand for, once each.
+
+    The packed layer `qkv` of opened attention is the three layers that replace it, by its name as by a pattern.
 
     Args:
-        model: The model.
+        model: The model, its attention in separate layers.
         names: Names, or patterns of them with * and ?.
 
     Raises:
         PruningError: When the model has no module of a name, or that a pattern matches.
     """
-    modules, found = dict(model.named_modules()), []
+    known: dict[str, tuple[str, ...]] = {}
+    for name, module in model.named_modules():
+        known[name] = (name,)
+        if isinstance(module, OpenAttention):
+            within = f"{name}." if name else ""
+            known.setdefault(f"{within}qkv", tuple(f"{within}{part}" for part in ("q_proj", "k_proj", "v_proj")))
+    found: dict[str, None] = {}
     for name in names:
-        parent, _, leaf = name.rpartition(".")
-        owner = modules.get(parent)
-        matched = [name] if name in modules else fnmatch.filter(modules, name) if set(name) & set("*?") else []
-        if matched:
-            found += [module for each in matched for module in modules[each].modules()]
-        elif leaf == "qkv" and isinstance(owner, OpenAttention):
-            found += [owner.q_proj, owner.k_proj, owner.v_proj]
-        else:
+        matched = [name] if name in known else fnmatch.filter(known, name) if set(name) & set("*?") else []
+        if not matched:
             raise PruningError(f"ignored_layers names '{name}', which is not a module of the model")
-    return found
+        found |= dict.fromkeys(part for each in matched for part in known[each])
+    return list(found)
 
 
 def single_input(example_inputs: Any) -> Tensor:

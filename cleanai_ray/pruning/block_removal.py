@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from cleanai_ray.errors import CalibrationError, PruningError
 from cleanai_ray.graph.block import Block, branch_output, remove_blocks
 from cleanai_ray.graph.blocks import find_blocks
-from cleanai_ray.graph.tracing import single_input
+from cleanai_ray.graph.tracing import names_matching, single_input
 from cleanai_ray.nn.complexity import Complexity, measure_complexity
 from cleanai_ray.nn.copying import copied
 from cleanai_ray.nn.modes import evaluation_mode
@@ -180,6 +180,20 @@ def without_blocks(model: nn.Module, plans: Sequence[BlockPlan]) -> nn.Module:
     return smaller
 
 
-def left_of(names: Iterable[str], plans: Sequence[BlockPlan]) -> tuple[str, ...]:
-    """Return those of some modules that no block takes with it."""
-    return tuple(name for name in names if not any(plan.block.holds(name) for plan in plans))
+def left_of(model: nn.Module, names: Sequence[str], plans: Sequence[BlockPlan]) -> tuple[str, ...]:
+    """Return those of some ignored layers that no block takes with it.
+
+    Patterns become the names that they match in the dense model, some of which may go; without blocks, they stay.
+
+    Args:
+        model: The dense model.
+        names: Module names, or patterns of them with * and ?.
+        plans: The blocks.
+
+    Raises:
+        PruningError: When the dense model has no module of a name, or that a pattern matches.
+    """
+    if not plans:
+        return tuple(names)
+    found = names_matching(open_attention(model), names)
+    return tuple(name for name in found if not any(plan.block.holds(name) for plan in plans))

@@ -6,28 +6,54 @@ width, all do.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from cleanai_ray.errors import PruningError
+from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.graph.group import ChannelGroup
 
 _MOST_NAMES = 12
 
 
+def equal_groups(graph: ChannelGraph, dense: nn.Module, patterns: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the names of the groups of a graph that stay equally wide, such as keep their width among them.
+
+    A pattern may match only groups of removed blocks.
+
+    Args:
+        graph: The graph, at full width, of the dense model or of that without some blocks.
+        dense: The dense model.
+        patterns: Patterns of group names, with * and ? as in names of files.
+
+    Raises:
+        PruningError: As `match_equal_widths`.
+    """
+    if not patterns:
+        return ()
+    own = {group.name: group for group in graph.groups}
+    every = {group.name: group for group in graph.every_group()} | own
+    if any(not _matched(every, pattern) for pattern in patterns):
+        whole = [group.name for group in ChannelGraph(dense, graph.example_inputs, check=False).groups]
+        patterns = [pattern for pattern in patterns if _matched(every, pattern) or not _matched(whole, pattern)]
+    return match_equal_widths([*every.values()], patterns, kept=every.keys() - own.keys())
+
+
 def match_equal_widths(
-    groups: Sequence[ChannelGroup], patterns: Sequence[str], *, may_match_none: bool = False
+    groups: Sequence[ChannelGroup], patterns: Sequence[str], *, kept: Collection[str] = ()
 ) -> tuple[tuple[str, ...], ...]:
-    """Return the names of the groups that stay equally wide, for each pattern that matches any.
+    """Return the names of the groups that stay equally wide, for each pattern that matches any that can be narrowed.
+
+    Of the groups that keep their width anyway, those count that are as wide as the others.
 
     Args:
         groups: The groups of the dense model.
         patterns: Patterns of group names, with * and ? as in names of files.
-        may_match_none: Whether a pattern may match no group, as where whole blocks were removed.
+        kept: Names of the groups that keep their width anyway.
 
     Raises:
         PruningError: When a pattern matches no group, groups of different widths, or one that another matches.
@@ -36,14 +62,17 @@ def match_equal_widths(
     taken: dict[str, str] = {}
     for pattern in patterns:
         matched = [group for group in groups if fnmatchcase(group.name, pattern)]
-        if not matched and not may_match_none:
-            names = ", ".join(group.name for group in groups[:_MOST_NAMES])
+        if not matched:
+            names = ", ".join([group.name for group in groups if group.name not in kept][:_MOST_NAMES])
             raise PruningError(
                 f"equal_widths names '{pattern}', and no prunable group's name matches it; prunable groups: {names}"
             )
+        first = next((group for group in matched if group.name not in kept), None)
+        if first is None:
+            continue
+        matched = [group for group in matched if group.name not in kept or group.num_channels == first.num_channels]
         for group in matched:
-            first = matched[0]
-            if (group.num_channels, group.num_blocks) != (first.num_channels, first.num_blocks):
+            if group.name not in kept and _size(group) != _size(first):
                 raise PruningError(
                     f"equal_widths names '{pattern}', which matches groups of different widths: '{first.name}' has "
                     f"{_width(first)}, '{group.name}' {_width(group)}"
@@ -53,8 +82,16 @@ def match_equal_widths(
                     f"equal_widths names '{taken[group.name]}' and '{pattern}', which both match group '{group.name}'"
                 )
             taken[group.name] = pattern
-        found += [tuple(group.name for group in matched)] if matched else []
+        found.append(tuple(group.name for group in matched))
     return tuple(found)
+
+
+def _matched(names: Iterable[str], pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _size(group: ChannelGroup) -> tuple[int, int]:
+    return group.num_channels, group.num_blocks
 
 
 def _width(group: ChannelGroup) -> str:

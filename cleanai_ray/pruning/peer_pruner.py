@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from cleanai_ray.config.sections import PruningSection
+from cleanai_ray.config.study import Trial
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.peer import PeerModelError, prune_by_peer
 from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.pruning.cost import budget_limit, costs
+from cleanai_ray.pruning.plan import BlockPlan
 from cleanai_ray.pruning.pruner import Pruner
 from cleanai_ray.pruning.refusals import with_notes
 
 _HALVINGS = 14
 """Enough for steps of 0.00006, less than a channel of a layer of ten thousand."""
+
+_NO_BOUNDS: dict[str, Any] = {
+    "layer_ratios": {},
+    "equal_widths": (),
+    "round_to": None,
+    "max_ratio": 1.0,
+    "min_channels": 1,
+}
+"""Bounds that torch-pruning does not keep to, as no bounds."""
 
 _Pruned = tuple[nn.Module, dict[str, np.ndarray]]
 
@@ -26,6 +38,21 @@ class PeerPruner(Pruner):
 
     Of the study's bounds, only the ignored layers count. What `Pruner` keeps at its width is ignored as well.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        trial: Trial,
+        *,
+        bounds: PruningSection | None = None,
+        blocks: Sequence[BlockPlan] = (),
+        **options: Any,
+    ) -> None:
+        bounds = (bounds or PruningSection()).model_copy(
+            update=_NO_BOUNDS | ({} if blocks else {"remove_blocks": None})
+        )
+        super().__init__(model, example_inputs, trial, bounds=bounds, blocks=blocks, **options)
 
     def take_step(self, step: int) -> bool:
         """Remove all channels at once.
@@ -59,16 +86,14 @@ class PeerPruner(Pruner):
         return True
 
     def _told_bounds(self) -> dict[str, Any]:
-        told = {
-            key: value for key, value in super()._told_bounds().items() if key not in ("least_steps", "layer_ratios")
-        }
-        return {**told, "round_to": None, "max_ratio": 1.0, "min_channels": 1}
+        told = super()._told_bounds()
+        return {key: value for key, value in told.items() if key not in ("least_steps", "layer_ratios")}
 
     def _pruned(self) -> _Pruned:
         budget, dense = self._trial.budget, self._dense_cost
 
         def at(ratio: float) -> _Pruned:
-            return prune_by_peer(self._graph, ratio, self._ignored_layers)
+            return prune_by_peer(self._graph, ratio, self._ignored)
 
         if self._trial.ratio is not None:
             return at(self._trial.ratio)

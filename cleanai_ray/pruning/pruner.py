@@ -23,7 +23,7 @@ from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.pruning.allocation import Allocation
 from cleanai_ray.pruning.block_removal import left_of, without_blocks
 from cleanai_ray.pruning.cost import CostModel, both_costs, budget_limit, missed_budget
-from cleanai_ray.pruning.equal_widths import match_equal_widths, told_kept
+from cleanai_ray.pruning.equal_widths import equal_groups, told_kept
 from cleanai_ray.pruning.granularity import granularity_for_time, granularity_of
 from cleanai_ray.pruning.history import earlier_plans
 from cleanai_ray.pruning.layer_ratios import ratios_left
@@ -86,14 +86,14 @@ class Pruner:
         if trial.ratio is not None and trial.ratio > self._bounds.max_ratio:
             raise PruningError(f"ratio is {trial.ratio:g}; allowed: at most max_ratio, {self._bounds.max_ratio:g}")
         self._ignored_layers = tuple(dict.fromkeys([*self._bounds.ignored_layers, *ignored_layers]))
-        ignored = left_of(self._ignored_layers, self._blocks)
-        self._graph = ChannelGraph(self.bare, example_inputs, ignored, check=self._bounds.check)
+        self._ignored = left_of(self._dense, self._ignored_layers, self._blocks)
+        self._graph = ChannelGraph(self.bare, example_inputs, self._ignored, check=self._bounds.check)
         self._dense_groups = {group.name: group for group in self._graph.groups}
         self._warnings += self._graph.notes
         if not self._dense_groups:
             why = self._graph.notes or ("all of them reach the output or are ignored",)
             raise PruningError(with_notes("the model has no prunable group of layers", why, ": "))
-        self._equal = match_equal_widths(self._graph.groups, self._bounds.equal_widths, may_match_none=bool(blocks))
+        self._equal = equal_groups(self._graph, self._dense, self._bounds.equal_widths)
         if self._measured.statistics is not None:
             give_gradients(self._graph, self._method, self._measured.statistics)
         self._dense_cost = measure_complexity(self._dense if blocks else self._graph.model, self._graph.example_inputs)

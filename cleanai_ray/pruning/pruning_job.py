@@ -57,7 +57,7 @@ class PruningJob:
     @property
     def ignored(self) -> tuple[str, ...]:
         """The layers of the bare network that keep their width."""
-        return left_of(self.bounds.ignored_layers, self.blocks)
+        return left_of(self.network, self.bounds.ignored_layers, self.blocks)
 
     def graph(self) -> ChannelGraph:
         """Return the dependency graph of the bare network."""

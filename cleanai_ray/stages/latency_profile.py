@@ -122,9 +122,9 @@ def predicted_without(
     """Return the predicted times of a study's model without some blocks; see `predicted_latency`."""
     own = profile
     if blocks:
-        model, example = without_blocks(architecture(workspace.study), blocks), workspace.example_input().cpu()
-        ignored, check = left_of(ignored_of(workspace), blocks), workspace.study.pruning.check
-        bare = ChannelGraph(model, example, ignored, check=check)
+        dense, example = architecture(workspace.study), workspace.example_input().cpu()
+        ignored, check = left_of(dense, ignored_of(workspace), blocks), workspace.study.pruning.check
+        bare = ChannelGraph(without_blocks(dense, blocks), example, ignored, check=check)
         own = profile_without_blocks(profile, bare, profile_granularity(workspace.study), saved)
     return PredictedLatency(predict=own.predict, dense_ms=profile.dense_ms)
 

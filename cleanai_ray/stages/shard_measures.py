@@ -18,6 +18,7 @@ from cleanai_ray.repair.images import is_held_back
 from cleanai_ray.repair.moments import ConsumerMoments, MomentRecorder, collect_moments
 from cleanai_ray.sensitivity import reading_features
 from cleanai_ray.stages.calibration import CalibrationNeeds, calibrate_batches
+from cleanai_ray.stages.latency_profile import architecture, ignored_of
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.statistics import ActivationStatistics
 from cleanai_ray.statistics.tensor_file import pack, unpack
@@ -202,6 +203,6 @@ def _readable(workspace: Workspace, positions: np.ndarray) -> np.ndarray:
 
 def study_graph(workspace: Workspace, model: nn.Module, blocks: Sequence[BlockPlan] = ()) -> ChannelGraph:
     """Return the dependency graph of a study's model, which may be without some blocks."""
-    ignored = [*workspace.study.pruning.ignored_layers, *workspace.ignored_layers()]
-    check = workspace.study.pruning.check
-    return ChannelGraph(model, workspace.example_input(), left_of(ignored, blocks), check=check)
+    dense = architecture(workspace.study) if blocks else model
+    ignored, check = left_of(dense, ignored_of(workspace), blocks), workspace.study.pruning.check
+    return ChannelGraph(model, workspace.example_input(), ignored, check=check)

@@ -55,7 +55,7 @@ def time_alone(
     assert target is not None
     dense = architecture(workspace.study)
     plans = [BlockPlan.from_dict(fields) for fields in blocks]
-    ignored = left_of(ignored_of(workspace), plans)
+    ignored = left_of(dense, ignored_of(workspace), plans)
     bare, check = without_blocks(dense, plans), workspace.study.pruning.check
     pruned: nn.Module = _narrowed(ChannelGraph(bare, example.cpu(), ignored, check=check), removed)
     where, rows = torch.device(device), []

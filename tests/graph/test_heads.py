@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from masked_dense import masked
-from packed_attention import packed_vit
+from packed_attention import PackedAttention, packed_vit
 from small_nets import example, tiny_vit
 from torch import Tensor, nn
 from torchvision.models import SwinTransformer
 
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.graph.tracing import names_matching
+from cleanai_ray.nn.open_attention import open_attention
 
 MODELS = {"torchvision": tiny_vit, "packed": packed_vit}
 ATTENTION = {"torchvision": "encoder.layers.encoder_layer_{}.self_attention", "packed": "blocks.{}.attn"}
@@ -139,6 +141,8 @@ def test_normalised_queries_keep_their_dimensions_and_lose_heads() -> None:
         ("blocks.0.attn.query", {"heads", "value"}),
         ("blocks.0.attn.value", {"heads", "query"}),
         ("blocks.0.attn.qkv", set()),
+        ("*.0.attn.qkv", set()),
+        ("*.attn.qk?", set()),
         ("blocks.0.attn.q_proj", {"value"}),
         ("blocks.0.attn.proj", {"heads", "query", "value"}),
     ],
@@ -152,6 +156,22 @@ def test_parts_of_attention_can_be_ignored(ignored: str, left: set[str]) -> None
 def test_an_unknown_ignored_layer_is_named() -> None:
     with pytest.raises(PruningError, match=r"ignored_layers names 'blocks\.0\.qkv'"):
         ChannelGraph(packed_vit(), images(), ["blocks.0.qkv"])
+
+
+class HalfOpened(nn.Module):
+    """Two modules with packed layers, of which only the first can be opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = PackedAttention(12, 3), Windows.WindowAttention()
+
+
+def test_a_pattern_of_packed_layers_names_opened_and_other_ones_alike() -> None:
+    model = open_attention(HalfOpened().eval())
+    named = ["one.q_proj", "one.k_proj", "one.v_proj", "other.qkv"]
+    assert names_matching(model, ["*.qkv"]) == named
+    assert names_matching(model, ["one.qkv", "*.qkv", "other.qkv"]) == named
+    assert names_matching(open_attention(PackedAttention(12, 3)), ["qk?"]) == ["q_proj", "k_proj", "v_proj"]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "all"])

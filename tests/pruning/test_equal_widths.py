@@ -18,6 +18,7 @@ from test_core_selection import group
 import cleanai_ray as cleanai
 from cleanai_ray.errors import PruningError
 from cleanai_ray.graph.graph import ChannelGraph, ChannelGroup
+from cleanai_ray.graph.trials import Trials
 from cleanai_ray.pruning.allocation import search_allocation
 from cleanai_ray.pruning.equal_widths import EqualGroups, match_equal_widths
 from cleanai_ray.pruning.granularity import Granularity
@@ -184,4 +185,44 @@ def test_kinds_are_known_by_their_first_group() -> None:
     equal = EqualGroups.of(["a0", "b", "a1"], [("a0", "a1")])
     assert equal.members == {"a0": ("a0", "a1"), "b": ("b",)}
     assert equal.spread({"a0": 2, "b": 1}) == {"a0": 2, "a1": 2, "b": 1}
-    assert match_equal_widths(groups, ["c"], may_match_none=True) == ()
+
+
+def test_of_groups_that_keep_their_width_those_as_wide_as_the_others_count() -> None:
+    groups = [group("a0", 4), group("a1", 4), group("a2", 6), group("b0", 4), group("b1", 6)]
+    assert match_equal_widths(groups, ["a?", "b?"], kept={"a0", "a2", "b0", "b1"}) == (("a0", "a1"),)
+    with pytest.raises(PruningError, match=r"'a\?' and '\?0', which both match group 'a0'"):
+        match_equal_widths(groups, ["a?", "?0"], kept={"a0", "a2"})
+
+
+KEPT = f"equal_widths keeps '{MLP[1]}' as wide as '{MLP[0]}', which cannot be cut"
+
+
+def test_where_one_is_ignored_the_others_stay_as_they_are_and_the_plan_says_so() -> None:
+    """Heads of both blocks are narrowed as they are without the pattern of the layers."""
+    result = prune(ratio=0.5, ignored_layers=["*.0.fc1"])
+    assert widths(result, *MLP) == {64}
+    assert result.plan.warnings == (KEPT,)
+    assert widths(result, "blocks.0.attn.heads", "blocks.1.attn.heads") == {16}
+    assert prune(ratio=0.5, ignored_layers=["*.fc1"]).plan.warnings == ()
+
+
+def test_where_one_fails_its_trial_the_others_stay_as_they_are_and_the_plan_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sort_out = Trials.sort_out
+
+    def failing(self: Trials, groups: Any) -> Any:
+        good, reasons = sort_out(self, [group for group in groups if group.name != MLP[0]])
+        return good, reasons | {MLP[0]: "for the test"}
+
+    monkeypatch.setattr(Trials, "sort_out", failing)
+    result = prune(ratio=0.5)
+    assert widths(result, *MLP) == {64}
+    assert result.plan.warnings == (f"layer '{MLP[0]}' keeps its width: for the test", KEPT)
+
+
+def test_only_groups_of_removed_blocks_excuse_a_pattern() -> None:
+    options: dict[str, Any] = {"ratio": 0.5, "remove_blocks": ["blocks.0.attn"]}
+    assert prune(equal_widths=["blocks.0.attn.heads", "*.fc1"], **options).plan.removed
+    with pytest.raises(PruningError, match=r"equal_widths names '\*\.typo', and no prunable group's name matches it"):
+        prune(equal_widths=["*.typo"], **options)

@@ -12,6 +12,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from cleanai_ray.config.blocks import BlocksSection
 from cleanai_ray.config.sections import PruningSection
 from cleanai_ray.config.study import Trial
 from cleanai_ray.config.sweep import Budget
@@ -64,6 +65,29 @@ def test_bounds_of_the_study_do_not_hold_but_for_ignored_layers() -> None:
     plan = PeerPruner(dense, small_nets.example(), trial, bounds=bounds, ignored_layers=["fc"]).run().plan
     assert {name: len(channels) for name, channels in plan.removed.items()} == {"conv2": 4}
     assert plan.request["bounds"]["round_to"] is None
+
+
+def test_a_plan_tells_no_bound_that_torch_pruning_does_not_keep_to() -> None:
+    """Patterns of equal widths neither fail it nor make it warn; half of 8 channels goes, whatever max_ratio is."""
+    dense, trial = small_nets.build("plain"), Trial(method="magnitude", ratio=0.5)
+    bounds = PruningSection(
+        equal_widths=("conv?", "none.*"),
+        max_ratio=0.4,
+        min_channels=6,
+        layer_ratios={"conv1": 0.1},
+        remove_blocks=BlocksSection(names=("conv1",)),
+        ignored_layers=("conv1",),
+    )
+    plan = PeerPruner(dense, small_nets.example(), trial, bounds=bounds, ignored_layers=["fc"]).run().plan
+    assert {name: len(channels) for name, channels in plan.removed.items()} == {"conv2": 4}
+    assert plan.request["bounds"] == {
+        "ignored_layers": ["conv1", "fc"],
+        "max_ratio": 1.0,
+        "min_channels": 1,
+        "round_to": None,
+    }
+    assert plan.warnings == ()
+    assert "equal_widths" not in plan.explain()
 
 
 @pytest.mark.parametrize("budget", [Budget(macs=0.5), Budget(params=0.3)])
