@@ -216,10 +216,11 @@ def _evaluation(study: Study) -> dict[str, Any]:
 
 def _selection(study: Study) -> list[Any]:
     """Return what decides which samples of another split choose, which are not calibrated or trained on."""
-    section = study.evaluation.validation
+    section, evaluation = study.evaluation.validation, study.evaluation
     if section is None:
         return []
-    return [section.model_dump(), study.evaluation.samples if section.samples is None else None]
+    # Where their number is not given, it follows that of the samples that are reported on.
+    return [section.model_dump(), None if section.samples is not None else [evaluation.split, evaluation.samples]]
 
 
 def _data(study: Study) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from cleanai_ray.stages.fingerprints import (
     calibration_key,
     data_key,
     dense_key,
+    dense_weights_key,
     moments_key,
     profile_key,
     trial_key,
@@ -102,6 +103,19 @@ def test_the_way_that_scored_images_are_drawn_counts_where_not_all_are_scored():
 
     assert not found(samples=100) & found(samples=100, sampling="first")
     assert found() == found(sampling="first")
+
+
+def test_trained_weights_follow_whatever_decides_how_many_samples_of_another_split_choose():
+    def found(**evaluation: object) -> str:
+        document = {**STUDY, "model": {**STUDY["model"], "train": {"epochs": 1}}, "evaluation": evaluation}
+        return dense_weights_key(parse_study(document))
+
+    chosen = {"split": "train"}
+    of_number = [found(split="val", validation=chosen), found(validation=chosen), found(samples=9, validation=chosen)]
+    assert len(set(of_number)) == 3, "as many choose as are reported on"
+    chosen = {"split": "train", "samples": 50}
+    assert found(split="val", validation=chosen) == found(validation=chosen) == found(samples=9, validation=chosen)
+    assert found(split="val") == found() == found(samples=9), "none is taken from the training"
 
 
 def test_the_first_images_keep_the_keys_that_they_had_before_there_was_a_draw():
