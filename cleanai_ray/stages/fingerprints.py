@@ -211,7 +211,11 @@ def _evaluation(study: Study) -> dict[str, Any]:
         left_out.add("sampling")  # it decides nothing
     if study.task.is_classification:
         left_out.add("validation_share")  # every image is scored, whatever it decides
-    return study.evaluation.model_dump(exclude=left_out)
+    found = study.evaluation.model_dump(exclude=left_out)
+    section = study.evaluation.validation
+    if section is not None and section.samples is None and section.split != "train":
+        found["validation"]["samples"] = "of the whole split"  # once at most a tenth of it
+    return found
 
 
 def _selection(study: Study) -> list[Any]:

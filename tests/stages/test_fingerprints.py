@@ -118,6 +118,16 @@ def test_trained_weights_follow_whatever_decides_how_many_samples_of_another_spl
     assert found(split="val") == found() == found(samples=9), "none is taken from the training"
 
 
+def test_scores_of_a_tenth_of_a_split_are_not_those_of_the_whole_split():
+    """Once, at most a tenth of a split without training chose, too: what was written then says null."""
+    study = parse_study({**STUDY, "evaluation": {"latency": None, "validation": {"split": "val"}}})
+    written = study.evaluation.model_dump(mode="json")
+    assert written["validation"]["samples"] is None
+    assert fingerprints._evaluation(study)["validation"]["samples"] is not None
+    fewer = parse_study({**STUDY, "evaluation": {"validation": {"split": "train"}}})
+    assert fingerprints._evaluation(fewer)["validation"]["samples"] is None
+
+
 def test_the_first_images_keep_the_keys_that_they_had_before_there_was_a_draw():
     study = parse_study({**STUDY, "evaluation": {"samples": 100, "sampling": "first"}})
     data = study.data.model_dump(

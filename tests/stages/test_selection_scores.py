@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from cleanai_ray.config.study import parse_study
+from cleanai_ray.errors import DataError
 from cleanai_ray.evaluation.kept_logits import KeptLogits
 from cleanai_ray.models import build_model
 from cleanai_ray.stages.evidence import correct_row, image_rows, role_columns
@@ -40,6 +41,24 @@ def workspace() -> Workspace:
 @pytest.fixture(scope="module")
 def models(workspace: Workspace) -> list[nn.Module]:
     return [build_model(workspace.study.model, seed=seed, task=workspace.task).eval() for seed in (0, 1)]
+
+
+def test_a_study_that_trains_keeps_images_to_train_on(workspace: Workspace) -> None:
+    number = workspace.source.num_samples("train") - len(workspace.roles.validation)
+    elsewhere = {"samples": 20, "split": "test", "allow_overlap": True}
+    document = {
+        "model": {"name": "resnet20", "num_classes": 10, "input_shape": [1, 8, 8]},
+        "data": {"name": "digits", "calibration": elsewhere},
+        "sweep": {"methods": ["magnitude"], "ratios": [0.3]},
+        "evaluation": {"validation": {"samples": number}},
+    }
+    learning = {"epochs": 1, "data": "calibration", "distillation": {"weight": 1.0}}
+    for trains_not in ({}, {"finetune": learning}):
+        opened = open_workspace(parse_study({**document, **trains_not}).model_dump_json(), "cpu")
+        assert len(opened.roles.selection) == number
+    for trains in ({"finetune": {"epochs": 1}}, {"model": {**document["model"], "train": {"epochs": 1}}}):
+        with pytest.raises(DataError, match=f"samples is {number}; allowed: at most {number - 1}, "):
+            open_workspace(parse_study({**document, **trains}).model_dump_json(), "cpu")
 
 
 def right(model: nn.Module, workspace: Workspace, role: str) -> np.ndarray:
