@@ -180,6 +180,19 @@ def num_required(function: Callable[..., Any]) -> int | None:
     return sum(each.kind in kinds and each.default is each.empty for each in parameters)
 
 
+def can_merge(metric: Any) -> bool:
+    """Return whether what several objects of a metric collected can be put together by their `merge_state`.
+
+    torchmetrics' own one raises unless the metric says `full_state_update = False` and does not exchange at each step.
+    """
+    if not callable(getattr(metric, "merge_state", None)):
+        return False
+    library = getattr(sys.modules.get("torchmetrics"), "Metric", None)
+    if library is None or not isinstance(metric, library) or type(metric).merge_state is not library.merge_state:
+        return True
+    return metric.full_state_update is False and not metric.dist_sync_on_step
+
+
 @contextmanager
 def importable_from_here() -> Iterator[None]:
     """Let modules of the current directory be imported."""

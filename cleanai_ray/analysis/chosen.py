@@ -138,10 +138,11 @@ def selection_view(study: StudyFrames) -> StudyFrames:
     """
     good = study.ok
     if has_test_images(study):
+        # As in `reported_row`: what an older table does not say of these images is unknown.
         good = good.with_columns(
             pl.col("accuracy_validation").alias("accuracy"),
-            pl.coalesce("accuracy_validation_dense", "accuracy_dense").alias("accuracy_dense"),
-            pl.coalesce("num_validation", "num_evaluated").alias("num_evaluated"),
+            pl.col("accuracy_validation_dense").alias("accuracy_dense"),
+            pl.col("num_validation").alias("num_evaluated"),
             pl.col("score_validation").alias("score"),
             pl.col("score_validation_dense").alias("score_dense"),
         )
@@ -164,14 +165,11 @@ def reported_row(study: StudyFrames, trial_id: str, *, has_test: bool) -> dict[s
     row = study.ok.row(by_predicate=pl.col("trial_id") == trial_id, named=True)
     if not has_test:
         return row
-    row |= {"accuracy": row["accuracy_test"], "num_evaluated": row["num_test"]}
     # Scores of all images do not compare with these: an older table, which has no others, leaves them unknown.
-    row |= {"score": row["score_test"], "score_dense": row["score_test_dense"]}
-    row["accuracy_dense"] = (
-        row["accuracy_test_dense"] if row["accuracy_test_dense"] is not None else row["accuracy_dense"]
-    )
-    if row["accuracy_dense"] is not None:
-        row["loss_points"] = 100 * (row["accuracy_dense"] - row["accuracy"])
+    row |= {"accuracy": row["accuracy_test"], "accuracy_dense": row["accuracy_test_dense"]}
+    row |= {"score": row["score_test"], "score_dense": row["score_test_dense"], "num_evaluated": row["num_test"]}
+    dense = row["accuracy_dense"]
+    row["loss_points"] = None if dense is None else 100 * (dense - row["accuracy"])
     interval, found = interval_of(row), against_dense(study, row)
     if interval is not None:
         row |= {"accuracy_low": interval.low, "accuracy_high": interval.high}
@@ -188,7 +186,8 @@ def _sentence(choice: Choice) -> str:
     words = f"Take {describe_trial(trial)}, trial {trial['trial_id']}: {score_text(trial)}"
     words += f" (95 % interval {interval})" if interval else ""
     if choice.has_test_images:
-        words += f" on {plural(trial['num_evaluated'], 'test image')}, which decided nothing."
+        images, number = "test images", trial["num_evaluated"]
+        words += f" on {images if number is None else plural(number, 'test image')}, which decided nothing."
     else:
         words += "."
     if choice.num_replicates > 1 and choice.replicate_mean is not None:

@@ -108,7 +108,7 @@ def _score_loss(row: dict[str, Any], limit: float, allowed: str, *, has_test: bo
     else:
         lost, ends = 100 * (before - after), f"from {100 * before:.2f} % to {100 * after:.2f} %"
         changed = f"{'loses' if lost >= 0 else 'gains'} {_digits(abs(lost), limit)} points of {words.name}, {ends}"
-    samples = f"{number:,} {words.sample}{'' if number == 1 else 's'}"
+    samples = f"{words.sample}s" if number is None else f"{number:,} {words.sample}{'' if number == 1 else 's'}"
     where = f"{samples} that decided nothing" if has_test else f"{samples}, which may also have chosen it"
     unsure = "without an interval, as single answers are not kept"
     return _Check(lost < limit, f"{changed} ({allowed}; {unsure}) on {where}")

@@ -53,7 +53,9 @@ class ValidationSection(Section):
 
     split: str = Field("train", description="Split to draw them from, another one than evaluation.split.")
     samples: PositiveInt | None = Field(
-        None, description="How many; null: as many as are reported on, and at most a tenth of the split."
+        None,
+        description="How many; null: as many as are reported on, and at most a tenth of `train` and of a split that is "
+        "calibrated on.",
     )
 
 

@@ -161,7 +161,7 @@ class Study(Section):
     @property
     def most_workers_per_trial(self) -> int:
         """Workers that a trial takes at most; above `workers_per_trial` only if their number is `auto`."""
-        if self.finetune.num_workers != "auto" or not self.fine_tunes:
+        if self.finetune.num_workers != "auto" or not self.fine_tunes or not self.task.scores_in_shares:
             return self.workers_per_trial
         most = (self.finetune.batch_size or self.data.batch_size) // _LEAST_SHARE
         if self.finetune.data == "calibration":

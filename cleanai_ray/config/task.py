@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator, model_validator
@@ -10,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from cleanai_ray.config.messages import name_among
 from cleanai_ray.config.section import Section
 from cleanai_ray.errors import StudyError
-from cleanai_ray.registry import TASKS, named_callable, num_required
+from cleanai_ray.registry import TASKS, can_merge, named_callable, num_required
 
 if TYPE_CHECKING:
     from cleanai_ray.config.study import Study
@@ -75,6 +74,19 @@ class TaskSection(Section):
         """The task in error messages."""
         return f"{self.name} with a metric of its own" if self.metric is not None else self.name
 
+    @property
+    def scores_in_shares(self) -> bool:
+        """True if several processes can each score a share: by a function of all predictions, or objects that merge."""
+        if self.metric is None:
+            return True
+        function = named_callable(self.metric, "task.metric")
+        if num_required(function) != 0:
+            return True
+        try:
+            return can_merge(function())
+        except Exception:  # the task says what is wrong with it
+            return True
+
 
 def check_task(study: Study) -> None:
     """Check that the other sections suit the task.
@@ -98,10 +110,10 @@ def check_task(study: Study) -> None:
         key, value, usual = found
         raise ValueError(f"{key} is {value}; allowed for task {title}: {'null' if usual is None else usual}")
     workers = study.finetune.num_workers
-    if study.fine_tunes and workers != 1 and task.metric is not None and not _merges(task.metric):
+    if study.fine_tunes and workers not in (1, "auto") and not task.scores_in_shares:
         raise ValueError(
             f"finetune.num_workers is {workers}; allowed for task.metric '{task.metric}', whose objects have no "
-            "merge_state: 1"
+            "merge_state that can put them together: 1 or auto"
         )
     if smoothing and name in _UNSMOOTHED:
         raise ValueError(f"finetune.label_smoothing is {smoothing:g}; allowed for task {title}: 0")
@@ -109,17 +121,6 @@ def check_task(study: Study) -> None:
         raise ValueError(f"sweep.controls is given; allowed for task {title}: null")
     if study.finetune.distillation is not None and name not in _TAUGHT:
         raise ValueError(f"finetune.distillation is set; allowed for task {title}: null")
-
-
-def _merges(metric: str) -> bool:
-    """Return whether several processes can score by a metric: a function of all predictions, or objects that merge."""
-    function = named_callable(metric, "task.metric")
-    if num_required(function) != 0:
-        return True
-    try:
-        return callable(getattr(function if inspect.isclass(function) else function(), "merge_state", None))
-    except Exception:  # the task says what is wrong with it
-        return True
 
 
 def _settings(study: Study) -> list[tuple[str, Any, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -55,7 +56,12 @@ class SampleRoles:
 
 
 def assign_roles(
-    data: DataSection, evaluation: EvaluationSection, source: ImageSource, draw: CalibrationDraw | None = None
+    data: DataSection,
+    evaluation: EvaluationSection,
+    source: ImageSource,
+    draw: CalibrationDraw | None = None,
+    *,
+    trains: bool = False,
 ) -> SampleRoles:
     """Assign the samples of a data set their roles. The same arguments give the same roles.
 
@@ -64,7 +70,8 @@ def assign_roles(
     - validation: `data.validation_fraction` of the `train` split (at least one sample), drawn with a fixed seed and
       regardless of classes, so that it does not depend on the calibration samples.
     - selection: `evaluation.validation.samples` of `evaluation.validation.split`, drawn with a fixed seed, as many of
-      each class; never a validation sample. They do not depend on the calibration samples.
+      each class; never a validation sample. They do not depend on the calibration samples. If null, as many as are
+      scored, and at most a tenth of `train` and of a split that is calibrated on.
     - calibration: `data.calibration.samples` of `data.calibration.split`, drawn with `data.calibration.seed`; never a
       validation or selection sample. With `data.calibration.disjoint`, draws of different seeds share none.
     - training: the rest of the `train` split, also without the calibration samples of all draws if
@@ -81,6 +88,7 @@ def assign_roles(
         evaluation: The study's `evaluation`.
         source: The opened data set.
         draw: The draw whose samples are calibrated on, one of those that `data` defines; the first by default.
+        trains: True if the study trains on labelled images, so that some must be left.
 
     Raises:
         DataError: When a split is unknown or too small, or when splits that must differ are the same.
@@ -93,17 +101,19 @@ def assign_roles(
     order = np.random.default_rng([_VALIDATION_SEED, train_size]).permutation(train_size)
     num_validation = min(train_size, max(1, round(data.validation_fraction * train_size)))
     validation, rest = np.sort(order[:num_validation]), np.sort(order[num_validation:])
-    selection_split, selection = _selection(evaluation, source, evaluation_split, len(scored), rest)
+    needed = {calibration_split, *([_TRAIN] if trains else [])}
+    selection_split, selection = _selection(evaluation, source, evaluation_split, len(scored), rest, needed)
     rest = np.setdiff1d(rest, selection) if selection_split == _TRAIN else rest
     candidates = rest if calibration_split == _TRAIN else np.arange(source.num_samples(calibration_split))
-    candidates = np.setdiff1d(candidates, selection) if selection_split == calibration_split else candidates
+    num_chosen = len(selection) if selection_split == calibration_split else 0
+    candidates = np.setdiff1d(candidates, selection) if num_chosen else candidates
     draws = data.calibration.draws()
-    drawn = {one: _draw(data, one, candidates) for one in draws}
+    drawn = {one: _draw(data, one, candidates, num_chosen) for one in draws}
     calibration, union = drawn[draw or draws[0]], np.unique(np.concatenate(list(drawn.values())))
     withheld = calibration_split != _TRAIN or _withholds(data, len(union), train_size)
     if withheld and calibration_split == _TRAIN:
         rest = np.setdiff1d(rest, union)
-    return SampleRoles(
+    roles = SampleRoles(
         calibration=calibration.astype(np.int64),
         training=rest.astype(np.int64),
         validation=validation.astype(np.int64),
@@ -116,12 +126,34 @@ def assign_roles(
         selection=selection,
         selection_split=selection_split,
     )
+    if trains and not len(rest):
+        raise DataError(_none_left(source, roles, train_size))
+    return roles
+
+
+def _none_left(source: ImageSource, roles: SampleRoles, train_size: int) -> str:
+    """Say why no image is left to train on."""
+    chosen = len(roles.selection) if roles.selection_split == _TRAIN else 0
+    others = train_size - len(roles.validation) - chosen
+    return (
+        f"none of the {train_size} images of split '{_TRAIN}' of data set '{source.name}' is left to train on: "
+        f"{len(roles.validation)} validate, {chosen} choose (evaluation.validation), {others} are calibrated on; "
+        "needed: at least 1"
+    )
 
 
 def _selection(
-    evaluation: EvaluationSection, source: ImageSource, evaluation_split: str, num_scored: int, rest: np.ndarray
+    evaluation: EvaluationSection,
+    source: ImageSource,
+    evaluation_split: str,
+    num_scored: int,
+    rest: np.ndarray,
+    needed: Set[str],
 ) -> tuple[str, np.ndarray]:
-    """Return the split of the images that choose, and their indices; `rest` is the training split's without others."""
+    """Return the split of the images that choose, and their indices.
+
+    `rest` is the training split without the images that validate; of the splits `needed`, some images must be left.
+    """
     section = evaluation.validation
     if section is None:
         return _TRAIN, np.empty(0, dtype=np.int64)
@@ -132,12 +164,15 @@ def _selection(
             f"split of data set '{source.name}'; allowed: another one of {', '.join(source.splits)}"
         )
     candidates = rest if split == _TRAIN else np.arange(source.num_samples(split))
-    number = section.samples or max(1, min(num_scored, len(candidates) // _SELECTION_SHARE))
-    if number > len(candidates):
+    usual = len(candidates) // _SELECTION_SHARE if split in {_TRAIN, *needed} else len(candidates)
+    number = section.samples or max(1, min(num_scored, usual))
+    most = max(0, len(candidates) - (split in needed))
+    if number > most:
         without = " without its validation samples" if split == _TRAIN else ""
+        less = ", less one, since the study learns from the others" if split in needed else ""
         raise DataError(
-            f"evaluation.validation.samples is {number}; allowed: at most {len(candidates)}, the size of split "
-            f"'{section.split}'{without}"
+            f"evaluation.validation.samples is {number}; allowed: at most {most}, the size of split "
+            f"'{section.split}'{without}{less}"
         )
     classes = source.classes(split)
     own = None if classes is None else classes[candidates]
@@ -173,9 +208,12 @@ def _scored(evaluation: EvaluationSection, available: int) -> np.ndarray:
     return np.sort(order[: evaluation.samples]).astype(np.int64)
 
 
-def _draw(data: DataSection, draw: CalibrationDraw, candidates: np.ndarray) -> np.ndarray:
+def _draw(data: DataSection, draw: CalibrationDraw, candidates: np.ndarray, num_chosen: int) -> np.ndarray:
+    """Return a draw from the candidates, of whose split `num_chosen` others choose."""
     if draw.samples > len(candidates):
-        without = " without its validation samples" if data.calibration.split == _TRAIN else ""
+        others = ["its validation samples"] if data.calibration.split == _TRAIN else []
+        others += [f"the {num_chosen} that choose (evaluation.validation)"] if num_chosen else []
+        without = f" without {' and '.join(others)}" if others else ""
         verb = "holds" if isinstance(data.calibration.samples, tuple) else "is"
         raise DataError(
             f"data.calibration.samples {verb} {draw.samples}; allowed: at most {len(candidates)}, "

@@ -211,15 +211,20 @@ def _evaluation(study: Study) -> dict[str, Any]:
         left_out.add("sampling")  # it decides nothing
     if study.task.is_classification:
         left_out.add("validation_share")  # every image is scored, whatever it decides
-    return study.evaluation.model_dump(exclude=left_out)
+    found = study.evaluation.model_dump(exclude=left_out)
+    section = study.evaluation.validation
+    if section is not None and section.samples is None and section.split != "train":
+        found["validation"]["samples"] = "of the whole split"  # once at most a tenth of it
+    return found
 
 
 def _selection(study: Study) -> list[Any]:
     """Return what decides which samples of another split choose, which are not calibrated or trained on."""
-    section = study.evaluation.validation
+    section, evaluation = study.evaluation.validation, study.evaluation
     if section is None:
         return []
-    return [section.model_dump(), study.evaluation.samples if section.samples is None else None]
+    # Where their number is not given, it follows that of the samples that are reported on.
+    return [section.model_dump(), None if section.samples is not None else [evaluation.split, evaluation.samples]]
 
 
 def _data(study: Study) -> dict[str, Any]:

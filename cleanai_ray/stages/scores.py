@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import chain
 from operator import add
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from cleanai_ray.training.part import ScoringPart
 
 @dataclass(frozen=True)
 class StageScore:
-    """A model's score on some of the evaluation samples. Scores on two shares of the samples add up: `a + b`.
+    """A model's score on the evaluation samples.
 
     Attributes:
         accuracy: The score.
@@ -41,15 +42,49 @@ class StageScore:
     comparison: Comparison | None = None
     hits: Hits | None = None
 
-    def __add__(self, other: StageScore) -> StageScore:
+
+@dataclass(frozen=True)
+class ShareScore:
+    """What one process finds on its share of the samples. The scores of two shares add up: `a + b`.
+
+    Attributes:
+        accuracy: The score on its evaluation samples; None if it could read none of them.
+        comparison: The comparison with the dense model on these, if there is one.
+        hits: The images that the model gets right, also among those that choose, if it is compared.
+    """
+
+    accuracy: Accuracy | TaskScore | None
+    comparison: Comparison | None = None
+    hits: Hits | None = None
+
+    def __add__(self, other: ShareScore) -> ShareScore:
         """Return the score on both shares together."""
-        assert isinstance(self.accuracy, Accuracy)
-        assert isinstance(other.accuracy, Accuracy), "one process scores models of other tasks"
-        comparison = None
-        if self.comparison is not None and other.comparison is not None:
-            comparison = self.comparison + other.comparison
-        hits = None if self.hits is None or other.hits is None else self.hits + other.hits
-        return StageScore(self.accuracy + other.accuracy, comparison, hits)
+        accuracy = other.accuracy if self.accuracy is None else self.accuracy
+        if self.accuracy is not None and other.accuracy is not None:
+            assert isinstance(self.accuracy, Accuracy)
+            assert isinstance(other.accuracy, Accuracy), "one process scores models of other tasks"
+            accuracy = self.accuracy + other.accuracy
+        return ShareScore(accuracy, _sum(self.comparison, other.comparison), _sum(self.hits, other.hits))
+
+    def whole(self) -> StageScore:
+        """Return the score of all shares together.
+
+        Raises:
+            EvaluationError: When there is no image to score.
+        """
+        if self.accuracy is None:
+            raise EvaluationError("there are 0 images to evaluate on, at least 1 is needed")
+        return StageScore(self.accuracy, self.comparison, self.hits)
+
+
+_Part = TypeVar("_Part", Comparison, Hits)
+
+
+def _sum(one: _Part | None, other: _Part | None) -> _Part | None:
+    """Return the sum of what is there."""
+    if one is None or other is None:
+        return one if other is None else other
+    return one + other
 
 
 def score_dense(workspace: Workspace, model: nn.Module) -> tuple[Accuracy | TaskScore, KeptLogits]:
@@ -90,12 +125,13 @@ def score_dense(workspace: Workspace, model: nn.Module) -> tuple[Accuracy | Task
 
 def score_share(
     workspace: Workspace, dense: KeptLogits, model: nn.Module, part: ScoringPart, share: Share
-) -> StageScore | None:
-    """Score a model on this process's share of the evaluation samples; None if it holds no readable sample.
+) -> ShareScore | None:
+    """Score a model on this process's share of the evaluation samples; None if it has none.
 
     Every process gets consecutive whole batches, so that the batches are the same for any number of processes. Images
     that the dense model's process could not read are left out, so that both models are scored on the same ones. Of the
-    samples of another split that choose, it is only kept which the model gets right, and only if models are compared.
+    samples of another split that choose, it is only kept which the model gets right, and only if models are compared;
+    they are shared out likewise, and count whether or not the process can read any of its evaluation samples.
 
     Args:
         workspace: The opened study.
@@ -110,10 +146,10 @@ def score_share(
 
 def _score_share(
     workspace: Workspace, dense: KeptLogits, model: nn.Module, part: ScoringPart, share: Share
-) -> StageScore | None:
+) -> ShareScore | None:
     rank, world_size = share
     if not workspace.study.task.is_classification:
-        return None if rank else StageScore(score_task_model(workspace, model, chooses=part.compares)[0])
+        return None if rank else ShareScore(score_task_model(workspace, model, chooses=part.compares)[0])
     size = workspace.study.data.batch_size
     positions = _share_of(len(workspace.roles.evaluation), size, share)
     if not len(positions):
@@ -133,8 +169,8 @@ def _score_share(
             keeper.add(numbers, logits, labels)
 
     _run_over(workspace, model, _in_both(dense, batches), receive)
-    found = scorer.result()
-    return None if found is None else StageScore(*found, keeper.result() if part.compares else None)
+    accuracy, comparison = scorer.result() or (None, None)
+    return ShareScore(accuracy, comparison, keeper.result() if part.compares else None)
 
 
 def _share_of(number: int, batch_size: int, share: Share) -> np.ndarray:
@@ -189,6 +225,4 @@ def score_model(
     work = partial(score_share, workspace, dense, model, part, (context.rank, context.world_size))
     own = workspace.task.restored(model)  # a view of it cannot travel to other processes
     shares = [share for share in context.gather(own, part, work) if share is not None]
-    if not shares:
-        raise EvaluationError("there are 0 images to evaluate on, at least 1 is needed")
-    return reduce(add, shares)
+    return reduce(add, shares, ShareScore(None)).whole()

@@ -11,7 +11,7 @@ from cleanai_ray.config.study import Trial
 from cleanai_ray.errors import CleanAIError
 from cleanai_ray.evaluation.kept_logits import KeptLogits
 from cleanai_ray.stages.finetune import fine_tune_part
-from cleanai_ray.stages.scores import StageScore, score_share
+from cleanai_ray.stages.scores import ShareScore, score_share
 from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.training.part import ScoringPart
 from cleanai_ray.training.processes import ProcessGroupContext
@@ -38,7 +38,7 @@ def assist_trial(
     """
     share = context.rank, context.world_size
 
-    def score(model: nn.Module, part: ScoringPart) -> StageScore | None:
+    def score(model: nn.Module, part: ScoringPart) -> ShareScore | None:
         found = score_share(workspace, dense_logits, model, part, share)
         note()
         return found

@@ -270,7 +270,8 @@ def open_workspace(study_json: str, device: str, draw: CalibrationDraw | None = 
     apply_numerics(study.numerics)
     draw = draw or study.draws()[0]
     if (draw, device) not in opened:
-        roles = assign_roles(study.data, study.evaluation, source, draw)
+        trains = study.model.train is not None or (study.fine_tunes and study.finetune.data == "training")
+        roles = assign_roles(study.data, study.evaluation, source, draw, trains=trains)
         own = study.of_draw(draw)
         opened[draw, device] = Workspace(study=own, source=source, roles=roles, device=torch.device(device))
     return opened[draw, device]

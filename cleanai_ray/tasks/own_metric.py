@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cleanai_ray.errors import EvaluationError, ScoreError, TaskError
-from cleanai_ray.registry import TASKS, named_callable, num_required
+from cleanai_ray.registry import TASKS, can_merge, named_callable, num_required
 
 LOW_IS_GOOD = " (lower is better)"
 """Follows the name of a metric of which a low value is good, in the column `metric`."""
@@ -51,7 +51,7 @@ class OwnMetric:
                 )
         else:
             require_arguments(self._function, 2, f"task.metric '{name}'", "(predictions, targets)")
-        self.merges = not self._collects or callable(getattr(shown, "merge_state", None))
+        self.merges = not self._collects or can_merge(shown)
         given = getattr(shown, "higher_is_better", True)
         self.higher_is_better = given is not False
         plain = name.partition(":")[2]
@@ -71,7 +71,7 @@ class OwnMetric:
     @property
     def alone(self) -> str:
         """The metric in error messages on several processes."""
-        return f"task.metric '{self.name}', whose objects have no merge_state"
+        return f"task.metric '{self.name}', whose objects have no merge_state that can put them together"
 
     def collector(self) -> Any:
         """Return an object with update and compute, without samples."""

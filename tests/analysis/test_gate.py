@@ -122,6 +122,27 @@ def test_a_score_that_is_not_there_does_not_pass() -> None:
     assert "has no perplexity in its tables" in found.sentence
 
 
+def without(study: StudyFrames, *columns: str) -> StudyFrames:
+    """A study whose tables were written before there were some columns."""
+    kinds = study.results.schema
+    return replace(study, results=study.results.with_columns(pl.lit(None, kinds[name]).alias(name) for name in columns))
+
+
+def test_an_older_table_without_counts_is_judged_without_naming_them() -> None:
+    study = without(scored("mIoU", (0.613, 0.601), (0.613, 0.601)), "num_test", "num_validation", "num_evaluated")
+    found = judge_gate(study, max_loss=2.0, min_speedup=None, trial="best")
+    assert found.passed
+    assert found.sentence.endswith("single answers are not kept) on images that decided nothing.")
+    assert "on test images, which decided nothing." in study.choice.recommendation.sentence
+
+
+def test_a_dense_score_of_all_images_does_not_stand_for_that_of_the_test_images() -> None:
+    study = without(scored("mIoU", (0.613, 0.601), (0.613, 0.601)), "accuracy_test_dense", "score_test_dense")
+    found = judge_gate(study, max_loss=50.0, min_speedup=None, trial="best")
+    assert not found.passed
+    assert "has no mIoU in its tables to compare with the dense model's" in found.sentence
+
+
 def test_what_was_not_measured_is_not_passed() -> None:
     assert "was not timed" in judge_gate(study_of([2]), max_loss=None, min_speedup=1.0).sentence
     study = study_of([2])

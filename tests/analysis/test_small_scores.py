@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import polars as pl
 import pytest
 from report.with_images import DECIDES, MOST_ACCURATE, right, study_with_images
 
@@ -35,6 +38,24 @@ def test_a_score_is_reported_beside_the_dense_one_of_the_same_images() -> None:
     sentence = find(study).headline.sentence
     assert "perplexity 6 (token probability" in sentence
     assert "the dense model's perplexity 4 (token probability" in sentence
+
+
+@pytest.mark.parametrize("has_count", [True, False])
+def test_a_dense_score_that_is_not_of_the_same_images_is_unknown(has_count: bool) -> None:
+    """An older table has the dense model's score on all images alone, and perhaps not how many those of a role are."""
+    old = {f"{name}_{role}_dense": None for name in ("accuracy", "score") for role in ("validation", "test")}
+    old |= {} if has_count else {"num_validation": None, "num_test": None}
+    study = study_with_images([{"num_classes": 10}], [right(36, 38)], DENSE, DECIDES, study=MOST_ACCURATE)
+    kinds = study.results.schema
+    results = study.results.with_columns(pl.lit(value, kinds[name]).alias(name) for name, value in old.items())
+    study = replace(study, results=results)
+    (trial_id,) = study.ok["trial_id"]
+    for row in (reported_row(study, trial_id, has_test=True), selection_view(study).ok.row(0, named=True)):
+        assert (row["accuracy_dense"], row["loss_points"]) == (None, None)
+        assert row["num_evaluated"] == (1000 if has_count else None)
+    sentence = find(study).headline.sentence
+    assert "the dense model" not in sentence
+    assert ("1000 test images" in sentence) == has_count
 
 
 def test_points_of_accuracy_are_judged_as_points() -> None:

@@ -62,11 +62,7 @@ def test_classification_is_the_default() -> None:
                 "finetune": {"epochs": 1, "num_workers": 2},
             },
             "finetune.num_workers is 2; allowed for task.metric 'collections:Counter', whose objects have no "
-            "merge_state: 1",
-        ),
-        (
-            {"task": {"metric": "collections:Counter"}, "finetune": {"epochs": 1, "num_workers": "auto"}},
-            "finetune.num_workers is auto; allowed for task.metric 'collections:Counter', whose objects have no",
+            "merge_state that can put them together: 1 or auto",
         ),
     ],
 )
@@ -89,6 +85,13 @@ def test_several_processes_score_by_a_metric_that_is_a_function() -> None:
     finetune = {"epochs": 1, "num_workers": 2}
     own = document(task={"name": "segmentation", "metric": "torch.nn.functional:mse_loss"}, finetune=finetune)
     assert parse_study(own).finetune.num_workers == 2
+
+
+def test_one_process_scores_by_objects_that_do_not_merge_where_the_number_is_auto() -> None:
+    finetune = {"epochs": 1, "num_workers": "auto"}
+    counted = {"name": "segmentation", "metric": "collections:Counter"}
+    assert parse_study(document(task=counted, finetune=finetune)).most_workers_per_trial == 1
+    assert parse_study(document(finetune=finetune)).most_workers_per_trial > 1
 
 
 def test_detectors_keep_their_own_loss() -> None:

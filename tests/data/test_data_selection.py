@@ -22,9 +22,11 @@ from cleanai_ray.errors import DataError
 ROLES = ("calibration", "training", "validation", "evaluation", "selection")
 
 
-def roles_of(source: ImageSource, validation: dict[str, Any] | None, **calibration: Any) -> SampleRoles:
+def roles_of(
+    source: ImageSource, validation: dict[str, Any] | None, *, trains: bool = False, **calibration: Any
+) -> SampleRoles:
     data = DataSection(name="sizes", validation_fraction=0.1, calibration=CalibrationSection(**calibration))
-    return assign_roles(data, EvaluationSection(validation=validation), source)
+    return assign_roles(data, EvaluationSection(validation=validation), source, trains=trains)
 
 
 def of_classes(labels: list[int], **sizes: int) -> Sizes:
@@ -56,7 +58,8 @@ def test_no_image_is_in_two_roles(train, val, split, calibrated, samples, num_ca
     assert {name for name, _ in sets["selection"]} == {split}
     assert sets["evaluation"] == {("test", number) for number in range(11)}, "all are reported on"
     available = train - len(roles.validation) if split == "train" else val
-    assert len(roles.selection) == (samples or max(1, min(11, available // 10)))
+    most = available // 10 if split in ("train", calibrated) else available
+    assert len(roles.selection) == (samples or max(1, min(11, most)))
     assert roles.selection.dtype == np.int64
     assert roles.selection.tolist() == sorted(roles.selection.tolist())
     again = roles_of(source, chosen, samples=3, split=calibrated, seed=7)
@@ -101,7 +104,7 @@ def test_a_folder_sorted_by_class_is_drawn_from_all_over() -> None:
 def test_what_cannot_be_drawn_is_an_error() -> None:
     source = Sizes(train=100, test=20)
     with pytest.raises(
-        DataError, match=r"evaluation.validation.samples is 91; allowed: at most 90, .* without its validation samples"
+        DataError, match=r"evaluation.validation.samples is 91; allowed: at most 89, .* without its validation samples"
     ):
         roles_of(source, {"samples": 91}, samples=5)
     with pytest.raises(DataError, match=r"validation.split 'val' and evaluation.split 'test' are the same split"):
@@ -110,6 +113,26 @@ def test_what_cannot_be_drawn_is_an_error() -> None:
         roles_of(source, {"split": "extra"}, samples=5)
     with pytest.raises(DataError, match=r"data.calibration.samples is 81; allowed: at most 80"):
         roles_of(source, {"samples": 10}, samples=81)
+
+
+def test_images_that_choose_leave_some_to_whatever_else_needs_their_split() -> None:
+    source = Sizes(train=1000, val=50, test=20)
+    with pytest.raises(DataError, match=r"validation.samples is 900; allowed: at most 899, .*, less one, since"):
+        roles_of(source, {"samples": 900}, samples=64)
+    left = r"calibration.samples is 64; allowed: at most 10, the size of split 'train' without its validation samples "
+    with pytest.raises(DataError, match=left + r"and the 890 that choose \(evaluation.validation\)$"):
+        roles_of(source, {"samples": 890}, samples=64)
+    with pytest.raises(DataError, match=r"at most 30, the size of split 'val' without the 20 that choose \(eval"):
+        roles_of(source, {"split": "val", "samples": 20}, samples=31, split="val")
+    elsewhere = {"samples": 5, "split": "val"}
+    assert len(roles_of(source, {"samples": 900}, **elsewhere).selection) == 900, "nothing else needs the split"
+    with pytest.raises(DataError, match=r"validation.samples is 900; allowed: at most 899"):
+        roles_of(source, {"samples": 900}, **elsewhere, trains=True)
+    everything = {"samples": 890, "withhold_from_training": True}
+    with pytest.raises(
+        DataError, match=r"none of the 1000 images .* 100 validate, 10 choose .*, 890 are calibrated on"
+    ):
+        roles_of(source, {"samples": 10}, **everything, trains=True)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pypdfium2
 import pytest
+import yaml
 from report.joint_expected import Expected
 from report.joint_runs import Planted, write_runs
 
@@ -191,6 +192,20 @@ def test_what_cannot_be_joined_is_refused_in_a_sentence(whole: list[Path], tmp_p
     (copy / "study.yaml").write_text(text)
     with pytest.raises(ArtifactError, match=r"data\.name is fashion_mnist and digits; allowed in a joint report: one"):
         cleanai.analyse([whole[0], copy])
+
+
+def test_trainings_that_began_from_other_weights_are_told_apart(whole: list[Path], tmp_path: Path) -> None:
+    """The same seed twice, from weights of two files: the digests of what was trained differ."""
+    runs = []
+    for name, run in zip("ab", whole, strict=False):
+        shutil.copytree(run, tmp_path / name)
+        file = tmp_path / name / "study.yaml"
+        study = yaml.safe_load(file.read_text())
+        study["model"] |= {"weights": f"{name}.pth", "train": {"epochs": 12, "seed": 0}}
+        file.write_text(yaml.safe_dump(study))
+        runs.append(tmp_path / name)
+    joint = cleanai.analyse(runs).findings.joint
+    assert [run.name for run in joint.runs] == ["resnet20, training resnet200", "resnet20, training resnet201"]
 
 
 def test_a_joint_report_needs_a_folder(whole: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

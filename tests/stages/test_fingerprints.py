@@ -18,6 +18,7 @@ from cleanai_ray.stages.fingerprints import (
     calibration_key,
     data_key,
     dense_key,
+    dense_weights_key,
     moments_key,
     profile_key,
     trial_key,
@@ -102,6 +103,29 @@ def test_the_way_that_scored_images_are_drawn_counts_where_not_all_are_scored():
 
     assert not found(samples=100) & found(samples=100, sampling="first")
     assert found() == found(sampling="first")
+
+
+def test_trained_weights_follow_whatever_decides_how_many_samples_of_another_split_choose():
+    def found(**evaluation: object) -> str:
+        document = {**STUDY, "model": {**STUDY["model"], "train": {"epochs": 1}}, "evaluation": evaluation}
+        return dense_weights_key(parse_study(document))
+
+    chosen = {"split": "train"}
+    of_number = [found(split="val", validation=chosen), found(validation=chosen), found(samples=9, validation=chosen)]
+    assert len(set(of_number)) == 3, "as many choose as are reported on"
+    chosen = {"split": "train", "samples": 50}
+    assert found(split="val", validation=chosen) == found(validation=chosen) == found(samples=9, validation=chosen)
+    assert found(split="val") == found() == found(samples=9), "none is taken from the training"
+
+
+def test_scores_of_a_tenth_of_a_split_are_not_those_of_the_whole_split():
+    """Once, at most a tenth of a split without training chose, too: what was written then says null."""
+    study = parse_study({**STUDY, "evaluation": {"latency": None, "validation": {"split": "val"}}})
+    written = study.evaluation.model_dump(mode="json")
+    assert written["validation"]["samples"] is None
+    assert fingerprints._evaluation(study)["validation"]["samples"] is not None
+    fewer = parse_study({**STUDY, "evaluation": {"validation": {"split": "train"}}})
+    assert fingerprints._evaluation(fewer)["validation"]["samples"] is None
 
 
 def test_the_first_images_keep_the_keys_that_they_had_before_there_was_a_draw():

@@ -15,9 +15,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from cleanai_ray.config.study import parse_study
+from cleanai_ray.errors import EvaluationError
 from cleanai_ray.evaluation.kept_logits import KeptLogits
 from cleanai_ray.models import build_model
-from cleanai_ray.stages.scores import StageScore, score_dense, score_share
+from cleanai_ray.stages.scores import ShareScore, StageScore, score_dense, score_share
 from cleanai_ray.stages.workspace import Workspace, open_workspace
 from cleanai_ray.training.part import ScoringPart
 
@@ -39,10 +40,13 @@ class Opened:
     def logits(self) -> KeptLogits:
         return score_dense(self.workspace, self.dense)[1]
 
-    def score(self, dense: KeptLogits, share: tuple[int, int] = (0, 1)) -> StageScore:
+    def share(self, dense: KeptLogits, share: tuple[int, int]) -> ShareScore:
         found = score_share(self.workspace, dense, self.model, COMPARED, share)
         assert found is not None
         return found
+
+    def score(self, dense: KeptLogits) -> StageScore:
+        return self.share(dense, (0, 1)).whole()
 
     def slowly(self, numbers: list[int]) -> dict[str, Any]:
         """What is to be found on some images, read and run one at a time."""
@@ -143,10 +147,10 @@ def test_both_models_are_scored_on_the_images_that_both_could_read(opened: Opene
 def test_two_shares_give_the_numbers_of_one(opened: Opened) -> None:
     opened.path(5).write_bytes(b"")
     dense = opened.logits()
-    whole, shares = opened.score(dense), [opened.score(dense, (rank, 2)) for rank in range(2)]
+    whole, shares = opened.score(dense), [opened.share(dense, (rank, 2)) for rank in range(2)]
     # Five batches of 4, 3 (one is unreadable), 4, 4 and 2: the first three, and the rest.
-    assert [share.accuracy.num_samples for share in shares] == [11, 6]
-    both = shares[0] + shares[1]
+    assert [share.whole().accuracy.num_samples for share in shares] == [11, 6]
+    both = (shares[0] + shares[1]).whole()
     check(opened, both, dense.numbers.tolist())
     assert both.comparison is not None
     assert whole.comparison is not None
@@ -159,7 +163,12 @@ def test_a_share_of_which_nothing_can_be_read_has_no_score(opened: Opened) -> No
     dense = opened.logits()
     for number in (16, 17):
         opened.path(number).unlink()
-    assert score_share(opened.workspace, dense, opened.model, COMPARED, (4, 5)) is None
+    nothing = opened.share(dense, (4, 5))
+    assert (nothing.accuracy, nothing.comparison) == (None, None)
+    with pytest.raises(EvaluationError, match="there are 0 images to evaluate on"):
+        nothing.whole()
+    first = opened.share(dense, (0, 5))
+    assert (first + nothing).whole().accuracy == (nothing + first).whole().accuracy == first.accuracy
     assert score_share(opened.workspace, dense, opened.model, COMPARED, (5, 6)) is None, "there are five batches"
 
 

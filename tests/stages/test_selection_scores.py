@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from cleanai_ray.config.study import parse_study
+from cleanai_ray.errors import DataError
 from cleanai_ray.evaluation.kept_logits import KeptLogits
 from cleanai_ray.models import build_model
 from cleanai_ray.stages.evidence import correct_row, image_rows, role_columns
@@ -42,6 +43,24 @@ def models(workspace: Workspace) -> list[nn.Module]:
     return [build_model(workspace.study.model, seed=seed, task=workspace.task).eval() for seed in (0, 1)]
 
 
+def test_a_study_that_trains_keeps_images_to_train_on(workspace: Workspace) -> None:
+    number = workspace.source.num_samples("train") - len(workspace.roles.validation)
+    elsewhere = {"samples": 20, "split": "test", "allow_overlap": True}
+    document = {
+        "model": {"name": "resnet20", "num_classes": 10, "input_shape": [1, 8, 8]},
+        "data": {"name": "digits", "calibration": elsewhere},
+        "sweep": {"methods": ["magnitude"], "ratios": [0.3]},
+        "evaluation": {"validation": {"samples": number}},
+    }
+    learning = {"epochs": 1, "data": "calibration", "distillation": {"weight": 1.0}}
+    for trains_not in ({}, {"finetune": learning}):
+        opened = open_workspace(parse_study({**document, **trains_not}).model_dump_json(), "cpu")
+        assert len(opened.roles.selection) == number
+    for trains in ({"finetune": {"epochs": 1}}, {"model": {**document["model"], "train": {"epochs": 1}}}):
+        with pytest.raises(DataError, match=f"samples is {number}; allowed: at most {number - 1}, "):
+            open_workspace(parse_study({**document, **trains}).model_dump_json(), "cpu")
+
+
 def right(model: nn.Module, workspace: Workspace, role: str) -> np.ndarray:
     with torch.no_grad():
         return np.concatenate([(model(x).argmax(1) == y).numpy() for x, y in workspace.batches(role)])
@@ -66,7 +85,7 @@ def test_any_number_of_processes_scores_every_image_once(
         score_share(workspace, logits, model, ScoringPart(compares=True), (rank, num_processes))
         for rank in range(num_processes)
     ]
-    found = reduce(add, [share for share in shares if share is not None])
+    found = reduce(add, [share for share in shares if share is not None]).whole()
     reported, choosing = right(model, workspace, "evaluation"), right(model, workspace, "selection")
     assert found.accuracy.num_samples == NUM_REPORTED
     assert found.accuracy.value == pytest.approx(reported.mean())
@@ -89,7 +108,23 @@ def test_a_score_that_is_not_compared_is_of_the_reported_images_alone(
     _, logits = score_dense(workspace, models[0])
     found = score_share(workspace, logits, models[1], ScoringPart(compares=False), (0, 1))
     assert found is not None
-    assert (found.accuracy.num_samples, found.hits) == (NUM_REPORTED, None)
+    assert (found.whole().accuracy.num_samples, found.hits) == (NUM_REPORTED, None)
+
+
+def test_a_process_that_reads_none_of_its_reported_images_keeps_its_share_of_those_that_choose(
+    workspace: Workspace, models: list[nn.Module]
+) -> None:
+    dense, model = models
+    _, logits = score_dense(workspace, dense)
+    is_read = ~np.isin(logits.numbers, workspace.roles.evaluation[40:])  # the second process has the third batch of 20
+    fewer = KeptLogits(numbers=logits.numbers[is_read], values=logits.values[is_read])
+    shares = [score_share(workspace, fewer, model, ScoringPart(compares=True), (rank, 2)) for rank in range(2)]
+    found = reduce(add, [share for share in shares if share is not None]).whole()
+    assert (found.accuracy.num_samples, found.comparison and found.comparison.num_samples) == (40, 40)
+    assert found.hits is not None
+    hits = dict(zip(found.hits.numbers.tolist(), found.hits.correct.tolist(), strict=True))
+    choosing = right(model, workspace, "selection").tolist()
+    assert [hits[-1 - number] for number in workspace.roles.selection.tolist()] == choosing
 
 
 def test_rows_name_the_split_and_the_place_there() -> None:

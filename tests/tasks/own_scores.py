@@ -67,3 +67,33 @@ def library() -> Any:
     from torchmetrics.classification import MulticlassAccuracy
 
     return MulticlassAccuracy(num_classes=3, average="macro")
+
+
+def derived(said: bool | None, synchronises: bool = False, merges: bool = False) -> Any:
+    """A user's subclass of torchmetrics' Metric, which may say that it needs no full state, or have its own merge."""
+    import torch
+    from torchmetrics import Metric
+
+    class Derived(Metric):
+        full_state_update = said
+
+        def __init__(self) -> None:
+            super().__init__(dist_sync_on_step=synchronises)
+            self.add_state("right", torch.zeros(()), dist_reduce_fx="sum")
+
+        def update(self, predicted: Tensor, targets: Tensor) -> None:
+            self.right += (predicted.argmax(1) == targets).sum()
+
+        def compute(self) -> Tensor:
+            return self.right
+
+    class OfItsOwn(Derived):
+        def merge_state(self, incoming_state: Any) -> None:
+            self.right += incoming_state.right
+
+    return OfItsOwn() if merges else Derived()
+
+
+def plain_library() -> Any:
+    """A subclass as most write it, which torchmetrics does not merge."""
+    return derived(said=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 import threading
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import cleanai_ray as cleanai
-from cleanai_ray.errors import EvaluationError
+from cleanai_ray.config.study import parse_study
+from cleanai_ray.errors import EvaluationError, StudyError
 from cleanai_ray.evaluation.scoring import score
+from cleanai_ray.registry import can_merge
 from cleanai_ray.tasks import Task
 from cleanai_ray.tasks import own as own_tasks
 from cleanai_ray.tasks.own import task_with
@@ -135,6 +138,39 @@ def test_what_cannot_be_merged_is_refused_in_a_sentence() -> None:
     several.world_size = 2
     net, data = small_nets.build("plain"), small_nets.batches()
     all_alone(lambda: cleanai.fine_tune(net, data, data, task=task, epochs=1, context=several))
+
+
+@pytest.mark.parametrize("said", [None, True, False])
+@pytest.mark.parametrize("synchronises", [True, False])
+@pytest.mark.parametrize("merges", [True, False])
+def test_a_metric_of_torchmetrics_can_merge_where_it_does(said: bool | None, synchronises: bool, merges: bool) -> None:
+    pytest.importorskip("torchmetrics")
+    one = own_scores.derived(said, synchronises, merges)
+    other, every = copy.deepcopy(one), batches([4, 5])
+    for metric, batch in zip((one, other), every, strict=True):
+        metric.update(*batch)
+    if can_merge(one):
+        one.merge_state(other)
+        assert one.compute() == sum(int((logits.argmax(1) == targets).sum()) for logits, targets in every)
+    else:
+        with pytest.raises(RuntimeError, match="not supported"):
+            one.merge_state(other)
+
+
+def test_what_torchmetrics_does_not_merge_is_refused_before_anything_is_trained() -> None:
+    pytest.importorskip("torchmetrics")
+    metric = "own_scores:plain_library"
+    study = {
+        "task": {"metric": metric},
+        "model": {"name": "resnet20", "input_shape": [1, 8, 8]},
+        "data": {"name": "digits"},
+        "sweep": {"methods": ["magnitude"], "ratios": [0.3]},
+    }
+    allowed = f"allowed for task.metric '{metric}', whose objects have no merge_state that can put them together: 1"
+    with pytest.raises(StudyError, match=f"finetune.num_workers is 2; {allowed}"):
+        parse_study({**study, "finetune": {"epochs": 1, "num_workers": 2}})
+    assert parse_study({**study, "finetune": {"epochs": 1, "num_workers": "auto"}}).most_workers_per_trial == 1
+    assert not task_of("plain_library").in_processes
 
 
 def test_torchmetrics_does_not_wait_for_processes_that_do_not_score() -> None:

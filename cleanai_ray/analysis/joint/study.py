@@ -34,7 +34,8 @@ class JointRun:
     Attributes:
         study: Its frames.
         network: The name of its network; equal for runs that differ in the training alone.
-        training: What tells its training from the others of its network: the seed, or the digest of the weights.
+        training: What tells its training from the others of its network: the seed, or the digest of the weights where
+            it began from given ones.
     """
 
     study: StudyFrames
@@ -179,7 +180,8 @@ def _networks(studies: Sequence[StudyFrames]) -> list[str]:
 
 
 def _training(study: StudyFrames) -> str:
-    train = as_mapping(as_mapping(study.study.get("model")).get("train"))
-    if "seed" in train:
+    model = as_mapping(study.study.get("model"))
+    train = as_mapping(model.get("train"))
+    if "seed" in train and model.get("weights") is None:  # trained from other weights, the seed does not tell it
         return str(train["seed"])
     return str(as_mapping(study.environment.get("digests")).get("weights") or study.name)
