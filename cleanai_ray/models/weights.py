@@ -52,6 +52,13 @@ def _head_misfit(model: nn.Module, state: Mapping[str, Tensor], head: str) -> st
     )
 
 
+def _with_own_head(model: nn.Module, state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
+    """Return a state whose head is the model's own: either head may have a bias that the other lacks."""
+    prefix = f"{head}."
+    body = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    return body | {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
+
+
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
     """Copy tensors into a model of the very same names and shapes.
 
@@ -101,12 +108,12 @@ def load_weights(
         raise ModelError(f"model.weights '{path}' {taken}")
     state = taken.state
     if may_lack_head and (head := _other_head(model, state, _misfits(model, state))) is not None:
-        own = model.state_dict()
+        own = model.state_dict()[f"{head}.weight"]
         remark(
             f"model.weights '{path}': the head '{head}' has {len(state[f'{head}.weight'])} outputs, and the model "
-            f"{len(own[f'{head}.weight'])}; it is new, and model.train trains it"
+            f"{len(own)}; it is new, and model.train trains it"
         )
-        state = {name: own[name] if name.startswith(f"{head}.") else tensor for name, tensor in state.items()}
+        state = _with_own_head(model, state, head)
     load_state(model, state, source=f"'{path}'")
     if taken.sentence:
         notice(f"model.weights '{path}': {taken.sentence}")
@@ -135,9 +142,7 @@ def load_pretrained(model: nn.Module, family: ModelFamily, num_classes: int) -> 
     state: dict[str, Any] = dict(published.state_dict())
     classifier = find_classifier(published, 1000)
     if num_classes != 1000 and classifier is not None:
-        own = model.state_dict()
-        for name in [name for name in state if name.startswith(f"{classifier}.")]:
-            state[name] = own[name]
+        state = _with_own_head(model, state, classifier)
     load_state(model, fit_positions(model, state), source="'pretrained'")
     if hasattr(model, "transform_input"):
         model.transform_input = published.transform_input

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from cleanai_ray.config.sections import DataSection, ModelSection
@@ -128,6 +130,21 @@ def test_a_head_of_another_size_is_new_where_the_model_is_trained(tmp_path, stat
     body = {name: value for name, value in built.state_dict().items() if not name.startswith("fc.")}
     assert len(body) == len(state) - 2
     assert all(torch.equal(value, state[name]) for name, value in body.items())
+
+
+@pytest.mark.parametrize(("files", "models"), [(True, False), (False, True)], ids=["file's", "model's"])
+def test_a_head_of_another_size_is_new_where_only_one_of_the_two_has_a_bias(tmp_path, files, models):
+    def network(outputs: int, bias: bool) -> nn.Module:
+        return nn.Sequential(OrderedDict(body=nn.Linear(2, 4), fc=nn.Linear(4, outputs, bias=bias)))
+
+    source, model = network(5, files), network(3, models)
+    own = model.fc.weight.detach().clone()
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"head 'fc' has 5 outputs \(expected 3"):
+        load_weights(model, tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt", may_lack_head=True)
+    assert torch.equal(model.body.weight, source.body.weight)
+    assert torch.equal(model.fc.weight, own)
 
 
 def test_tensors_of_another_network_are_named_and_counted(tmp_path, state):
