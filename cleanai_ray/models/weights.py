@@ -15,6 +15,9 @@ from cleanai_ray.models.family import ModelFamily, find_classifier, fit_position
 from cleanai_ray.models.safe_files import read_checkpoint
 from cleanai_ray.nn.notices import notice, remark
 
+PUBLISHED_CLASSES = 1000
+"""The classes of torchvision's published weights, those of ImageNet."""
+
 _NUM_SHOWN = 3
 
 
@@ -119,7 +122,7 @@ def load_weights(
         notice(f"model.weights '{path}': {taken.sentence}")
 
 
-def load_pretrained(model: nn.Module, family: ModelFamily, num_classes: int) -> None:
+def load_pretrained(model: nn.Module, family: ModelFamily, num_classes: int) -> bool:
     """Load a family's published ImageNet weights into a model.
 
     The classifier keeps its random initialisation unless the model has the 1000 classes of ImageNet.
@@ -128,6 +131,9 @@ def load_pretrained(model: nn.Module, family: ModelFamily, num_classes: int) -> 
         model: Built by the family; changed in place.
         family: Names the published weights.
         num_classes: Outputs of the model's classifier.
+
+    Returns:
+        Whether the classifier is new.
 
     Raises:
         ModelError: When there are none, they cannot be downloaded, or they do not fit the model.
@@ -140,9 +146,11 @@ def load_pretrained(model: nn.Module, family: ModelFamily, num_classes: int) -> 
             f"({one_line(error)}); allowed without internet access: the path of a weights file, or null"
         ) from error
     state: dict[str, Any] = dict(published.state_dict())
-    classifier = find_classifier(published, 1000)
-    if num_classes != 1000 and classifier is not None:
+    classifier = find_classifier(published, PUBLISHED_CLASSES)
+    is_new = num_classes != PUBLISHED_CLASSES and classifier is not None
+    if is_new:
         state = _with_own_head(model, state, classifier)
     load_state(model, fit_positions(model, state), source="'pretrained'")
     if hasattr(model, "transform_input"):
         model.transform_input = published.transform_input
+    return is_new

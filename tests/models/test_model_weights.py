@@ -17,6 +17,7 @@ from cleanai_ray.data import batches, open_image_source
 from cleanai_ray.errors import ModelError
 from cleanai_ray.models import build_model, load_weights
 from cleanai_ray.models.family import fit_positions
+from cleanai_ray.nn import notices
 from cleanai_ray.nn.notices import collected_notices
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "resnet20_fashion_mnist.safetensors"
@@ -181,6 +182,21 @@ def test_published_weights_come_from_torchvisions_cache(torchvision_cache, num_c
     assert model.classifier[1].out_channels == num_classes
     if same_classifier:
         assert torch.equal(model.classifier[1].weight, published.classifier[1].weight)
+
+
+@pytest.mark.parametrize(("num_classes", "will_train"), [(1000, False), (7, False), (8, True)])
+def test_a_head_at_random_beside_published_weights_is_told(
+    torchvision_cache, caplog, monkeypatch, num_classes, will_train
+):
+    monkeypatch.setattr(notices, "_logged", set())  # a line is logged once a process
+    url = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), torchvision_cache / url.rpartition("/")[2])
+    spec = {"name": "squeezenet1_1", "input_shape": (3, 64, 64), "num_classes": num_classes, "weights": "pretrained"}
+    with collected_notices() as warnings, caplog.at_level("WARNING"):
+        build_model(ModelSection(**spec, train={"epochs": 1} if will_train else None))
+    told = f"the head of squeezenet1_1 is new: model.num_classes is {num_classes}, and the source has 1000 classes"
+    assert (told in caplog.text) == (num_classes != 1000)
+    assert len(warnings) == (num_classes != 1000 and not will_train)
 
 
 def test_published_weights_do_not_fit_another_stem(torchvision_cache):
