@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from cleanai_ray.config.model_names import ModelName
 from cleanai_ray.config.sections import ModelSection, TransformSection
+from cleanai_ray.config.source_facts import facts_of
 from cleanai_ray.errors import ModelError
 from cleanai_ray.models.factory import build_from_factory
 from cleanai_ray.models.family import ModelFamily, TorchvisionFamily, find_classifier, one_line, tell_new_head
@@ -137,10 +138,15 @@ def _pretrained(section: ModelSection) -> nn.Module:
 def has_published_weights(name: str) -> bool:
     """Return whether there are published weights for a model, of timm, Hugging Face or torchvision.
 
+    timm knows many architectures that nobody has published weights of, and a folder may hold a configuration alone.
+
     Raises:
         ModelError: When the name is unknown.
     """
-    return ModelName.parse(name) is not None or _family_of(name).published_transform() is not None
+    sourced = ModelName.parse(name)
+    if sourced is not None:
+        return facts_of(sourced).has_weights
+    return _family_of(name).published_transform() is not None
 
 
 def published_transform(section: ModelSection) -> TransformSection | None:
