@@ -45,7 +45,7 @@ def init(
 ) -> int:
     """Write a commented study file that `cleanai plan` accepts, and beside it the schema that editors check it by.
 
-    Without --data, it is a small study of digits that needs no download and takes minutes.
+    Without --data, it is a small study of digits that needs no download and takes a few minutes.
     """
     _require_writable(Path(out))
     for option, value in (("--from", from_), ("--weights", weights)):
