@@ -146,11 +146,10 @@ def load_pretrained(model: nn.Module, family: ModelFamily, num_classes: int) -> 
             f"({one_line(error)}); allowed without internet access: the path of a weights file, or null"
         ) from error
     state: dict[str, Any] = dict(published.state_dict())
-    classifier = find_classifier(published, PUBLISHED_CLASSES)
-    is_new = num_classes != PUBLISHED_CLASSES and classifier is not None
-    if is_new:
+    classifier = None if num_classes == PUBLISHED_CLASSES else find_classifier(published, PUBLISHED_CLASSES)
+    if classifier is not None:
         state = _with_own_head(model, state, classifier)
     load_state(model, fit_positions(model, state), source="'pretrained'")
     if hasattr(model, "transform_input"):
         model.transform_input = published.transform_input
-    return is_new
+    return classifier is not None
