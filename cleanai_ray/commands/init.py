@@ -45,7 +45,7 @@ def init(
 ) -> int:
     """Write a commented study file that `cleanai plan` accepts, and beside it the schema that editors check it by.
 
-    Without --data, it is a small study of digits that needs no download and takes two minutes.
+    Without --data, it is a small study of digits that needs no download and takes a few minutes.
     """
     _require_writable(Path(out))
     for option, value in (("--from", from_), ("--weights", weights)):
@@ -58,7 +58,8 @@ def init(
     from cleanai_ray.models.build import has_published_weights
 
     name = from_ or ("resnet20" if data is None else "resnet18")
-    model = DenseModel(name=name, weights=weights, is_published=has_published_weights(name), source=_source_of(name))
+    source = _source_of(name)  # says at once what is wrong with --from
+    model = DenseModel(name=name, weights=weights, is_published=has_published_weights(name), source=source)
     images = None if data is None else _look_into(data)
     text = write_template(_name_of(Path(out)), SCHEMA_FILE, model, images)
     _require_planned(text)

@@ -13,6 +13,8 @@ from cleanai_ray.errors import ModelError
 HUB_OPTIONS = ("cache_dir", "revision", "subfolder", "token", "local_files_only")
 """Options that say where files are; all others change the configuration."""
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL.Image.Resampling
+_WEIGHTS_FILES = ("model*.safetensors", "pytorch_model*.bin")
+"""What transformers loads, in one piece or in several."""
 _WHOLE_FROM = 384
 """ConvNeXT's processor cuts nothing off images of at least this size."""
 
@@ -67,9 +69,18 @@ def read_facts(name: ModelName, options: Mapping[str, Any]) -> SourceFacts:
         num_classes=int(config.num_labels),
         input_shape=(channels, *sides),
         transform=transform,
+        has_weights=_has_weights(name, options),
         class_names=() if all(label == f"LABEL_{number}" for number, label in enumerate(labels)) else labels,
         notes=notes,
     )
+
+
+def _has_weights(name: ModelName, options: Mapping[str, Any]) -> bool:
+    """Return whether a folder holds weights; of a repository on the hub it is taken for granted."""
+    if name.folder is None:
+        return True
+    folder = name.folder / str(options.get("subfolder", ""))
+    return any(next(folder.glob(pattern), None) is not None for pattern in _WEIGHTS_FILES)
 
 
 def _image_size(config: Any) -> tuple[int, int]:

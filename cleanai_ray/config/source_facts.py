@@ -26,6 +26,7 @@ class SourceFacts:
         num_classes: Outputs of its classifier.
         input_shape: Channels, height and width of its inputs.
         transform: All of its preprocessing, for inputs of that shape.
+        has_weights: Whether the source has trained weights of it.
         class_names: Names of its classes in their order; empty if it has none.
         notes: Sentences on what this system does in another way.
     """
@@ -33,6 +34,7 @@ class SourceFacts:
     num_classes: int
     input_shape: tuple[int, int, int]
     transform: TransformSection
+    has_weights: bool = True
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -14,6 +14,10 @@ from cleanai_ray.config.source_facts import SourceFacts, said_in_a_line
 from cleanai_ray.errors import ModelError
 
 _KNOWN = ("nearest", "bilinear", "bicubic")
+_WEIGHTS_FILES = ("*.safetensors", "*.pth", "*.pth.tar", "*.bin")
+"""What `timm.models.load_state_dict_from_path` takes from a folder."""
+_WEIGHTS_PLACES = ("url", "file", "hf_hub_id")
+"""Fields of `timm.models.PretrainedCfg`, all of them empty where there are no weights."""
 
 
 def timm_name(name: ModelName) -> str:
@@ -56,9 +60,17 @@ def read_facts(name: ModelName, options: Mapping[str, Any]) -> SourceFacts:
         num_classes=int(options.get("num_classes", pretrained.get("num_classes", 1000))),
         input_shape=(int(options.get("in_chans", channels)), int(height), int(width)),
         transform=transform,
+        has_weights=_has_weights(name, pretrained),
         class_names=tuple(map(str, pretrained.get("label_names") or ())),
         notes=tuple(notes),
     )
+
+
+def _has_weights(name: ModelName, pretrained: Mapping[str, Any]) -> bool:
+    """Return whether a folder holds weights, or a configuration of timm's names a place of some, as many do not."""
+    if name.folder is not None:
+        return any(next(name.folder.glob(pattern), None) is not None for pattern in _WEIGHTS_FILES)
+    return name.name.startswith("hf-hub:") or any(pretrained.get(key) for key in _WEIGHTS_PLACES)
 
 
 def _pretrained_config(name: ModelName, options: Mapping[str, Any]) -> dict[str, Any]:

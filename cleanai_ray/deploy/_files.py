@@ -27,19 +27,17 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def file_suffix(suffix: str, *, needs_images: bool = False, any_output: bool = False) -> Callable[[F], F]:
+def file_suffix(suffix: str, *, needs_images: bool = False) -> Callable[[F], F]:
     """Return a decorator that stores an export format's usual file suffix as the function's `suffix`.
 
     Args:
         suffix: The suffix, with its dot.
         needs_images: True if the function takes calibration batches after the path; stored under the same name.
-        any_output: True if the model may return something else than one tensor; stored under the same name.
     """
 
     def decorate(function: F) -> F:
         function.suffix = suffix  # type: ignore[attr-defined]
         function.needs_images = needs_images  # type: ignore[attr-defined]
-        function.any_output = any_output  # type: ignore[attr-defined]
         return function
 
     return decorate

@@ -41,7 +41,8 @@ def returning_one_tensor(model: nn.Module, example_input: Tensor, file_format: s
     if number != 1:
         raise ArtifactError(
             f"the model returns a {type(found).__name__} of {number or 'no'} tensors; allowed for format "
-            f"'{file_format}': one tensor, or a mapping whose '{_LOGITS}' it is"
+            f"'{file_format}': one tensor, or a mapping whose '{_LOGITS}' it is (state_dict exports the "
+            "weights of any model)"
         )
     return as_network(model, _only)
 

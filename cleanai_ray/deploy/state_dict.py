@@ -13,7 +13,7 @@ from cleanai_ray.storage.whole_files import replaced_whole
 
 
 @FORMATS.register("state_dict")
-@file_suffix(".safetensors", any_output=True)
+@file_suffix(".safetensors")
 def export_state_dict(model: nn.Module, example_input: Tensor, path: Path) -> Path:
     """Weights alone, as a safetensors file for `load_state_dict`.
 

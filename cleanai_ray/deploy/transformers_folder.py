@@ -46,7 +46,7 @@ _OWN = {CONFIG_FILE, "generation_config.json", CARD_FILE, NEW_CARD_FILE, *_COMPA
 
 
 @FORMATS.register("transformers")
-@file_suffix("", any_output=True)
+@file_suffix("")
 def export_transformers(model: nn.Module, example_input: Tensor, path: Path) -> Path:
     """A folder for transformers' `from_pretrained`, of a model of transformers whose configuration can say its sizes.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from cleanai_ray.graph.explaining import DoesNotRunError, require_running
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.graph.tracing import modules_named
 from cleanai_ray.nn.attention import HeadProduct
+from cleanai_ray.nn.copying import copied
 
 _ADVICE = "leave torch_pruning out of sweep.controls.kinds"
 
@@ -78,7 +78,7 @@ def prune_by_peer(graph: ChannelGraph, ratio: float, ignored: Sequence[str]) -> 
 
 def _pruned_copy(graph: ChannelGraph, ratio: float, ignored: Sequence[str]) -> tuple[nn.Module, dict[str, list[int]]]:
     """Return a pruned copy of a graph's model, and the outputs that each layer lost."""
-    model = copy.deepcopy(graph.model)
+    model = copied(graph.model)
     names = {module: name for name, module in model.named_modules()}
     pruner = tp.pruner.BasePruner(  # MagnitudePruner is its deprecated name
         model,

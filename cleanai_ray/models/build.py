@@ -9,14 +9,15 @@ from torch import Tensor, nn
 
 from cleanai_ray.config.model_names import ModelName
 from cleanai_ray.config.sections import ModelSection, TransformSection
+from cleanai_ray.config.source_facts import facts_of
 from cleanai_ray.errors import ModelError
 from cleanai_ray.models.factory import build_from_factory
-from cleanai_ray.models.family import ModelFamily, TorchvisionFamily, find_classifier, one_line
+from cleanai_ray.models.family import ModelFamily, TorchvisionFamily, find_classifier, one_line, tell_new_head
 from cleanai_ray.models.huggingface_models import HuggingFaceFamily
 from cleanai_ray.models.outputs import with_scores
 from cleanai_ray.models.source import SourcedFamily
 from cleanai_ray.models.timm_models import TimmFamily
-from cleanai_ray.models.weights import load_pretrained, load_weights
+from cleanai_ray.models.weights import PUBLISHED_CLASSES, load_pretrained, load_weights
 from cleanai_ray.registry import MODELS
 from cleanai_ray.tasks.base import Task
 
@@ -128,18 +129,24 @@ def _pretrained(section: ModelSection) -> nn.Module:
         return sourced.build_pretrained(
             num_classes=section.num_classes, input_shape=section.input_shape, will_train=section.train is not None
         )
-    model = _construct(section)
-    load_pretrained(model, _family_of(str(section.name)), section.num_classes)
+    model, name = _construct(section), str(section.name)
+    if load_pretrained(model, _family_of(name), section.num_classes):
+        tell_new_head(name, section.num_classes, PUBLISHED_CLASSES, will_train=section.train is not None)
     return model
 
 
 def has_published_weights(name: str) -> bool:
     """Return whether there are published weights for a model, of timm, Hugging Face or torchvision.
 
+    timm knows many architectures that nobody has published weights of, and a folder may hold a configuration alone.
+
     Raises:
         ModelError: When the name is unknown.
     """
-    return ModelName.parse(name) is not None or _family_of(name).published_transform() is not None
+    sourced = ModelName.parse(name)
+    if sourced is not None:
+        return facts_of(sourced).has_weights
+    return _family_of(name).published_transform() is not None
 
 
 def published_transform(section: ModelSection) -> TransformSection | None:

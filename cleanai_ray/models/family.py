@@ -12,6 +12,7 @@ from torch import nn
 
 from cleanai_ray.config.images import TransformSection
 from cleanai_ray.errors import ModelError
+from cleanai_ray.nn.notices import notice, remark
 
 Shape = tuple[int, ...]
 
@@ -19,6 +20,15 @@ Shape = tuple[int, ...]
 def one_line(error: BaseException) -> str:
     """Return an exception's message as one line, without its full stop."""
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def tell_new_head(what: str, num_classes: int, published: int, *, will_train: bool) -> None:
+    """Say in a line that a pretrained model has a head at random: a warning, unless the model will be trained."""
+    say = remark if will_train else notice
+    say(
+        f"the head of {what} is new: model.num_classes is {num_classes}, and the source has {published} classes; it is "
+        "at random until model.train trains it"
+    )
 
 
 def check_options(function: Callable[..., Any], options: dict[str, Any], *, name: str, given: tuple[str, ...]) -> None:

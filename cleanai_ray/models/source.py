@@ -11,8 +11,8 @@ from cleanai_ray.config.images import TransformSection
 from cleanai_ray.config.model_names import ModelName
 from cleanai_ray.config.source_facts import SourceFacts, facts_of, require_package
 from cleanai_ray.errors import ModelError
-from cleanai_ray.models.family import ModelFamily, Shape, find_classifier
-from cleanai_ray.nn.notices import notice, remark
+from cleanai_ray.models.family import ModelFamily, Shape, find_classifier, tell_new_head
+from cleanai_ray.nn.notices import notice
 
 
 class SourcedFamily(ModelFamily):
@@ -42,11 +42,7 @@ class SourcedFamily(ModelFamily):
         """
         model = self.create(num_classes=num_classes, input_shape=input_shape, pretrained=True)
         if self.facts.num_classes != num_classes:
-            say = remark if will_train else notice
-            say(
-                f"the head of {self.name} is new: model.num_classes is {num_classes}, and the source has "
-                f"{self.facts.num_classes} classes; it is at random until model.train trains it"
-            )
+            tell_new_head(str(self.name), num_classes, self.facts.num_classes, will_train=will_train)
         return model
 
     @abstractmethod

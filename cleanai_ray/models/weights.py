@@ -15,6 +15,9 @@ from cleanai_ray.models.family import ModelFamily, find_classifier, fit_position
 from cleanai_ray.models.safe_files import read_checkpoint
 from cleanai_ray.nn.notices import notice, remark
 
+PUBLISHED_CLASSES = 1000
+"""The classes of torchvision's published weights, those of ImageNet."""
+
 _NUM_SHOWN = 3
 
 
@@ -50,6 +53,13 @@ def _head_misfit(model: nn.Module, state: Mapping[str, Tensor], head: str) -> st
         f"its head '{head}' has {len(weight)} outputs (expected {len(own)}, model.num_classes; with model.train, a new "
         f"head is trained); {head}.weight is {_shape(weight)} (expected {_shape(own)})"
     )
+
+
+def _with_own_head(model: nn.Module, state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
+    """Return a state whose head is the model's own: either head may have a bias that the other lacks."""
+    prefix = f"{head}."
+    body = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    return body | {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefix)}
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
@@ -101,18 +111,18 @@ def load_weights(
         raise ModelError(f"model.weights '{path}' {taken}")
     state = taken.state
     if may_lack_head and (head := _other_head(model, state, _misfits(model, state))) is not None:
-        own = model.state_dict()
+        own = model.state_dict()[f"{head}.weight"]
         remark(
             f"model.weights '{path}': the head '{head}' has {len(state[f'{head}.weight'])} outputs, and the model "
-            f"{len(own[f'{head}.weight'])}; it is new, and model.train trains it"
+            f"{len(own)}; it is new, and model.train trains it"
         )
-        state = {name: own[name] if name.startswith(f"{head}.") else tensor for name, tensor in state.items()}
+        state = _with_own_head(model, state, head)
     load_state(model, state, source=f"'{path}'")
     if taken.sentence:
         notice(f"model.weights '{path}': {taken.sentence}")
 
 
-def load_pretrained(model: nn.Module, family: ModelFamily, num_classes: int) -> None:
+def load_pretrained(model: nn.Module, family: ModelFamily, num_classes: int) -> bool:
     """Load a family's published ImageNet weights into a model.
 
     The classifier keeps its random initialisation unless the model has the 1000 classes of ImageNet.
@@ -121,6 +131,9 @@ def load_pretrained(model: nn.Module, family: ModelFamily, num_classes: int) -> 
         model: Built by the family; changed in place.
         family: Names the published weights.
         num_classes: Outputs of the model's classifier.
+
+    Returns:
+        Whether the classifier is new.
 
     Raises:
         ModelError: When there are none, they cannot be downloaded, or they do not fit the model.
@@ -133,11 +146,10 @@ def load_pretrained(model: nn.Module, family: ModelFamily, num_classes: int) -> 
             f"({one_line(error)}); allowed without internet access: the path of a weights file, or null"
         ) from error
     state: dict[str, Any] = dict(published.state_dict())
-    classifier = find_classifier(published, 1000)
-    if num_classes != 1000 and classifier is not None:
-        own = model.state_dict()
-        for name in [name for name in state if name.startswith(f"{classifier}.")]:
-            state[name] = own[name]
+    classifier = None if num_classes == PUBLISHED_CLASSES else find_classifier(published, PUBLISHED_CLASSES)
+    if classifier is not None:
+        state = _with_own_head(model, state, classifier)
     load_state(model, fit_positions(model, state), source="'pretrained'")
     if hasattr(model, "transform_input"):
         model.transform_input = published.transform_input
+    return classifier is not None

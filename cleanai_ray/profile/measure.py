@@ -12,7 +12,6 @@ would not run, or be wrong, is left out with a notice, as pruning leaves the wid
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from cleanai_ray.errors import PruningError
 from cleanai_ray.evaluation.rounds import DENSE, Timing
 from cleanai_ray.graph.graph import ChannelGraph
 from cleanai_ray.graph.group import ChannelGroup
+from cleanai_ray.nn.copying import copied
 from cleanai_ray.nn.notices import notice
 from cleanai_ray.profile.fitted import TimedModel
 from cleanai_ray.profile.widths import NUM_CHECKS, UNIFORM_SHARES, drawn, grid, uniform
@@ -74,7 +74,7 @@ def measure_profile(
         EvaluationError: When the target cannot run here, or not one of the models.
     """
     graph = ChannelGraph(model, example_input, ignored_layers, check=check)
-    groups, dense = graph.groups, copy.deepcopy(graph.model)
+    groups, dense = graph.groups, copied(graph.model)
     channels = {group.name: group.num_channels for group in groups}
     dense_times: list[float] = []
     found: list[TimedModel] = []
@@ -147,7 +147,7 @@ def _surpluses(graph: ChannelGraph, widths: Mapping[str, int]) -> dict[str, np.n
 
 
 def _copy_of(graph: ChannelGraph) -> nn.Module:
-    narrow = copy.deepcopy(graph.model)
+    narrow = copied(graph.model)
     for parameter in narrow.parameters():
         parameter.grad = None
     return narrow

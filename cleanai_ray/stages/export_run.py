@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.named_trial import NAMES, named_trial
@@ -62,8 +61,6 @@ def export_trial(
     example = example_input(section, batch_size=2, task=task)
     # A folder has a card of what the tables say.
     frames = _tables_with(run, trial_id, format_name) if not suffix else None
-    if not getattr(export, "any_output", False) and task.name != "classification":
-        _require_tensor(model, example, format_name)
     with tempfile.TemporaryDirectory() as folder:
         is_here = out is not None or run.is_local
         target = Path(folder) / f"{trial_id}{suffix}"
@@ -119,17 +116,6 @@ def _tables_with(run: RunDirectory, trial_id: str, format_name: str) -> StudyFra
             "the same trial without quantisation, or another format"
         )
     return frames
-
-
-def _require_tensor(model: nn.Module, example: Tensor, format_name: str) -> None:
-    """Refuse to export a model that does not return one tensor; only its weights can be."""
-    with torch.no_grad():
-        found: Any = model(example)
-    if not isinstance(found, Tensor):
-        raise ArtifactError(
-            f"the model returns {type(found).__name__}; allowed for format '{format_name}': one tensor (state_dict "
-            "exports the weights of any model)"
-        )
 
 
 def _calibration_batches(run: RunDirectory, trial_id: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +13,7 @@ from cleanai_ray.config.digests import digest
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.data import Share
 from cleanai_ray.data.augment import random_mixture, sample_seeds
+from cleanai_ray.nn.copying import copied
 from cleanai_ray.registry import STAGES
 from cleanai_ray.repair.images import is_held_back
 from cleanai_ray.stages.base import Stage
@@ -65,7 +65,7 @@ class FineTune(Stage):
             assert state.pruned is not None
             model = with_random_weights(setting.workspace, self.trial, state.pruned.result.plan)
         else:
-            model = copy.deepcopy(state.model)
+            model = copied(state.model)
         # The model itself: its class, unlike that of the view that the task takes of it, is known to other processes.
         with setting.context.together(setting.workspace.task.restored(model), part):
             tuned = fine_tune_part(setting.workspace, self.trial, model, setting.dense_model, setting.context, part)

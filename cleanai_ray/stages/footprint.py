@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from cleanai_ray.config.study import Study
 from cleanai_ray.nn.activation_size import activation_sizes
 from cleanai_ray.nn.calls import tensors_in
+from cleanai_ray.nn.copying import copied
 from cleanai_ray.nn.faults import is_device_fault, release_memory
 from cleanai_ray.stages.workspace import Workspace
 
@@ -108,7 +108,7 @@ def measured_peak(model: nn.Module, example: Tensor, batch_size: int, *, trains:
         images = example.repeat(batch_size, *[1] * (example.dim() - 1))
         torch.cuda.reset_peak_memory_stats(device)
         if trains:
-            _take_training_step(copy.deepcopy(model), images)
+            _take_training_step(copied(model), images)
         else:
             with torch.no_grad():
                 model(images)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.deploy import timing_of
 from cleanai_ray.evaluation.latency import measure_latency
+from cleanai_ray.nn.copying import copied
 from cleanai_ray.registry import STAGES
 from cleanai_ray.stages.base import Stage
 from cleanai_ray.stages.columns import cost_columns, latency_columns
@@ -43,7 +43,7 @@ class Measure(Stage):
         backend = "eager"
         if self.trial.quantization == "int8":
             # onnxruntime runs int8 on the CPU, whatever the study's device; the original dense model is not moved.
-            backend, dense, device = "onnxruntime", copy.deepcopy(dense), torch.device("cpu")
+            backend, dense, device = "onnxruntime", copied(dense), torch.device("cpu")
         timing = timing_of(self.trial.quantization, section)
         rows = measure_latency({"dense": dense, "pruned": state.final_model}, example, timing, device=device)
         return replace(state, latency=tuple(rows), costs={**costs, **latency_columns(rows, backend)})

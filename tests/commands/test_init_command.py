@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +20,14 @@ from source_models import write_hf_resnet
 from cleanai_ray.cli import main
 from cleanai_ray.commands.init import SCHEMA_FILE
 from cleanai_ray.commands.study_template import DenseModel, ImageFolder, write_template
+from cleanai_ray.config import timm_facts
 from cleanai_ray.config.images import TransformSection
 from cleanai_ray.config.json_schema import SCHEMA_LINE
+from cleanai_ray.config.model_names import ModelName
 from cleanai_ray.config.source_facts import SourceFacts
 from cleanai_ray.config.study import parse_study
+
+TIMM_IMAGES = {"crop_pct": 0.9, "crop_mode": "center", "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 @pytest.fixture
@@ -125,6 +131,29 @@ def test_a_model_of_a_source_brings_what_its_source_says(images: Path, capsys: p
     assert main(["init", "--from", "hf:./none", "--data", "pictures", "--out", "other.yaml"]) == 2
     assert "--from" in (line := capsys.readouterr().err)
     assert "there is no folder" in line
+
+
+def test_a_source_without_weights_has_its_model_trained(images: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    write_hf_resnet(images.parent / "untrained")
+    (images.parent / "untrained" / "model.safetensors").unlink()  # its configuration alone is left
+    assert main(["init", "--from", "hf:./untrained", "--data", "pictures"]) == 0
+    model = checked(images.parent / "study.yaml")["model"]
+    assert (model["weights"], model["train"]) == (None, {"epochs": 20})
+    assert main(["plan", "study.yaml"]) == 0
+
+
+@pytest.mark.parametrize("where", [{}, {"url": "https://x.org/w.pth"}, {"hf_hub_id": "timm/"}, {"file": "w.pth"}])
+def test_timm_is_asked_whether_it_has_weights(where: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's registry has architectures whose configuration names no place of weights, such as EfficientNet-B6."""
+    empty = {"url": "", "file": None, "hf_hub_id": None, "num_classes": 1000, "input_size": (3, 528, 528)}
+    monkeypatch.setattr(timm_facts, "_pretrained_config", lambda *_: {**empty, **where})
+    data = SimpleNamespace(resolve_data_config=lambda *_, **__: {**TIMM_IMAGES, "input_size": empty["input_size"]})
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(data=data))
+    monkeypatch.setitem(sys.modules, "timm.data", data)
+    name = ModelName.parse("timm:efficientnet_b6")
+    assert name is not None
+    assert timm_facts.read_facts(name, {}).has_weights == bool(where)
 
 
 def test_weights_that_are_given_are_not_trained(images: Path, capsys: pytest.CaptureFixture[str]) -> None:

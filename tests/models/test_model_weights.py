@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
 from cleanai_ray.config.sections import DataSection, ModelSection
@@ -15,6 +17,7 @@ from cleanai_ray.data import batches, open_image_source
 from cleanai_ray.errors import ModelError
 from cleanai_ray.models import build_model, load_weights
 from cleanai_ray.models.family import fit_positions
+from cleanai_ray.nn import notices
 from cleanai_ray.nn.notices import collected_notices
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "resnet20_fashion_mnist.safetensors"
@@ -130,6 +133,21 @@ def test_a_head_of_another_size_is_new_where_the_model_is_trained(tmp_path, stat
     assert all(torch.equal(value, state[name]) for name, value in body.items())
 
 
+@pytest.mark.parametrize(("files", "models"), [(True, False), (False, True)], ids=["file's", "model's"])
+def test_a_head_of_another_size_is_new_where_only_one_of_the_two_has_a_bias(tmp_path, files, models):
+    def network(outputs: int, bias: bool) -> nn.Module:
+        return nn.Sequential(OrderedDict(body=nn.Linear(2, 4), fc=nn.Linear(4, outputs, bias=bias)))
+
+    source, model = network(5, files), network(3, models)
+    own = model.fc.weight.detach().clone()
+    torch.save(source.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=r"head 'fc' has 5 outputs \(expected 3"):
+        load_weights(model, tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt", may_lack_head=True)
+    assert torch.equal(model.body.weight, source.body.weight)
+    assert torch.equal(model.fc.weight, own)
+
+
 def test_tensors_of_another_network_are_named_and_counted(tmp_path, state):
     torch.save({f"{key}.of_another": value for key, value in state.items()}, tmp_path / "w.pt")
     message = fails(tmp_path / "w.pt")
@@ -164,6 +182,21 @@ def test_published_weights_come_from_torchvisions_cache(torchvision_cache, num_c
     assert model.classifier[1].out_channels == num_classes
     if same_classifier:
         assert torch.equal(model.classifier[1].weight, published.classifier[1].weight)
+
+
+@pytest.mark.parametrize(("num_classes", "will_train"), [(1000, False), (7, False), (8, True)])
+def test_a_head_at_random_beside_published_weights_is_told(
+    torchvision_cache, caplog, monkeypatch, num_classes, will_train
+):
+    monkeypatch.setattr(notices, "_logged", set())  # a line is logged once a process
+    url = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), torchvision_cache / url.rpartition("/")[2])
+    spec = {"name": "squeezenet1_1", "input_shape": (3, 64, 64), "num_classes": num_classes, "weights": "pretrained"}
+    with collected_notices() as warnings, caplog.at_level("WARNING"):
+        build_model(ModelSection(**spec, train={"epochs": 1} if will_train else None))
+    told = f"the head of squeezenet1_1 is new: model.num_classes is {num_classes}, and the source has 1000 classes"
+    assert (told in caplog.text) == (num_classes != 1000)
+    assert len(warnings) == (num_classes != 1000 and not will_train)
 
 
 def test_published_weights_do_not_fit_another_stem(torchvision_cache):

@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cleanai_ray.config.target import TargetSection
+from cleanai_ray.evaluation.target_latency import open_target
+from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.graph.peer import prune_by_peer
 from cleanai_ray.nn.copying import copied, leaving_no_trace
+from cleanai_ray.profile import measure as profile
 
 
 class Caching(nn.Module):
@@ -25,6 +30,33 @@ class Caching(nn.Module):
         self.seen.append([y])
         self.held = y[0]
         return y
+
+
+def test_models_that_keep_computed_tensors_are_timed_profiled_and_trained() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.kept = nn.Linear(3, 8), nn.Linear(8, 2), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = self.first.weight.square()
+            return self.last(self.first(x).relu())
+
+    model, example = Network().eval(), torch.ones(2, 3)
+    model(example)
+    with torch.no_grad():
+        expected = model.last(model.first(example).relu())
+    assert model.kept is not None
+    assert not model.kept.is_leaf
+    run = open_target(TargetSection(backend="torch"), "cpu").prepare(model, example)
+    assert torch.allclose(torch.as_tensor(run()), expected)
+    graph = ChannelGraph(model, example[:1])
+    graph.model(example)  # what a pass leaves in it
+    assert not graph.model.kept.is_leaf
+    assert torch.equal(profile._copy_of(graph)(example), expected)
+    smaller, removed = prune_by_peer(graph, 0.5, ["last"])
+    assert smaller(example).shape == (2, 2)
+    assert [len(channels) for channels in removed.values()] == [4]
 
 
 def test_a_copy_has_the_values_that_autograd_computed_and_not_their_history() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import shlex
 import time
@@ -17,6 +16,7 @@ from cleanai_ray.config.target import TargetSection
 from cleanai_ray.deploy.bfloat16 import Bfloat16Model
 from cleanai_ray.deploy.onnx_model import OnnxModel
 from cleanai_ray.errors import EvaluationError
+from cleanai_ray.nn.copying import copied
 from cleanai_ray.nn.hooks import require_no_hooks
 
 _NANOSECONDS_PER_MILLISECOND = 1e6
@@ -122,7 +122,7 @@ class TargetBackend(ABC):
             raise EvaluationError("an ONNX model runs in onnxruntime alone")
         dtype = getattr(torch, self.target.dtype)
         own = None if isinstance(model, Bfloat16Model) else dtype
-        moved = copy.deepcopy(model).eval().requires_grad_(False).to(device=self.device, dtype=own)
+        moved = copied(model).eval().requires_grad_(False).to(device=self.device, dtype=own)
         batch = in_type(example, dtype).to(self.device)
         if self.target.layout == "channels_last":
             moved = moved.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
