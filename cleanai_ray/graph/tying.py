@@ -24,9 +24,21 @@ class UntiedError(PruningError):
     """
 
     def __init__(self, one: str, other: str) -> None:
-        layers = [name.rpartition(".")[0] for name in (one, other)]
-        super().__init__(f"it shares a weight with another layer ('{layers[0]}' and '{layers[1]}'), which would differ")
-        self.layer = layers[0]
+        super().__init__(one, other)
+        self.layers = tuple(name.rpartition(".")[0] or name for name in (one, other))
+
+    def __str__(self) -> str:
+        one, other = self.layers
+        return (
+            f"layers '{one}' and '{other}' share a weight and would lose different channels of it; "
+            "allowed: the same channels of both"
+        )
+
+    @property
+    def reason(self) -> str:
+        """Why a group keeps its width, in words that follow its name."""
+        one, other = self.layers
+        return f"it shares a weight with another layer ('{one}' and '{other}'), which would differ"
 
 
 def shared_parameters(model: nn.Module) -> Shared:
