@@ -126,8 +126,9 @@ def _model_of_transformers(outer: nn.Module) -> tuple[str, Any]:
     inner = as_model(part)
     if getattr(transformers, type(inner).__name__, None) is not type(inner):
         raise ArtifactError(f"{refusal}is of a class of its own; allowed for any model: torch_export, standalone")
-    if sum(value.numel() for value in outer.parameters()) != sum(value.numel() for value in inner.parameters()):
-        raise ArtifactError(f"{refusal}has layers besides '{name}'; pass the module '{name}' alone")
+    for what, tensors in (("layers", nn.Module.parameters), ("buffers", nn.Module.buffers)):
+        if sum(value.numel() for value in tensors(outer)) != sum(value.numel() for value in tensors(inner)):
+            raise ArtifactError(f"{refusal}has {what} besides '{name}'; pass the module '{name}' alone")
     return name, inner
 
 
@@ -161,7 +162,11 @@ def _fitting_values(inner: Any, form: NativeForm) -> dict[str, Any]:
 
 
 def _require_same(outer: nn.Module, name: str, loaded: nn.Module, example_input: Tensor) -> None:
-    """Compare a model with itself when the loaded one stands in it for the one of a name."""
+    """Compare a model with itself when the loaded one stands in it for the one of a name, and with that one alone.
+
+    Raises:
+        ArtifactError: When the loaded model computes something else, or the model more than the one of the name.
+    """
     batch, network = check_batch(example_input.detach().cpu()), as_model(outer)
     with torch.no_grad():
         expected = main_output(network(batch))
@@ -170,6 +175,16 @@ def _require_same(outer: nn.Module, name: str, loaded: nn.Module, example_input:
             setattr(network.get_submodule(parent), leaf, loaded)
         found = main_output((network if name else loaded)(batch))
     require_same_output(expected, found, "transformers")
+    if not name:
+        return
+    try:
+        with torch.no_grad():
+            require_same_output(expected, main_output(loaded(batch)), "transformers")
+    except Exception as error:
+        raise ArtifactError(
+            f"format transformers writes the model of transformers alone, and this {type(network).__name__} does more "
+            f"than its '{name}'; pass that module alone"
+        ) from error
 
 
 def _companions(inner: Any) -> list[Path]:
