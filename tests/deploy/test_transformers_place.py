@@ -72,7 +72,8 @@ def test_a_folder_that_was_left_half_way_is_exported_to_again(
 def test_a_new_folder_that_was_left_half_way_is_exported_to_again(
     done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, folder, moved = tmp_path / "made", tmp_path / "small", []
+    made, folder = tmp_path / "made", tmp_path / "small"
+    moved: list[str] = []
     made.mkdir()
     for name in ("generation_config.json", "config.json", "added_tokens.json"):
         (made / name).write_text('{"pruned_with": "new"}')
