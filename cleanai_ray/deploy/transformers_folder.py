@@ -25,7 +25,7 @@ from cleanai_ray.registry import FORMATS
 _MARK = "pruned_with"
 """The key of the configuration that tells that an export wrote it."""
 
-_COMPANIONS = (
+COMPANIONS = (
     "preprocessor_config.json",
     "processor_config.json",
     "tokenizer.json",
@@ -42,7 +42,7 @@ _COMPANIONS = (
 )
 """Files of tokenizers and image processors, which stay as the dense model's source has them."""
 
-_OWN = {CONFIG_FILE, "generation_config.json", CARD_FILE, NEW_CARD_FILE, *_COMPANIONS}
+_OWN = {CONFIG_FILE, "generation_config.json", CARD_FILE, NEW_CARD_FILE, *COMPANIONS}
 
 
 @FORMATS.register("transformers")
@@ -81,13 +81,22 @@ def export_transformers(model: nn.Module, example_input: Tensor, path: Path) -> 
             _require_same(outer, name, loaded, example_input)
             for companion in _companions(inner):
                 shutil.copyfile(companion, folder / companion.name)
-        path.mkdir(exist_ok=True)
-        for entry in [*path.iterdir()]:
-            if _is_own(entry.name) and entry.name not in (CARD_FILE, NEW_CARD_FILE):
-                entry.unlink()
-        for entry in folder.iterdir():
-            entry.replace(path / entry.name)
+        _put(folder, path)
     return path
+
+
+def _put(made: Path, path: Path) -> None:
+    """Move the files of a folder into another one, and delete what an earlier export left there besides; cards stay.
+
+    The configuration is first, so that the folder is one of an export whenever this ends.
+    """
+    path.mkdir(exist_ok=True)
+    names = sorted((entry.name for entry in made.iterdir()), key=lambda name: (name != CONFIG_FILE, name))
+    for name in names:
+        (made / name).replace(path / name)
+    for entry in [*path.iterdir()]:
+        if _is_own(entry.name) and entry.name not in (*names, CARD_FILE, NEW_CARD_FILE):
+            entry.unlink()
 
 
 def _is_own(name: str) -> bool:
@@ -101,11 +110,18 @@ def _require_room(path: Path) -> None:
     found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     others = [name for name in found if not _is_own(name)]
     if not others and found:
-        config = path / CONFIG_FILE
-        is_ours = config.is_file() and _MARK in json.loads(config.read_text(encoding="utf-8"))
-        others = [] if is_ours else found
+        others = [] if _is_marked(path / CONFIG_FILE) else found
     if others:
         raise ArtifactError(f"folder '{path}' holds '{others[0]}', which no export wrote; name an empty folder")
+
+
+def _is_marked(config: Path) -> bool:
+    """Return whether a configuration is there, whole, and an export wrote it."""
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and _MARK in content
 
 
 def _model_of_transformers(outer: nn.Module) -> tuple[str, Any]:
@@ -126,8 +142,9 @@ def _model_of_transformers(outer: nn.Module) -> tuple[str, Any]:
     inner = as_model(part)
     if getattr(transformers, type(inner).__name__, None) is not type(inner):
         raise ArtifactError(f"{refusal}is of a class of its own; allowed for any model: torch_export, standalone")
-    if sum(value.numel() for value in outer.parameters()) != sum(value.numel() for value in inner.parameters()):
-        raise ArtifactError(f"{refusal}has layers besides '{name}'; pass the module '{name}' alone")
+    for what, tensors in (("layers", nn.Module.parameters), ("buffers", nn.Module.buffers)):
+        if sum(value.numel() for value in tensors(outer)) != sum(value.numel() for value in tensors(inner)):
+            raise ArtifactError(f"{refusal}has {what} besides '{name}'; pass the module '{name}' alone")
     return name, inner
 
 
@@ -161,7 +178,11 @@ def _fitting_values(inner: Any, form: NativeForm) -> dict[str, Any]:
 
 
 def _require_same(outer: nn.Module, name: str, loaded: nn.Module, example_input: Tensor) -> None:
-    """Compare a model with itself when the loaded one stands in it for the one of a name."""
+    """Compare a model with itself when the loaded one stands in it for the one of a name, and with that one alone.
+
+    Raises:
+        ArtifactError: When the loaded model computes something else, or the model more than the one of the name.
+    """
     batch, network = check_batch(example_input.detach().cpu()), as_model(outer)
     with torch.no_grad():
         expected = main_output(network(batch))
@@ -170,6 +191,16 @@ def _require_same(outer: nn.Module, name: str, loaded: nn.Module, example_input:
             setattr(network.get_submodule(parent), leaf, loaded)
         found = main_output((network if name else loaded)(batch))
     require_same_output(expected, found, "transformers")
+    if not name:
+        return
+    try:
+        with torch.no_grad():
+            require_same_output(expected, main_output(loaded(batch)), "transformers")
+    except Exception as error:
+        raise ArtifactError(
+            f"format transformers writes the model of transformers alone, and this {type(network).__name__} does more "
+            f"than its '{name}'; pass that module alone"
+        ) from error
 
 
 def _companions(inner: Any) -> list[Path]:
@@ -178,7 +209,7 @@ def _companions(inner: Any) -> list[Path]:
 
     source = getattr(inner.config, "_name_or_path", "") or ""
     found = []
-    for name in _COMPANIONS if source else ():
+    for name in COMPANIONS if source else ():
         try:
             place = cached_file(source, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
         except OSError:

@@ -43,7 +43,7 @@ def cut(model: nn.Module, cuts: Cuts, parameters: Mapping[str, int]) -> None:
         parameters: The dimension in which each free parameter is cut, by name.
 
     Raises:
-        UntiedError: When layers share a parameter of which they would lose different channels.
+        UntiedError: When layers share a parameter of which they would lose different channels; see `tying`.
     """
     shared = shared_parameters(model)
     for (name, side), channels in cuts.items():

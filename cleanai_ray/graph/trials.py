@@ -162,7 +162,7 @@ class Trials:
             models = (self._model, smaller)
             place = judged_again((expected, found), models, self._inputs, cuts, self._parameters, difference)
         except UntiedError as error:
-            return _Fault(str(error), error.layer)
+            return _Fault(error.reason, error.layers[0])
         except Exception as error:
             reason = f"the model does not run without some of its channels: {explain(error, smaller)}"
             return _Fault(reason, module_of(error, smaller))

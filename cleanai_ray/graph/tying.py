@@ -1,10 +1,14 @@
 """Parameters that several layers share, as an output layer that has the weight of the token embeddings.
 
 A cut gives every layer a smaller weight of its own. Where these are the same again, one takes the place of all; where
-different channels would go, the cut is refused.
+different channels would go, the cut is refused. Earlier versions left every layer its own: see `tying`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +17,9 @@ from cleanai_ray.errors import PruningError
 
 Shared = list[tuple[str, ...]]
 """The names of each parameter that several layers share."""
+
+_TIES: ContextVar[bool] = ContextVar("ties", default=True)
+"""Whether layers that share a parameter still do after a cut."""
 
 
 class UntiedError(PruningError):
@@ -24,9 +31,31 @@ class UntiedError(PruningError):
     """
 
     def __init__(self, one: str, other: str) -> None:
-        layers = [name.rpartition(".")[0] for name in (one, other)]
-        super().__init__(f"it shares a weight with another layer ('{layers[0]}' and '{layers[1]}'), which would differ")
-        self.layer = layers[0]
+        super().__init__(one, other)
+        self.layers = tuple(name.rpartition(".")[0] or name for name in (one, other))
+
+    def __str__(self) -> str:
+        one, other = self.layers
+        return (
+            f"layers '{one}' and '{other}' share a weight and would lose different channels of it; "
+            "allowed: the same channels of both"
+        )
+
+    @property
+    def reason(self) -> str:
+        """Why a group keeps its width, in words that follow its name."""
+        one, other = self.layers
+        return f"it shares a weight with another layer ('{one}' and '{other}'), which would differ"
+
+
+@contextmanager
+def tying(ties: bool) -> Iterator[None]:
+    """Let cuts leave layers that share a parameter one of their own each, unless they tie, as for an earlier plan."""
+    token = _TIES.set(ties)
+    try:
+        yield
+    finally:
+        _TIES.reset(token)
 
 
 def shared_parameters(model: nn.Module) -> Shared:
@@ -40,7 +69,7 @@ def shared_parameters(model: nn.Module) -> Shared:
 
 
 def tie_again(model: nn.Module, shared: Shared) -> None:
-    """Let layers of a model share parameters again, after all of them were cut, in place.
+    """Let layers of a model share parameters again, after all of them were cut, in place; not within `tying(False)`.
 
     Args:
         model: The model after the cut.
@@ -49,15 +78,42 @@ def tie_again(model: nn.Module, shared: Shared) -> None:
     Raises:
         UntiedError: When the layers have different parameters now.
     """
-    for first, *others in shared:
+    for first, *others in shared if _TIES.get() else ():
         parameter = model.get_parameter(first)
         for name in others:
             other = model.get_parameter(name)
             if other is not parameter:
                 if not _is_same(parameter, other):
                     raise UntiedError(first, name)
-                owner, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(owner), leaf, parameter)
+                _set_parameter(model, name, parameter)
+
+
+def untie(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give layers that share a parameter one of their own where a state has another value for each, in place.
+
+    Raises:
+        PruningError: When a state has several values for a tensor of one layer that has several names.
+    """
+    for first, *others in shared_parameters(model):
+        shared = model.get_parameter(first)
+        for name in others:
+            if not _agree(state, first, name):
+                own = nn.Parameter(shared.detach().clone(), requires_grad=shared.requires_grad)
+                _set_parameter(model, name, own)
+    names: dict[int, str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        first = names.setdefault(id(value), name)
+        if not _agree(state, first, name):
+            raise PruningError(f"they differ in '{first}' and '{name}', which are one tensor of the model")
+
+
+def _agree(state: Mapping[str, Tensor], one: str, other: str) -> bool:
+    return one == other or one not in state or other not in state or _is_same(state[one], state[other])
+
+
+def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, parameter)
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:

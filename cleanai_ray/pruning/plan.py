@@ -32,6 +32,9 @@ BIASES = "biases"
 PLAIN = "plain"
 """Key of a plan's `model`: the names of the layers of another form that plain ones stood for; absent where none did."""
 
+TIED = "tied"
+"""Key of a plan's `model`: the names of each parameter that layers share, before the cut and after; absent without."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupPlan:
@@ -112,7 +115,8 @@ class PruningPlan(Displayed):
     Attributes:
         model: Identity of the dense model: class, shape digest of its parameters, example input shape; `plain`, the
             names of the layers that plain ones stand for in the pruned model (convolutions that standardise their
-            weight, transformers' `Conv1D`), if there are any.
+            weight, transformers' `Conv1D`), if there are any; `tied`, the names of each parameter that layers share and
+            still do in the pruned model (after a cut by an earlier version, whose plans lack it, they do not).
         groups: Every prunable group, pruned or not.
         request: The request: method, mode, ratio or budget, bounds (with every ignored layer); `by_price` if the
             method's prices and not its mode decided between groups.

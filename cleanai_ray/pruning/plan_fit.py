@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from cleanai_ray.errors import ArtifactError
-from cleanai_ray.pruning.plan import PruningPlan
+from cleanai_ray.pruning.plan import TIED, PruningPlan
 from cleanai_ray.tasks.base import find_task
 
 
@@ -74,13 +74,15 @@ def _width(network: nn.Module, name: str) -> int | None:
 
 
 def _require_size(network: nn.Module, plan: PruningPlan) -> None:
-    """Check the number of parameters, to which repair may have added biases."""
+    """Check the number of parameters, to which repair may have added biases; tied ones may be apart."""
     left = plan.achieved.get("params")
     if left is None:
         return
     found = sum(parameter.numel() for parameter in network.parameters())
     biases = (getattr(module, "bias", None) for module in network.modules() if isinstance(module, (_ConvNd, nn.Linear)))
     most = left + sum(bias.numel() for bias in biases if isinstance(bias, nn.Parameter))
+    tied = {name for names in plan.model.get(TIED, ()) for name in names[1:]}
+    most += sum(parameter.numel() for name, parameter in network.named_parameters() if name in tied)
     if not left <= found <= most:
         raise ArtifactError(
             f"the model has {found:,} parameters, and its plan leaves {left:,} of {plan.achieved['params_dense']:,}; "

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from cleanai_ray.config.digests import digest
 from cleanai_ray.graph.graph import ChannelGroup
+from cleanai_ray.graph.tying import shared_parameters
 from cleanai_ray.nn.open_layers import names_of_opened
-from cleanai_ray.pruning.plan import PLAIN, GroupPlan
+from cleanai_ray.pruning.plan import PLAIN, TIED, GroupPlan
 
 
 def group_plan(group: ChannelGroup, kept: np.ndarray) -> GroupPlan:
@@ -28,9 +29,10 @@ def group_plan(group: ChannelGroup, kept: np.ndarray) -> GroupPlan:
 def identify(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
     """Return the identity of an architecture: class, digest of its tensors' shapes, shapes of the example inputs.
 
-    `tokens` is among it where these are integers, and `plain` where layers were opened: their names.
+    `tokens` is among it where these are integers, `plain` where layers were opened (their names), and `tied` where
+    layers share parameters (the names of each).
     """
-    opened = names_of_opened(model)
+    opened, tied = names_of_opened(model), [list(names) for names in shared_parameters(model)]
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
     inputs = [example_inputs] if isinstance(example_inputs, Tensor) else list(example_inputs)
     return {
@@ -38,5 +40,6 @@ def identify(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
         "shapes": digest(shapes),
         "example_inputs": [list(value.shape) for value in inputs],
         **({PLAIN: opened} if opened else {}),
+        **({TIED: tied} if tied else {}),
         **({} if all(value.is_floating_point() for value in inputs) else {"tokens": True}),
     }

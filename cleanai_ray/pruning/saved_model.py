@@ -12,15 +12,16 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from cleanai_ray.errors import ArtifactError
+from cleanai_ray.errors import ArtifactError, PruningError
 from cleanai_ray.graph.graph import ChannelGraph
+from cleanai_ray.graph.tying import UntiedError, tying, untie
 from cleanai_ray.nn.consumers import add_biases
 from cleanai_ray.nn.open_attention import open_attention
 from cleanai_ray.nn.open_layers import is_open, only_opening
 from cleanai_ray.nn.weights import safetensors_bytes
 from cleanai_ray.pruning.block_removal import without_blocks
 from cleanai_ray.pruning.history import earlier_plans, remember_plan
-from cleanai_ray.pruning.plan import BIASES, PLAIN, PruningPlan
+from cleanai_ray.pruning.plan import BIASES, PLAIN, TIED, PruningPlan
 from cleanai_ray.pruning.plan_fit import require_fit, unwrapped
 from cleanai_ray.pruning.plan_parts import identify
 from cleanai_ray.pruning.prune_result import PruneResult
@@ -96,8 +97,9 @@ def load_model(dense: nn.Module, run: RunDirectory, folder: str = "") -> nn.Modu
     try:
         state = safetensors.torch.load(content)
         add_biases(model, sorted(state))
+        untie(model, state)
         model.load_state_dict(_with_versions(state, model), strict=True)
-    except (RuntimeError, safetensors.SafetensorError) as error:
+    except (PruningError, RuntimeError, safetensors.SafetensorError) as error:
         raise ArtifactError(f"the weights do not fit the pruned model: {' '.join(str(error).split())}") from error
     remember_plan(model, plan)
     return model
@@ -141,10 +143,15 @@ def apply_plan(dense: nn.Module, plan: PruningPlan) -> nn.Module:
 def _apply(dense: nn.Module, plan: PruningPlan) -> nn.Module:
     """Return what a plan leaves of a model, of whose other forms no layer is opened but those that the plan names.
 
-    Plans of earlier versions name none: they were made when all of these stayed as they were.
+    Plans of earlier versions name none: they were made when all of these stayed as they were, and when layers that
+    share a parameter each had one of their own after a cut.
     """
-    with only_opening(plan.model.get(PLAIN, ())):
-        return _applied(dense, plan)
+    with only_opening(plan.model.get(PLAIN, ())), tying(bool(plan.model.get(TIED))):
+        try:
+            return _applied(dense, plan)
+        except UntiedError as error:
+            made_for = plan.model["class"]
+            raise ArtifactError(f"the plan was made for another architecture ({made_for}): {error}") from error
 
 
 def _applied(given: nn.Module, plan: PruningPlan) -> nn.Module:

@@ -17,6 +17,7 @@ from cleanai_ray.analysis.named_trial import NAMES, named_trial
 from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.deploy.standalone_files import CARD_FILE, CONFIG_FILE, NEW_CARD_FILE
+from cleanai_ray.deploy.transformers_folder import COMPANIONS
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.models import build_model, example_input
 from cleanai_ray.pruning.plan import PruningPlan
@@ -82,10 +83,17 @@ def export_trial(
 
 
 def _add_tokenizer(folder: Path, study: Mapping[str, Any]) -> None:
-    """Put the tokenizer of a study's texts into a folder of transformers that has none."""
+    """Put the tokenizer of a study's texts into a folder of transformers that has none.
+
+    A file whose name transformers does not know is of the package tokenizers if it is JSON, and of no use otherwise.
+    """
     given = ((study.get("data") or {}).get("options") or {}).get("tokenizer")
-    if isinstance(given, str) and Path(given).is_file() and not (folder / "tokenizer.json").exists():
-        shutil.copyfile(given, folder / "tokenizer.json")
+    if not isinstance(given, str) or not (file := Path(given).expanduser()).is_file():
+        return
+    name = file.name if file.name in COMPANIONS else "tokenizer.json"
+    is_known = name == file.name or file.read_bytes().lstrip().startswith(b"{")
+    if is_known and not (folder / name).exists():
+        shutil.copyfile(file, folder / name)
 
 
 def _write_card(folder: Path, card: str) -> None:

@@ -210,6 +210,43 @@ def test_a_model_within_another_is_exported_if_it_is_all_of_it(tmp_path: Path) -
         export_transformers(Wrapped(llama(), head=True), TOKENS[:1], tmp_path / "other")
 
 
+class Standardising(nn.Module):
+    """A model of transformers that reads images less a mean, which is a buffer or a number."""
+
+    def __init__(self, inner: nn.Module, mean: Any) -> None:
+        super().__init__()
+        self.inner = inner
+        if isinstance(mean, Tensor):
+            self.register_buffer("mean", mean)
+        else:
+            self.mean = mean
+
+    def forward(self, images: Tensor) -> Tensor:
+        result: Tensor = self.inner((images - self.mean) / 0.5).logits
+        return result
+
+
+class Masking(Wrapped):
+    """A model of transformers that is told more than the tokens: the second one of each text is hidden from it."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        shown = (torch.arange(tokens.shape[1]) != 1).expand_as(tokens)
+        result: Tensor = self.inner(tokens, attention_mask=shown).logits
+        return result
+
+
+def test_what_a_model_does_around_another_is_not_left_out(tmp_path: Path) -> None:
+    write_hf_vit(tmp_path / "dense")
+    vit = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "dense").eval()
+    images, more = torch.randn(1, 3, 32, 32), "does more than its 'inner'; pass that module alone"
+    for mean, said in ((torch.full((3, 1, 1), 0.5), "has buffers besides 'inner'"), (0.5, f"Standardising {more}")):
+        with pytest.raises(ArtifactError, match=said):
+            export_transformers(Standardising(vit, mean), images, tmp_path / "small")
+    with pytest.raises(ArtifactError, match=f"Masking {more}"):
+        export_transformers(Masking(llama()), TOKENS[:1], tmp_path / "small")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["dense"]
+
+
 def test_other_models_and_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is for models of the package transformers, and this Linear is none"):
         FORMATS.get("transformers")(nn.Linear(2, 2), torch.zeros(1, 2), tmp_path / "linear")

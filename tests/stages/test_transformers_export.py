@@ -15,6 +15,7 @@ from cleanai_ray.cli import main
 from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.models import build_model, example_input
 from cleanai_ray.pruning.saved_model import load_model, save_model
+from cleanai_ray.stages.export_run import _add_tokenizer
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.tasks.base import find_task
@@ -29,6 +30,32 @@ MODEL: dict[str, Any] = {
     "input_shape": [12],
     "options": {"width": 32, "hidden": 64, "heads": 4, "depth": 2},
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("words.json", b'{"model": {}}', "tokenizer.json"),
+        ("words", b' {"model": {}}', "tokenizer.json"),
+        ("tokenizer.json", b"{}", "tokenizer.json"),
+        ("tokenizer.model", b"\n\x0e", "tokenizer.model"),
+        ("vocab.json", b"{}", "vocab.json"),
+        ("words.model", b"\n\x0e", None),
+    ],
+)
+def test_a_tokenizer_has_the_name_by_which_transformers_knows_it(
+    name: str, content: bytes, expected: str | None, tmp_path: Path
+) -> None:
+    folder, given = tmp_path / "small", tmp_path / name
+    folder.mkdir()
+    given.write_bytes(content)
+    study = {"data": {"options": {"tokenizer": str(given)}}}
+    _add_tokenizer(folder, study)
+    assert {entry.name: entry.read_bytes() for entry in folder.iterdir()} == ({expected: content} if expected else {})
+    given.write_bytes(b"{}of another")
+    _add_tokenizer(folder, study)
+    if expected:
+        assert (folder / expected).read_bytes() == content
 
 
 def test_a_trial_becomes_a_folder_with_tokenizer_and_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
