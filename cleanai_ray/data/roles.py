@@ -98,18 +98,14 @@ def assign_roles(
     _check_splits(data, evaluation, calibration_split, evaluation_split, source)
     scored = _scored(evaluation, source.num_samples(evaluation_split))
     train_size = source.num_samples(_TRAIN) if _TRAIN in source.splits else 0
-    order = np.random.default_rng([_VALIDATION_SEED, train_size]).permutation(train_size)
-    num_validation = min(train_size, max(1, round(data.validation_fraction * train_size)))
-    validation, rest = np.sort(order[:num_validation]), np.sort(order[num_validation:])
+    validation, rest = _validation_and_rest(data, train_size)
     needed = {calibration_split, *([_TRAIN] if trains else [])}
     selection_split, selection = _selection(evaluation, source, evaluation_split, len(scored), rest, needed)
     rest = np.setdiff1d(rest, selection) if selection_split == _TRAIN else rest
     candidates = rest if calibration_split == _TRAIN else np.arange(source.num_samples(calibration_split))
     num_chosen = len(selection) if selection_split == calibration_split else 0
     candidates = np.setdiff1d(candidates, selection) if num_chosen else candidates
-    draws = data.calibration.draws()
-    drawn = {one: _draw(data, one, candidates, num_chosen) for one in draws}
-    calibration, union = drawn[draw or draws[0]], np.unique(np.concatenate(list(drawn.values())))
+    calibration, union = _drawn(data, draw, candidates, num_chosen)
     withheld = calibration_split != _TRAIN or _withholds(data, len(union), train_size)
     if withheld and calibration_split == _TRAIN:
         rest = np.setdiff1d(rest, union)
@@ -129,6 +125,22 @@ def assign_roles(
     if trains and not len(rest):
         raise DataError(_none_left(source, roles, train_size))
     return roles
+
+
+def _validation_and_rest(data: DataSection, train_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the training split into the images that validate and all others, both ascending."""
+    order = np.random.default_rng([_VALIDATION_SEED, train_size]).permutation(train_size)
+    number = min(train_size, max(1, round(data.validation_fraction * train_size)))
+    return np.sort(order[:number]), np.sort(order[number:])
+
+
+def _drawn(
+    data: DataSection, draw: CalibrationDraw | None, candidates: np.ndarray, num_chosen: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the images of one draw (None: the first), and those of all draws."""
+    draws = data.calibration.draws()
+    drawn = {one: _draw(data, one, candidates, num_chosen) for one in draws}
+    return drawn[draw or draws[0]], np.unique(np.concatenate(list(drawn.values())))
 
 
 def _none_left(source: ImageSource, roles: SampleRoles, train_size: int) -> str:
