@@ -45,7 +45,10 @@ class UntiedError(PruningError):
     def reason(self) -> str:
         """Why a group keeps its width, in words that follow its name."""
         one, other = self.layers
-        return f"it shares a weight with another layer ('{one}' and '{other}'), which would differ"
+        return (
+            f"it shares a weight with another layer ('{one}' and '{other}'), which would differ; "
+            "with a copy of the weight for each, both are cut"
+        )
 
 
 @contextmanager

@@ -237,7 +237,7 @@ def test_an_interrupted_log_leaves_the_job_alone_and_says_how_to_reach_it(head, 
     assert said.count("\n") == 1
     for action in ("logs --follow", "stop"):
         assert f"`ray job {action} --address {head.address} {job}`" in said
-    for _ in range(120):
+    for _ in range(360):
         details = head.get(f"/api/jobs/{job}")
         if details["status"] not in ("PENDING", "RUNNING"):
             break

@@ -226,7 +226,7 @@ _EXPECTED: dict[str, str] = {
     "DigitsByLstm": KEEPS,
     "ExpandedQuery": PRUNED,
     "ChunkedAttention": KEEPS,
-    "ScaleUsedTwice": PRUNED,
+    "ScaleUsedTwice": "it shares a weight with another layer",
     "ViT": PRUNED,
     "DeiT": PRUNED,
     "Beit": KEEPS,
