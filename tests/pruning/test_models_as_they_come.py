@@ -80,7 +80,7 @@ def test_a_pruned_model_has_the_layout_of_the_dense_one(is_last: bool) -> None:
 
 
 @pytest.mark.parametrize("is_trained", [True, False])
-def test_layers_that_share_a_weight_are_pruned_exactly(is_trained: bool) -> None:
+def test_layers_that_share_a_weight_are_pruned_exactly_with_a_copy_for_each(is_trained: bool) -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -92,7 +92,11 @@ def test_layers_that_share_a_weight_are_pruned_exactly(is_trained: bool) -> None
             return self.head(torch.relu(self.two(torch.relu(self.one(torch.relu(self.stem(x)))))))
 
     model, x = Shared().eval(), torch.randn(5, 8)
+    with pytest.raises(PruningError, match=r"shares a weight .* with a copy of the weight for each, both are cut"):
+        prune(model, x, method="magnitude", ratio=0.5)
+    model.two.weight = nn.Parameter(model.one.weight.detach().clone())
     model.one.weight.requires_grad_(is_trained)
+    model.two.weight.requires_grad_(is_trained)
     result = prune(model, x, method="magnitude", ratio=0.5)
     gone = {name: list(channels) for name, channels in result.plan.removed.items()}
 
