@@ -37,16 +37,15 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none.
 
-    Where pytest-xdist shares the files out, those with slow tests begin, and of all those that start a Ray, so that the
-    last file of a process is a short one.
+    Where pytest-xdist shares the files out, those that start a Ray begin, since they take longest.
     """
     needs_gpu = pytest.mark.skip(reason="torch.cuda.is_available() is false: this test needs a CUDA device")
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(needs_gpu)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        marked = {name: {item.path for item in items if item.get_closest_marker(name)} for name in ("slow", "ray")}
-        items.sort(key=lambda item: (item.path not in marked["slow"], item.path not in marked["ray"]))
+        slow = {item.path for item in items if item.get_closest_marker("ray")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_collection_finish() -> None:
