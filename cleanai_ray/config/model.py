@@ -26,6 +26,10 @@ class TrainSection(Section):
         description="Peak learning rate; AdamW needs about 0.002, and weights that were trained before about 0.01.",
     )
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay, not on norms and biases.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Precision of the forward pass; auto: float32 on CPUs, bfloat16 on GPUs, float16 on those without.",
+    )
     seed: int = Field(0, ge=0, description="Seed of random weights, or of a new head, and of the sample order.")
 
 

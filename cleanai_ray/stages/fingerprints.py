@@ -63,8 +63,10 @@ def _of_weights(study: Study) -> list[Any]:
         held = {str(path.relative_to(name.folder)): _content_digest(str(path)) for path in files if path.is_file()}
         content = digest([content, held])
     model = _model(study, {"expected_accuracy"})
-    if study.model.train is not None and study.model.train.optimizer == "sgd":
-        del model["train"]["optimizer"]  # as before there was a choice, so that trained models stay valid
+    if study.model.train is not None:
+        for name, only in (("optimizer", "sgd"), ("precision", "auto")):
+            if getattr(study.model.train, name) == only:
+                del model["train"][name]  # as before there was a choice, so that trained models stay valid
     return [model, content, _data(study)]
 
 

@@ -30,6 +30,7 @@ def dense_recipe(section: TrainSection) -> FineTuneSection:
         "warmup_epochs": min(1.0, _WARMUP_SHARE * section.epochs),
         "label_smoothing": 0.0,
         "batch_size": section.batch_size,
+        "precision": section.precision,
         "early_stopping": None,
     }
     return FineTuneSection.model_validate(recipe)

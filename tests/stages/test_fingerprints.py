@@ -211,6 +211,7 @@ def test_a_choice_that_older_studies_did_not_have_keeps_their_dense_model() -> N
         return dense_key(parse_study({**STUDY, "model": {**STUDY["model"], "train": {"epochs": 3, **train}}}))
 
     assert key() == key(optimizer="sgd") != key(optimizer="adamw")
+    assert key() == key(precision="auto") != key(precision="bfloat16")
     # The digest of these sections as they were before there was a choice of the optimizer and of the precision.
     study = parse_study({**STUDY, "model": {**STUDY["model"], "train": {"epochs": 3}}})
     model, evaluation = study.model.model_dump(exclude=LATER), {"split": "test", "samples": None}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fine_tuning_cases import MakeNet, assert_same, run, scripted, validation_accuracy
 from torch import nn
+from torch.nn import functional
 
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.config.sections import TrainSection
@@ -188,6 +189,26 @@ def test_dense_training_can_use_adamw() -> None:
     recipe = dense_recipe(section)
     assert (recipe.optimizer, recipe.learning_rate, recipe.epochs) == ("adamw", 0.002, 40)
     assert recipe.warmup_epochs == 1.0  # 5 % of 40 epochs are 2
+
+
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+def test_dense_training_computes_in_the_precision_that_it_is_given(
+    digits: Any, make_net: MakeNet, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    seen = set()
+    linear = functional.linear
+
+    def recorded(*arguments: torch.Tensor) -> torch.Tensor:
+        result = linear(*arguments)
+        if result.requires_grad:
+            seen.add(result.dtype)
+        return result
+
+    monkeypatch.setattr(functional, "linear", recorded)
+    model, section = make_net(), TrainSection.model_validate({"epochs": 1, "precision": precision})
+    train_dense(model, section=section, data=TrainingData(**digits.arguments()), context=LocalContext())
+    assert seen == {torch.bfloat16 if precision == "bfloat16" else torch.float32}
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
 def test_dense_training_uses_its_recipe(digits: Any, make_net: MakeNet) -> None:
