@@ -1,11 +1,11 @@
 r"""A benchmark of latency budgets: requested, predicted and reached, beside models of the same MACs.
 
 For every network, target and budget: a profile is measured, the budget is met by what it predicts, and the result takes
-turns with the dense model and with two of the same MACs, whose groups all narrow alike by the magnitude of weights
-(which is torch-pruning's magnitude pruner, as a test proves): with any widths, and with multiples of 8. One thread of a
-CPU is timed without what other processes take. With --macs, no profile is measured: networks are pruned by `magnitude`
-to shares of their MACs, with the default widths and with any. Networks have random weights, on which time does not
-depend; KL is that of the outputs on noise, and says little without training.
+turns, for three seconds or more, with the dense model and with two of the same MACs, whose groups all narrow alike by
+the magnitude of weights (which is torch-pruning's magnitude pruner, as a test proves): with any widths, and with
+multiples of 8. One thread of a CPU is timed without what other processes take. With --macs, no profile is measured:
+networks are pruned by `magnitude` to shares of their MACs, with the default widths and with any. Networks have random
+weights, on which time does not depend; KL is that of the outputs on noise, and says little without training.
 
 python jobs/bench_latency.py
 python jobs/bench_latency.py --networks resnet50 --budgets 0.7 0.5 --backends torch onnxruntime --batch-sizes 1 32
@@ -40,6 +40,7 @@ from cleanai_ray.nn.complexity import measure_complexity
 
 HEADER = ("network", "target", "budget", "model", "MACs", "predicted", "reached", "speed-up (95 %)", "ms", "KL")
 NUM_IMAGES = 8
+_LEAST_MS = 3000.0
 
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
@@ -134,7 +135,10 @@ class Bench:
         """Yield a row per model; all are timed in turns with the dense one."""
         models = {"dense": self.dense, **models}
         section = LatencySection.model_validate(self.often)
-        times = time_in_target(models, self.example, self.target, section, device=self.options.device, quick=True)
+        device = self.options.device
+        times = time_in_target(
+            models, self.example, self.target, section, device=device, quick=True, least_ms=_LEAST_MS
+        )
         timings = times.timings
         for label, timing in timings.items():
             if timing.speedup is None:

@@ -77,6 +77,8 @@ def _bars(status: StudyStatus) -> dict[str, tuple[int, int]]:
     bars = {"trials": (status.trials_done + status.trials_failed, status.trials_total)}
     if status.shards_done is not None and status.shards_total:
         bars["shards"] = (status.shards_done, status.shards_total)
+    if status.epochs_done is not None and status.epochs_total:
+        bars["epochs"] = (status.epochs_done, status.epochs_total)
     return bars
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from cleanai_ray.evaluation.significance import median_interval
 DENSE = "dense"
 
 _MILLISECONDS_THAT_HIDE_A_COLD_CACHE = 50.0
+_MOST_TIMES_AS_MANY = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class Timing:
         speedup: The dense model's `p50` over its own; None for the dense model, and where that was not timed.
         speedup_low: Lower end of its 95 % interval, by the bootstrap over rounds; with two models or more.
         speedup_high: Upper end, likewise.
+        num_rounds: Rounds in which it was timed.
     """
 
     p50: float
@@ -35,9 +38,12 @@ class Timing:
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
+    num_rounds: int = 1
 
 
-def take_turns(timers: Mapping[str, Callable[[], float]], *, warmup: int, runs: int) -> dict[str, list[float]]:
+def take_turns(
+    timers: Mapping[str, Callable[[], float]], *, warmup: int, runs: int, least_ms: float = 0.0
+) -> dict[str, list[float]]:
     """Time every model once a round, in an order that changes every round.
 
     Whoever runs next finds the caches full of another model's weights, which costs a small model a tenth of its time,
@@ -50,15 +56,20 @@ def take_turns(timers: Mapping[str, Callable[[], float]], *, warmup: int, runs: 
     Args:
         timers: For each model, a function that runs it once and returns the milliseconds that it took.
         warmup: Rounds whose times are dropped.
-        runs: Rounds whose times are kept.
+        runs: Rounds whose times are kept, at least.
+        least_ms: Milliseconds that the passes of these rounds take at least: a machine that is shared keeps its pace
+            for some seconds. There are further rounds until then, but at most twenty times as many.
 
     Returns:
-        The milliseconds [runs] of each model.
+        The milliseconds [rounds] of each model.
     """
     last = dict.fromkeys(timers, 0.0)
     times: dict[str, list[float]] = {name: [] for name in timers}
     names = list(timers)
-    for index in range(warmup + runs):
+    spent = 0.0
+    for index in itertools.count():
+        if index >= warmup + runs and (spent >= least_ms or index >= warmup + _MOST_TIMES_AS_MANY * runs):
+            break
         first = index // 2 % len(names) if len(names) > 2 else 0
         order = names[first:] + names[:first]
         for name in order if index % 2 == 0 else reversed(order):
@@ -67,6 +78,7 @@ def take_turns(timers: Mapping[str, Callable[[], float]], *, warmup: int, runs: 
             last[name] = timers[name]()
             if index >= warmup:
                 times[name].append(last[name])
+                spent += last[name]
     return times
 
 
@@ -98,5 +110,5 @@ def summarise(times: Mapping[str, list[float]]) -> dict[str, Timing]:
             speedup = float(middle[dense] / middle[index])
             ratio = {"speedup": speedup, "speedup_low": min(low, speedup), "speedup_high": max(upper, speedup)}
         tail = {"p90": max(p50, float(high)), "p99": max(p50, float(highest))}
-        found[name] = Timing(p50=p50, fast=float(fast), **tail, **ratio)  # type: ignore[arg-type]
+        found[name] = Timing(p50=p50, fast=float(fast), num_rounds=len(times[name]), **tail, **ratio)  # type: ignore[arg-type]
     return found

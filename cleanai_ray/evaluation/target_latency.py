@@ -20,6 +20,7 @@ from cleanai_ray.nn.hooks import require_no_hooks
 from cleanai_ray.registry import TARGETS
 
 _FIELD = "evaluation.target.backend"
+_LEAST_MS_OF_A_COMPARISON = 1000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,7 @@ def time_in_target(
     *,
     device: torch.device | str = "cpu",
     quick: bool = False,
+    least_ms: float = 0.0,
 ) -> TargetTimes:
     """Time forward passes of several models in a target, in turns; the models are not changed.
 
@@ -91,6 +93,7 @@ def time_in_target(
         section: How often: `warmup` and `runs`.
         device: The study's device.
         quick: True for many models of one architecture; see `TargetBackend`.
+        least_ms: How long the timed passes take at least; see `take_turns`.
 
     Raises:
         EvaluationError: When the target cannot run here, or not one of the models.
@@ -100,7 +103,7 @@ def time_in_target(
     with torch_threads(target.threads):
         with named(f"{_FIELD} is {target.backend}"):
             runs = prepare_all(backend, models, batch_of(example_input, target.batch_size))
-        return TargetTimes(timings=time_runs(backend, runs, section), device=backend.device)
+        return TargetTimes(timings=time_runs(backend, runs, section, least_ms), device=backend.device)
 
 
 def require_timeable(models: Mapping[str, nn.Module], example_input: Tensor) -> None:
@@ -135,10 +138,12 @@ def prepare_all(backend: TargetBackend, models: Mapping[str, nn.Module], batch: 
     return runs
 
 
-def time_runs(backend: TargetBackend, runs: Mapping[str, Run], section: LatencySection) -> dict[str, Timing]:
+def time_runs(
+    backend: TargetBackend, runs: Mapping[str, Run], section: LatencySection, least_ms: float = 0.0
+) -> dict[str, Timing]:
     """Time prepared models in turns, as often as a section says."""
     timers = {name: (lambda run=run: backend.milliseconds(run)) for name, run in runs.items()}
-    return summarise(take_turns(timers, warmup=section.warmup, runs=section.runs))
+    return summarise(take_turns(timers, warmup=section.warmup, runs=section.runs, least_ms=least_ms))
 
 
 def target_rows(times: TargetTimes, target: TargetSection, section: LatencySection) -> list[dict[str, Any]]:
@@ -192,7 +197,7 @@ def compare_in_target(
     *,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """Time two models in a target, as `time_in_target` does, without what other processes take where that is possible.
+    """Time two models in a target, as `time_in_target` does, for a second at least.
 
     Returns:
         `ratio`: the median over the rounds of the pruned model's time divided by the dense model's in the same round,
@@ -203,14 +208,16 @@ def compare_in_target(
         EvaluationError: When the target cannot run here, or not one of the models.
     """
     models = {DENSE: dense, "pruned": pruned}
-    times = time_in_target(models, example_input, target, section, device=device, quick=True)
+    times = time_in_target(
+        models, example_input, target, section, device=device, quick=True, least_ms=_LEAST_MS_OF_A_COMPARISON
+    )
     found = times.timings
     return {
         "ratio": found["pruned"].p50 / found[DENSE].p50,
         "latency_ms_p50": found["pruned"].p50,
         "latency_ms_p50_dense": found[DENSE].p50,
         "batch_size": target.batch_size,
-        "num_runs": section.runs,
+        "num_runs": found["pruned"].num_rounds,
         "num_warmup": section.warmup,
         "num_threads": target.threads,
         "device": f"{describe_device(times.device)}, {target.engine}",

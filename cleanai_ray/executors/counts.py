@@ -1,4 +1,4 @@
-"""Counts of finished and remaining work: the trials of a sweep, the shards of a pass over the samples."""
+"""Counts of finished and remaining work: trials of a sweep, shards of a pass over samples, epochs of a training."""
 
 from __future__ import annotations
 
@@ -140,3 +140,52 @@ class ShardState:
             f"{format_seconds(left)} left" if left is not None else "time left unknown",
         ]
         return ", ".join(parts)
+
+
+@dataclass
+class EpochState:
+    """Counts of the epochs of the dense model's training.
+
+    Attributes:
+        done: Epochs that have ended, those before an interruption included.
+        total: Epochs of the training; it may end sooner.
+        metric: Name of the validation score.
+        score: The validation score after the last epoch, in its own units.
+        clock: Returns a time in seconds.
+    """
+
+    done: int = 0
+    total: int = 0
+    metric: str = ""
+    score: float = float("nan")
+    clock: Callable[[], float] = time.monotonic
+    _first: tuple[float, int] | None = None
+
+    def advance(self, done: int, total: int, metric: str, score: float) -> None:
+        """Record the epochs done, the total, and the name and value of the last validation score."""
+        self.done, self.total, self.metric, self.score = done, total, metric, score
+        if self._first is None:
+            self._first = (self.clock(), done)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated seconds left, from the epochs since the first that was recorded; None before there is another."""
+        if self._first is None or self.done <= self._first[1]:
+            return None
+        since, before = self._first
+        return (self.clock() - since) / (self.done - before) * (self.total - self.done)
+
+    def describe(self) -> str:
+        """Return the state as one line."""
+        left = self.seconds_left
+        return ", ".join(
+            [
+                f"epoch {self.done} of {self.total}",
+                f"validation {_told_score(self.metric, self.score)}",
+                f"{format_seconds(left)} left" if left is not None else "time left unknown",
+            ]
+        )
+
+
+def _told_score(metric: str, score: float) -> str:
+    return f"accuracy {score:.2%}" if metric == "accuracy" else format_score(metric, score, None)

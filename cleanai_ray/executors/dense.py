@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from cleanai_ray.config.digests import digest
 from cleanai_ray.evaluation.kept_logits import KeptLogits
 from cleanai_ray.executors.checkpoints import CheckpointFile, checkpoint_name
 from cleanai_ray.executors.context import DenseWeights, RunContext
+from cleanai_ray.executors.dense_epochs import epochs_shown, note_epoch
 from cleanai_ray.executors.noted_work import run_noted
 from cleanai_ray.executors.writer import RunStore
 from cleanai_ray.stages.dense import DenseModel, digest_of, prepare_dense
@@ -40,7 +43,8 @@ def obtain_dense(context: RunContext) -> DenseModel:
         dense = _scored_anew(context, weights_key)
         if dense is None:
             arguments = study.model_dump_json(), executor.store, checkpoint
-            dense = executor.call(f"dense-{study.name}", _prepare, *arguments)
+            with epochs_shown(context, weights_key) if study.model.train is not None else nullcontext():
+                dense = executor.call(f"dense-{study.name}", _prepare, *arguments, weights_key)
             run.write_bytes(_WEIGHTS, dense.weights)
             run.mark(_WEIGHTS, weights_key)
         run.write_bytes(_LOGITS, dense.logits.to_bytes())
@@ -96,10 +100,11 @@ def _logits_key(dense: str, weights: str) -> str:
     return digest([dense, weights, "logits/2"])
 
 
-def _prepare(device: str, study_json: str, store: RunStore, checkpoint: str) -> DenseModel:
+def _prepare(device: str, study_json: str, store: RunStore, checkpoint: str, key: str) -> DenseModel:
     workspace = open_workspace(study_json, device)
-    checkpoints = CheckpointFile(store, checkpoint)
-    context = LocalContext(device=workspace.device, checkpoints=checkpoints)
+    checkpoints, train = CheckpointFile(store, checkpoint), workspace.study.model.train
+    on_row = partial(note_epoch, store, key, train.epochs) if train is not None else None
+    context = LocalContext(device=workspace.device, on_row=on_row, checkpoints=checkpoints)
     # If it is run again, it resumes from the last checkpoint of the training.
     dense = run_noted(store, workspace, "the dense model", lambda: prepare_dense(workspace, context))
     store.note_unreadable(workspace.unreadable.found)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from cleanai_ray.executors.counts import ShardState, SweepState
+from cleanai_ray.executors.counts import EpochState, ShardState, SweepState
 from cleanai_ray.storage.durations import format_seconds
 from cleanai_ray.tasks.base import Score
 
@@ -32,6 +32,9 @@ class Watcher(Protocol):
 
     def shards(self, state: ShardState) -> None:
         """Note the shards that are done."""
+
+    def epochs(self, state: EpochState) -> None:
+        """Note the epochs of the dense model's training that have ended; from a thread of its own."""
 
     def sweep(self, state: SweepState) -> None:
         """Note that trials began or ended."""
@@ -79,6 +82,12 @@ class ProgressReporter:
             self.say(f"dense {score.metric_name}: {score.value:.4g} of {score.num_samples} samples")
         if self._watcher is not None:
             self._watcher.dense(score)
+
+    def epochs(self, state: EpochState) -> None:
+        """Print how far the dense model's training is."""
+        self.say(f"{self._stage}: {state.describe()}")
+        if self._watcher is not None:
+            self._watcher.epochs(state)
 
     def complete(self, rows: Iterable[dict[str, Any]], total: int) -> None:
         """Print how many trials were complete before this run; they count when the best so far is chosen.

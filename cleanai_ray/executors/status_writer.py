@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from cleanai_ray.config.study import Study
 from cleanai_ray.errors import ArtifactError
-from cleanai_ray.executors.counts import ShardState, SweepState
+from cleanai_ray.executors.counts import EpochState, ShardState, SweepState
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.status import HEARTBEAT, STATUS_FILE, StudyStatus, utc_now
@@ -74,7 +74,8 @@ class StatusWriter:
 
     def stage(self, name: str) -> None:
         """Write that a stage begins."""
-        self._change(stage=name, shards_done=None, shards_total=None, samples_per_second=None, seconds_left=None)
+        unknown = ("shards_done", "shards_total", "epochs_done", "epochs_total", "samples_per_second", "seconds_left")
+        self._change(stage=name, **dict.fromkeys(unknown))
         self._write()
 
     def dense(self, score: Score) -> None:
@@ -90,6 +91,10 @@ class StatusWriter:
             samples_per_second=state.samples_per_second,
             seconds_left=state.seconds_left,
         )
+
+    def epochs(self, state: EpochState) -> None:
+        """Note how many epochs of the dense model's training have ended."""
+        self._change(epochs_done=state.done, epochs_total=state.total, seconds_left=state.seconds_left)
 
     def complete(self, state: SweepState) -> None:
         """Note the trials that were complete before."""

@@ -15,21 +15,20 @@ from cleanai_ray.graph.attention import notes_on_attention
 from cleanai_ray.graph.checking import CutCheck
 from cleanai_ray.graph.cutting import Cuts, cut, cuts_of
 from cleanai_ray.graph.explaining import DoesNotRunError, require_running
-from cleanai_ray.graph.finding import every_group, find_groups
-from cleanai_ray.graph.group import ChannelGroup, Member, inseparable, without
+from cleanai_ray.graph.finding import every_group
+from cleanai_ray.graph.group import ChannelGroup, Member, without
 from cleanai_ray.graph.heads import HeadAxis, head_axes, width_of
-from cleanai_ray.graph.readiness import parametrized_layers, require_parameters, told_together
+from cleanai_ray.graph.prunable import Prunable, Search
+from cleanai_ray.graph.readiness import require_parameters, told_together
 from cleanai_ray.graph.scores import scores_of
 from cleanai_ray.graph.tracing import modules_named, single_input, trace
 from cleanai_ray.graph.trials import Trials, failing_alone
+from cleanai_ray.graph.tying import tying
 from cleanai_ray.graph.undoing import restored_on_error
 from cleanai_ray.nn.copying import copied
 from cleanai_ray.nn.open_attention import open_attention
 
 __all__ = ["ChannelGraph", "ChannelGroup", "Member"]
-
-_Found = tuple[Sequence[ChannelGroup], tuple[str, ...], list[str]]
-"""Groups outside attention, names of the groups of heads that must stay, and sentences."""
 
 
 class ChannelGraph:
@@ -50,6 +49,7 @@ class ChannelGraph:
 
     Attributes:
         notes: Sentences about what cannot be narrowed.
+        ties: Whether layers that share a parameter still do after a cut.
 
     Raises:
         PruningError: When the model cannot be traced, takes several inputs, or an ignored layer does not exist.
@@ -78,26 +78,18 @@ class ChannelGraph:
         self._free = {name: self._graph.module2node.get(each) for each, name in self._graph._param_to_name.items()}
         axes = head_axes(self._graph.attention, self._names)
         self._kept: dict[tuple[str, str], np.ndarray] = {}
-        found, whole, notes = self._find_groups(axes, only) if like is None else like._found
-        self._found: _Found = (tuple(found), whole, notes)
-        self._axes = {axis.name: axis for axis in axes if axis.name not in whole}
-        self._followed, self._unfit = list(found), set[str]()
-        self.notes = (*notes_on_attention(self.model, self._graph.attention), *notes)
+        self._prunable: Prunable
+        self._prunable = found = self._search(axes, only) if like is None else like._prunable
+        self.ties = found.ties
+        self._axes = {axis.name: axis for axis in axes if axis.name not in found.whole}
+        self._followed, self._unfit = list(found.groups), set[str]()
+        self.notes = (*notes_on_attention(self.model, self._graph.attention), *found.notes)
         self.groups = self._listed_groups()
         self.kept_channels = {group.name: np.arange(group.num_channels) for group in self.groups}
 
-    def _find_groups(self, axes: Sequence[HeadAxis], only: Collection[str] | None) -> _Found:
-        """Return the groups outside attention, heads that must stay, and what to say of what keeps its width."""
-        found, reasons = find_groups(self._graph, self._names, self._ignored)
-        found = [group for group in found if only is None or group.name in only]
-        whole: dict[str, str] = {}
-        if self._check:
-            trials = Trials(self.model, self.example_inputs, self._dimensions)
-            whole = {axis.name: fault for axis in axes if (fault := trials.fault_of_heads(axis)) is not None}
-            found, failed = trials.sort_out(found)
-            reasons |= failed | whole
-        reasons |= inseparable(found) | parametrized_layers(self.model)
-        return found, tuple(whole), told_together(reasons)
+    def _search(self, axes: Sequence[HeadAxis], only: Collection[str] | None) -> Prunable:
+        search = Search(self.model, self._graph, self._names, self._ignored, only, axes)
+        return search.tried(self.example_inputs, self._dimensions) if self._check else search.untried()
 
     def every_group(self) -> list[ChannelGroup]:
         """Return all groups of the model at full width, ignored ones and such as failed a trial among them."""
@@ -178,7 +170,7 @@ class ChannelGraph:
         gone = {name: np.unique(np.asarray(channels, dtype=np.int64)) for name, channels in removed.items()}
         gone = {name: known[name].whole_units(channels) for name, channels in gone.items() if len(channels)}
         try:
-            with restored_on_error(self, *self.model.modules()):
+            with tying(self.ties), restored_on_error(self, *self.model.modules()):
                 self._cut(gone, [known[name] for name in gone])
                 self._removals.append({name: np.array(each, dtype=np.int64) for name, each in removed.items()})
         except DoesNotRunError as error:
@@ -221,7 +213,8 @@ class ChannelGraph:
         except PruningError:
             groups = [group for group in self._followed if len(removed.get(group.name, ()))]
             chosen = {group.name: group.whole_units(np.asarray(removed[group.name])) for group in groups}
-            _, reasons = Trials(self.model, self.example_inputs, self._dimensions, chosen).sort_out(groups)
+            with tying(self.ties):
+                _, reasons = Trials(self.model, self.example_inputs, self._dimensions, chosen).sort_out(groups)
             if not reasons:
                 raise
             self._unfit |= reasons.keys()
@@ -276,7 +269,8 @@ class ChannelGraph:
 
     def _advice(self, gone: Mapping[str, np.ndarray]) -> str:
         followed = [group for group in self._followed if group.name in gone and self._check]
-        alone = failing_alone(self.model, self.example_inputs, followed, gone, self._dimensions)
+        with tying(self.ties):
+            alone = failing_alone(self.model, self.example_inputs, followed, gone, self._dimensions)
         if alone:
             return f"name {' and '.join(map(repr, alone))} in ignored_layers"
         return "if its code relies on the width of a layer, name that layer in ignored_layers"

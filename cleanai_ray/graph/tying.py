@@ -1,7 +1,8 @@
 """Parameters that several layers share, as an output layer that has the weight of the token embeddings.
 
 A cut gives every layer a smaller weight of its own. Where these are the same again, one takes the place of all; where
-different channels would go, the cut is refused. Earlier versions left every layer its own: see `tying`.
+different channels would go, the cut is refused. Within `tying(False)` every layer has its own after a cut: so it was in
+earlier versions, and so it is where nothing could be cut otherwise.
 """
 
 from __future__ import annotations
@@ -53,12 +54,17 @@ class UntiedError(PruningError):
 
 @contextmanager
 def tying(ties: bool) -> Iterator[None]:
-    """Let cuts leave layers that share a parameter one of their own each, unless they tie, as for an earlier plan."""
-    token = _TIES.set(ties)
+    """Let cuts leave layers that share a parameter one of their own each, unless they tie, here and around this."""
+    token = _TIES.set(ties and _TIES.get())
     try:
         yield
     finally:
         _TIES.reset(token)
+
+
+def cuts_tie() -> bool:
+    """Return whether layers that share a parameter still do after a cut: not within `tying(False)`."""
+    return _TIES.get()
 
 
 def shared_parameters(model: nn.Module) -> Shared:

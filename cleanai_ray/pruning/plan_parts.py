@@ -26,11 +26,11 @@ def group_plan(group: ChannelGroup, kept: np.ndarray) -> GroupPlan:
     )
 
 
-def identify(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
+def identify(model: nn.Module, example_inputs: Any, *, ties: bool = True) -> dict[str, Any]:
     """Return the identity of an architecture: class, digest of its tensors' shapes, shapes of the example inputs.
 
     `tokens` is among it where these are integers, `plain` where layers were opened (their names), and `tied` where
-    layers share parameters (the names of each).
+    layers share parameters (the names of each), unless none of these ties outlives a cut.
     """
     opened, tied = names_of_opened(model), [list(names) for names in shared_parameters(model)]
     shapes = {name: list(value.shape) for name, value in model.state_dict().items()}
@@ -40,6 +40,6 @@ def identify(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
         "shapes": digest(shapes),
         "example_inputs": [list(value.shape) for value in inputs],
         **({PLAIN: opened} if opened else {}),
-        **({TIED: tied} if tied else {}),
+        **({TIED: tied} if tied and ties else {}),
         **({} if all(value.is_floating_point() for value in inputs) else {"tokens": True}),
     }

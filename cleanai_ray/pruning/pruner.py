@@ -272,7 +272,7 @@ class Pruner:
         met = self._blocks and not any(self._gone().values())  # Without any of the blocks, the model might be larger.
         missed = None if budget is None or met or self._by_time else missed_budget(budget, dense, pruned)
         plan = PruningPlan(
-            model=identify(self._dense, self._graph.example_inputs),
+            model=identify(self._dense, self._graph.example_inputs, ties=self._graph.ties),
             groups=tuple(group_plan(group, kept[name]) for name, group in self._dense_groups.items()),
             request=self._trial.request
             | ({"by_price": True} if self._by_price else {})

@@ -64,9 +64,9 @@ def _of_weights(study: Study) -> list[Any]:
         content = digest([content, held])
     model = _model(study, {"expected_accuracy"})
     if study.model.train is not None:
-        for name, only in (("optimizer", "sgd"), ("precision", "auto")):
-            if getattr(study.model.train, name) == only:
-                del model["train"][name]  # as before there was a choice, so that trained models stay valid
+        for setting, first in (("optimizer", "sgd"), ("precision", "auto")):
+            if model["train"][setting] == first:
+                del model["train"][setting]  # as before there was a choice, so that trained models stay valid
     return [model, content, _data(study)]
 
 

@@ -35,6 +35,8 @@ class StudyStatus(BaseModel):
         stage: The stage that is running, or ran last.
         shards_done: Shards that the stage has finished; None if it has no shards.
         shards_total: Shards of the stage; None if it has no shards.
+        epochs_done: Epochs of the dense model's training that have ended; None if it is not trained in this stage.
+        epochs_total: Epochs of that training; None likewise.
         samples_per_second: Pace of the stage in samples; None if it is unknown.
         trials_total: Trials of the study.
         trials_done: Trials that succeeded, those of earlier runs included.
@@ -59,6 +61,8 @@ class StudyStatus(BaseModel):
     stage: str = ""
     shards_done: int | None = None
     shards_total: int | None = None
+    epochs_done: int | None = None
+    epochs_total: int | None = None
     samples_per_second: float | None = None
     trials_total: int
     trials_done: int = 0
@@ -135,6 +139,8 @@ def describe(status: StudyStatus, now: datetime.datetime) -> dict[str, str]:
     if status.shards_done is not None:
         pace = "" if status.samples_per_second is None else f", {format_pace(status.samples_per_second)}"
         lines["shards"] = f"{status.shards_done} of {status.shards_total} done{pace}"
+    if status.epochs_done is not None:
+        lines["epochs"] = f"{status.epochs_done} of {status.epochs_total} done"
     lines["trials"] = (
         f"{status.trials_done} done, {status.trials_running} running, {status.trials_failed} failed, "
         f"of {status.trials_total}"
@@ -174,6 +180,8 @@ def render(status: StudyStatus, now: datetime.datetime) -> RenderableType:
         shown: RenderableType = Text(value, style=style)
         if heading == "shards":
             shown = _with_bar(shown, status.shards_done or 0, status.shards_total or 0)
+        elif heading == "epochs":
+            shown = _with_bar(shown, status.epochs_done or 0, status.epochs_total or 0)
         elif heading == "trials":
             shown = _with_bar(shown, status.trials_done + status.trials_failed, status.trials_total)
         table.add_row(heading, shown)

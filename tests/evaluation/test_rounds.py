@@ -39,6 +39,15 @@ def test_a_short_pass_counts_only_behind_another_of_the_same_model() -> None:
     assert times == {"a": [8.0, 10.0, 16.0], "b": [6.0, 12.0, 14.0]}
 
 
+@pytest.mark.parametrize(("least_ms", "rounds"), [(0.0, 3), (600.0, 3), (601.0, 4), (800.0, 4), (1e9, 60)])
+def test_rounds_go_on_until_they_have_taken_long_enough_or_are_twenty_times_as_many(
+    least_ms: float, rounds: int
+) -> None:
+    times = take_turns({"a": lambda: 80.0, "b": lambda: 120.0}, warmup=2, runs=3, least_ms=least_ms)
+    assert times == {"a": [80.0] * rounds, "b": [120.0] * rounds}
+    assert {timing.num_rounds for timing in summarise(times).values()} == {rounds}
+
+
 def test_of_more_models_each_comes_first_and_last_equally_often() -> None:
     order, times = turns("abc", 1, 6)
     assert order == "aabbcc" + "cbabcaacbcabbacabc"  # the first round, and the six that count

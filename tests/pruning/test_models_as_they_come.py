@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from torch.nn.utils import prune as masks
 
-from cleanai_ray.api import evaluate, fine_tune, prune
+from cleanai_ray.api import evaluate, fine_tune, load, prune, save
 from cleanai_ray.errors import PruningError
 from cleanai_ray.nn.calls import main_output
 
@@ -80,7 +81,7 @@ def test_a_pruned_model_has_the_layout_of_the_dense_one(is_last: bool) -> None:
 
 
 @pytest.mark.parametrize("is_trained", [True, False])
-def test_layers_that_share_a_weight_are_pruned_exactly_with_a_copy_for_each(is_trained: bool) -> None:
+def test_layers_that_share_a_weight_on_which_all_depends_get_a_copy_each(is_trained: bool, tmp_path: Path) -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -92,12 +93,11 @@ def test_layers_that_share_a_weight_are_pruned_exactly_with_a_copy_for_each(is_t
             return self.head(torch.relu(self.two(torch.relu(self.one(torch.relu(self.stem(x)))))))
 
     model, x = Shared().eval(), torch.randn(5, 8)
-    with pytest.raises(PruningError, match=r"shares a weight .* with a copy of the weight for each, both are cut"):
-        prune(model, x, method="magnitude", ratio=0.5)
-    model.two.weight = nn.Parameter(model.one.weight.detach().clone())
     model.one.weight.requires_grad_(is_trained)
-    model.two.weight.requires_grad_(is_trained)
     result = prune(model, x, method="magnitude", ratio=0.5)
+    told = "'one' and 'two' share a weight, on which every group depends: each gets a copy of its own"
+    assert any(warning.startswith(told) for warning in result.plan.warnings)
+    assert model.one.weight is model.two.weight
     gone = {name: list(channels) for name, channels in result.plan.removed.items()}
 
     def silent(values: Tensor, group: str) -> Tensor:
@@ -109,6 +109,11 @@ def test_layers_that_share_a_weight_are_pruned_exactly_with_a_copy_for_each(is_t
     torch.testing.assert_close(result.model(x), expected)
     pruned: Any = result.model
     assert pruned.one.weight.requires_grad == pruned.two.weight.requires_grad == is_trained
+    save(result, tmp_path)
+    assert torch.equal(load(tmp_path, Shared)(x), result.model(x))
+    again = prune(result.model, x, method="magnitude", ratio=0.5)
+    save(again, tmp_path / "again")
+    assert torch.equal(load(tmp_path / "again", Shared)(x), again.model(x))
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")

@@ -226,7 +226,7 @@ _EXPECTED: dict[str, str] = {
     "DigitsByLstm": KEEPS,
     "ExpandedQuery": PRUNED,
     "ChunkedAttention": KEEPS,
-    "ScaleUsedTwice": "it shares a weight with another layer",
+    "ScaleUsedTwice": PRUNED,
     "ViT": PRUNED,
     "DeiT": PRUNED,
     "Beit": KEEPS,
