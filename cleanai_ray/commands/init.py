@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,6 +63,9 @@ def init(
     model = DenseModel(name=name, weights=weights, is_published=has_published_weights(name), source=source)
     images = None if data is None else _look_into(data)
     text = write_template(_name_of(Path(out)), SCHEMA_FILE, model, images)
+    if weights is not None and _has_other_head(text):
+        model = replace(model, needs_new_head=True)
+        text = write_template(_name_of(Path(out)), SCHEMA_FILE, model, images)
     _require_planned(text)
     Path(out).write_text(text, encoding="utf-8")
     schema = Path(out).parent / SCHEMA_FILE
@@ -115,6 +119,24 @@ def _look_into(folder: str) -> ImageFolder:
         num_training=source.num_samples("train"),
         evaluated=evaluated[0],
     )
+
+
+def _has_other_head(text: str) -> bool:
+    """Return whether the weights of a study file were trained on another number of classes; refuse what does not fit.
+
+    Raises:
+        StudyError: When they are weights of another model, or cannot be read.
+    """
+    import yaml
+
+    from cleanai_ray.config.study import parse_study
+    from cleanai_ray.errors import ModelError
+    from cleanai_ray.models.build import needs_new_head
+
+    try:
+        return needs_new_head(parse_study(yaml.safe_load(text)).model)
+    except ModelError as error:
+        raise StudyError(f"--weights: {error}") from error
 
 
 def _require_planned(text: str) -> None:

@@ -40,12 +40,14 @@ class DenseModel:
         name: Its name.
         weights: The file of its trained weights; None: the published ones, with a new head for other classes, or
             random ones, which are trained.
+        needs_new_head: Whether that file was trained on another number of classes.
         is_published: Whether there are published weights.
         source: What timm or Hugging Face says of it, if it is one of theirs.
     """
 
     name: str
     weights: str | None = None
+    needs_new_head: bool = False
     is_published: bool = False
     source: SourceFacts | None = None
 
@@ -83,7 +85,9 @@ def _model(model: DenseModel, images: ImageFolder | None) -> str:
         meaning = "one of `cleanai list models`, or any torchvision classifier"
     lines = ["model:", f"  name: {json.dumps(model.name)}  # {meaning}"]
     begins_published = model.is_published and images is not None
-    if model.weights is not None:
+    if model.weights is not None and model.needs_new_head:
+        lines.append(f"  weights: {json.dumps(model.weights)}  # yours, of other classes")
+    elif model.weights is not None:
         lines.append(f"  weights: {json.dumps(model.weights)}  # yours; with `train` they would be trained further")
     elif not begins_published:
         lines.append("  weights: null           # or the file of your trained weights, and then without `train`")
@@ -97,7 +101,7 @@ def _model(model: DenseModel, images: ImageFolder | None) -> str:
     ]
     if model.weights is None and not begins_published:
         lines.append("  train: {epochs: 20}     # without weights, the dense model is trained first, once, and kept")
-    elif model.weights is None and classes != published:
+    elif model.needs_new_head or (model.weights is None and classes != published):
         lines.append("  train: {epochs: 5, learning_rate: 0.01}  # with a new head for your classes, first and once")
     return "\n".join(lines) + "\n"
 

@@ -17,7 +17,7 @@ from cleanai_ray.models.huggingface_models import HuggingFaceFamily
 from cleanai_ray.models.outputs import with_scores
 from cleanai_ray.models.source import SourcedFamily
 from cleanai_ray.models.timm_models import TimmFamily
-from cleanai_ray.models.weights import PUBLISHED_CLASSES, load_pretrained, load_weights
+from cleanai_ray.models.weights import PUBLISHED_CLASSES, has_other_head, load_pretrained, load_weights
 from cleanai_ray.registry import MODELS
 from cleanai_ray.tasks.base import Task
 
@@ -133,6 +133,18 @@ def _pretrained(section: ModelSection) -> nn.Module:
     if load_pretrained(model, _family_of(name), section.num_classes):
         tell_new_head(name, section.num_classes, PUBLISHED_CLASSES, will_train=section.train is not None)
     return model
+
+
+def needs_new_head(section: ModelSection) -> bool:
+    """Return whether a model's weights file fits but for the number of classes, so that `model.train` is needed.
+
+    Raises:
+        ModelError: When the model cannot be built, or the file does not fit otherwise.
+    """
+    assert section.weights is not None
+    with torch.random.fork_rng(devices=[]):
+        model = _construct(section.model_copy(update={"weights": None}))
+    return has_other_head(model, section.weights, section.weights_key)
 
 
 def has_published_weights(name: str) -> bool:

@@ -122,6 +122,25 @@ def load_weights(
         notice(f"model.weights '{path}': {taken.sentence}")
 
 
+def has_other_head(model: nn.Module, path: str | os.PathLike[str], key: str | None = None) -> bool:
+    """Return whether a weights file fits a model but for the number of its head's outputs.
+
+    Args:
+        model: The model; where the file fits in full, it has its weights afterwards.
+        path: As for `load_weights`.
+        key: As for `load_weights`.
+
+    Raises:
+        ModelError: As `load_weights` does, when more does not fit.
+    """
+    path = os.fspath(path)
+    taken = take_weights(read_checkpoint(path), model.state_dict().keys(), key)
+    if not isinstance(taken, str) and _other_head(model, taken.state, _misfits(model, taken.state)) is not None:
+        return True
+    load_weights(model, path, key)
+    return False
+
+
 def load_pretrained(model: nn.Module, family: ModelFamily, num_classes: int) -> bool:
     """Load a family's published ImageNet weights into a model.
 

@@ -163,12 +163,22 @@ def test_weights_that_are_given_are_not_trained(images: Path, capsys: pytest.Cap
     model = checked(images.parent / "study.yaml")["model"]
     assert model["weights"] == "ours.pt"
     assert "train" not in model
-    torch.save(torchvision.models.squeezenet1_1(num_classes=4).state_dict(), "other.pt")
-    for name, fact in (("other.pt", "classifier.1.weight"), ("none.pt", "does not exist")):
+    torch.save(torchvision.models.shufflenet_v2_x0_5(num_classes=3).state_dict(), "other.pt")
+    for name, fact in (("other.pt", "--weights: model.weights 'other.pt'"), ("none.pt", "does not exist")):
         capsys.readouterr()
         assert main([*words, name, "--out", "other.yaml"]) == 2
         assert fact in capsys.readouterr().err
         assert not (images.parent / "other.yaml").exists()
+
+
+def test_weights_of_other_classes_are_trained_with_a_new_head(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": torchvision.models.squeezenet1_1(num_classes=4).state_dict()}, "ours.pt")
+    assert main(["init", "--from", "squeezenet1_1", "--data", "pictures", "--weights", "ours.pt"]) == 0
+    model = checked(images.parent / "study.yaml")["model"]
+    assert (model["weights"], model["train"]) == ("ours.pt", {"epochs": 5, "learning_rate": 0.01})
+    capsys.readouterr()
+    assert main(["plan", "study.yaml"]) == 0
+    assert "has 4 outputs, and the model 3; it is new, and model.train trains it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["resnet50", "timm:resnet50"])
