@@ -171,14 +171,12 @@ def test_weights_that_are_given_are_not_trained(images: Path, capsys: pytest.Cap
         assert not (images.parent / "other.yaml").exists()
 
 
-def test_weights_of_other_classes_are_trained_with_a_new_head(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_other_classes_are_trained_with_a_new_head(images: Path) -> None:
     torch.save({"state_dict": torchvision.models.squeezenet1_1(num_classes=4).state_dict()}, "ours.pt")
     assert main(["init", "--from", "squeezenet1_1", "--data", "pictures", "--weights", "ours.pt"]) == 0
     model = checked(images.parent / "study.yaml")["model"]
     assert (model["weights"], model["train"]) == ("ours.pt", {"epochs": 5, "learning_rate": 0.01})
-    capsys.readouterr()
     assert main(["plan", "study.yaml"]) == 0
-    assert "has 4 outputs, and the model 3; it is new, and model.train trains it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["resnet50", "timm:resnet50"])
