@@ -29,6 +29,12 @@ class TransformSection(Section):
     std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = Field(
         None, description="Divided by after that, one a channel; usually ImageNet's."
     )
+    train_area: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="Least share of the image's area that the random part has which is taken in training, usually "
+        "0.08; 1: no random part, but the same resizing and centre as elsewhere.",
+    )
+    train_mirror: bool | None = Field(None, description="Mirror half of the images in training, usually true.")
 
     @property
     def given(self) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ class EncodedSource(ImageSource):
         return dataset.where(index)
 
     def describe_preprocessing(self) -> dict[str, Any]:
-        """Return resize, crop, interpolation, mean and std."""
+        """Return resize, crop, interpolation, mean and std, and what is done in training."""
         return asdict(self.preprocessing)
 
 
@@ -138,4 +138,5 @@ def _preprocessing(data: DataSection, input_shape: Shape) -> Preprocessing:
         interpolation=given.interpolation or "bilinear",
         mean=per_channel(data, "mean", IMAGENET_MEAN),
         std=per_channel(data, "std", IMAGENET_STD),
+        **{name: getattr(given, name) for name in ("train_area", "train_mirror") if name in given.given},
     )

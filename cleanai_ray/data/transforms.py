@@ -32,6 +32,8 @@ class Preprocessing:
         antialias: Smooth before shrinking. PIL images always are.
         mean: Subtracted from values 0 to 1, one a channel.
         std: Divided by after that, one a channel.
+        train_area: Least share of the area that a random part has in training; 1: there is no random part.
+        train_mirror: Mirror half of the images in training.
     """
 
     resize: int | tuple[int, int]
@@ -40,6 +42,8 @@ class Preprocessing:
     antialias: bool = True
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    train_area: float = 0.08
+    train_mirror: bool = True
 
     def pixels(self, image: Image.Image | Tensor) -> Tensor:
         """Return an RGB image resized and cropped, uint8 [3, H, W].
@@ -57,9 +61,11 @@ class Preprocessing:
     def training_pixels(self, image: Image.Image | Tensor) -> Tensor:
         """Return a random part of an RGB image at the size of the crop, mirrored half of the time, uint8 [3, H, W].
 
-        The part has 8 % to all of the area (Szegedy et al. 2015). All is drawn from torch's global CPU generator.
+        The part has `train_area` to all of the area, usually 8 % (Szegedy et al. 2015); where that is 1, the image is
+        resized and cropped as `pixels` does it. All is drawn from torch's global CPU generator.
         """
-        return _to_bytes(self._training(image))
+        part = self.pixels(image) if self.train_area == 1 else image
+        return _to_bytes(self._training(part))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Return network inputs float32 [..., C, H, W] for pixels uint8 [..., C, H, W], on the same device."""
@@ -76,8 +82,10 @@ class Preprocessing:
     def _training(self) -> Callable:
         from torchvision import transforms
 
-        crop = transforms.RandomResizedCrop(self.crop, interpolation=self._interpolation, antialias=self.antialias)
-        return transforms.Compose([crop, transforms.RandomHorizontalFlip()])
+        how = {"scale": (self.train_area, 1.0), "interpolation": self._interpolation, "antialias": self.antialias}
+        part = [] if self.train_area == 1 else [transforms.RandomResizedCrop(self.crop, **how)]
+        mirror = [transforms.RandomHorizontalFlip()] if self.train_mirror else []
+        return transforms.Compose([*part, *mirror])
 
 
 def _to_bytes(image: Image.Image | Tensor) -> Tensor:

@@ -62,7 +62,8 @@ def test_a_trial_of_a_budget_of_latency_says_what_was_measured_at_which_batch_si
         return
     assert outcome.plan is not None
     measured = outcome.plan.achieved["latency"]
-    assert (measured["batch_size"], measured["num_runs"], measured["num_threads"]) == (2, 5, 1)
+    assert (measured["batch_size"], measured["num_threads"]) == (2, 1)
+    assert measured["num_runs"] >= 5  # and more until they have taken a second
     assert measured["predicted_ratio"] <= measured["asked_ratio"] + 1e-9  # a correction may ask for more than the limit
     assert measured["device"] == "cpu, torch float32"
     assert outcome.row["requested_budget"] == "latency=0.98"

@@ -20,7 +20,7 @@ model: {name: resnet20, num_classes: 10, input_shape: [1, 8, 8], train: {epochs:
 data: {name: digits}
 sweep: {methods: [coverage, wanda], ratios: [0.3]}
 """
-TRAIN = "epochs, batch_size, optimizer, learning_rate, weight_decay, seed"
+TRAIN = "epochs, batch_size, optimizer, learning_rate, weight_decay, precision, seed"
 NO_RATIOS = "sweep.ratios=[]"
 OPEN = "a number above 0 and below 1"
 INTEGER = "an integer of at least 1"
@@ -78,7 +78,7 @@ def message_of(path: Path, *overrides: str) -> str:
         (
             ["data.transform.rescale=3"],
             "unknown key 'data.transform.rescale'; did you mean 'resize'? "
-            "allowed: resize, crop, interpolation, mean, std",
+            "allowed: resize, crop, interpolation, mean, std, train_area, train_mirror",
         ),
         (["resources.calibration_actors=0"], f"resources.calibration_actors is 0; allowed: 'auto' or {INTEGER}"),
         (

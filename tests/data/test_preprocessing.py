@@ -74,6 +74,40 @@ def test_training_draws_what_torchvision_draws(images, interpolation):
     assert not torch.equal(drawn[0], drawn[1])
 
 
+@pytest.mark.parametrize("mirrors", [True, False])
+def test_training_without_a_random_part_has_the_whole_image(images, mirrors):
+    steps = Preprocessing(resize=40, crop=(32, 24), train_area=1, train_mirror=mirrors)
+    whole = steps.pixels(images[0])
+    drawn = [steps.training_pixels(images[0]) for _ in range(20)]
+    allowed = [whole, whole.flip(-1)] if mirrors else [whole]
+    assert all(any(torch.equal(one, each) for each in allowed) for one in drawn)
+    assert all(any(torch.equal(one, each) for one in drawn) for each in allowed)
+
+
+def test_a_random_part_has_the_least_area_at_least():
+    """Of an image whose columns are numbered by their grey, a part of 81 % of the area is wide."""
+    ramp = torch.arange(100, dtype=torch.uint8).expand(3, 100, 100)
+    steps = Preprocessing(resize=100, crop=(100, 100), interpolation="nearest", train_area=0.81, train_mirror=False)
+    spans = [int(part.max()) - int(part.min()) + 1 for part in (steps.training_pixels(ramp) for _ in range(40))]
+    assert (
+        min(spans) >= 77
+    )  # the narrowest part has 3/4 of the height as its width: sqrt(0.75 * 0.81 * 100 ** 2) = 77.9
+    assert min(spans) < 100
+
+
+@pytest.mark.parametrize("name", ["image_folder", "parquet_images"])
+def test_a_study_says_what_is_done_in_training(name, request):
+    root = request.getfixturevalue({"image_folder": "imagenet_root", "parquet_images": "parquet_root"}[name])
+    changed = opened(
+        name,
+        root=str(root),
+        num_classes=3 if name == "image_folder" else 10,
+        transform={"train_area": 1, "train_mirror": False},
+    )
+    dataset = changed.dataset("test", augment=True)
+    assert torch.equal(dataset.pixels(0)[0], changed.dataset("test").pixels(0)[0])
+
+
 @pytest.mark.parametrize("name", ["image_folder", "parquet_images"])
 def test_a_sample_is_its_normalised_pixels(name, request):
     root = request.getfixturevalue({"image_folder": "imagenet_root", "parquet_images": "parquet_root"}[name])

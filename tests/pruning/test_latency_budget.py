@@ -252,7 +252,8 @@ def test_with_a_real_clock_the_plan_says_how_it_was_measured() -> None:
     timing = {"budget_batch_size": 2, "runs": 5, "warmup": 1}
     plan = api.prune(dense, images, method="magnitude", budget={"latency": 0.9}, latency=timing).plan
     latency = plan.achieved["latency"]
-    assert (latency["batch_size"], latency["num_runs"], latency["num_warmup"]) == (2, 5, 1)
+    assert (latency["batch_size"], latency["num_warmup"]) == (2, 1)
+    assert latency["num_runs"] >= 5  # and more until they have taken a second
     assert (latency["num_threads"], latency["device"]) == (1, "cpu, torch float32")
     assert latency["ratio"] == pytest.approx(latency["latency_ms_p50"] / latency["latency_ms_p50_dense"])
     assert 0 < latency["predicted_ratio"] < 1
