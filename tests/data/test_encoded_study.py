@@ -58,6 +58,8 @@ def test_a_study_reads_a_library_s_rows_and_records_their_preprocessing(settings
         "antialias": True,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.25, 0.25, 0.25],
+        "train_area": 0.08,
+        "train_mirror": True,
     }
     page = re.sub(r"\s+", " ", html.unescape((run / "report.html").read_text()))
     expected = "shorter side 30 pixels, bicubic; centre 24 x 24; mean 0.485 0.456 0.406; std 0.25 0.25 0.25"
