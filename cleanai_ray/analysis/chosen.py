@@ -91,7 +91,7 @@ def choose(study: StudyFrames) -> Choice:
         return Choice(None, False, recommend(study))
     has_test = has_test_images(study)
     view = selection_view(study)
-    found = recommend(view)
+    found = recommend(view, _where_decided(view) if has_test else "")
     picked = found.trial if found.trial is not None else view.ranked.row(0, named=True)
     role = TEST if has_test else None
     trial = reported_row(study, picked["trial_id"], has_test=has_test)
@@ -122,6 +122,12 @@ def choose(study: StudyFrames) -> Choice:
         cost=" ".join(filter(None, [cost_in_words(trial, study.target), _speed_of_replicates(picked, study)])),
     )
     return replace(choice, recommendation=told)
+
+
+def _where_decided(view: StudyFrames) -> str:
+    """Say on which images the accuracies of `selection_view` are, where other images are reported on."""
+    counts = view.ok["num_evaluated"].drop_nulls().unique().to_list()
+    return f" on the {plural(counts[0], 'image')} that decide" if len(counts) == 1 else " on the images that decide"
 
 
 def has_test_images(study: StudyFrames) -> bool:

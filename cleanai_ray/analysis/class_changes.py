@@ -11,7 +11,7 @@ import polars as pl
 from cleanai_ray.analysis.comparisons import ALPHA, holm
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.image_evidence import hits_of, mask_of
-from cleanai_ray.analysis.numbers import p_text, percent
+from cleanai_ray.analysis.numbers import p_text, percent, plural
 from cleanai_ray.analysis.paired import exact_p
 from cleanai_ray.analysis.score_words import ACCURACY, words_of_study
 from cleanai_ray.storage.image_schemas import TEST
@@ -44,6 +44,11 @@ class ClassChange:
     name: str | None = None
 
     @property
+    def has_fallen(self) -> bool:
+        """True if the class lost accuracy, by chance or not."""
+        return self.accuracy < self.dense
+
+    @property
     def is_worse(self) -> bool:
         """True if the class lost accuracy beyond chance."""
         return self.p_value is not None and self.p_value < ALPHA and self.accuracy < self.dense
@@ -58,7 +63,7 @@ class ClassChange:
             return f"{label} stayed at {percent(self.dense)}"
         verb = "fell" if moved < 0 else "rose"
         span = f"from {percent(self.dense)} to {percent(self.accuracy)}"
-        return f"{label} {verb} {span} ({abs(moved)} of {self.num_images} images)"
+        return f"{label} {verb} {span} ({abs(moved)} of {plural(self.num_images, 'image')})"
 
     @property
     def sentence(self) -> str:

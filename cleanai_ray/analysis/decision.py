@@ -8,10 +8,10 @@ from typing import Any
 import polars as pl
 
 from cleanai_ray.analysis.chosen import CONFIGURATION, Choice
-from cleanai_ray.analysis.class_changes import class_changes
+from cleanai_ray.analysis.class_changes import ClassChange, class_changes
 from cleanai_ray.analysis.comparisons import ALPHA
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.numbers import MINUS, p_text, percent, signed
+from cleanai_ray.analysis.numbers import MINUS, counted, p_text, percent, signed
 from cleanai_ray.analysis.paired import PairedDifference
 from cleanai_ray.analysis.score_words import compared_text
 from cleanai_ray.analysis.verdict import stated_limit
@@ -40,15 +40,24 @@ def weigh(study: StudyFrames) -> Decision:
     if choice.trial is None:
         return Decision((), ())
     sureness = (_against_dense(choice), _against_runner_up(choice), _replicates(study, choice))
-    worst = class_changes(study)[:1]
-    of_classes = tuple(f"The class that fares worst: {one.sentence[0].lower()}{one.sentence[1:]}" for one in worst)
+    of_classes = _of_classes(class_changes(study))
     changes = (_limit(study), _runner_up(choice), _more_images(choice), _speed(study), _elsewhere(study))
     return Decision((*filter(None, sureness), *of_classes), tuple(filter(None, changes)))
 
 
+def _of_classes(found: tuple[ClassChange, ...]) -> tuple[str, ...]:
+    """Tell the class that lost most, or that none did; nothing where no class is known."""
+    if not found:
+        return ()
+    worst = found[0]
+    if not worst.has_fallen:
+        return ("No class lost accuracy.",)
+    return (f"The class that fares worst: {worst.sentence[0].lower()}{worst.sentence[1:]}",)
+
+
 def _images(choice: Choice, count: int) -> str:
     which = "test images, which decided nothing" if choice.has_test_images else "images that also chose it"
-    return f"On the {count} {which}"
+    return f"On the {count} {which}" if count != 1 else f"On the one {which.replace('images', 'image', 1)}"
 
 
 def _against_dense(choice: Choice) -> str:
@@ -60,6 +69,9 @@ def _against_dense(choice: Choice) -> str:
             if trial["loss_points"] is not None
             else ""
         )
+    if not found.lost and not found.gained:
+        same = "it gets the same images right as the dense model"
+        return f"{_images(choice, found.num_images)}, {same}. {_could_tell(found)}"
     counts = (
         f"{_images(choice, found.num_images)}, it gets {found.lost} wrong that the dense model gets right, and "
         f"{found.gained} right that the dense model gets wrong: {_interval(found)}"
@@ -76,7 +88,13 @@ def _told(found: PairedDifference, beyond_doubt: str, open_: str) -> str:
     """Return one of two sentences; that for a difference that may be chance also says what could have been told."""
     if found.p_value < ALPHA:
         return f"{beyond_doubt}."
+    if not found.effect:
+        return f"No difference is seen. {_could_tell(found)}"
     return f"{open_}: a difference from {found.detectable:.2f} points on would be found four times in five."
+
+
+def _could_tell(found: PairedDifference) -> str:
+    return f"A difference from {found.detectable:.2f} points on would be found four times in five."
 
 
 def _against_runner_up(choice: Choice) -> str:
@@ -112,7 +130,9 @@ def _replicates(study: StudyFrames, choice: Choice) -> str:
 def _limit(study: StudyFrames) -> str:
     limit = stated_limit(study)
     if limit is not None:
-        return f"Another limit: the study allows a loss of {limit:g} points (recommend.max_accuracy_loss)."
+        return (
+            f"Another limit: the study allows a loss of {counted(f'{limit:g}', 'point')} (recommend.max_accuracy_loss)."
+        )
     return (
         "A limit: the study states none on the accuracy lost (recommend.max_accuracy_loss). With one, the cheapest "
         "trial within it would be taken."

@@ -115,8 +115,9 @@ def _headline(study: StudyFrames, risks: tuple[Risk, ...]) -> Headline:
         return Headline(verdict, sentence, errors, None, None, None, None, None, None)
     sentence = _describe_best(best, where_timed(study.target))
     if choice.has_test_images:
-        number = "" if best["num_evaluated"] is None else f"{best['num_evaluated']} "
-        sentence = f"{sentence.removesuffix('.')}, on {number}test images that decided nothing."
+        number = best["num_evaluated"]
+        images = "test images" if number is None else plural(number, "test image")
+        sentence = f"{sentence.removesuffix('.')}, on {images} that decided nothing."
     if verdict == "not acceptable":
         which = "The chosen one" if choice.is_recommended else "The most accurate"
         sentence = f"No trial is acceptable. {which}, {sentence}"

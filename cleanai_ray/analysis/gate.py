@@ -18,7 +18,7 @@ from cleanai_ray.analysis.chosen import reported_row
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.image_evidence import against_dense
 from cleanai_ray.analysis.named_trial import RECOMMENDED, named_trial
-from cleanai_ray.analysis.numbers import MINUS, times
+from cleanai_ray.analysis.numbers import MINUS, counted, times
 from cleanai_ray.analysis.risks import find_risks
 from cleanai_ray.analysis.score_words import dense_score, is_counted, score_number, words_of
 from cleanai_ray.analysis.speed import where_timed
@@ -57,8 +57,7 @@ def judge_gate(
         ArtifactError: When there is no trial of this id.
     """
     if trial == RECOMMENDED and not study.choice.is_recommended:
-        recommendation = study.choice.recommendation
-        return GateResult(False, _sentence("not passed", " ".join((recommendation.sentence, *recommendation.missing))))
+        return GateResult(False, _sentence("not passed", study.choice.recommendation.in_full))
     trial_id = named_trial(study, trial)
     row = reported_row(study, trial_id, has_test=study.choice.has_test_images)
     checks = []
@@ -89,7 +88,7 @@ def _loss(study: StudyFrames, row: dict[str, Any], limit: float) -> _Check:
     flattered = study.choice.optimism or 0.0
     low, high = (flattered - end for end in reversed(found.interval))
     lost = flattered - found.effect
-    images = f"{found.num_images:,} images that decided nothing" if has_test else f"{found.num_images:,} images"
+    images = counted(f"{found.num_images:,}", "image") + (" that decided nothing" if has_test else "")
     taken = f", {flattered:.2f} of them for the choice on the same images" if flattered else ""
     words = f"loses {_points(lost)} points of accuracy{taken}"
     words += f" (95 % interval {_points(low)} to {_points(high, limit)}, {allowed}) on {images}"

@@ -31,6 +31,6 @@ def named_trial(study: StudyFrames, name: str) -> str:
     if choice.trial is None:
         raise ArtifactError(f"no trial of study '{study.name}' succeeded, so there is no {name} one")
     if name == RECOMMENDED and not choice.is_recommended:
-        reasons = " ".join((choice.recommendation.sentence, *choice.recommendation.missing))
-        raise ArtifactError(f"study '{study.name}' has no recommended trial ({reasons.rstrip('.')}); `best` has one")
+        reasons = choice.recommendation.in_full.rstrip(".")
+        raise ArtifactError(f"study '{study.name}' has no recommended trial ({reasons}); `best` has one")
     return str(choice.trial["trial_id"])

@@ -100,5 +100,15 @@ def amount_text(ratio: float | None, budget: str | None) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Write a count with its noun: `1 trial`, `2 trials`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """Write a count with its noun: `1 trial`, `2 trials`, `3 classes`."""
+    return counted(str(count), noun)
+
+
+def counted(number: str, noun: str) -> str:
+    """Write a number that is written out already with its noun: `1 point`, `0.5 points`, `1.0 points`, `1,200 images`.
+
+    Args:
+        number: The number.
+        noun: The noun in the singular; `es` makes its plural where it ends in s.
+    """
+    return f"{number} {noun}" if number == "1" else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"

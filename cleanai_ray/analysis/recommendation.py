@@ -6,15 +6,15 @@ is slower than the dense model is never taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from cleanai_ray.analysis.frames import StudyFrames, as_mapping, best_first
+from cleanai_ray.analysis.frames import StudyFrames, best_first
 from cleanai_ray.analysis.intervals import interval_of
-from cleanai_ray.analysis.numbers import NONE, milliseconds, p_text, percent, plural, points, quantity, size, times
+from cleanai_ray.analysis.limits import LIMITS, MAX_LOSS, limit_name, limit_text, meets, stated_limits, write_beyond
+from cleanai_ray.analysis.numbers import NONE, milliseconds, p_text, percent, plural, points, quantity, times
 from cleanai_ray.analysis.pareto import pareto_front
 from cleanai_ray.analysis.risks.base import BLOCKING_LOSS, BLOCKING_SHARE
 from cleanai_ray.analysis.score_words import ACCURACY, compared_text, score_text
@@ -32,7 +32,7 @@ class Recommendation:
         why: The reason for this trial.
         cost: Its cost against the dense model.
         runner_up: The row of the next best trial, if there is one.
-        missing: One line per limit on what is missing, where no trial qualifies.
+        missing: One sentence per limit on what is missing, without its full stop, where no trial qualifies.
     """
 
     trial: dict[str, Any] | None
@@ -42,50 +42,38 @@ class Recommendation:
     runner_up: dict[str, Any] | None = None
     missing: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True)
-class _Limit:
-    column: str
-    factor: float
-    is_least: bool
-    name: str
-    write: Callable[[float], str]
+    @property
+    def in_full(self) -> str:
+        """The sentence, and those on what is missing."""
+        return " ".join([self.sentence, *(f"{line}." for line in self.missing)])
 
 
-_LIMITS = {
-    "max_accuracy_loss": _Limit("loss_points", 1, False, "accuracy lost", lambda value: f"{value:.2g} points"),
-    "max_latency_ms": _Limit("latency_ms", 1, False, "latency {where}", milliseconds),
-    "min_speedup": _Limit("speedup", 1, True, "speed-up {where}", times),
-    "max_macs": _Limit("macs_share", 1, False, "share of the MACs", lambda value: percent(value, 0)),
-    "max_params": _Limit("params_share", 1, False, "share of the parameters", lambda value: percent(value, 0)),
-    "max_size_mb": _Limit("size_bytes", 1e6, False, "size of the weights file", lambda value: size(value)),
-}
+def recommend(study: StudyFrames, where: str = "") -> Recommendation:
+    """Return the trial to take under `recommend` of the study file; without it, the knee of accuracy against cost.
 
-
-def recommend(study: StudyFrames) -> Recommendation:
-    """Return the trial to take under `recommend` of the study file; without it, the knee of accuracy against cost."""
+    Args:
+        study: The study, as its choice sees it.
+        where: On which images its accuracies are, for the end of a sentence (` on the 135 images that decide`); "" if
+            all accuracies of the report are on the same.
+    """
     if study.ok.is_empty():
         return Recommendation(None, "No trial can be recommended: none succeeded.")
-    section = study.study.get("recommend")
-    limits = {
-        name: float(value)
-        for name, value in (as_mapping(section).items())
-        if name in _LIMITS and isinstance(value, (int, float))
-    }
-    return _within_limits(study, limits) if limits else _knee(study)
+    limits = stated_limits(study)
+    return _within_limits(study, limits, where) if limits else _knee(study, where)
 
 
-def _within_limits(study: StudyFrames, limits: dict[str, float]) -> Recommendation:
-    met = study.ok.filter(*(_meets(name, value) for name, value in limits.items()))
+def _within_limits(study: StudyFrames, limits: dict[str, float], where: str) -> Recommendation:
+    met = study.ok.filter(*(meets(name, value) for name, value in limits.items()))
     good = met.filter(~pl.col("is_slower"))
-    words = ", ".join(_limit_text(study, name, value) for name, value in limits.items())
+    words = ", ".join(limit_text(study, name, value) for name, value in limits.items())
     if good.is_empty() and len(met):
         return Recommendation(
             None, f"No trial can be recommended: {_slower(study, len(met))}, though they meet the limits ({words})."
         )
     if good.is_empty():
-        missing = tuple(_nearest(study, limits, name) for name in limits)
-        return Recommendation(None, f"No trial meets the limits of the study: {words}.", missing=missing)
+        missing = tuple(_nearest(study, limits, name, where) for name in limits)
+        noun = "limit" if len(limits) == 1 else "limits"
+        return Recommendation(None, f"No trial meets the {noun} of the study: {words}.", missing=missing)
     is_cheapest = "max_accuracy_loss" in limits
     order = best_first(good)
     if is_cheapest:
@@ -110,34 +98,23 @@ def _left_out(study: StudyFrames, count: int) -> str:
     return f" Left out: {_slower(study, count)}." if count else ""
 
 
-def _meets(name: str, value: float) -> pl.Expr:
-    limit = _LIMITS[name]
-    column = pl.col(limit.column)
-    # A rounding error does not exceed a limit: 93 % - 92 % is 1.0000000000000009 points.
-    slack = 1e-9 * max(1.0, abs(value) * limit.factor)
-    return column >= value * limit.factor - slack if limit.is_least else column <= value * limit.factor + slack
-
-
-def _limit_text(study: StudyFrames, name: str, value: float) -> str:
-    limit = _LIMITS[name]
-    written = limit.name.format(where=where_timed(study.target))
-    return f"{written} at {'least' if limit.is_least else 'most'} {limit.write(value * limit.factor)}"
-
-
-def _nearest(study: StudyFrames, limits: dict[str, float], name: str) -> str:
-    """Say how near the trials that meet all other limits come to this one."""
-    limit, text = _LIMITS[name], _limit_text(study, name, limits[name])
+def _nearest(study: StudyFrames, limits: dict[str, float], name: str, where: str) -> str:
+    """Say how near the trials that meet all other limits come to this one, which has been named."""
+    limit, text = LIMITS[name], limit_name(study, name)
+    text = text[0].upper() + text[1:]
     measured = study.ok.drop_nulls(limit.column)
     if measured.is_empty():
         return f"{text}: not measured in any trial"
-    others = measured.filter(*(_meets(other, value) for other, value in limits.items() if other != name))
+    others = measured.filter(*(meets(other, value) for other, value in limits.items() if other != name))
     nouns = f"{_noun(study)}s"
     pool, which = (others, f"{nouns} that meet the rest") if len(others) and len(limits) > 1 else (measured, nouns)
     order = pool.sort([limit.column, "trial_id"], descending=[limit.is_least, False])
     nearest = order.row(0, named=True)
-    met = len(pool.filter(_meets(name, limits[name])))
+    met = len(pool.filter(meets(name, limits[name])))
     known = f"{met} of {len(pool)} {which} meet it" if met else "none meets it"
-    return f"{text}: {known}; the nearest has {limit.write(nearest[limit.column])} ({_named(nearest)})"
+    verb, on = ("loses", where) if name == MAX_LOSS else ("has", "")
+    has = f"{verb} {write_beyond(name, nearest[limit.column], limits[name])}{on} ({_named(nearest)})"
+    return f"The nearest {has}" if len(limits) == 1 else f"{text}: {known}; the nearest {has}"
 
 
 def _noun(study: StudyFrames) -> str:
@@ -152,7 +129,7 @@ def _named(trial: dict[str, Any]) -> str:
     return str(trial["trial_id"]) if count < 2 else f"{count} trials like {trial['trial_id']}, taken together"
 
 
-def _knee(study: StudyFrames) -> Recommendation:
+def _knee(study: StudyFrames, where: str) -> Recommendation:
     accurate = _usable(study)
     usable = accurate.filter(~pl.col("is_slower"))
     if usable.is_empty() and len(accurate):
@@ -162,7 +139,7 @@ def _knee(study: StudyFrames) -> Recommendation:
         best = study.ranked.row(0, named=True)
         lost = NONE if best["loss_points"] is None else f"{best['loss_points']:.1f} points below the dense model"
         missing = (
-            f"accuracy: the best ({_named(best)}) reaches {compared_text(best)}, {lost}; where the "
+            f"Accuracy: the best ({_named(best)}) reaches {compared_text(best)}{where}, {lost}; where the "
             f"study sets no limit, a trial may lose at most {BLOCKING_LOSS:g} points and must not be near chance",
         )
         return Recommendation(None, "No trial can be recommended: all of them lost too much accuracy.", missing=missing)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from cleanai_ray.analysis.chosen import Choice
 from cleanai_ray.analysis.frames import StudyFrames, as_mapping
-from cleanai_ray.analysis.numbers import signed
+from cleanai_ray.analysis.numbers import plural, signed
 from cleanai_ray.analysis.risks.base import Risk
 
 Verdict = Literal["acceptable", "with reservations", "no limit stated", "not acceptable"]
@@ -64,6 +64,7 @@ def _against_limit(choice: Choice, limit: float) -> tuple[Verdict, str] | None:
     if -high > limit:
         return "not acceptable", f"The loss is beyond the limit: {interval}; {allowed}."
     return "with reservations", (
-        f"The loss may be beyond the limit: {interval}; {allowed}. With {found.num_images} images, a difference of "
+        f"The loss may be beyond the limit: {interval}; {allowed}. With {plural(found.num_images, 'image')}, a "
+        f"difference of "
         f"{found.detectable:.2f} points can be told."
     )

@@ -70,7 +70,8 @@ def _written(*, counts: bool) -> pl.Expr:
     before, after = ((100 * pl.col(name)).round(1).fill_null(0.0) for name in ("accuracy_dense", "accuracy"))
     if not counts:
         return pl.format("{} \N{RIGHTWARDS ARROW} {} %", before, after).alias("text")
-    return pl.format("{} \N{RIGHTWARDS ARROW} {} %, {} images", before, after, "num_evaluated").alias("text")
+    noun = pl.when(pl.col("num_evaluated") == 1).then(pl.lit("image")).otherwise(pl.lit("images"))
+    return pl.format("{} \N{RIGHTWARDS ARROW} {} %, {} {}", before, after, "num_evaluated", noun).alias("text")
 
 
 def _others(study: StudyFrames, best: dict[str, Any], shown: pl.DataFrame, names: dict[int, str]) -> pl.DataFrame:

@@ -8,7 +8,7 @@ import altair as alt
 
 from cleanai_ray.analysis.average_ranks import average_ranks
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.numbers import p_text
+from cleanai_ray.analysis.numbers import p_text, plural
 from cleanai_ray.charts import style
 from cleanai_ray.registry import CHARTS
 
@@ -46,7 +46,7 @@ def critical_difference(study: StudyFrames) -> ChartType | None:
     texts = base.mark_text(dy=-10, fontSize=10, color=style.INK).encode(x=x, y=y, text="text:N")
     subtitle = [
         f"Methods whose bars do not overlap differ (Nemenyi, critical difference {found.critical_difference:.1f})",
-        f"Over {found.num_cells} cells of ratio or budget, mode and steps; test that all methods rank alike: "
+        f"Over {plural(found.num_cells, 'cell')} of ratio or budget, mode and steps; test that all methods rank alike: "
         f"{p_text(found.p_value)} (Friedman)",
     ]
     return alt.layer(bars.encode(color=colour), points, texts).properties(

@@ -10,7 +10,7 @@ import polars as pl
 
 from cleanai_ray.analysis.cells import near_chance_points
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.numbers import percent
+from cleanai_ray.analysis.numbers import percent, plural
 from cleanai_ray.charts import style
 from cleanai_ray.registry import CHARTS
 
@@ -119,7 +119,9 @@ def _subtitle(dense: float | None, num_left_out: int, num_trials: int) -> list[s
     line = "" if dense is None else f"; dotted: dense, {percent(dense)}"
     lines = [f"Mean over the trials of a method; number: after the last stage{line}"]
     if num_left_out:
-        lines.append(f"Left out: {num_left_out} of {num_trials} trials, near chance after pruning or in the end; each")
+        lines.append(
+            f"Left out: {num_left_out} of {plural(num_trials, 'trial')}, near chance after pruning or in the end; each"
+        )
         lines.append("method is shown over its own that are left, so this ranks no methods")
     return lines
 

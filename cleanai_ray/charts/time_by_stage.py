@@ -8,6 +8,7 @@ import altair as alt
 import polars as pl
 
 from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.numbers import plural
 from cleanai_ray.charts import style
 from cleanai_ray.registry import CHARTS
 from cleanai_ray.storage.durations import format_seconds
@@ -80,4 +81,6 @@ def time_by_stage(study: StudyFrames) -> ChartType | None:
 
 
 def _subtitle(study: StudyFrames, totals: pl.DataFrame) -> str:
-    return f"Sum over {len(study.trials)} trials: {format_seconds(float(totals['seconds'].sum()))} of trial time"
+    return (
+        f"Sum over {plural(len(study.trials), 'trial')}: {format_seconds(float(totals['seconds'].sum()))} of trial time"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -75,10 +76,13 @@ def export(
     license_: Annotated[str, typer.Option("--license", help="What a model card states.")] = "unknown",
 ) -> int:
     """Write a pruned model for deployment."""
-    from cleanai_ray.stages.export_run import export_trial
+    from cleanai_ray.stages.export_run import export_trial, missed_limits
     from cleanai_ray.storage.run_directory import RunDirectory
 
-    print(export_trial(RunDirectory(directory), trial, format_, Path(out) if out else None, license_))
+    run = RunDirectory(directory)
+    print(export_trial(run, trial, format_, Path(out) if out else None, license_))
+    if note := missed_limits(run, trial):
+        print(f"note: {note}", file=sys.stderr)
     return 0
 
 

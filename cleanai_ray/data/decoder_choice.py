@@ -17,7 +17,7 @@ from cleanai_ray.data.encoded import EncodedDataset
 from cleanai_ray.data.jpeg_decoder import Decode, JpegDecoder, decoded_bytes, own_stream
 from cleanai_ray.data.transforms import decode_image
 from cleanai_ray.errors import DataError
-from cleanai_ray.nn.notices import notice
+from cleanai_ray.nn.notices import inform
 
 ALLOWED_DIFFERENCE = 1.0
 """Grey levels by which a decoder's images may differ from those of the CPU's decoder, on average."""
@@ -115,7 +115,7 @@ def _bytes_of(image: Image.Image) -> Tensor:
 
 
 def _tell(reason: str) -> None:
-    notice(f"JPEGs are decoded by the CPU: {reason}")
+    inform(f"JPEGs are decoded by the CPU: {reason}")
 
 
 def _version(name: str) -> str:

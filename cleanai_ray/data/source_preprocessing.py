@@ -6,7 +6,7 @@ from typing import Any
 
 from cleanai_ray.config.sections import DataSection, ModelSection, TransformSection
 from cleanai_ray.models import class_names, is_from_source, published_transform
-from cleanai_ray.nn.notices import notice
+from cleanai_ray.nn.notices import inform, notice
 
 
 def with_published(data: DataSection, model: ModelSection, kind: Any) -> DataSection:
@@ -94,7 +94,7 @@ def order_of_classes(model: ModelSection, found: tuple[str, ...], name: str) -> 
     ordered = tuple(sorted(found, key=lambda label: wanted[_plain(label)]))
     if ordered == found:
         return None
-    notice(f"the classes of data set '{name}' are numbered as those of {model.name}: 0 is '{ordered[0]}'")
+    inform(f"the classes of data set '{name}' are numbered as those of {model.name}: 0 is '{ordered[0]}'")
     return ordered
 
 

@@ -20,8 +20,13 @@ def chosen_row(study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any
         study: The study.
         rows: The rows of all its trials, of which controls are none to choose.
     """
+    return frames_of(study, rows).best
+
+
+def frames_of(study: Study, rows: Sequence[Mapping[str, Any]]) -> StudyFrames:
+    """Return a study as its report sees it, of the rows of its trials alone."""
     pruned = [row for row in rows if row.get("control") is None]
-    frames = StudyFrames(
+    return StudyFrames(
         results=_frame(schemas.to_table(pruned, schemas.RESULTS)),
         layers=_frame(schemas.LAYERS.empty_table()),
         coverage=_frame(schemas.coverage_schema(()).empty_table()),
@@ -29,7 +34,6 @@ def chosen_row(study: Study, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any
         latency=_frame(schemas.LATENCY.empty_table()),
         study=study.model_dump(mode="json"),
     )
-    return frames.best
 
 
 def _frame(table: Any) -> pl.DataFrame:

@@ -24,6 +24,7 @@ class SweepState:
         done: Trials that succeeded.
         failed: Trials that failed.
         best_row: Row of the best trial so far; None before one has ended.
+        clock: Returns a time in seconds.
     """
 
     total: int
@@ -32,15 +33,34 @@ class SweepState:
     done: int = 0
     failed: int = 0
     best_row: dict[str, Any] | None = None
-    started: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    _seconds: list[float] = field(default_factory=list)
+    _estimate: tuple[float, float] | None = None
 
     def finish(self, row: dict[str, Any]) -> None:
-        """Count a trial that ended."""
+        """Count a trial that ended; its `seconds_total`, where it is known, is the pace of those to come."""
         if row["status"] != schemas.OK:
             self.failed += 1
-            return
+        else:
+            self.done += 1
+            self.consider(row)
+        self._ended(row.get("seconds_total"))
+
+    def finish_unseen(self) -> None:
+        """Count a trial that succeeded, of which no more is known here."""
         self.done += 1
-        self.consider(row)
+        self._ended(None)
+
+    def _ended(self, seconds: float | None) -> None:
+        """Estimate the seconds that are left from now on: the mean of a trial, times those left, by those at a time."""
+        if seconds is not None:
+            self._seconds.append(seconds)
+        left = self.total - self.done - self.failed
+        if left <= 0:
+            self._estimate = (self.clock(), 0.0)
+        elif self._seconds:
+            mean = sum(self._seconds) / len(self._seconds)
+            self._estimate = (self.clock(), mean * left / max(1, min(self.workers, left)))
 
     def consider(self, row: dict[str, Any]) -> None:
         """Make a trial the best one if it ranks first, by `storage.ranking.rank`, and is no control."""
@@ -63,13 +83,24 @@ class SweepState:
         row = self.best_row or {}
         return format_score(row.get("metric"), row.get("score"), self.best_accuracy)
 
+    def _samples(self) -> str:
+        return "images" if (self.best_row or {}).get("metric") in (None, "accuracy") else "samples"
+
     @property
     def seconds_left(self) -> float | None:
-        """Estimated seconds left, from the pace so far; None before the first trial has ended."""
-        ended = self.done + self.failed
-        if not ended:
+        """Estimated seconds left: it falls with the clock until the next trial ends; None before the first has ended.
+
+        It is also None as long as no trial that ended has told how long it took.
+        """
+        if self._estimate is None:
             return None
-        return (time.monotonic() - self.started) / ended * (self.total - ended)
+        since, seconds = self._estimate
+        return max(0.0, seconds - (self.clock() - since))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """What changes where there is news to tell."""
+        return self.done, self.running, self.failed, self.total
 
     def describe(self) -> str:
         """Return the state as one line."""
@@ -79,7 +110,7 @@ class SweepState:
             f"{self.running} running",
             f"{self.failed} failed",
             f"of {self.total}",
-            f"best {self._best_score()} ({self.best})" if self.best else "best -",
+            f"best {self._best_score()} on all scored {self._samples()} ({self.best})" if self.best else "best -",
             f"{format_seconds(left)} left" if left is not None else "time left unknown",
         ]
         return ", ".join(parts)
@@ -123,6 +154,11 @@ class ShardState:
             return 0.0
         seconds, done, _ = self._pace()
         return seconds / done * (self.total - self.done) if done > 0 else None
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """What changes where there is news to tell."""
+        return self.done, self.total
 
     def _pace(self) -> tuple[float, int, int]:
         """Return the seconds since the first shard was done, and the shards done and samples read since then."""

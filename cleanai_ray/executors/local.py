@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cleanai_ray.analysis.numbers import plural
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.data.loader_processes import assign_cpus
 from cleanai_ray.errors import ClusterError
@@ -106,7 +107,7 @@ class LocalExecutor(Executor):
             num_nodes=1,
             cpus=cores,
             gpus=num_gpus,
-            description=f"local executor: this process, {cores} CPUs, {num_gpus} GPUs",
+            description=f"local executor: this process, {plural(cores, 'CPU')}, {plural(num_gpus, 'GPU')}",
         )
 
     def check(self, study: Study) -> None:

@@ -15,7 +15,7 @@ _Found = TypeVar("_Found")
 
 
 def run_noted(store: RunStore, workspace: Workspace, what: str, work: Callable[[], _Found]) -> _Found:
-    """Return the result of work on a workspace's batches; its notices become warnings of the run.
+    """Return the result of work on a workspace's batches; its notices become warnings and notes of the run.
 
     Args:
         store: The run directory.
@@ -28,4 +28,6 @@ def run_noted(store: RunStore, workspace: Workspace, what: str, work: Callable[[
         found = process_limit.within_memory(work, what)
     if notices:
         store.note("warnings", dict.fromkeys(notices, what))
+    if notices.information:
+        store.note("information", dict.fromkeys(notices.information, what))
     return found

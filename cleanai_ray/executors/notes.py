@@ -1,4 +1,4 @@
-"""Notes that workers leave in the run directory for the run's record: warnings, and where they computed."""
+"""Notes that workers leave in the run directory for its record: warnings, information, and where they computed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from cleanai_ray.config.study import Study
 from cleanai_ray.stages.fingerprints import data_key
 from cleanai_ray.storage.run_directory import RunDirectory
 
-Kind = Literal["warnings", "workers"]
+Kind = Literal["warnings", "information", "workers"]
+
+_TEXTS: tuple[Kind, ...] = ("warnings", "information")
 
 
 def read_notes(study: Study, run: RunDirectory, kind: Kind) -> dict[str, Any]:
@@ -26,9 +28,10 @@ def add_notes(study: Study, run: RunDirectory, kind: Kind, found: dict[str, Any]
 
 
 def describe_notes(study: Study, run: RunDirectory) -> dict[str, list[Any]]:
-    """Return the notes as environment.json holds them: `warnings`, and a description of every worker."""
+    """Return the notes as environment.json holds them: `warnings`, `information`, and a description of every worker."""
     workers = read_notes(study, run, "workers")
-    return {"warnings": list(read_notes(study, run, "warnings")), "workers": list(workers.values())}
+    texts = {kind: list(read_notes(study, run, kind)) for kind in _TEXTS}
+    return {**texts, "workers": list(workers.values())}
 
 
 def _file(kind: Kind) -> str:

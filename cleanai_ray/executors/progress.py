@@ -11,13 +11,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from cleanai_ray.analysis.numbers import plural
 from cleanai_ray.executors.counts import EpochState, ShardState, SweepState
 from cleanai_ray.storage.durations import format_seconds
 from cleanai_ray.tasks.base import Score
 
 __all__ = ["ProgressReporter", "ShardState", "SweepState", "Watcher"]
 
-_PLAIN_INTERVAL = 10.0
+_PLAIN_INTERVAL, _UNCHANGED_INTERVAL = 10.0, 60.0
+"""Least seconds between lines where there is no terminal: with other counts than the line before, and with the same."""
+
 OnShard = Callable[..., None]
 
 
@@ -48,11 +51,13 @@ class ProgressReporter:
 
     Args:
         console: Where to print; a terminal gets live lines.
+        clock: Returns a time in seconds.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
-        self._last_line = 0.0
+        self._clock = clock
+        self._last_line: tuple[float, tuple[object, ...]] | None = None
         self._watcher: Watcher | None = None
         self._stage = ""
         self._complete_before: list[dict[str, Any]] = []
@@ -77,9 +82,9 @@ class ProgressReporter:
     def dense(self, score: Score) -> None:
         """Print the score of the dense model."""
         if score.metric_name == "accuracy":
-            self.say(f"dense accuracy: {score.value:.2%} of {score.num_samples} images")
+            self.say(f"dense accuracy: {score.value:.2%} of {plural(score.num_samples, 'image')}")
         else:
-            self.say(f"dense {score.metric_name}: {score.value:.4g} of {score.num_samples} samples")
+            self.say(f"dense {score.metric_name}: {score.value:.4g} of {plural(score.num_samples, 'sample')}")
         if self._watcher is not None:
             self._watcher.dense(score)
 
@@ -101,7 +106,7 @@ class ProgressReporter:
         for row in self._complete_before:
             state.finish(row)
         if self._complete_before:
-            self.say(f"{len(self._complete_before)} of {total} trials were complete already")
+            self.say(f"{len(self._complete_before)} of {plural(total, 'trial')} were complete already")
         if self._watcher is not None:
             self._watcher.complete(state)
 
@@ -164,7 +169,7 @@ class ProgressReporter:
     def _counted(
         self, name: str, state: SweepState | ShardState, counts: Callable[[], tuple[int, int]]
     ) -> Iterator[Callable[[], None]]:
-        """Yield a function that shows the state: a bar in a terminal, a line every ten seconds elsewhere."""
+        """Yield a function that shows the state: a bar in a terminal, a line now and then elsewhere."""
         if not self.console.is_terminal:
             yield lambda: self._say_state(name, state)
             return
@@ -181,7 +186,10 @@ class ProgressReporter:
             yield refresh
 
     def _say_state(self, name: str, state: SweepState | ShardState) -> None:
-        now = time.monotonic()
-        if now - self._last_line >= _PLAIN_INTERVAL:
-            self._last_line = now
-            self.say(f"{name}: {state.describe()}")
+        now, counts = self._clock(), (name, *state.counts)
+        if self._last_line is not None:
+            then, before = self._last_line
+            if now - then < (_UNCHANGED_INTERVAL if counts == before else _PLAIN_INTERVAL):
+                return
+        self._last_line = now, counts
+        self.say(f"{name}: {state.describe()}")

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cleanai_ray.analysis.limit_verdict import unmet_line
+from cleanai_ray.analysis.numbers import plural
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.errors import ReportError
-from cleanai_ray.executors.chosen_model import chosen_row, keep_chosen_model
+from cleanai_ray.executors.chosen_model import frames_of, keep_chosen_model
 from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.executors.counts import SweepState
 from cleanai_ray.executors.dense import needed_memory, obtain_dense
@@ -217,7 +219,7 @@ def _run_trials(
 
 def _score_text(best: dict[str, Any]) -> str:
     if best.get("metric") in (None, "accuracy"):
-        images = f" on {best['num_test']} images that decided nothing," if best.get("num_test") else ""
+        images = f" on {plural(best['num_test'], 'image')} that decided nothing," if best.get("num_test") else ""
         return f"accuracy {best['accuracy']:.2%} (dense {best['accuracy_dense']:.2%}){images}"
     text = format_score(best["metric"], best["score"], None)
     return text if best["score_dense"] is None else f"{text} (dense {best['score_dense']:.4g})"
@@ -230,16 +232,19 @@ def _say_outcome(
     for row in failed:
         progress.say(f"failed: {row['trial_id']}: {row['error']}")
     succeeded = [row for row in rows if row["status"] == schemas.OK]
-    best = chosen_row(study, rows)
+    frames = frames_of(study, rows)
+    best = frames.best
     if best is not None:
         progress.say(
             f"best: {best['trial_id']}: {_score_text(best)} with "
             f"{best['macs'] / best['macs_dense']:.0%} of the MACs and {best['params'] / best['params_dense']:.0%} of "
             "the parameters"
         )
-    progress.say(f"{len(succeeded)} of {len(rows)} trials succeeded in {format_seconds(seconds)}")
+    progress.say(f"{len(succeeded)} of {plural(len(rows), 'trial')} succeeded in {format_seconds(seconds)}")
     files = [name for name in ("report.pdf", "report.html", schemas.RESULTS_FILE) if run.exists(name)]
     progress.say(f"results: {run.location} ({', '.join(files)})")
     folder = "" if best is None else model_folder(best["trial_id"])
     if folder and run.exists(f"{folder}/{PLAN_FILE}"):
         progress.say(f"model: {run.location}/{folder}; elsewhere: cleanai export {run.location} --format standalone")
+    if unmet := unmet_line(frames, frames.choice):
+        progress.say(f"limit: {unmet}")

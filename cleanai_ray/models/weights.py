@@ -13,7 +13,7 @@ from cleanai_ray.errors import ModelError
 from cleanai_ray.models.checkpoints import take_weights
 from cleanai_ray.models.family import ModelFamily, find_classifier, fit_positions, one_line
 from cleanai_ray.models.safe_files import read_checkpoint
-from cleanai_ray.nn.notices import notice, remark
+from cleanai_ray.nn.notices import inform, notice, remark
 
 PUBLISHED_CLASSES = 1000
 """The classes of torchvision's published weights, those of ImageNet."""
@@ -119,7 +119,9 @@ def load_weights(
         state = _with_own_head(model, state, head)
     load_state(model, state, source=f"'{path}'")
     if taken.sentence:
-        notice(f"model.weights '{path}': {taken.sentence}")
+        # Other weights that fit as well may be the ones that were meant; all else is how such a file is read.
+        tell = notice if taken.others else inform
+        tell(f"model.weights '{path}': {taken.sentence}")
 
 
 def has_other_head(model: nn.Module, path: str | os.PathLike[str], key: str | None = None) -> bool:

@@ -9,7 +9,17 @@ from contextvars import ContextVar
 
 _LOG = logging.getLogger(__name__)
 _logged: set[str] = set()
-_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+
+
+class Notices(list[str]):
+    """The warnings that were given, in their order; `information` holds the notes that are no warnings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.information: list[str] = []
+
+
+_collected: ContextVar[Notices | None] = ContextVar("collected", default=None)
 
 
 def remark(text: str) -> None:
@@ -27,10 +37,18 @@ def notice(text: str) -> None:
         found.append(text)
 
 
+def inform(text: str) -> None:
+    """Log a line the first time, and add it to the information that is collected: it cannot hurt the result."""
+    remark(text)
+    found = _collected.get()
+    if found is not None and text not in found.information:
+        found.information.append(text)
+
+
 @contextmanager
-def collected_notices() -> Iterator[list[str]]:
+def collected_notices() -> Iterator[Notices]:
     """Yield a list to which every notice inside is added; an outer list does not get them."""
-    found: list[str] = []
+    found = Notices()
     token = _collected.set(found)
     try:
         yield found

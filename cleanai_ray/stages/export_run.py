@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from cleanai_ray.analysis.frames import StudyFrames
+from cleanai_ray.analysis.limit_verdict import limit_note
 from cleanai_ray.analysis.named_trial import NAMES, named_trial
 from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.config.study import parse_study
@@ -148,6 +149,13 @@ def explain_trial(run: RunDirectory, trial: str) -> str:
         return PruningPlan.from_json(run.read_text(PLAN_FILE)).explain()
     trial_id = _saved_trial(run, trial)
     return f"Trial {trial_id}\n{PruningPlan.from_json(run.read_text(f'models/{trial_id}/{PLAN_FILE}')).explain()}"
+
+
+def missed_limits(run: RunDirectory, trial: str) -> str:
+    """Return one line on the limits of the study that a trial misses; "" where it misses none, or tables lack it."""
+    frames = StudyFrames.load(run)
+    trial_id = named_trial(frames, trial) if trial in NAMES else trial
+    return limit_note(frames, trial_id) if trial_id in frames.ok["trial_id"] else ""
 
 
 def _saved_trial(run: RunDirectory, trial: str) -> str:

@@ -14,6 +14,7 @@ from cleanai_ray.analysis.chosen import has_test_images, reported_row
 from cleanai_ray.analysis.frames import StudyFrames, as_mapping
 from cleanai_ray.analysis.image_evidence import against_dense
 from cleanai_ray.analysis.intervals import interval_of, speedup_of
+from cleanai_ray.analysis.limit_verdict import limit_verdicts
 from cleanai_ray.analysis.numbers import NONE, change, milliseconds, percent, plural, quantity, size
 from cleanai_ray.analysis.score_words import ScoreWords, dense_text, is_counted, score_number, score_text, words_of
 from cleanai_ray.analysis.wording import describe_trial
@@ -73,6 +74,7 @@ def model_card(frames: StudyFrames, trial_id: str, plan: PruningPlan, folder: Pa
         _loading(frames, folder),
         "## Numbers",
         _numbers(frames, trial),
+        *_limits(frames, trial_id),
         "## How it was pruned",
         _pruned(frames, trial, plan),
         "## Licence",
@@ -196,6 +198,13 @@ def _numbers(frames: StudyFrames, trial: Mapping[str, Any]) -> str:
         decided = "decided nothing" if has_test_images(frames) else "also decided which trial was chosen"
         note = f"Accuracies are on {plural(images, 'image')} that {decided}. {note}"
     return "\n".join(table) + f"\n\n{note}"
+
+
+def _limits(frames: StudyFrames, trial_id: str) -> list[str]:
+    """Return the verdict on each limit that the study states, under a heading; nothing where it states none."""
+    found = limit_verdicts(frames, trial_id)
+    lines = [f"- {one.limit[0].upper()}{one.limit[1:]}: **{one.verdict}**; {one.why}." for one in found]
+    return ["## Limits of the study", "\n".join(lines)] if lines else []
 
 
 def _own_units(trial: Mapping[str, Any], words: ScoreWords) -> list[tuple[str, str, str, str]]:

@@ -45,7 +45,7 @@ def test_what_is_nearest_to_a_limit_is_a_configuration() -> None:
     found = replicates([920, 900, 880], {"max_accuracy_loss": 1.0}).choice.recommendation
     assert found.trial is None
     (missing,) = found.missing
-    assert "the nearest has 3 points (3 trials like hessian-0, taken together)" in missing  # 93 % less 90 %
+    assert "The nearest loses 3 points (3 trials like hessian-0, taken together)" in missing  # 93 % less 90 %
     lost = replicates([700, 600, 500]).choice.recommendation  # no limit: more than 5 points are too many
     assert "the best (3 trials like hessian-0, taken together) reaches 60.0 %, 33.0 points below" in lost.missing[0]
 

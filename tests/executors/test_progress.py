@@ -104,7 +104,7 @@ def test_a_reporter_that_nobody_watches_tells_all_in_plain_lines():
     assert lines[2].startswith("calibration: ")
     assert "shards" not in lines[2]
     assert lines[3] == "1 of 3 trials were complete already"
-    assert lines[4:] == ["trials: 1 done, 0 running, 1 failed, of 2, best 75.00% (a), 0 s left"]
+    assert lines[4:] == ["trials: 1 done, 0 running, 1 failed, of 2, best 75.00% on all scored images (a), 0 s left"]
     assert "\x1b" not in said.getvalue()
 
 
@@ -119,5 +119,34 @@ def test_in_a_terminal_shards_and_trials_are_bars():
     text = said.getvalue()
     assert "second moments" in text
     assert "4 of 4 shards" in text
-    assert "best 50.00% (b)" in text
+    assert "best 50.00% on all scored images (b)" in text
     assert "━" in text
+
+
+def test_time_left_falls_with_the_clock_and_is_by_the_trials_at_a_time():
+    clock = Clock()
+    state = SweepState(total=6, workers=2, clock=clock)
+    clock.now += 325
+    assert state.seconds_left is None
+    state.finish({**row("a", 0.5, 10), "seconds_total": 80.0})
+    assert state.seconds_left == pytest.approx(80 * 5 / 2)
+    clock.now += 50
+    assert state.seconds_left == pytest.approx(200 - 50)
+    clock.now += 500
+    assert state.seconds_left == 0.0
+    state.finish({**row("b", 0.5, 10), "seconds_total": 100.0})
+    assert state.seconds_left == pytest.approx(90 * 4 / 2)
+
+
+def test_a_line_of_unchanged_counts_comes_each_minute():
+    clock, said = Clock(), io.StringIO()
+    teller = ProgressReporter(Console(file=said, width=160, highlight=False, force_terminal=False), clock=clock)
+    state = SweepState(total=6, workers=2, running=2, clock=clock)
+    with teller.sweep(state) as refresh:
+        for _ in range(13):  # at 0, 10, ... 120 seconds
+            refresh()
+            clock.now += 10
+        assert len(said.getvalue().splitlines()) == 3
+        state.finish({**row("a", 0.5, 10), "seconds_total": 80.0})
+        refresh()
+        assert len(said.getvalue().splitlines()) == 4

@@ -34,7 +34,7 @@ def test_progress_on_ray_names_the_score() -> None:
     callback = _ProgressCallback(state, lambda: None)
     callback.on_trial_result(0, [], TuneTrial(), numbers_of(row_of("perplexity", 8.0)))
     assert (state.done, state.best) == (1, TRIAL.trial_id)
-    assert f"best perplexity 8 ({TRIAL.trial_id})" in state.describe()
+    assert f"best perplexity 8 on all scored samples ({TRIAL.trial_id})" in state.describe()
     state = SweepState(total=2, workers=1)
     _ProgressCallback(state, lambda: None).on_trial_result(0, [], TuneTrial(), numbers_of(row_of("accuracy", None)))
     assert f"best 12.50% ({TRIAL.trial_id})" in state.describe()

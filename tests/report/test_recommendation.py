@@ -53,10 +53,10 @@ def test_limits(limits: dict, taken: int, runner_up: int, tmp_path: Path) -> Non
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     found = recommend(study_of(tmp_path, {"max_accuracy_loss": 1.0, "max_latency_ms": 6.0}))
     assert found.trial is None
-    assert "accuracy lost at most 1 points, latency at batch 1 at most 6 ms" in found.sentence
+    assert "accuracy lost at most 1 point, latency at batch 1 at most 6 ms" in found.sentence
     # Of the trials with at most 6 ms the best loses 93.5 - 91.5 points; of those with at most 1 point one has 9 ms.
     accuracy, latency = found.missing
-    assert "none meets it; the nearest has 2 points" in accuracy
+    assert "none meets it; the nearest loses 2 points" in accuracy
     assert "none meets it; the nearest has 9 ms" in latency
 
 

@@ -29,8 +29,9 @@ class AccuracyLoss(Check):
         too_much = not is_counted(best) and lost > 100 * BLOCKING_SHARE * best["accuracy_dense"]
         if lost > LARGE_LOSS or too_much:
             blocking = lost > BLOCKING_LOSS or too_much
+            where = " on the test images" if study.choice.has_test_images else ""
             sentence = (
-                f"The best trial loses {lost:.1f} points against the dense model "
+                f"The best trial loses {lost:.1f} points against the dense model{where} "
                 f"({compared_text(best)} against {percent(best['accuracy_dense'])})."
             )
             severity: Severity = "high" if blocking else "medium"

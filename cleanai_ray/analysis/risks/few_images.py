@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.intervals import interval_of
-from cleanai_ray.analysis.numbers import percent
+from cleanai_ray.analysis.numbers import percent, plural
 from cleanai_ray.analysis.risks.base import Check, Risk
 from cleanai_ray.analysis.score_words import is_counted
 from cleanai_ray.registry import RISKS
@@ -35,7 +35,8 @@ class FewImages(Check):
             yield Risk("info", "uncertainty", sentence)
         elif (interval.high - interval.low) / 2 > WIDE_INTERVAL:
             sentence = (
-                f"Only {best['num_evaluated']} images were evaluated: the accuracy of the best trial lies between "
+                f"Only {plural(best['num_evaluated'], 'image')} {'was' if best['num_evaluated'] == 1 else 'were'} "
+                "evaluated: the accuracy of the best trial lies between "
                 f"{100 * interval.low:.1f} and {percent(interval.high)} (95 % interval)."
             )
             yield Risk("medium", "few images", sentence, is_about_best=True)

@@ -19,24 +19,26 @@ class NotBetterThanRandom(Check):
     looks_for = "methods no better than random"
 
     def find(self, study: StudyFrames) -> Iterator[Risk]:
-        """Yield a risk of the best trial's method, and one of all others."""
+        """Yield one risk, which begins with the best trial's method where that is among them."""
         if study.ok.is_empty() or CONTROL not in study.methods:
             return
         own = study.best["label"] if study.best else None
         gains = {rank.label: rank.gain_over_random for rank in rank_methods(study) if rank.gain_over_random is not None}
         losers = {label: points(gain, 2) for label, gain in gains.items() if gain <= 0}
-        if own in losers:
-            sentence = (
+        told = []
+        if own == CONTROL and len(study.methods) > 1:
+            told.append("The most accurate trial is a random one: no method of the study earned its cost.")
+        elif own in losers:
+            told.append(
                 f"{own}, the method of the best trial, is not better than random pruning: {losers.pop(own)} on average "
                 "over the cells that both have."
             )
-            yield Risk("medium", "not better than random", sentence, is_about_best=True)
+        is_about_best = bool(told)
         if losers:
-            sentence = (
-                f"{plural(len(losers), 'method')} did not beat random pruning on average over the cells that both have."
+            other = "other method" if own in gains and is_about_best else "method"
+            told.append(
+                f"{plural(len(losers), other)} did not beat random pruning on average over the cells that both have."
             )
+        if told:
             lines = [f"{label}: {difference}" for label, difference in losers.items()]
-            yield Risk("medium", "not better than random", sentence, shorten_list(lines))
-        if own == CONTROL and len(study.methods) > 1:
-            sentence = "The most accurate trial is a random one: no method of the study earned its cost."
-            yield Risk("medium", "not better than random", sentence, is_about_best=True)
+            yield Risk("medium", "not better than random", " ".join(told), shorten_list(lines), is_about_best)

@@ -44,7 +44,8 @@ class UncertainWinner(Check):
             least = max(known[place].detectable for place in together)
             sentence = (
                 f"{len(together)} of {plural(len(known), 'trial')} of other methods at {best['amount']} ({methods}) "
-                f"cannot be told apart from the best, image by image (McNemar, Holm): {known[0].num_images} images "
-                f"show differences from {least:.2f} points on."
+                f"cannot be told apart from the best, image by image (McNemar, Holm): "
+                f"{plural(known[0].num_images, 'image')} "
+                f"{'shows' if known[0].num_images == 1 else 'show'} differences from {least:.2f} points on."
             )
             yield Risk("info", "uncertainty", sentence)

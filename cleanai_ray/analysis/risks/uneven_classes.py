@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from cleanai_ray.analysis.class_changes import ClassChange, class_changes
 from cleanai_ray.analysis.frames import StudyFrames
-from cleanai_ray.analysis.numbers import p_text
+from cleanai_ray.analysis.numbers import p_text, plural
 from cleanai_ray.analysis.risks.base import Check, Risk, shorten_list
 from cleanai_ray.registry import RISKS
 
@@ -33,7 +33,8 @@ class UnevenClasses(Check):
         lines = [f"{one}, {p_text(one.p_value or 0.0)}" for one in worse]
         largest = 100 * (worse[0].dense - worse[0].accuracy)
         sentence = (
-            f"{len(worse)} of {len(found)} classes lost accuracy with the best trial beyond chance (McNemar's exact "
+            f"{len(worse)} of {plural(len(found), 'class')} lost accuracy with the best trial beyond chance "
+            f"(McNemar's exact "
             f"test of each class, Holm's correction); the largest loss is {largest:.1f} points."
         )
         yield Risk("medium", "uneven classes", sentence, shorten_list(lines), is_about_best=True)
@@ -44,7 +45,8 @@ def _untested(found: Sequence[ClassChange]) -> Iterator[Risk]:
     lost = [str(one) for one in found if round(100 * (one.accuracy - one.dense), 9) <= -NOTABLE_LOSS]
     if lost:
         sentence = (
-            f"{len(lost)} of {len(found)} classes lost {NOTABLE_LOSS:g} points or more with the best trial; single "
+            f"{len(lost)} of {plural(len(found), 'class')} lost {NOTABLE_LOSS:g} points or more with the best "
+            f"trial; single "
             "images were not kept, so it is not known if that may be chance."
         )
         yield Risk("info", "uneven classes", sentence, shorten_list(lost), is_about_best=True)

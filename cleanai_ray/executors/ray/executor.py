@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import ray
 
+from cleanai_ray.analysis.numbers import counted
 from cleanai_ray.config.study import Study
 from cleanai_ray.errors import DeviceError
 from cleanai_ray.executors.base import Executor, Resources, ShardPool
@@ -74,8 +75,8 @@ class RayExecutor(Executor):
             num_nodes=cluster.num_nodes,
             cpus=cluster.cpus,
             gpus=cluster.gpus,
-            description=f"Ray: {cluster.num_nodes} node{'s' * (cluster.num_nodes > 1)}, {cluster.cpus:g} CPUs, "
-            f"{cluster.gpus:g} GPUs{dashboard}",
+            description=f"Ray: {cluster.num_nodes} node{'s' * (cluster.num_nodes > 1)}, "
+            f"{counted(f'{cluster.cpus:g}', 'CPU')}, {counted(f'{cluster.gpus:g}', 'GPU')}{dashboard}",
         )
 
     def check(self, study: Study) -> None:

@@ -174,6 +174,7 @@ class _ProgressCallback(tune.Callback):
         if name is not None and name not in self._ended:
             self._ended.add(name)
             numbers = {key: result.get(key) for key in ("status", "metric", "score", "accuracy", "macs", "control")}
+            numbers["seconds_total"] = result.get("seconds_total")
             self._state.finish({**numbers, "trial_id": name})
         self._refresh()
 
@@ -181,7 +182,7 @@ class _ProgressCallback(tune.Callback):
         """Count the trials that a process recorded but could not report before it died."""
         for name in self._trials_not_ended(trial):
             self._ended.add(name)
-            self._state.done += 1
+            self._state.finish_unseen()
         self._refresh()
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:

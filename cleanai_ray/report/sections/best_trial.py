@@ -38,8 +38,10 @@ class BestTrial(ChapterWriter):
         timed = tables.latency(study, best["trial_id"])
         blocks += [Heading("Speed"), timed] if timed is not None else []
         blocks += of_classes
-        worst = class_changes(study)[:_CLASSES]
+        changes = class_changes(study)
+        worst = [one for one in changes if one.has_fallen][:_CLASSES]
         blocks += [Paragraph(f"The classes that fare worst. {_in_words(worst)}")] if worst else []
+        blocks += [Paragraph("No class lost accuracy.")] if changes and not worst else []
         layers = tables.layers(study, best["trial_id"])
         if layers is not None:
             blocks += [*of_layers, Heading("Layers"), layers]

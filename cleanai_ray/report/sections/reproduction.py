@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from cleanai_ray.analysis.frames import StudyFrames, as_mapping
-from cleanai_ray.analysis.numbers import plural
+from cleanai_ray.analysis.numbers import counted, plural
 from cleanai_ray.analysis.risks.calibration_in_training import weights_are_given
 from cleanai_ray.registry import CHAPTERS
 from cleanai_ray.report.blocks import Block, Chapter, Code, Column, Heading, Paragraph, Table
@@ -78,7 +78,7 @@ def _facts(study: StudyFrames) -> list[tuple[str, str]]:
         ("platform", str(environment.get("platform") or "")),
         ("processor", _join(hardware.get("cpu"), cores, _unit(hardware.get("memory_gib"), "GiB"))),
         ("GPUs", gpus or ("none" if "gpus" in hardware else "")),
-        ("cluster", _join(nodes, _unit(cluster.get("cpus"), "CPUs"), _unit(cluster.get("gpus"), "GPUs"))),
+        ("cluster", _join(nodes, _unit(cluster.get("cpus"), "CPU"), _unit(cluster.get("gpus"), "GPU"))),
         ("trials ran on", _join(", ".join(hosts), ", ".join(devices))),
         ("calibration samples", _swept(calibration.get("samples"))),
         ("seeds", _join(_seed("trials", sweep.get("seeds")), _seed("calibration draw", calibration.get("seed")))),
@@ -86,6 +86,7 @@ def _facts(study: StudyFrames) -> list[tuple[str, str]]:
         ("preprocessing", _preprocessing(as_mapping(environment.get("preprocessing")))),
         ("calibration images", _withheld(study, samples.get("calibration_withheld_from_training"))),
         ("images that choose", _selection(study, samples)),
+        ("notes", "; ".join(map(str, environment.get("information") or []))),
         ("source", str(environment.get("commit") or "")),
         ("digests", ", ".join(f"{name} {value}" for name, value in digests.items() if value)),
     ]
@@ -170,7 +171,11 @@ def _count(value: Any, noun: str) -> str:
 
 
 def _unit(value: Any, unit: str) -> str:
-    return f"{value:g} {unit}" if isinstance(value, (int, float)) else ""
+    return (
+        (counted(f"{value:g}", unit) if unit.endswith("U") else f"{value:g} {unit}")
+        if isinstance(value, (int, float))
+        else ""
+    )
 
 
 def _join(*words: Any) -> str:

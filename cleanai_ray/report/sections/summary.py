@@ -7,7 +7,9 @@ from cleanai_ray.analysis.findings import Findings
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import percent, plural
 from cleanai_ray.analysis.recommendation import Recommendation
+from cleanai_ray.analysis.risks.base import LARGE_LOSS
 from cleanai_ray.analysis.score_words import compared_text
+from cleanai_ray.analysis.verdict import stated_limit
 from cleanai_ray.analysis.wording import describe_trial
 from cleanai_ray.registry import CHAPTERS
 from cleanai_ray.report.blocks import Block, Callout, Chapter, Heading, Paragraph
@@ -41,8 +43,7 @@ class Summary(ChapterWriter):
 def recommendation_blocks(found: Recommendation) -> list[Block]:
     """Return the recommended trial and the reason; or what is missing for one to qualify."""
     if found.trial is None:
-        lines = "; ".join(found.missing)
-        return [Callout("No recommendation", f"{found.sentence} {_sentence(lines)}".strip(), "bad")]
+        return [Callout("No recommendation", found.in_full, "bad")]
     return [Callout("Recommended", found.sentence, "plain"), Paragraph(found.why)]
 
 
@@ -56,12 +57,11 @@ def _answers(answers: tuple[Answer, ...]) -> str:
     ]
     open_ones = len(shown) - len(decided)
     if open_ones:
-        words.append(f"{plural(open_ones, 'question')} cannot be told from these trials.")
+        words.append(
+            f"{open_ones} of {plural(len(shown), 'question')} about methods {'has' if open_ones == 1 else 'have'} no "
+            "answer yet: these trials and images are too few to tell."
+        )
     return " ".join([*words, "Findings has the numbers."]) if shown else ""
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}." if text else ""
 
 
 def _smallest(study: StudyFrames, findings: Findings) -> list[Block]:
@@ -70,12 +70,17 @@ def _smallest(study: StudyFrames, findings: Findings) -> list[Block]:
     assert best is not None
     where = " on the images that decide" if study.choice.has_test_images else ""
     if smallest is None:
-        none = f"One point: no trial stays within it{where}."
-        return [] if best["loss_points"] is None else [Paragraph(none)]
+        limit = stated_limit(study)
+        if best["loss_points"] is None or (
+            limit is not None and limit >= LARGE_LOSS and not study.choice.is_recommended
+        ):
+            return []  # not known, or said already of a limit that is no stricter
+        return [Paragraph(f"A limit of one point: every trial loses more than that{where}, so none could be taken.")]
     if smallest["trial_id"] == best["trial_id"]:
         return []
     text = (
-        f"One point: the smallest model within one point of the dense one{where} is {describe_trial(smallest)}: "
+        f"A limit of one point: the smallest model within one point of the dense one{where} is "
+        f"{describe_trial(smallest)}: "
         f"{compared_text(smallest)} at {percent(smallest['macs_share'], 0)} of the MACs "
         f"({smallest['trial_id']})."
     )
