@@ -37,7 +37,7 @@ def test_progress_on_ray_names_the_score() -> None:
     assert f"best perplexity 8 on all scored samples ({TRIAL.trial_id})" in state.describe()
     state = SweepState(total=2, workers=1)
     _ProgressCallback(state, lambda: None).on_trial_result(0, [], TuneTrial(), numbers_of(row_of("accuracy", None)))
-    assert f"best 12.50% ({TRIAL.trial_id})" in state.describe()
+    assert f"best 12.50% on all scored images ({TRIAL.trial_id})" in state.describe()
 
 
 def test_trackers_are_told_a_score_by_its_name() -> None:
