@@ -29,9 +29,11 @@ class DistillationSection(Section):
 class FineTuneSection(Section):
     """Fine-tuning of the pruned model. The epoch with the best validation accuracy is kept.
 
-    The model that fine-tuning starts from competes with the epochs only if it has never seen the validation images;
-    otherwise it would look more accurate than it is. So it competes if the study trained the dense model itself
-    from random weights (`model.train`), since weights from elsewhere have most likely seen them.
+    The model that fine-tuning starts from stays unless an epoch is better. Validation images decide that only if the
+    start has never seen them; otherwise it would look more accurate than it is. So they do if the study trained the
+    dense model itself from random weights (`model.train`). Weights from elsewhere have most likely seen them; the
+    images that decide on the chosen trial then compare the start with the best epoch. Where these are of the training
+    split, or also reported on (`evaluation.validation_share: 0`), the best epoch is kept in any case.
 
     Fine-tuning on calibration images reads no labels: the dense model's answers replace them, and accuracy is the
     agreement with the dense model. Every fifth image validates, the same ones that repair holds back. The start then

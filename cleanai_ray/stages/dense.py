@@ -69,6 +69,7 @@ def prepare_dense(workspace: Workspace, context: TrainingContext | None = None) 
                 steps_per_epoch=steps,
                 validation_batches=lambda: workspace.batches("validation"),
                 later_batches=epoch_batches,
+                start_competes=False,
             ),
             context=context or LocalContext(device=workspace.device),
             supervision=Supervision(task=workspace.task),

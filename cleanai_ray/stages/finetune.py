@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from cleanai_ray.config.digests import digest
+from cleanai_ray.config.start_of_training import start_judged_by_deciding_images, weights_are_foreign
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.data import Share
 from cleanai_ray.data.augment import random_mixture, sample_seeds
@@ -21,6 +22,7 @@ from cleanai_ray.stages.state import TrialState
 from cleanai_ray.stages.task_scores import history_row
 from cleanai_ray.stages.train_anew import train_anew, with_random_weights
 from cleanai_ray.stages.workspace import Workspace
+from cleanai_ray.storage.image_schemas import roles_of_images
 from cleanai_ray.training.context import TrainingContext
 from cleanai_ray.training.data import Batches, TrainingData
 from cleanai_ray.training.distillation import Supervision
@@ -70,7 +72,21 @@ class FineTune(Stage):
         with setting.context.together(setting.workspace.task.restored(model), part):
             tuned = fine_tune_part(setting.workspace, self.trial, model, setting.dense_model, setting.context, part)
         best_epoch = tuned.best_epoch if self.is_last_step else state.best_epoch
+        if tuned.epochs_run and not tuned.best_epoch and not self.trial.trains_anew:
+            state = state.told([self._without_gain(state)])
         return replace(state, model=model, best_epoch=best_epoch, history=(*state.history, *tuned.history))
+
+    def _without_gain(self, state: TrialState) -> str:
+        """Return the warning of a trial in which no epoch was better than the weights before."""
+        impartial = _is_start_impartial(self.setting.workspace.study)
+        images = "the validation images" if impartial else "images that the given weights were not trained on"
+        weights = "pruned" if state.repaired is None else "repaired"
+        place = "" if self.is_last_step else f" after step {self.step} of {self.trial.steps}"
+        key = "epochs" if self.is_last_step else "between_steps"
+        return (
+            f"fine-tuning{place}: no epoch was better on {images} than the {weights} weights, which were kept; "
+            f"a lower finetune.learning_rate, or finetune.{key}: 0, may serve"
+        )
 
     def _part(self, state: TrialState) -> TrainingPart:
         """Return the description of this training, one of several in a trial that fine-tunes between steps.
@@ -129,6 +145,7 @@ def fine_tune_part(
             steps_per_epoch=steps,
             validation_batches=validation_batches,
             start_competes=_is_start_impartial(workspace.study),
+            unseen_batches=_unseen_batches(workspace, share),
         ),
         context=context,
         seed=trial.seed,
@@ -145,10 +162,28 @@ def _at_step(tuned: FineTuneResult, part: TrainingPart) -> FineTuneResult:
 def _is_start_impartial(study: Study) -> bool:
     """Return whether the model was made without the validation images before fine-tuning starts."""
     if study.finetune.data == "training":
-        # Weights from elsewhere were most likely trained on them.
-        return study.model.train is not None and study.model.weights is None
+        return not weights_are_foreign(study)
     # Repair may have read all of these images.
     return not study.repair.is_on or study.repair.holds_back
+
+
+def _unseen_batches(workspace: Workspace, share: Share) -> Callable[[], Batches] | None:
+    """Return a function that returns this process's batches of images that decide between the start and the best epoch.
+
+    Where the start must not be judged by the validation images, the images that decide on the chosen trial judge it,
+    if given weights have not been trained on them. None where there are none, or too few for the processes.
+    """
+    study, roles = workspace.study, workspace.roles
+    if not start_judged_by_deciding_images(study):
+        return None
+    deciding_share = study.evaluation.deciding_share
+    role = "selection" if deciding_share is None else "evaluation"
+    indices = getattr(roles, role)
+    decides = np.ones(len(indices), dtype=bool) if deciding_share is None else roles_of_images(indices, deciding_share)
+    positions = np.flatnonzero(decides)
+    if len(positions) < max(1, share[1]) or (decides.all() and deciding_share is not None):
+        return None
+    return workspace.validation_batches(share, role=role, positions=positions)
 
 
 _ImageBatches = tuple[Callable[..., Batches], int, Callable[[], Batches]]

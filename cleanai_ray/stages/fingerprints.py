@@ -13,6 +13,7 @@ from pyarrow.fs import FileType
 from cleanai_ray.config.digests import digest
 from cleanai_ray.config.model_names import ModelName
 from cleanai_ray.config.sections import LEAST_STEPS
+from cleanai_ray.config.start_of_training import start_judged_by_deciding_images
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.config.sweep import Budget
 from cleanai_ray.errors import ModelError
@@ -173,6 +174,8 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     if len(study.draws()) > 1 and (study.finetune.epochs or between_steps):
         # Training leaves out the images of all draws, so it depends on all of them.
         parts["withheld"] = [[draw.samples, draw.seed] for draw in study.draws()]
+    if start_judged_by_deciding_images(study):
+        parts["start judged by"] = study.evaluation.deciding_share
     from cleanai_ray.stages.pipeline import plan_stages  # loads torch, which the process that writes files does without
 
     if plugins := [step.key for step in plan_stages(study, trial) if step.is_plugin]:

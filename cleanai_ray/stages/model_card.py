@@ -232,11 +232,12 @@ def _costs(trial: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def _pruned(frames: StudyFrames, trial: dict[str, Any], plan: PruningPlan) -> str:
     epochs, environment = trial.get("epochs_run"), frames.environment
+    kept = "; none was better, and the weights before them were kept" if trial.get("best_epoch") == 0 else ""
     commit = environment.get("commit")
     lines = [
         f"- Trial `{trial['trial_id']}` of the study `{frames.name}`: {describe_trial(trial)}.",
         f"- Repair without labels: {trial.get('repair') or 'none'}.",
-        f"- Fine-tuning: {plural(epochs, 'epoch') if epochs else 'none'}.",
+        f"- Fine-tuning: {plural(epochs, 'epoch') + kept if epochs else 'none'}.",
         f"- Made by CleanAI-Ray {environment.get('version', __version__)}" + (f", commit {commit}." if commit else "."),
     ]
     return "\n".join(lines) + f"\n\n```text\n{plan.explain()}\n```"

@@ -124,6 +124,7 @@ def train_anew(
             steps_per_epoch=steps,
             validation_batches=workspace.validation_batches(share),
             later_batches=epoch_batches,
+            start_competes=False,
         ),
         context=context,
     )

@@ -107,7 +107,11 @@ RESULTS = described(
     ("seconds_quantize", REAL, "Of these, seconds of quantisation."),
     ("seconds_evaluate", REAL, "Of these, seconds of evaluation after each stage, latency included."),
     ("epochs_run", COUNT, "Fine-tuning epochs that ran, between pruning steps and at the end."),
-    ("best_epoch", COUNT, "The epoch at the end whose weights were kept, from 1; 0: the weights before the first."),
+    (
+        "best_epoch",
+        COUNT,
+        "The epoch at the end whose weights were kept, from 1; 0: none was better than the start.",
+    ),
     ("node", TEXT, "Host name of the machine that the trial ran on."),
     ("device", TEXT, "Device that it ran on."),
 )

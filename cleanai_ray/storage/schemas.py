@@ -84,7 +84,11 @@ HISTORY = described(
     ("validation_accuracy", REAL, "Top-1 on the validation samples; without labels, agreement with the dense model."),
     ("learning_rate", REAL, "Learning rate at the end of the epoch."),
     ("images_per_second", REAL, "Training images per second."),
-    ("is_best", FLAG, "True if this epoch's weights were kept; at most one epoch per pruning step."),
+    (
+        "is_best",
+        FLAG,
+        "True if this epoch's weights were kept; at most one per pruning step, and none where those before them were.",
+    ),
 )
 
 SENSITIVITY = described(

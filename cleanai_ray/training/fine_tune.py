@@ -9,15 +9,14 @@ ends.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cleanai_ray.config.finetune import FineTuneSection
 from cleanai_ray.errors import ArtifactError
@@ -28,8 +27,9 @@ from cleanai_ray.nn.modes import preserved_modes
 from cleanai_ray.tasks.base import Score, Task
 from cleanai_ray.tasks.score import NoLabelError
 from cleanai_ray.training.averaging import weight_average
+from cleanai_ray.training.checkpoint_parts import copied_to_cpu, epoch_seed, fingerprint
 from cleanai_ray.training.context import TrainingContext, TrainingError
-from cleanai_ray.training.data import TrainingData
+from cleanai_ray.training.data import Batches, TrainingData
 from cleanai_ray.training.distillation import Supervision, with_answers
 from cleanai_ray.training.part import TrainingPart
 from cleanai_ray.training.position import CheckpointClock, EpochPosition
@@ -70,6 +70,8 @@ def fine_tune(
     """Train a model in place; it ends with the weights of its best epoch, or with its own where none was better.
 
     The best epoch has the highest validation accuracy (or the best score of another task); of several, it is the first.
+    The model as it was given is validated before the first epoch, and stays unless an epoch is better; see
+    `TrainingData` for starts that must be judged by other samples, or need not be judged.
     Where targets are None, the teacher's answers replace them, and accuracy is the agreement with the teacher.
 
     Torch's global random state is the same before and after; every epoch has a seed of its own, and a checkpoint within
@@ -154,7 +156,7 @@ class _Run:
         self._part = part
         self._clock = CheckpointClock(section.checkpoint_minutes, context)
         self._position: EpochPosition | None = None
-        self._fingerprint = _fingerprint(model, section, data.steps_per_epoch, seed, part)
+        self._fingerprint = fingerprint(model, section, data.steps_per_epoch, seed, part)
         lay_out(model, context.device)
         self._average = None if section.ema_decay is None else weight_average(model, section.ema_decay)
         self._stepper = Stepper(
@@ -170,8 +172,7 @@ class _Run:
         section = self._section
         progress = self._restore()
         if progress is None:
-            start = self._validate() if self._data.start_competes else None
-            progress = Progress.begin(start, _copy(self._kept.state_dict()))
+            progress = self._begin()
         self._stepper.prepare()
         while not progress.is_over(section.epochs, section.early_stopping):
             epoch = progress.epochs_run + 1
@@ -179,7 +180,24 @@ class _Run:
             over = progress.is_over(section.epochs, section.early_stopping)
             if over or epoch % section.save_every_n_epochs == 0:
                 self._save(progress)
+        if progress.start_merit is not None:
+            self._kept.load_state_dict(progress.weights)
+            progress.settle(self._score_unseen())
         return progress
+
+    def _begin(self) -> Progress:
+        weights, data = copied_to_cpu(self._kept.state_dict()), self._data
+        unseen = None if data.start_competes else self._score_unseen()
+        return Progress.begin(self._validate() if data.start_competes else None, weights, unseen)
+
+    def _score_unseen(self) -> Score | None:
+        """Return the score on images that the start has not seen; None where there are none, or none has a label."""
+        if self._data.unseen_batches is None:
+            return None
+        try:
+            return self._score(self._data.unseen_batches)
+        except NoLabelError:
+            return None
 
     def _save(self, progress: Progress, position: EpochPosition | None = None) -> None:
         self._context.save_checkpoint(self._state(progress, position), self._part.name)
@@ -192,7 +210,7 @@ class _Run:
 
     def _run_epoch(self, epoch: int, progress: Progress) -> None:
         number = self._part.epochs_before + epoch
-        torch.manual_seed(_epoch_seed(self._seed, number, self._context.rank))
+        torch.manual_seed(epoch_seed(self._seed, number, self._context.rank))
         resumed, self._position = self._position, None
 
         def after_step(position: EpochPosition) -> None:
@@ -218,15 +236,21 @@ class _Run:
             "is_best": is_best,
         }
         stopping = self._section.early_stopping
-        weights = _copy(self._kept.state_dict()) if is_best else None
+        weights = copied_to_cpu(self._kept.state_dict()) if is_best else None
         progress.add(row, found, weights, 0.0 if stopping is None else stopping.min_delta)
         self._context.report(row)
 
     def _validate(self) -> Score:
+        try:
+            return self._score(self._data.validation_batches)
+        except NoLabelError as error:
+            raise NoLabelError(f"the validation samples have no score: {error}") from error
+
+    def _score(self, judged_by: Callable[[], Batches]) -> Score:
         context = self._context
 
         def validate() -> Score:
-            batches = process_limit.split(self._data.validation_batches())
+            batches = process_limit.split(judged_by())
             return score(
                 self._kept,
                 with_answers(batches, self._supervision, context.device),
@@ -235,10 +259,7 @@ class _Run:
                 all_reduce=context.all_reduce if context.world_size > 1 else None,
             )
 
-        try:
-            return process_limit.within_memory(validate, "validation")
-        except NoLabelError as error:
-            raise NoLabelError(f"the validation samples have no score: {error}") from error
+        return process_limit.within_memory(validate, "validation")
 
     def _state(self, progress: Progress, position: EpochPosition | None) -> dict[str, Any]:
         average = {} if self._average is None else self._average.module.state_dict()
@@ -250,7 +271,7 @@ class _Run:
             "progress": progress.state(),
             "position": None if position is None else position.state(self._context),
         }
-        return _copy(state)
+        return copied_to_cpu(state)
 
     def _restore(self) -> Progress | None:
         try:
@@ -267,29 +288,3 @@ class _Run:
         if state["position"] is not None:
             self._position = EpochPosition.from_state(state["position"], self._context)
         return Progress.from_state(state["progress"])
-
-
-def _copy(value: Any) -> Any:
-    """Return nested containers with every tensor copied to the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_copy(item) for item in value)
-    return value
-
-
-def _epoch_seed(seed: int, epoch: int, rank: int) -> int:
-    digest = hashlib.sha256(f"{seed}/{epoch}/{rank}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _fingerprint(
-    model: nn.Module, section: FineTuneSection, steps_per_epoch: int, seed: int, part: TrainingPart
-) -> str:
-    shapes = [f"{name}{tuple(value.shape)}{value.dtype}" for name, value in model.state_dict().items()]
-    recipe = section.model_dump_json(exclude={"num_workers", "between_steps", "data", "checkpoint_minutes"})
-    place = [f"{part.name}/{part.epochs_before}"] if part.name else []
-    inputs = [recipe, str(steps_per_epoch), str(seed), *place, *shapes]
-    return hashlib.sha256("\n".join(inputs).encode()).hexdigest()

@@ -30,6 +30,9 @@ class Progress:
         history: A row per epoch, with the columns of `schemas.HISTORY` except trial_id and step.
         reference: Accuracy that the next epoch must exceed by min_delta to reset the patience.
         epochs_waited: Epochs since `reference` was set.
+        start_merit: Score of the start on samples that it has not seen, where these decide between it and the best
+            epoch; None in other trainings, and in checkpoints of versions that did not have it.
+        start_weights: State dictionary of such a start, on the CPU.
     """
 
     weights: Weights
@@ -38,11 +41,31 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     reference: float = -math.inf
     epochs_waited: int = 0
+    start_merit: float | None = None
+    start_weights: Weights | None = None
 
     @classmethod
-    def begin(cls, start: Score | None, weights: Weights) -> Progress:
-        """Return the progress before the first epoch; where `start` is None, any first epoch is better."""
-        return cls(weights=weights, best_accuracy=-math.inf if start is None else _score(start))
+    def begin(cls, start: Score | None, weights: Weights, unseen: Score | None = None) -> Progress:
+        """Return the progress before the first epoch.
+
+        Args:
+            start: Validation of the start; None: any first epoch is better.
+            weights: State dictionary of the start.
+            unseen: Score of the start by which `settle` decides in the end; None: nothing is left to decide.
+        """
+        return cls(
+            weights=weights,
+            best_accuracy=-math.inf if start is None else _score(start),
+            start_merit=None if unseen is None else _score(unseen),
+            start_weights=None if unseen is None else weights,
+        )
+
+    def settle(self, found: Score | None) -> None:
+        """Return to the start unless the best epoch is better, by a score on samples that the start has not seen."""
+        if self.start_merit is None or self.start_weights is None or found is None:
+            return
+        if _score(found) <= self.start_merit:
+            self.weights, self.best_epoch = self.start_weights, 0
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Progress:

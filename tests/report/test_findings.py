@@ -307,3 +307,21 @@ def test_fine_tuning_that_was_for_nothing_is_named_and_not_called_over_fitting(
     assert risk.severity == "info"
     assert f"{number - 1} of {number} trials" in risk.sentence
     assert tables.results[0]["trial_id"] not in risk.details
+
+
+def test_accuracy_that_fine_tuning_cost_is_a_risk_though_an_epoch_was_kept(
+    findings_of: Callable[[Tables], Findings],
+) -> None:
+    """As where the start does not compete; a point lost by every trial, then by the chosen trial or another alone."""
+    tables = small(finetune_epochs=4)
+    for row in tables.results:
+        row["accuracy_repaired"] = row["accuracy_finetuned"] + 0.01
+    number = len(tables.results)
+    (risk,) = (risk for risk in findings_of(tables).risks if risk.kind == "accuracy lost in fine-tuning")
+    assert (risk.severity, risk.is_about_best) == ("medium", True)
+    assert f"{number} of {number} trials worse by 0.5 points or more, up to 1.0 points" in risk.sentence
+    chosen = max(tables.results, key=lambda row: row["accuracy"])
+    for loser in (chosen, min(tables.results, key=lambda row: row["accuracy"])):
+        for row in tables.results:
+            row["accuracy_repaired"] = row["accuracy_finetuned"] + (0.01 if row is loser else -0.01)
+        assert ("accuracy lost in fine-tuning" in kinds(findings_of(tables))) == (loser is chosen)

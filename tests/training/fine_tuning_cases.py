@@ -22,7 +22,7 @@ MakeNet = Callable[..., nn.Sequential]
 def run(model: nn.Module, digits: Any, context: LocalContext | None = None, **fields: Any) -> FineTuneResult:
     arguments = {"seed": 0, "part": None}
     arguments |= {key: fields.pop(key) for key in list(fields) if key in arguments}
-    read = {**digits.arguments(), "start_competes": True, "later_batches": None}
+    read = {**digits.arguments(), "start_competes": True, "unseen_batches": None, "later_batches": None}
     read |= {key: fields.pop(key) for key in list(fields) if key in read}
     supervision = Supervision(teacher=fields.pop("teacher", None))
     section = FineTuneSection.model_validate({"learning_rate": 0.1, "early_stopping": None, **fields})

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from fine_tuning_cases import MakeNet, assert_same, run, scripted
 
-from cleanai_ray.training.context import LocalContext
+from cleanai_ray.training.context import LocalContext, decode_checkpoint, encode_checkpoint
 from cleanai_ray.training.part import TrainingPart
 
 
@@ -172,3 +172,108 @@ def test_epochs_of_a_later_part_count_on(digits: Any, make_net: MakeNet) -> None
     assert_same(model.state_dict(), snapshots[1])
     alone = run(make_net(), digits, epochs=2)
     assert [row["learning_rate"] for row in result.history] == [row["learning_rate"] for row in alone.history]
+
+
+def unseen(model: Any, accuracies: list[float]) -> Callable[[], list[Any]]:
+    return scripted(model, accuracies)[0]
+
+
+@pytest.mark.parametrize(
+    ("of_start", "of_best", "kept"),
+    [
+        (0.5, 0.6, 2),
+        (0.5, 0.5, 0),  # the start of equals
+        (0.9, 0.6, 0),
+    ],
+)
+def test_a_start_that_has_seen_the_validation_samples_is_judged_by_others(
+    digits: Any, make_net: MakeNet, of_start: float, of_best: float, kept: int
+) -> None:
+    """Validation alone chooses the epoch; other samples choose between it and the start."""
+    model = make_net()
+    validation, snapshots = scripted(model, [0.3, 0.5, 0.4])
+    fields = {"validation_batches": validation, "unseen_batches": unseen(model, [of_start, of_best])}
+    start = copy.deepcopy(model.state_dict())
+    result = run(model, digits, epochs=3, start_competes=False, **fields)
+    assert (result.best_epoch, result.epochs_run) == (kept, 3)
+    assert_same(model.state_dict(), snapshots[1] if kept else start)
+    assert [row["is_best"] for row in result.history] == [epoch == kept for epoch in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("competes", [True, False])
+def test_a_learning_rate_that_only_harms_leaves_the_weights_bit_for_bit(
+    digits: Any, make_net: MakeNet, competes: bool
+) -> None:
+    model = make_net()
+    run(model, digits, epochs=3)
+    good, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    fields = {"start_competes": competes, "unseen_batches": digits.validation_batches}
+    result = run(model, digits, epochs=2, learning_rate=50.0, **fields)
+    assert (result.best_epoch, result.epochs_run) == (0, 2)
+    assert not any(row["is_best"] for row in result.history)
+    assert_same(model.state_dict(), good)
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("competes", [True, False])
+def test_a_resumed_training_does_not_score_the_start_again(digits: Any, make_net: MakeNet, competes: bool) -> None:
+    """It is interrupted within the third epoch; all epochs are worse than the start."""
+
+    def dies(epoch: int) -> Iterator[Any]:
+        yield next(digits.train_batches(epoch))
+        raise Interrupted
+
+    def dies_in_epoch_3(epoch: int) -> Iterator[Any]:
+        return digits.train_batches(epoch) if epoch < 3 else dies(epoch)
+
+    memory, first = Memory(), make_net()
+    start = copy.deepcopy(first.state_dict())
+    # Validation: the start where it competes, and the epochs. Other samples: the start, and in the end the best epoch.
+    validation, _ = scripted(first, [0.9] * competes + [0.3, 0.2])
+    fields: dict[str, Any] = {"epochs": 3, "start_competes": competes}
+    with pytest.raises(Interrupted):
+        run(
+            first,
+            digits,
+            LocalContext(checkpoints=memory),
+            train_batches=dies_in_epoch_3,
+            validation_batches=validation,
+            unseen_batches=unseen(first, [0.9]),
+            **fields,
+        )
+    resumed = make_net(1)
+    validation, seen = scripted(resumed, [0.1])
+    others, judged = scripted(resumed, [0.8])
+    result = run(
+        resumed,
+        digits,
+        LocalContext(checkpoints=memory),
+        validation_batches=validation,
+        unseen_batches=others,
+        **fields,
+    )
+    assert (len(seen), len(judged)) == (1, 0 if competes else 1)
+    assert (result.best_epoch, result.epochs_run) == (0, 3)
+    assert_same(resumed.state_dict(), start)
+
+
+def test_a_checkpoint_of_a_version_that_did_not_judge_the_start_is_read(digits: Any, make_net: MakeNet) -> None:
+    memory = Memory()
+    validation, _ = scripted(model := make_net(), [0.3, 0.5])
+    run(model, digits, LocalContext(checkpoints=memory), epochs=2, start_competes=False, validation_batches=validation)
+    state = decode_checkpoint(memory.contents[-1])
+    for name in ("start_merit", "start_weights"):
+        del state["progress"][name]
+    older = Memory(encode_checkpoint(state))
+    found = make_net()
+    result = run(
+        found,
+        digits,
+        LocalContext(checkpoints=older),
+        epochs=2,
+        start_competes=False,
+        train_batches=lambda epoch: iter(()),
+        unseen_batches=list,
+    )
+    assert result.best_epoch == 2
+    assert_same(found.state_dict(), model.state_dict())

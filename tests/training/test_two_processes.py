@@ -26,8 +26,13 @@ from cleanai_ray.training.synchronized import global_batch_norm
 STEPS, BATCH = 6, 9  # nine images are five for one process and four for the other
 
 
-def train(context: TrainingContext, *, batch_norm: bool, learning_rate: float = 0.1) -> dict[str, Any]:
-    """Train on this process's share of every batch; the share of a single process is all of it."""
+def train(
+    context: TrainingContext, *, batch_norm: bool, learning_rate: float = 0.1, sees_start: bool = True
+) -> dict[str, Any]:
+    """Train on this process's share of every batch; the share of a single process is all of it.
+
+    If not `sees_start`, validation does not judge the start, and the same batches as other samples do.
+    """
     torch.manual_seed(0)
     norm = nn.BatchNorm1d(16) if batch_norm else nn.Identity()
     model = nn.Sequential(nn.Linear(4, 16), norm, nn.ReLU(), nn.Linear(16, 3))
@@ -41,7 +46,11 @@ def train(context: TrainingContext, *, batch_norm: bool, learning_rate: float = 
         model,
         section=section,
         data=TrainingData(
-            train_batches=lambda epoch: batches, steps_per_epoch=STEPS, validation_batches=lambda: batches
+            train_batches=lambda epoch: batches,
+            steps_per_epoch=STEPS,
+            validation_batches=lambda: batches,
+            start_competes=sees_start,
+            unseen_batches=lambda: batches,
         ),
         context=context,
         seed=0,
@@ -174,6 +183,10 @@ def work(rank: int, folder: str) -> None:
     in_parts.num_parts = 2
     found: dict[str, Any] = {"resumed": (resumed, expected), "in parts": train(in_parts, batch_norm=False)}
     found |= {name: train(ProcessGroupContext(device="cpu"), batch_norm=name == "norm") for name in ("norm", "plain")}
+    found["start"] = [
+        train(ProcessGroupContext(device="cpu"), batch_norm=False, learning_rate=1e-30, sees_start=sees)["best_epoch"]
+        for sees in (True, False)
+    ]
     found["parts"] = {
         "to the end": take_parts([None, None, None]),
         "refused": take_parts([None, TrainingError]),
@@ -219,6 +232,11 @@ def test_two_shares_of_a_batch_train_like_the_whole(ranks: list[dict[str, Any]],
     for row, expected in zip(ranks[0][name]["history"], alone["history"], strict=True):
         assert math.isclose(row["train_loss"], expected["train_loss"], rel_tol=1e-4)
         assert row["validation_accuracy"] == expected["validation_accuracy"]
+
+
+def test_both_processes_stay_at_a_start_that_no_epoch_is_better_than(ranks: list[dict[str, Any]]) -> None:
+    """So small a learning rate changes no weight, and of equals the start is kept."""
+    assert [found["start"] for found in ranks] == [[0, 0], [0, 0]]
 
 
 def test_a_training_interrupted_within_an_epoch_resumes_in_both(ranks: list[dict[str, Any]]) -> None:

@@ -173,8 +173,8 @@ def stages(best: dict[str, Any]) -> Table:
         if best[column] is not None:
             spent = best[seconds] if seconds else None
             epochs = (
-                f"{best['best_epoch']} of {best['epochs_run']}"
-                if column == "accuracy_finetuned" and best["best_epoch"]
+                f"{best['best_epoch'] or 'none'} of {best['epochs_run']}"
+                if column == "accuracy_finetuned" and best["best_epoch"] is not None
                 else ""
             )
             rows.append(
