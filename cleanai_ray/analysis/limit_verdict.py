@@ -98,5 +98,5 @@ def unmet_line(study: StudyFrames, choice: Choice) -> str:
 
 
 def _in_words(study: StudyFrames, text: str) -> str:
-    metrics = study.ok["metric"].drop_nulls() if "metric" in study.ok.columns else ()
-    return words_of(metrics[0] if len(metrics) else None).write(text)
+    metrics = study.ok["metric"].drop_nulls().to_list() if "metric" in study.ok.columns else []
+    return words_of(metrics[0] if metrics else None).write(text)

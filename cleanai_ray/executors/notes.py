@@ -30,7 +30,7 @@ def add_notes(study: Study, run: RunDirectory, kind: Kind, found: dict[str, Any]
 def describe_notes(study: Study, run: RunDirectory) -> dict[str, list[Any]]:
     """Return the notes as environment.json holds them: `warnings`, `information`, and a description of every worker."""
     workers = read_notes(study, run, "workers")
-    texts = {kind: list(read_notes(study, run, kind)) for kind in _TEXTS}
+    texts: dict[str, list[Any]] = {kind: list(read_notes(study, run, kind)) for kind in _TEXTS}
     return {**texts, "workers": list(workers.values())}
 
 

@@ -20,8 +20,7 @@ class TrainingData:
         train_batches: Called with the epoch, from 1 (continuing the numbers of earlier parts); returns (inputs,
             targets) for this process; targets may be None where `section.distillation` has weight 1.
         steps_per_epoch: Batches that are taken from it.
-        unseen_batches: Callable[[], Batches] | None = None
-    later_batches: Called with the epoch and a number of batches; returns those after them, without making these. By
+        later_batches: Called with the epoch and a number of batches; returns those after them, without making these. By
             default, they are made and passed over when a training resumes within an epoch.
         validation_batches: Returns (inputs, targets, or None with a teacher); the share of this process, where there
             are several.
