@@ -15,11 +15,13 @@ from cleanai_ray.errors import StudyError
 if TYPE_CHECKING:
     from cleanai_ray.commands.study_template import ImageFolder
     from cleanai_ray.config.source_facts import SourceFacts
+    from cleanai_ray.data.encoded import EncodedSource
 
 SCHEMA_FILE = "cleanai.schema.json"
 """The schema beside the study file, which its first line refers to."""
 
 _EVALUATED = ("val", "validation", "test")
+_IMAGES_LOOKED_AT = 20
 
 
 def init(
@@ -118,7 +120,27 @@ def _look_into(folder: str) -> ImageFolder:
         num_classes=source.num_classes,
         num_training=source.num_samples("train"),
         evaluated=evaluated[0],
+        side=_side_of(source),
     )
+
+
+def _side_of(source: EncodedSource) -> int | None:
+    """Return the median of the shorter sides of a few training images, in pixels; None where none can be read."""
+    from statistics import median_low
+
+    from PIL import Image
+
+    from cleanai_ray.data.encoded import EncodedDataset
+
+    dataset, number, sides = source.dataset("train"), source.num_samples("train"), []
+    assert isinstance(dataset, EncodedDataset)
+    for index in range(0, number, max(1, number // _IMAGES_LOOKED_AT)):
+        try:
+            with Image.open(dataset.encoded(index)[0]) as image:
+                sides.append(min(image.size))
+        except OSError:
+            continue
+    return median_low(sides) if sides else None
 
 
 def _has_other_head(text: str) -> bool:

@@ -24,12 +24,14 @@ class ImageFolder:
         num_classes: Its classes.
         num_training: Images of its training split.
         evaluated: The split that is scored.
+        side: The median of the shorter sides of a few images, in pixels; None: unknown.
     """
 
     root: str
     num_classes: int
     num_training: int
     evaluated: str
+    side: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +99,20 @@ def _model(model: DenseModel, images: ImageFolder | None) -> str:
         lines.append(f"  weights: pretrained     # {whose}, a download; or the file of yours, without `train`")
     lines += [
         f"  num_classes: {classes:<17}  # outputs of the classifier",
-        f"  input_shape: {shape}  # channels, height, width",
+        f"  input_shape: {shape}  # channels, height, width{_told_side(images, shape[-1])}",
     ]
     if model.weights is None and not begins_published:
         lines.append("  train: {epochs: 20}     # without weights, the dense model is trained first, once, and kept")
     elif model.needs_new_head or (model.weights is None and classes != published):
         lines.append("  train: {epochs: 5, learning_rate: 0.01}  # with a new head for your classes, first and once")
     return "\n".join(lines) + "\n"
+
+
+def _told_side(images: ImageFolder | None, width: int) -> str:
+    """Return what to say of images that are smaller than a model's usual input."""
+    if images is None or images.side is None or images.side >= width:
+        return ""
+    return f"; your images have {images.side}: change it if your model was trained so"
 
 
 def _data(images: ImageFolder | None, source: SourceFacts | None) -> str:

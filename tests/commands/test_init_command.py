@@ -86,6 +86,7 @@ def test_a_folder_of_images_is_looked_into(images: Path, capsys: pytest.CaptureF
     assert study["data"]["root"] == "pictures"
     assert study["data"]["calibration"] == {"samples": 6}  # a fifth of 30
     assert study["evaluation"]["split"] == "test"
+    assert "your images have 30: change it if your model was trained so" in out.read_text()
     assert "cleanai plan 'my studies.yaml'" in capsys.readouterr().out
     assert main(["plan", out.name]) == 0
     assert "6 calibration (withheld from training)" in capsys.readouterr().out
