@@ -174,7 +174,8 @@ def trial_key(study: Study, trial: Trial, dense_digest: str) -> str:
     if len(study.draws()) > 1 and (study.finetune.epochs or between_steps):
         # Training leaves out the images of all draws, so it depends on all of them.
         parts["withheld"] = [[draw.samples, draw.seed] for draw in study.draws()]
-    if start_judged_by_deciding_images(study):
+    is_tuned = study.finetune.epochs > 0 or (trial.steps > 1 and between_steps > 0)
+    if is_tuned and not trial.trains_anew and start_judged_by_deciding_images(study):
         parts["start judged by"] = study.evaluation.deciding_share
     from cleanai_ray.stages.pipeline import plan_stages  # loads torch, which the process that writes files does without
 
