@@ -32,8 +32,8 @@ def change(value: float | None, reference: float | None) -> str:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """Write a number with its sign; zero has none."""
-    rounded = round(value, digits) + 0.0
+    """Write a number with its sign; zero has none. A tie is rounded alike however its sum was taken."""
+    rounded = round(round(value, 9), digits) + 0.0
     text = f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
     return text.replace("-", MINUS)
 
