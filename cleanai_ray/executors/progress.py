@@ -106,7 +106,7 @@ class ProgressReporter:
         for row in self._complete_before:
             state.finish(row)
         if self._complete_before:
-            self.say(f"{len(self._complete_before)} of {plural(total, 'trial')} were complete already")
+            self.say(f"{len(self._complete_before)} of {total} trials were complete already")
         if self._watcher is not None:
             self._watcher.complete(state)
 

@@ -240,7 +240,7 @@ def _say_outcome(
             f"{best['macs'] / best['macs_dense']:.0%} of the MACs and {best['params'] / best['params_dense']:.0%} of "
             "the parameters"
         )
-    progress.say(f"{len(succeeded)} of {plural(len(rows), 'trial')} succeeded in {format_seconds(seconds)}")
+    progress.say(f"{len(succeeded)} of {len(rows)} trials succeeded in {format_seconds(seconds)}")
     files = [name for name in ("report.pdf", "report.html", schemas.RESULTS_FILE) if run.exists(name)]
     progress.say(f"results: {run.location} ({', '.join(files)})")
     folder = "" if best is None else model_folder(best["trial_id"])

@@ -188,7 +188,7 @@ def test_without_a_recommended_trial_the_gate_is_closed_and_best_is_the_most_acc
     study = replace(study_of([2, 60]), study={"recommend": {"max_macs": 0.1}})
     found = judge_gate(study, max_loss=50.0, min_speedup=None)
     assert not found.passed
-    assert "No trial meets the limits" in found.sentence
+    assert "No trial meets the limit of the study" in found.sentence
     assert named_trial(study, "best") == "magnitude-0"
     with pytest.raises(ArtifactError, match="no recommended trial"):
         named_trial(study, "recommended")
