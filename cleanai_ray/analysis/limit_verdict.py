@@ -92,6 +92,8 @@ def unmet_line(study: StudyFrames, choice: Choice) -> str:
     limits, found = stated_limits(study), choice.recommendation
     if not limits or choice.trial is None or choice.is_recommended:
         return ""
+    if not found.missing:  # Some meet the limits, and are slower than the dense model.
+        return _in_words(study, found.in_full)
     ways = "a milder ratio or budget (sweep), longer fine-tuning (finetune.epochs)"
     ways = ways if MAX_LOSS in limits else "a smaller budget (sweep.budgets)"
     return _in_words(study, f"{found.in_full} What may help: {ways}, or another limit (recommend).")

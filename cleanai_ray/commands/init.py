@@ -144,10 +144,10 @@ def _side_of(source: EncodedSource) -> int | None:
 
 
 def _has_other_head(text: str) -> bool:
-    """Return whether the weights of a study file were trained on another number of classes; refuse what does not fit.
+    """Return whether the weights of a study file were trained on another number of classes.
 
     Raises:
-        StudyError: When they are weights of another model, or cannot be read.
+        StudyError: When they cannot be read.
     """
     import yaml
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch_pruning as tp
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class Search:
     names: Mapping[nn.Module, str]
     ignored: Sequence[nn.Module]
     only: Collection[str] | None = None
-    axes: Sequence[HeadAxis] = field(default=())
+    axes: Sequence[HeadAxis] = ()
 
     def untried(self) -> Prunable:
         """Return all groups, without a trial."""

@@ -139,7 +139,7 @@ def needs_new_head(section: ModelSection) -> bool:
     """Return whether a model's weights file fits but for the number of classes, so that `model.train` is needed.
 
     Raises:
-        ModelError: When the model cannot be built, or the file does not fit otherwise.
+        ModelError: When the model cannot be built, or the file cannot be read.
     """
     assert section.weights is not None
     with torch.random.fork_rng(devices=[]):

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cleanai_ray.errors import ModelError
-from cleanai_ray.models.checkpoints import take_weights
+from cleanai_ray.models.checkpoints import Taken, take_weights
 from cleanai_ray.models.family import ModelFamily, find_classifier, fit_positions, one_line
 from cleanai_ray.models.safe_files import read_checkpoint
 from cleanai_ray.nn.notices import inform, notice, remark
@@ -106,9 +106,7 @@ def load_weights(
             `model.weights`, the file and the first tensors that do not fit, with the shapes expected.
     """
     path = os.fspath(path)
-    taken = take_weights(read_checkpoint(path), model.state_dict().keys(), key)
-    if isinstance(taken, str):
-        raise ModelError(f"model.weights '{path}' {taken}")
+    taken = _taken(model, path, key)
     state = taken.state
     if may_lack_head and (head := _other_head(model, state, _misfits(model, state))) is not None:
         own = model.state_dict()[f"{head}.weight"]
@@ -128,19 +126,23 @@ def has_other_head(model: nn.Module, path: str | os.PathLike[str], key: str | No
     """Return whether a weights file fits a model but for the number of its head's outputs.
 
     Args:
-        model: The model; where the file fits in full, it has its weights afterwards.
+        model: The model, which is not changed.
         path: As for `load_weights`.
         key: As for `load_weights`.
 
     Raises:
-        ModelError: As `load_weights` does, when more does not fit.
+        ModelError: As `load_weights` does, where the file cannot be read.
     """
-    path = os.fspath(path)
+    state = _taken(model, os.fspath(path), key).state
+    return _other_head(model, state, _misfits(model, state)) is not None
+
+
+def _taken(model: nn.Module, path: str, key: str | None) -> Taken:
+    """Return the tensors of a file that are meant for a model."""
     taken = take_weights(read_checkpoint(path), model.state_dict().keys(), key)
-    if not isinstance(taken, str) and _other_head(model, taken.state, _misfits(model, taken.state)) is not None:
-        return True
-    load_weights(model, path, key)
-    return False
+    if isinstance(taken, str):
+        raise ModelError(f"model.weights '{path}' {taken}")
+    return taken
 
 
 def load_pretrained(model: nn.Module, family: ModelFamily, num_classes: int) -> bool:

@@ -27,6 +27,7 @@ from cleanai_ray.registry import FORMATS
 from cleanai_ray.stages.model_card import UNKNOWN_LICENSE, is_edited, model_card
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
+from cleanai_ray.storage.schemas import RESULTS_FILE
 from cleanai_ray.tasks import find_task
 
 
@@ -153,6 +154,8 @@ def explain_trial(run: RunDirectory, trial: str) -> str:
 
 def missed_limits(run: RunDirectory, trial: str) -> str:
     """Return one line on the limits of the study that a trial misses; "" where it misses none, or tables lack it."""
+    if not run.exists(RESULTS_FILE):
+        return ""
     frames = StudyFrames.load(run)
     trial_id = named_trial(frames, trial) if trial in NAMES else trial
     return limit_note(frames, trial_id) if trial_id in frames.ok["trial_id"] else ""

@@ -165,7 +165,7 @@ def test_weights_that_are_given_are_not_trained(images: Path, capsys: pytest.Cap
     assert model["weights"] == "ours.pt"
     assert "train" not in model
     torch.save(torchvision.models.shufflenet_v2_x0_5(num_classes=3).state_dict(), "other.pt")
-    for name, fact in (("other.pt", "--weights: model.weights 'other.pt'"), ("none.pt", "does not exist")):
+    for name, fact in (("other.pt", "model.weights 'other.pt' does not fit"), ("none.pt", "does not exist")):
         capsys.readouterr()
         assert main([*words, name, "--out", "other.yaml"]) == 2
         assert fact in capsys.readouterr().err

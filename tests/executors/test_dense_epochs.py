@@ -86,9 +86,14 @@ def test_an_interrupted_training_goes_on_from_the_epoch_that_was_told(tmp_path: 
         assert said.getvalue().startswith(": epoch 5 of 9")
 
 
-def test_a_study_tells_the_epochs_of_the_model_that_it_trains(tmp_path: Path) -> None:
+def test_a_study_tells_the_epochs_of_the_model_that_it_trains_and_in_the_end_the_limit_that_it_misses(
+    tmp_path: Path,
+) -> None:
     settings = copy.deepcopy(small.SMALL)
     settings["sweep"]["methods"], settings["finetune"] = ["random"], {"epochs": 0}
+    settings["recommend"] = {"max_macs": 0.01}
     failed, said = small.run(parse_study(settings), tmp_path)
     assert failed == 0
     assert "dense model: epoch 2 of 2, validation accuracy " in said
+    _, last = " ".join(said.split()).split(" limit: ")
+    assert last.startswith("No trial meets the limit of the study: share of the MACs at most 1 %. The nearest has ")

@@ -188,3 +188,22 @@ def test_a_folder_is_written_file_by_file_where_there_are_no_folders(
     assert main(["export", run.location, "--format", "standalone"]) == 0
     assert capsys.readouterr().out == f"{run.location}/exports/the-trial\n"
     assert sorted(entry.name for entry in folder.iterdir()) == ["README.md", "model.py", "model.safetensors"]
+
+
+def test_a_card_and_the_command_say_that_a_limit_is_missed(
+    run: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 100 images the trial loses 5 net, and the study allows one point."""
+    limited = tmp_path / "limited"
+    shutil.copytree(run.location, limited)
+    (limited / "study.yaml").write_text(yaml.safe_dump({**STUDY, "recommend": {"max_accuracy_loss": 1.0}}))
+    words = ["export", str(limited), "--trial", "the-trial", "--format", "standalone", "--out", str(tmp_path / "small")]
+    assert main(words) == 0
+    note = "trial the-trial does not meet what the study states: accuracy lost at most 1 point, and it loses 5 points"
+    assert f"note: {note}" in capsys.readouterr().err
+    body = card((tmp_path / "small" / "README.md").read_text())[1]
+    assert "## Limits of the study\n\n- Accuracy lost at most 1 point: **not met**; it loses 5 points" in body
+    words[1], words[-1] = run.location, str(tmp_path / "free")
+    assert main(words) == 0
+    assert "note: trial" not in capsys.readouterr().err
+    assert "## Limits" not in (tmp_path / "free" / "README.md").read_text()

@@ -78,7 +78,7 @@ def _facts(study: StudyFrames) -> list[tuple[str, str]]:
         ("platform", str(environment.get("platform") or "")),
         ("processor", _join(hardware.get("cpu"), cores, _unit(hardware.get("memory_gib"), "GiB"))),
         ("GPUs", gpus or ("none" if "gpus" in hardware else "")),
-        ("cluster", _join(nodes, _unit(cluster.get("cpus"), "CPU"), _unit(cluster.get("gpus"), "GPU"))),
+        ("cluster", _join(nodes, _number(cluster.get("cpus"), "CPU"), _number(cluster.get("gpus"), "GPU"))),
         ("trials ran on", _join(", ".join(hosts), ", ".join(devices))),
         ("calibration samples", _swept(calibration.get("samples"))),
         ("seeds", _join(_seed("trials", sweep.get("seeds")), _seed("calibration draw", calibration.get("seed")))),
@@ -171,11 +171,11 @@ def _count(value: Any, noun: str) -> str:
 
 
 def _unit(value: Any, unit: str) -> str:
-    return (
-        (counted(f"{value:g}", unit) if unit.endswith("U") else f"{value:g} {unit}")
-        if isinstance(value, (int, float))
-        else ""
-    )
+    return f"{value:g} {unit}" if isinstance(value, (int, float)) else ""
+
+
+def _number(value: Any, noun: str) -> str:
+    return counted(f"{value:g}", noun) if isinstance(value, (int, float)) else ""
 
 
 def _join(*words: Any) -> str:
