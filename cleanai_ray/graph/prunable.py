@@ -62,7 +62,7 @@ class Search:
         """Return the groups that pass their trial.
 
         Layers that share a parameter still do after a cut, unless nothing could be cut for that: then each gets a
-        parameter of its own.
+        parameter of its own. Where groups are named, as by a plan, nothing else is decided than what was there.
 
         Args:
             example_inputs: The model's inputs.
@@ -70,7 +70,8 @@ class Search:
         """
         result = self._tried(example_inputs, dimensions)
         shared = shared_parameters(self.model)
-        if result.ties and shared and not result.groups and len(result.whole) == len(self.axes):
+        nothing = not result.groups and len(result.whole) == len(self.axes)
+        if self.only is None and result.ties and shared and nothing:
             with tying(False):
                 apart = self._tried(example_inputs, dimensions)
             if apart.groups or len(apart.whole) < len(self.axes):
