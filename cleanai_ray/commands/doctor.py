@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from cleanai_ray import __version__
+from cleanai_ray.analysis.numbers import plural
 from cleanai_ray.commands.requirements import EXTRAS, NECESSARY, version_of
 
 _GIB = 2**30
@@ -82,7 +83,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
-    yield Finding("ok", "CPU", f"{platform.processor() or platform.machine()}, {os.cpu_count() or 1} cores")
+    yield Finding("ok", "CPU", f"{platform.processor() or platform.machine()}, {plural(os.cpu_count() or 1, 'core')}")
     try:
         import torch
     except Exception as error:

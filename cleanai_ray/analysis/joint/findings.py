@@ -49,8 +49,8 @@ class JointFindings:
         """The runs in words, and how many of those that are planned are in."""
         joint = self.joint
         count = len(joint.runs)
-        planned = "" if joint.num_planned is None else f" of {joint.num_planned} planned"
-        return f"{count}{planned} runs: {', '.join(map(self._trainings, joint.networks))}"
+        told = plural(count, "run") if joint.num_planned is None else f"{count} of {joint.num_planned} planned runs"
+        return f"{told}: {', '.join(map(self._trainings, joint.networks))}"
 
     def _trainings(self, network: str) -> str:
         return f"{network} ({plural(sum(run.network == network for run in self.joint.runs), 'training')})"

@@ -171,8 +171,8 @@
         "tr", { className: rows.indexOf(row) === highlighted ? "highlight" : "" },
         ...columns.map((column, index) => cellOf(column, row[index])))));
       const range = shown.length > PAGE ? `${first + 1}\u2013${first + part.length} of ` : "";
-      const total = shown.length === rows.length ? "trials" : `of ${rows.length} trials`;
-      count.textContent = `${range}${shown.length} ${total}`;
+      const total = `${rows.length} ${rows.length === 1 ? "trial" : "trials"}`;
+      count.textContent = range + (shown.length === rows.length ? total : `${shown.length} of ${total}`);
       back.disabled = page === 0;
       forth.disabled = first + PAGE >= shown.length;
     }
