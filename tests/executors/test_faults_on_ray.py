@@ -91,7 +91,8 @@ def test_workers_of_a_trial_start_again_after_a_fault_and_with_parts_of_batches_
     assert failed == 0, said
     (row,) = small.timeless_table(tmp_path / "run")
     assert row["epochs_run"] == 1
-    (text,) = [text for text in row["warnings"] if "fine-tuning" in text]
+    (text,) = [text for text in row["warnings"] if "parts of at most" in text]
+    assert "fine-tuning" in text
     assert "batches of 45 samples in 2 parts of at most 23" in text
     # One process saw the fault, one the lack of memory, and one ended the trial.
     assert len(file.read_text().split()) == 3
