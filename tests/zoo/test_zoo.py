@@ -79,8 +79,10 @@ def test_the_table_is_put_between_its_marks(tmp_path: Path) -> None:
     assert text.startswith("Of 9 architectures listed 4 were tried. Of these 2 are pruned exactly")
     assert "1 keep some layers" in text
     assert "1 refused by name, 1 not done; 1 reach half" in text
-    assert "60 s are allowed.\n" in text
-    assert "allowed, in which 1 reached the ratio alone.\n" in zoo_table.markdown({"own F": {"outcome": KEEPS}}, 9)
+    assert "60 s are allowed for each.\n" in text
+    assert "allowed for each, in which 1 reached the ratio alone.\n" in zoo_table.markdown(
+        {"own F": {"outcome": KEEPS}}, 9
+    )
     assert "makes 1 smaller models that run: 0 compute what" in text
     assert "tried on 2 of them, and runs on 2. It refits 5 of the 6 layers that lost inputs, in 1 models all" in text
     assert "the outputs of 1 are nearer" in text

@@ -85,7 +85,7 @@ def _summary(tried: Mapping[str, Finding], num_listed: int) -> list[str]:
         f"Of {num_listed} architectures listed {len(tried)} were tried. Of these {exact} are pruned exactly at ratio "
         f"{RATIO:g} (largest difference below {EXACT:g}; {outcomes['keeps']} keep some layers at their width, and "
         f"warnings name these), {outcomes['refused']} refused by name{ends}; {half} reach half of their MACs as "
-        f"exactly. The slowest took {slowest:.0f} s of processor time for all of it; {LIMIT} s are allowed"
+        f"exactly. The slowest took {slowest:.0f} s of processor time for both; {LIMIT} s are allowed for each"
         f"{f', in which {late} reached the ratio alone' if late else ''}.",
     ]
     referred = [each for each in tried.values() if "reference" in each]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from zoo_architectures import KEEPS, PRUNED, Architecture, build
+from zoo_processes import LIMIT
 
 import cleanai_ray as cleanai
 from cleanai_ray.errors import CleanAIError
@@ -30,7 +31,8 @@ def try_architecture(architecture: Architecture, note: Note) -> None:
     Args:
         architecture: The architecture.
         note: Takes `outcome` (`pruned`, `keeps`, `refused`, `wrong`, `crashed` or `missing`), `told`, `groups`,
-            `macs`, `error`, `warnings`, `loads`, `half`, `half_error`, `seconds`.
+            `macs`, `error`, `warnings`, `loads`, `half`, `half_error`, `seconds` of both, and `ended` where one of both
+            took longer than `LIMIT`.
     """
     warnings.simplefilter("ignore")
     try:
@@ -69,9 +71,13 @@ def try_architecture(architecture: Architecture, note: Note) -> None:
     note("outcome", (KEEPS if kept else PRUNED) if exact else "wrong")
     note("told", f"groups {short} lost another share" if short else "; ".join(kept))
     note("loads", _loads(result, architecture, inputs))
+    begun = time.process_time()
     note("half", _half(model, inputs))
     note("half_error", max(worst, default=0.0))
-    note("seconds", time.process_time() - start)
+    end = time.process_time()
+    note("seconds", end - start)
+    if (longest := max(begun - start, end - begun)) > LIMIT:
+        note("ended", f"not done within {LIMIT} s of processor time, but {longest:.0f} s")
 
 
 def _recorded_differences() -> list[float]:
