@@ -107,8 +107,11 @@ class Comparison:
 
     @property
     def detectable(self) -> float | None:
-        """The least true difference that would be found with a power of 80 %; None where there is no interval."""
-        if self.reach is None or self.error is None:
+        """The least true difference that would be found with a power of 80 %.
+
+        None where there is no interval, or one of no width, since nothing differed.
+        """
+        if self.reach is None or not self.error:
             return None
         return self.reach + quantile(1 - POWER, self._unit_error, self.freedom, self.image_error)
 

@@ -62,8 +62,8 @@ def _subtitle(found: Differences, is_cut: bool) -> list[str]:
     known = [row.found for row in found.rows if row.found.reach is not None]
     if not known:
         return ["Without intervals: there are too few draws and seeds, and single images were not kept"]
-    unit = {"draws": "draws and seeds", "cells": "cells", "images": "images"}[known[0].unit]
-    varied = f"{unit} and images" if known[0].has_images and known[0].unit != "images" else unit
+    unit = {"draws": "draws and seeds", "cells": "cells", "images": "all scored images"}[known[0].unit]
+    varied = f"{unit} and all scored images" if known[0].has_images and known[0].unit != "images" else unit
     return [
         f"Thick: 95 % interval of one difference alone, over {varied}; thin: all {len(found.rows)} hold at once",
         f"Filled: differs from {found.reference} beyond doubt, all taken together; hollow: cannot tell",

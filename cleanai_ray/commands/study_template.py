@@ -124,15 +124,16 @@ data:
 """
     # At most a fifth of the images: then they are kept out of training.
     samples = max(1, min(1024, images.num_training // 5))
-    transform = "{resize: 256, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}"
-    if source is not None:
-        transform = "{resize: 256}"
+    width = 224 if source is None else source.input_shape[-1]
+    statistics = ", mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]" if source is None else ""
+    transform = f"{{resize: {round(width * 8 / 7)}{statistics}}}"
     return f"""\
 data:
   name: image_folder
   root: {json.dumps(images.root)}
   batch_size: 64
-  # transform: {transform}  # as your model was trained
+  # As your model was trained; `resize` at the input's own size means no crop:
+  # transform: {transform}
   calibration: {{samples: {samples}}}  # images without labels that importance and repair read
 """
 

@@ -77,7 +77,8 @@ def _write_code(model: nn.Module, example_input: Tensor, folder: Path) -> str:
             recorded = record(copied, torch.cat([example_input[:1]] * 2).detach().cpu())
             (folder / CODE_FILE).write_text(plain_code(type(model).__name__, recorded), encoding="utf-8")
         state = {name: value.detach().clone().contiguous() for name, value in recorded.state_dict().items()}
-        safetensors.torch.save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        content = safetensors.torch.save(state, metadata={"format": "pt"})  # `save_file` lets nobody else read it
+        (folder / WEIGHTS_FILE).write_bytes(content)
         _require_same(model, example_input, folder)
     except Exception as error:  # Whatever a model raises that is recorded, or its code.
         for entry in folder.iterdir():

@@ -159,6 +159,8 @@ def _write(inner: Any, form: NativeForm, folder: Path) -> None:
     if native.can_generate() and getattr(inner, "generation_config", None) is not None:
         native.generation_config = copy.deepcopy(inner.generation_config)
     native.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / CONFIG_FILE, file)  # safetensors lets nobody else read what it writes
 
 
 def _fitting_values(inner: Any, form: NativeForm) -> dict[str, Any]:

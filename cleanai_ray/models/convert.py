@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -37,7 +38,7 @@ def convert(source: str, out: str, key: str | None = None) -> str:
         raise ValueError(f"'{source}' holds no tensors by name")
     place = max(states, key=lambda name: len(states[name])) if key is None else key
     copies = {name: _own(tensor) for name, tensor in states[place].items()}
-    safetensors.torch.save_file(copies, out)
+    Path(out).write_bytes(safetensors.torch.save(copies))  # save_file lets nobody else read it
     return f"{len(copies)} tensors{f' of {place!r}' if place else ''} written to {out}"
 
 

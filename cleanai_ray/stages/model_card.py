@@ -160,7 +160,8 @@ def _loading(frames: StudyFrames, folder: Path) -> str:
     preprocessing = as_mapping(frames.environment.get("preprocessing"))
     if preprocessing:
         text += " Images are prepared as in the study:\n\n"
-        text += "\n".join(f"- {name}: `{value}`" for name, value in preprocessing.items())
+        told = {name: value for name, value in preprocessing.items() if not name.startswith("train_")}
+        text += "\n".join(f"- {name}: `{value}`" for name, value in told.items())
     return text
 
 
@@ -247,5 +248,6 @@ def _licence(frames: StudyFrames, license_name: str) -> str:
     if license_name != UNKNOWN_LICENSE:
         return f"`{license_name}`."
     weights = as_mapping(frames.study.get("model")).get("weights")
-    origin = f"the weights that it was made of (`{weights}`) and their data" if weights else "the data it learned from"
+    name = Path(weights).name if isinstance(weights, str) else ""  # the folder is nobody else's business
+    origin = f"the weights that it was made of (`{name}`) and their data" if name else "the data it learned from"
     return f"Not stated. Whoever passes the model on has to state it, as the licence of {origin} allows."

@@ -30,6 +30,7 @@ from cleanai_ray.stages.dense_measures import measures_folder
 from cleanai_ray.stages.fingerprints import calibration_key, dense_key
 from cleanai_ray.stages.multiple import known_multiple
 from cleanai_ray.stages.workspace import Workspace, open_workspace
+from cleanai_ray.storage.image_schemas import roles_of_images
 from cleanai_ray.storage.run_directory import RunDirectory
 
 
@@ -156,7 +157,6 @@ def _summary(
         return (first, *(f"{sentence}; a run needs it, and would end here" for sentence in missing_inputs(study)))
     roles = workspace.roles
     calibrated = " or ".join(dict.fromkeys(str(draw.samples) for draw in study.draws()))
-    withheld = "withheld from" if roles.calibration_withheld else "shared with"
     begins = "" if study.model.weights is None else f" from model.weights '{study.model.weights}'"
     dense = "cached" if dense_digest else f"to be trained{begins}" if study.model.train else "to be loaded and scored"
     unlabelled = f"fine-tuning: on calibration samples, without labels; one in {HELD_BACK} is for validation"
@@ -166,11 +166,24 @@ def _summary(
         *([other] if other else []),
         f"dense model: {dense}; calibration: {_calibration(study, run, dense_digest)}",
         *([f"residual blocks to remove: {in_words(blocks)}"] if blocks else []),
-        f"samples: {calibrated} calibration ({withheld} training), {len(roles.training)} training, "
-        f"{len(roles.validation)} validation, {len(roles.evaluation)} evaluation",
+        f"samples: {', '.join(_samples(workspace, calibrated))}",
         *(_selection(workspace) if len(roles.selection) else ()),
         *([unlabelled] if study.finetune.data == "calibration" else []),
     )
+
+
+def _samples(workspace: Workspace, calibrated: str) -> Iterator[str]:
+    """Yield how many samples have each role that the study makes use of, and how many of the scored ones choose."""
+    roles, study = workspace.roles, workspace.study
+    withheld = "withheld from" if roles.calibration_withheld else "shared with"
+    trains = study.model.train is not None or (study.fine_tunes and study.finetune.data != "calibration")
+    yield f"{calibrated} calibration" + (f" ({withheld} training)" if trains else "")
+    if trains:
+        yield f"{len(roles.training)} training"
+        yield f"{len(roles.validation)} validation"
+    share, scored = study.evaluation.deciding_share, len(roles.evaluation)
+    choose = int(roles_of_images(roles.evaluation, share).sum()) if share else 0
+    yield f"{scored} evaluation" + (f" ({choose} choose the trial, {scored - choose} report on it)" if choose else "")
 
 
 def _selection(workspace: Workspace) -> Iterator[str]:

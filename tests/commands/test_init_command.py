@@ -90,6 +90,7 @@ def test_a_folder_of_images_is_looked_into(images: Path, capsys: pytest.CaptureF
     assert "cleanai plan 'my studies.yaml'" in capsys.readouterr().out
     assert main(["plan", out.name]) == 0
     assert "6 calibration (withheld from training)" in capsys.readouterr().out
+    assert "# transform: {resize: 256, mean" in out.read_text()  # 8/7 of the input
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def test_a_language_model_pruned_by_half_is_loaded(
     assert found.config.hidden_size == 32
     assert sum(p.numel() for p in found.parameters()) == result.plan.achieved["params"]
     assert found.generation_config.eos_token_id == 2
+    assert len({file.stat().st_mode for file in (tmp_path / "small").iterdir()}) == 1  # readable alike
     generated = found.generate(TOKENS[:1, :4], min_new_tokens=3, max_new_tokens=3, do_sample=False)
     assert generated.shape == (1, 7)
 

@@ -183,6 +183,7 @@ def test_what_needs_unpickling_is_converted_by_the_command_that_the_error_names(
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("9 tensors")
     assert torch.equal(load_file(out)["0.weight"], trained[0].weight)
+    assert out.stat().st_mode == path.stat().st_mode  # as torch and every other program write a file
     load_weights(network(), out)
 
 

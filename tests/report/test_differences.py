@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from report.tables import study_of
 from report.with_images import study_with_images
 from scipy import stats
 
+from cleanai_ray.analysis.comparisons import Comparison
 from cleanai_ray.analysis.differences import Differences, find_differences, reference_of
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.charts import style
@@ -93,6 +95,16 @@ def test_cells_in_which_both_are_near_chance_are_left_out() -> None:
 
 def rows_of(chart: Any) -> list[dict[str, Any]]:
     return [row for rows in chart.to_dict()["datasets"].values() for row in rows if "told" in row]
+
+
+def test_where_nothing_differed_no_least_difference_is_told() -> None:
+    same = Comparison(effect=0.0, error=0.0, freedom=2.0)
+    assert same.reach == 0
+    assert same.detectable is None
+    other = replace(same, error=0.1)
+    assert other.reach is not None
+    assert other.detectable is not None
+    assert other.detectable > other.reach > 0
 
 
 def test_the_chart_says_what_is_beyond_doubt_and_what_could_be_told() -> None:

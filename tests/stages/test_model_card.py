@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from cleanai_ray.cli import main
 from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.models import build_model, example_input
 from cleanai_ray.pruning.saved_model import save_model
-from cleanai_ray.stages.model_card import _base_model
+from cleanai_ray.stages.model_card import UNKNOWN_LICENSE, _base_model, _licence
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -40,7 +41,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     row |= {"speedup_b1": 2.5, "speedup_b1_low": 2.4, "speedup_b1_high": 2.6, "repair": "closed_form, none, 0.001"}
     run.write_table(schemas.RESULTS_FILE, schemas.to_table([row], schemas.RESULTS))
     run.write_text("study.yaml", yaml.safe_dump(STUDY))
-    record = {"version": "9.8.7", "commit": "c0ffee", "preprocessing": {"mean": [0.5], "std": [0.25]}}
+    record = {
+        "version": "9.8.7",
+        "commit": "c0ffee",
+        "preprocessing": {"mean": [0.5], "train_area": 0.08, "std": [0.25]},
+    }
     record["class_names"] = [f"digit {number}" for number in range(10)]
     run.write_json("environment.json", record)
     save_model(result.model, result.plan, run, "models/the-trial")
@@ -62,6 +67,7 @@ def test_a_trial_becomes_a_folder_with_a_card(
     assert main(arguments) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert sorted(entry.name for entry in out.iterdir()) == ["README.md", "model.py", "model.safetensors"]
+    assert len({entry.stat().st_mode for entry in out.iterdir()}) == 1  # who may read one, may read all
     header, body = card((out / "README.md").read_text())
     assert header["license"] == "mit"
     assert header["library_name"] == "pytorch"
@@ -91,6 +97,19 @@ def test_a_trial_becomes_a_folder_with_a_card(
         "## Licence\n\n`mit`.",
     ):
         assert fact in body, fact
+    assert "train_area" not in body  # what training alone does to images
+
+
+def test_the_licence_of_weights_is_asked_for_by_the_name_of_their_file() -> None:
+    for weights, name in (
+        ("/home/someone/ours.pth", "ours.pth"),
+        ("s3://bucket/ours.pth", "ours.pth"),
+        ("pretrained",) * 2,
+    ):
+        study = cast("Any", SimpleNamespace(study={"model": {"weights": weights}}))
+        said = _licence(study, UNKNOWN_LICENSE)
+        assert f"made of (`{name}`)" in said
+        assert _licence(study, "mit") == "`mit`."
 
 
 @pytest.mark.parametrize(
