@@ -1,4 +1,4 @@
-"""The zoo: architectures of torchvision, of transformers and of our own, each tried in a process of its own."""
+"""The zoo: architectures of timm, torchvision, transformers and our own, each tried in a process of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from zoo_trial import EXACT, try_architecture
 
 from cleanai_ray.graph.readiness import told_together
 
-IN_TESTS = [each for each in ARCHITECTURES if each.source != "timm" and each.expected]
+IN_TESTS = [each for each in ARCHITECTURES if each.expected]
 
 
 def test_the_zoo_has_eighty_architectures_that_are_told_apart() -> None:

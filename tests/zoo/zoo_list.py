@@ -216,6 +216,14 @@ _OWN: dict[str, tuple[int, ...]] = {
 }
 
 _EXPECTED: dict[str, str] = {
+    "lcnet_050": PRUNED,
+    "tinynet_e": PRUNED,
+    "ghostnet_050": PRUNED,
+    "mobilevit_xxs": PRUNED,
+    "ecaresnet26t": KEEPS,
+    "efficientvit_b0": KEEPS,
+    "eva02_tiny_patch14_224": KEEPS,
+    "fastvit_t8": KEEPS,
     "r3d_18": PRUNED,
     "mc3_18": PRUNED,
     "mnasnet0_5": PRUNED,
