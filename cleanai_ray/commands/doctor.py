@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 from cleanai_ray import __version__
-from cleanai_ray.analysis.numbers import plural
 from cleanai_ray.commands.requirements import EXTRAS, NECESSARY, version_of
 
 _GIB = 2**30
@@ -83,6 +82,8 @@ def _packages() -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
+    from cleanai_ray.analysis.numbers import plural
+
     yield Finding("ok", "CPU", f"{platform.processor() or platform.machine()}, {plural(os.cpu_count() or 1, 'core')}")
     try:
         import torch

@@ -22,7 +22,10 @@ from cleanai_ray.storage.run_directory import RunDirectory
 
 
 def test_what_methods_say_agrees_with_the_names_that_older_tables_are_read_by() -> None:
-    assert {name for name in METHODS.names() if not create_method(name).reads_data} == set(WITHOUT_DATA)
+    methods = {name: create_method(name) for name in METHODS.names()}
+    # Plug-ins that other tests load stay registered in their process.
+    own = {name: method for name, method in methods.items() if type(method).__module__.startswith("cleanai_ray.")}
+    assert {name for name, method in own.items() if not method.reads_data} == set(WITHOUT_DATA)
 
 
 def test_a_hybrid_reads_data_if_one_of_its_parts_does() -> None:
