@@ -38,7 +38,7 @@ STATEMENTS = {
         ("import cleanai_ray.stages.planning", {"ray", "reportlab", "altair", "polars", "pandas", "transformers"}),
         ("import cleanai_ray.stages.outcome", {"ray", "reportlab"}),
         ("import cleanai_ray; cleanai_ray.prune", {"ray", "reportlab", "altair", "vl_convert"}),
-        ("import cleanai_ray.executors.trial_work", {"torchvision", "pandas", "altair"}),
+        ("import cleanai_ray.executors.trial_work", {"torchvision", "timm", "pandas", "altair"}),
     ],
     "with Ray": [("import cleanai_ray.executors.writer", {*TORCH, "scipy"})],
 }
