@@ -97,7 +97,9 @@ def test_the_closed_form_is_least_squares_on_what_the_dense_model_reads(name: st
         if layer not in read or not isinstance(module, CONSUMERS):
             continue
         removed = np.setdiff1d(np.arange(read[layer].shape[1]), kept)
-        answer = torch.linalg.lstsq(with_constant(read[layer][:, kept]), read[layer][:, removed]).solution
+        answer = torch.linalg.lstsq(
+            with_constant(read[layer][:, kept]), read[layer][:, removed], driver="gelsd"
+        ).solution
         rows = case.result.kept_outputs.get(layer, np.arange(module.weight.shape[0]))
         weight = split_weight(module)[rows]
         expected = weight[:, kept] + torch.einsum("orp,kr->okp", weight[:, removed], answer[:-1])
@@ -119,7 +121,7 @@ def test_sequential_is_least_squares_on_what_the_repaired_model_reads(name: str)
         module = case.dense.get_submodule(layer)
         rows = case.result.kept_outputs.get(layer, np.arange(module.weight.shape[0]))
         x, z = dense_reads[layer], repaired_reads[layer]
-        answer = torch.linalg.lstsq(with_constant(z), x).solution
+        answer = torch.linalg.lstsq(with_constant(z), x, driver="gelsd").solution
         weight, target = split_weight(module)[rows], repaired.get_submodule(layer)
         # Compared by what they compute: a channel that is always zero may have any weight.
         centred = z - z.mean(dim=0)
@@ -173,7 +175,7 @@ def test_attention_projections_are_consumers(projection: str) -> None:
     handle.remove()
     kept = case.result.kept_inputs[layer]
     removed = np.setdiff1d(np.arange(32), kept)
-    answer = torch.linalg.lstsq(with_constant(reads[0][:, kept]), reads[0][:, removed]).solution
+    answer = torch.linalg.lstsq(with_constant(reads[0][:, kept]), reads[0][:, removed], driver="gelsd").solution
     weight = module.weight.detach()
     target = closed_form(case, images, ridge=0.0).get_submodule(layer)
     # A layer norm without weights makes the channels sum to zero: several solutions, one prediction.
