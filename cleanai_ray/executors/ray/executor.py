@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import ray
 
-from cleanai_ray.analysis.numbers import counted
+from cleanai_ray.analysis.numbers import counted, plural
 from cleanai_ray.config.study import Study
 from cleanai_ray.errors import DeviceError
 from cleanai_ray.executors.base import Executor, Resources, ShardPool
@@ -75,7 +75,7 @@ class RayExecutor(Executor):
             num_nodes=cluster.num_nodes,
             cpus=cluster.cpus,
             gpus=cluster.gpus,
-            description=f"Ray: {cluster.num_nodes} node{'s' * (cluster.num_nodes > 1)}, "
+            description=f"Ray: {plural(cluster.num_nodes, 'node')}, "
             f"{counted(f'{cluster.cpus:g}', 'CPU')}, {counted(f'{cluster.gpus:g}', 'GPU')}{dashboard}",
         )
 

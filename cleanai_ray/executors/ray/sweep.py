@@ -173,9 +173,8 @@ class _ProgressCallback(tune.Callback):
         name = result.get("name")
         if name is not None and name not in self._ended:
             self._ended.add(name)
-            numbers = {key: result.get(key) for key in ("status", "metric", "score", "accuracy", "macs", "control")}
-            numbers["seconds_total"] = result.get("seconds_total")
-            self._state.finish({**numbers, "trial_id": name})
+            keys = ("status", "metric", "score", "accuracy", "macs", "control", "seconds_total")
+            self._state.finish({**{key: result.get(key) for key in keys}, "trial_id": name})
         self._refresh()
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
