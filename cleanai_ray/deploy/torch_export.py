@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from cleanai_ray.deploy._files import (
     check_batch,
@@ -37,8 +38,10 @@ def trace(model: nn.Module, example_input: Tensor) -> torch.export.ExportedProgr
         with torch.no_grad():
             return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:
+        advice = "" if TorchVersion(torch.__version__) >= "2.7" else "; torch 2.7 and newer capture more models"
         raise ArtifactError(
             f"{type(model).__name__} cannot be captured by torch.export with a batch of any size: {reason_of(error)}"
+            f"{advice}"
         ) from error
 
 

@@ -62,18 +62,18 @@ def find_strongest(table, arena, top_k, BLOCK: tl.constexpr, ENTRY: tl.constexpr
     k is at most the number of channels less one; a single channel is always the strongest. BLOCK is at least the number
     of channels of every layer.
     """
-    sample = tl.program_id(0)
     entry = table + tl.program_id(1) * ENTRY
     offset, num_samples, num_channels = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
+    # A layer of fewer samples has its last one searched again: not every Triton heeds the mask of a single number.
+    sample = tl.minimum(tl.program_id(0), num_samples - 1)
     index = tl.arange(0, BLOCK)
-    exists = (index < num_channels) & (sample < num_samples)
-    sums = tl.load(arena + offset + sample * num_channels + index, mask=exists, other=float("-inf"))
+    sums = tl.load(arena + offset + sample * num_channels + index, mask=index < num_channels, other=float("-inf"))
     limit = tl.full([], float("-inf"), tl.float32)
     number = tl.where(num_channels == 1, 0, tl.minimum(top_k, num_channels - 1) + 1)
     for _ in range(number):
         limit, place = tl.max(sums, axis=0, return_indices=True)
         sums = tl.where(index == place, float("-inf"), sums)
-    tl.store(arena + offset + 6 * num_samples * num_channels + sample, limit, mask=sample < num_samples)
+    tl.store(arena + offset + 6 * num_samples * num_channels + sample, limit)
 
 
 @triton.jit

@@ -277,8 +277,16 @@ def test_what_a_decoder_is_given():
     assert decoded_bytes(whole + b"\0\0") == 3 * 60 * 45
     assert decoded_bytes(jpeg(image, progressive=True, subsampling=0)) == 3 * 60 * 45
     assert decoded_bytes(jpeg(image, exif=Image.Exif())) == 3 * 60 * 45
-    others = [jpeg(image.convert("L")), jpeg(image.convert("CMYK")), jpeg(image, keep_rgb=True), buffer.getvalue()]
-    assert [decoded_bytes(each) for each in (*others, whole[:-1], whole[:200], b"", b"<html>")] == [0] * 8
+    others = [jpeg(image.convert("L")), jpeg(image.convert("CMYK")), buffer.getvalue()]
+    assert [decoded_bytes(each) for each in (*others, whole[:-1], whole[:200], b"", b"<html>")] == [0] * 7
+
+
+def test_unconverted_colours_are_left_to_the_cpu():
+    content = jpeg(photo(0), keep_rgb=True)
+    with Image.open(io.BytesIO(content)) as image:
+        if tuple(part[0] for part in image.layer) != tuple(b"RGB"):
+            pytest.skip("Pillow before 10.2 writes no such file")
+    assert decoded_bytes(content) == 0
 
 
 def test_samples_that_another_process_decodes_are_left_to_it(root, present):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from old_torch import NEEDS_EXPORT
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
@@ -112,6 +113,7 @@ def test_onnx_round_trip_with_any_batch(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(found), outputs(model, images), rtol=1e-4, atol=1e-5)
 
 
+@NEEDS_EXPORT
 @pytest.mark.parametrize("name", ["onnx", "torch_export"])
 def test_a_vision_transformer_is_exported(tmp_path: Path, name: str) -> None:
     if name == "onnx":
@@ -156,6 +158,16 @@ def test_what_cannot_be_captured_leaves_no_file(tmp_path: Path, name: str) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("version", "advised"), [("2.6.0", True), ("2.7.1+cpu", False), ("2.10.0", False)])
+def test_an_old_torch_is_named_where_it_captures_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, advised: bool
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(ArtifactError) as raised:
+        FORMATS.get("torch_export")(DependsOnTheBatch(), EXAMPLE, tmp_path / "model.pt2")
+    assert str(raised.value).endswith("; torch 2.7 and newer capture more models") == advised
+
+
 class BranchesWhileTraced(nn.Module):
     """Computes something else when it is captured than when it runs, by 0.25 in one place."""
 
@@ -164,6 +176,7 @@ class BranchesWhileTraced(nn.Module):
         return flat if torch.compiler.is_exporting() else flat + torch.tensor([0.0, 0.25, 0.0, 0.0])
 
 
+@NEEDS_EXPORT  # and lets a model ask whether it is being exported
 @pytest.mark.parametrize("name", ["onnx", "torch_export"])
 def test_a_wrong_export_is_refused_and_an_older_file_stays(tmp_path: Path, name: str) -> None:
     if name == "onnx":
@@ -208,6 +221,7 @@ def test_a_hook_left_on_the_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_onnxruntime_the_error_says_what_to_install(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
     code = """
 import sys
 sys.modules['onnxruntime'] = None  # as if it were not installed

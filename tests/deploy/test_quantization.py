@@ -155,6 +155,7 @@ def test_a_hook_left_on_the_model_is_refused() -> None:
 
 
 def test_without_onnxruntime_a_study_of_int8_stops_before_anything_is_computed() -> None:
+    pytest.importorskip("onnx")
     code = """
 import sys
 sys.modules["onnxruntime"] = None  # what import finds where it is not installed

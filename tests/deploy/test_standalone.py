@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from old_torch import NEEDS_EXPORT
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
@@ -25,9 +26,6 @@ from cleanai_ray.errors import ArtifactError
 from cleanai_ray.models import build_model
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
-NEEDS_EXPORT = pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7), reason="an older torch.export refuses these models"
-)
 
 CHILD = """
 import sys

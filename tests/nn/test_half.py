@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from old_torch import VERSION
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -74,6 +75,7 @@ class Travelling(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.skipif(VERSION < (2, 7), reason="an older torch asks the driver even for tensors that nobody stores")
 def test_batches_travel_in_16_bits_in_both_directions() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True), Travelling() as travelled:
         made = [torch.empty(4, 8, device="cuda") for _ in range(3)]

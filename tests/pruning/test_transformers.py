@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from masked_dense import masked
+from old_torch import NEEDS_EXPORT
 from packed_attention import packed_vit
 from small_nets import batches, example, tiny_vit
 from torch import Tensor, nn
@@ -127,8 +128,9 @@ def test_a_budget_is_met(name: str, budget: str) -> None:
     model = MODELS[name]()
     result = prune(model, mode="global", budget={budget: 0.6})
     dense, small = (getattr(measure_complexity(part, images()[:1]), budget) for part in (model, result.model))
-    assert 0.58 <= small / dense <= 0.6
-    assert result.plan.warnings == ()
+    assert 0.57 <= small / dense <= 0.6  # a head is 5.4 % of the parameters
+    # By how much depends on the weights, with which an older torch begins otherwise.
+    assert ["missed" in warning for warning in result.plan.warnings] == [True] * (small / dense < 0.58)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -166,6 +168,7 @@ def test_layer_ratios_choose_parts_of_attention(name: str) -> None:
         assert tuple(removed[f"{prefix}.{kind}"] for kind in ("heads", "query", "value")) == expected
 
 
+@NEEDS_EXPORT
 @pytest.mark.parametrize("build", [*MODELS.values(), swin], ids=[*MODELS, "swin"])
 def test_pruned_models_are_exported(build: Callable[[], nn.Module], tmp_path: Path) -> None:
     result = prune(build(), ratio=0.4)

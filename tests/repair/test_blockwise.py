@@ -87,7 +87,7 @@ def test_training_the_blocks_of_a_pruned_residual_network_lowers_its_error(name:
     case, held = random_case(name, torch.float32), torch.cat(parts_of(name)[1])
     if name == "residual":
         case = cut(case.dense, {"stem": [0, 1, 2, 3], "conv1": [0, 1, 3, 4, 6, 7]})
-    trained, _ = reconstructed(case, name, Recipe(steps=150, learning_rate=0.05, batch_size=16))
+    trained, _ = reconstructed(case, name, Recipe(steps=150, learning_rate=0.02, batch_size=16))
     refit, _ = reconstructed(case, name, UNTRAINED)
     errors, starts = (errors_of(case.pair(model), held)[block] for model in (trained, refit))
     assert errors < 0.95 * starts

@@ -61,7 +61,8 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 @pytest.mark.parametrize("name", ["plain", "residual", "depthwise", "concat", "flattened", "vit"])
 def test_the_record_is_what_is_measured_and_the_end_is_nearer_to_the_dense_model(name: str) -> None:
     case, held = telling_case(name, torch.float32), torch.cat(parts_of(name)[1])
-    pruned, learned = distilled(case, name, Recipe(steps=80, learning_rate=0.02, batch_size=16))
+    learning_rate = 0.005 if name == "vit" else 0.02
+    pruned, learned = distilled(case, name, Recipe(steps=80, learning_rate=learning_rate, batch_size=16))
     start, end = kl(case.dense, case.result.model, held), kl(case.dense, pruned, held)
     assert learned.before == pytest.approx(start, rel=1e-5, abs=1e-9)
     assert learned.after == pytest.approx(end, rel=1e-4, abs=1e-9)
