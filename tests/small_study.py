@@ -54,17 +54,18 @@ _SOONER = {"RAY_health_check_period_ms": "1000", "RAY_TRAIN_WORKER_GROUP_START_T
 """Ray takes a node for dead after 15 s, and workers for impossible to place after 60 s, if it is not told otherwise."""
 
 
-def run(study: Study, folder: Any, executor: str = "local") -> tuple[int, str]:
+def run(study: Study, folder: Any, executor: str = "local", *, report: bool = False) -> tuple[int, str]:
     """Run a study, and return the number of failed trials and what was printed.
 
     Args:
         study: The study.
         folder: The run directory.
         executor: `local`, or `ray`: the Ray that is there.
+        report: True to make its report, which takes seconds.
     """
     said = io.StringIO()
     progress = ProgressReporter(Console(file=said, width=200, highlight=False))
-    options = RunOptions(executor=executor, command="cleanai run")
+    options = RunOptions(executor=executor, command="cleanai run", report=report)
     failed = run_study(study, check_study(study), RunDirectory(folder), options, progress)
     return failed, said.getvalue()
 

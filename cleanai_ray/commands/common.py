@@ -38,6 +38,9 @@ OutOption = Annotated[str | None, typer.Option(help="Run directory: a folder or 
 FreshOption = Annotated[
     bool, typer.Option("--fresh", help="Compute everything again; earlier results move to history/.")
 ]
+NoReportOption = Annotated[
+    bool, typer.Option("--no-report", help="Leave the report out; `cleanai report` makes it from the tables.")
+]
 TrialOption = Annotated[
     str,
     typer.Option(

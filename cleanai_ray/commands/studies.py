@@ -15,6 +15,7 @@ from cleanai_ray.commands.common import (
     AddressOption,
     ExecutorOption,
     FreshOption,
+    NoReportOption,
     OutOption,
     OverrideOption,
     StudyArgument,
@@ -32,6 +33,7 @@ def run(
     address: AddressOption = None,
     set_: OverrideOption = None,
     fresh: FreshOption = False,
+    no_report: NoReportOption = False,
     executor: ExecutorOption = "ray",
 ) -> int:
     """Run a whole study; resumes if the run directory already holds part of it."""
@@ -44,7 +46,9 @@ def run(
     workspace = check_study(loaded)
     directory = RunDirectory(loaded.output.dir)
     command = shlex.join(["cleanai", *sys.argv[1:]])
-    options = RunOptions(executor=known_executor(executor), address=address, command=command, fresh=fresh)
+    options = RunOptions(
+        executor=known_executor(executor), address=address, command=command, fresh=fresh, report=not no_report
+    )
     with resumable():
         failed = run_study(loaded, workspace, directory, options, ProgressReporter())
     return 1 if failed else 0
@@ -56,7 +60,7 @@ def quickstart(
     """Run the study that ships with the package: a small network on 8 x 8 digits, pruned in 52 ways."""
     from cleanai_ray.config.shipped import QUICKSTART
 
-    return run(str(QUICKSTART), out, None, set_, fresh, executor)
+    return run(str(QUICKSTART), out, None, set_, fresh, executor=executor)
 
 
 def plan(study: StudyArgument, out: OutOption = None, set_: OverrideOption = None) -> int:
@@ -81,6 +85,7 @@ def submit(
     out: OutOption = None,
     set_: OverrideOption = None,
     fresh: FreshOption = False,
+    no_report: NoReportOption = False,
     reserved: Mapping[str, float] = MappingProxyType({}),
 ) -> int:
     """Run a study as a job on a cluster (as `ray job submit` does), stream its log and return its exit code."""
@@ -88,10 +93,9 @@ def submit(
     from cleanai_ray.executors.ray.entry_point import EntryPoint
     from cleanai_ray.executors.ray.jobs import submit_study
 
-    entry_point = EntryPoint(**reserved)
-    return submit_study(
-        study, loaded, address=address, out=out, overrides=set_ or [], fresh=fresh, entry_point=entry_point
-    )
+    words = [*(["--out", out] if out else []), *(word for override in set_ or [] for word in ("--set", override))]
+    words += [*(["--fresh"] if fresh else []), *(["--no-report"] if no_report else [])]
+    return submit_study(study, loaded, address=address, options=words, entry_point=EntryPoint(**reserved))
 
 
 def _analysis(name: str, text: str) -> Callable[..., int]:

@@ -53,12 +53,14 @@ class RunOptions:
         address: Address of a cluster; if None, the executor starts what it needs on this machine.
         command: The command that was typed, for the record.
         fresh: True to compute everything again; earlier results are moved to `history/`.
+        report: False to make no report; `cleanai report` makes it from the tables.
     """
 
     executor: str = "ray"
     address: str | None = None
     command: str = ""
     fresh: bool = False
+    report: bool = True
 
 
 def run_study(
@@ -97,9 +99,12 @@ def run_study(
                 context = RunContext(study=study, workspace=workspace, run=run, executor=executor, progress=progress)
                 with status_written(study, run, progress, executor.watch):
                     rows += _run_stages(context, record, history)
-                    with progress.stage("report"):
-                        _make_report(run)
-                    mark_report(study, run, str(cached_dense(study, run)))
+                    if options.report:
+                        with progress.stage("report"):
+                            _make_report(run)
+                        mark_report(study, run, str(cached_dense(study, run)))
+                    else:
+                        progress.say(f"no report was asked for; `cleanai report {run.location}` makes it")
         finally:
             if rows:
                 _say_outcome(study, rows, run, time.monotonic() - clock, progress)

@@ -46,7 +46,7 @@ def settings(tmp_path, digit_images) -> dict:
 
 def test_a_study_reads_a_library_s_rows_and_records_their_preprocessing(settings: dict, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    failed, said = small.run(parse_study(settings), run)
+    failed, said = small.run(parse_study(settings), run, report=True)
     assert failed == 0, said
     assert pq.read_table(run / "results.parquet").column("status").to_pylist() == ["ok", "ok"]
     environment = json.loads((run / "environment.json").read_text())

@@ -22,6 +22,6 @@ def small_run_on_ray(ray_session, tmp_path_factory):
 
 def _run(folder, executor):
     study = parse_study(small.SMALL)
-    failed, said = small.run(study, folder, executor)
+    failed, said = small.run(study, folder, executor, report=executor == "local")
     assert failed == 0, said
     return study, folder, said

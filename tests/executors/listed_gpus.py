@@ -66,7 +66,7 @@ def main(study: str, folder: str) -> None:
             out = Path(folder) / name
             loaded = load_study(study, [*overrides, f"output.dir={out}"])
             say("==", name)
-            options = RunOptions(executor="ray", command=name)
+            options = RunOptions(executor="ray", command=name, report=False)
             failed = run_study(loaded, check_study(loaded), RunDirectory(str(out)), options, ProgressReporter())
             say("failed", failed)
 

@@ -30,7 +30,7 @@ DRAWN["model"]["train"] = {"epochs": 1}
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
     study = parse_study(DRAWN)
-    failed, said = small.run(study, folder)
+    failed, said = small.run(study, folder, report=True)
     assert failed == 0, said
     return study, folder
 

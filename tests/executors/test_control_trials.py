@@ -44,7 +44,7 @@ SETTINGS: dict[str, Any] = copy.deepcopy(small.SMALL) | {
 @pytest.fixture(scope="module")
 def controlled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path, str]:
     study, folder = parse_study(SETTINGS), tmp_path_factory.mktemp("controlled")
-    failed, said = small.run(study, folder)
+    failed, said = small.run(study, folder, report=True)
     assert failed == 0, said
     return study, folder, said
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def settings(**changed: Any) -> dict[str, Any]:
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The run directory of a study of one trial, and the trial's id."""
     folder = tmp_path_factory.mktemp("first") / "run"
-    assert small.run(parse_study(settings()), folder)[0] == 0
+    assert small.run(parse_study(settings()), folder, report=True)[0] == 0
     ((trial_id,),) = ([trial.trial_id for trial in parse_study(settings()).trials()],)
     return folder, trial_id
 
@@ -111,13 +112,27 @@ def test_the_same_study_again_computes_nothing_and_opens_no_executor(
     }
 
 
+def test_a_report_that_was_left_out_is_made_by_the_same_command_without_the_option(tmp_path: Path) -> None:
+    study = parse_study(settings())
+    failed, said = small.run(study, tmp_path, report=False)
+    assert failed == 0
+    assert f"no report was asked for; `cleanai report {tmp_path}` makes it" in said
+    assert f"results: {tmp_path} (results.parquet)" in said
+    assert not list(tmp_path.glob("report.*"))
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
+    failed, said = small.run(study, tmp_path, report=True)
+    assert failed == 0
+    assert "1 of 1 trials were complete already" in said
+    assert {path.name for path in tmp_path.glob("report.*")} >= {"report.html", "report.pdf"}
+
+
 @pytest.mark.parametrize(
     "lost", ["report.html", "results.parquet", "layers.parquet", "correct.parquet", "models", "status.json"]
 )
 def test_what_is_missing_is_made_again(held: Any, lost: str) -> None:
     run, _, before = held
     RunDirectory(run).delete(lost)
-    assert small.run(parse_study(settings()), run)[0] == 0
+    assert small.run(parse_study(settings()), run, report=lost == "report.html")[0] == 0
     assert (run / lost).exists()
     assert not (run / "history").exists()
     if lost in before and lost.endswith(".parquet"):

@@ -58,7 +58,7 @@ def document(**task: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Any:
     study = parse_study(document(loss="halved", metric="distance"))
-    failed, said = small.run(study, folder / "run")
+    failed, said = small.run(study, folder / "run", report=True)
     assert failed == 0, said
     return study, RunDirectory(folder / "run"), said
 

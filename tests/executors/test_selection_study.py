@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Workspace, RunDirectory]:
     study = parse_study(SETTINGS)
     folder = tmp_path_factory.mktemp("chosen") / "run"
-    failed, said = small.run(study, folder)
+    failed, said = small.run(study, folder, report=True)
     assert failed == 0, said
     return study, open_workspace(study.model_dump_json(), "cpu"), RunDirectory(folder)
 

@@ -66,7 +66,7 @@ def analysed(tmp_path_factory):
     """The small study, run with reconstruction, and its sensitivity analysis in the same run directory."""
     folder = tmp_path_factory.mktemp("sensitivity")
     study = study_of()
-    failed, said = small.run(study, folder)
+    failed, said = small.run(study, folder, report=True)
     assert failed == 0, said
     heard = io.StringIO()
     progress = ProgressReporter(Console(file=heard, width=200, highlight=False))

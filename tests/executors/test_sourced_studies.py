@@ -28,7 +28,8 @@ DIGITS = {"name": "digits", "calibration": {"samples": 64}}
 
 def run(folder: Path, study: dict[str, Any], *options: str) -> int:
     (folder / "study.yaml").write_text(yaml.safe_dump({"name": "sourced", **SETTINGS, **study}))
-    return main(["run", str(folder / "study.yaml"), "--executor", "local", "--out", str(folder / "run"), *options])
+    words = ("--executor", "local", "--out", str(folder / "run"), "--no-report")
+    return main(["run", str(folder / "study.yaml"), *words, *options])
 
 
 def row_of(folder: Path) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     sweep = {"methods": ["taylor", "wanda", "random"], "ratios": [0.3], "modes": ["local"]}
     evaluation = {"split": "val", "latency": {"batch_sizes": [1], "warmup": 1, "runs": 5}, "validation_share": 0.5}
     study = parse_study({"name": "small", **own, **COMMON, "sweep": sweep, "evaluation": evaluation})
-    failed, said = small.run(study, folder / "run")
+    failed, said = small.run(study, folder / "run", report=True)
     assert failed == 0, said
     return request.param, study, RunDirectory(folder / "run"), said
 

@@ -195,7 +195,7 @@ def test_a_failing_and_a_dying_trial_are_rows_and_the_others_go_on(ray_session, 
             "sweep": {"methods": ["refusing", "dying", "magnitude"], "ratios": [0.3]},
         }
     )
-    failed, said = small.run(study, tmp_path, "ray")
+    failed, said = small.run(study, tmp_path, "ray", report=True)
     assert failed == 2
     found = {row["method"]: row for row in rows(tmp_path)}
     assert found["magnitude"]["status"] == "ok"

@@ -45,7 +45,7 @@ def main(study_file: str, folder: str, pattern: str = "") -> int:
             study,
             check_study(study),
             RunDirectory(folder),
-            RunOptions(address=cluster.address, command="two nodes"),
+            RunOptions(address=cluster.address, command="two nodes", report=False),
             ProgressReporter(),
         )
     finally:

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from types import FrameType
@@ -52,9 +53,7 @@ def submit_study(
     study: Study,
     *,
     address: str,
-    out: str | None,
-    overrides: list[str],
-    fresh: bool,
+    options: Sequence[str],
     entry_point: EntryPoint,
 ) -> int:
     """Submit a study with the current folder as working directory, stream the job's log, and return its exit code.
@@ -63,9 +62,7 @@ def submit_study(
         path: Study file, in the current folder or below it.
         study: The study in the file, with the overrides.
         address: The dashboard's address, `http://HEAD:8265`.
-        out: Run directory on the cluster.
-        overrides: `a.b=c` overrides.
-        fresh: True to compute everything again.
+        options: Options of `cleanai run` on the cluster.
         entry_point: The resources that the job's own process reserves.
 
     Returns:
@@ -74,10 +71,7 @@ def submit_study(
     Raises:
         ClusterError: When the cluster does not answer, refuses the token, or has no room for the entry point.
     """
-    words = ["python", "-m", "cleanai_ray", "run", _path_in_working_directory(path), "--address", "auto"]
-    words += ["--out", out] if out else []
-    words += [word for override in overrides for word in ("--set", override)]
-    words += ["--fresh"] if fresh else []
+    words = ["python", "-m", "cleanai_ray", "run", _path_in_working_directory(path), "--address", "auto", *options]
     if not address.startswith(("http://", "https://")):
         raise ClusterError(f"--address is '{address}'; allowed: the address of a dashboard, as in http://HEAD:8265")
     job = None
