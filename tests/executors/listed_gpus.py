@@ -57,8 +57,8 @@ def main(study: str, folder: str) -> None:
         holder: Any = Holder.remote()
         assert ray.get(holder.is_there.remote())
         for name, overrides in (
-            ("held", ["resources.gpus_per_trial=0"]),
-            ("auto", ["resources.gpus_per_trial=auto"]),
+            ("held", ["resources.gpus_per_trial=0", "sweep.ratios=[0.2]"]),
+            ("auto", ["resources.gpus_per_trial=auto", "sweep.ratios=[0.2]"]),
             ("spread", ["finetune.num_workers=auto", "resources.gpus_per_trial=1"]),
         ):
             if name == "spread":
