@@ -39,6 +39,7 @@ STATEMENTS = {
         ("import cleanai_ray.stages.outcome", {"ray", "reportlab"}),
         ("import cleanai_ray; cleanai_ray.prune", {"ray", "reportlab", "altair", "vl_convert"}),
         ("import cleanai_ray.executors.trial_work", {"torchvision", "timm", "pandas", "altair"}),
+        ("from cleanai_ray.data.digits import _table; _table()", {"sklearn", "scipy", "pandas"}),
     ],
     "with Ray": [("import cleanai_ray.executors.writer", {*TORCH, "scipy"})],
 }

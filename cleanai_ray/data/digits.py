@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import distribution
+
 import numpy as np
 
 from cleanai_ray.config.sections import DataSection
@@ -11,12 +13,28 @@ from cleanai_ray.registry import DATASETS
 
 _SPLIT_SEED = 0
 _TEST_SHARE = 0.2
+_TABLE = "sklearn/datasets/data/digits.csv.gz"
 
 
 def _test_rows(labels: np.ndarray) -> np.ndarray:
     generator = np.random.default_rng(_SPLIT_SEED)
     rows = [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     return np.sort(np.concatenate([part[: round(_TEST_SHARE * len(part))] for part in rows]))
+
+
+def _table() -> np.ndarray:
+    """Return the 1,797 digits [samples, 64 pixels and the class], as integers.
+
+    `load_digits` reads the same file, once pandas and scipy.stats are imported: most of a second in every process.
+    """
+    path = distribution("scikit-learn").locate_file(_TABLE)
+    try:
+        return np.loadtxt(str(path), delimiter=",", dtype=np.int64)
+    except OSError:  # a release that keeps it elsewhere
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        return np.column_stack([bunch.data, bunch.target]).astype(np.int64)
 
 
 @DATASETS.register("digits")
@@ -31,11 +49,9 @@ class Digits(InMemorySource):
 
     def __init__(self, data: DataSection, input_shape: Shape) -> None:
         super().__init__(data, input_shape)
-        from sklearn.datasets import load_digits
-
-        bunch = load_digits()
-        self._images = bunch.images.astype(np.uint8)[:, None]
-        self._labels = bunch.target
+        table = _table()
+        self._images = table[:, :-1].reshape(-1, 1, 8, 8).astype(np.uint8)
+        self._labels = table[:, -1]
         test = _test_rows(self._labels)
         self._rows = {"test": test, "train": np.setdiff1d(np.arange(len(self._labels)), test)}
 

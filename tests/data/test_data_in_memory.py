@@ -12,6 +12,7 @@ import torch
 from image_trees import colour_image, opened, write_fashion, write_idx
 from sklearn.datasets import load_digits
 
+from cleanai_ray.data import digits
 from cleanai_ray.data.augment import _draw, sample_seeds
 from cleanai_ray.data.fashion_mnist import read_idx
 from cleanai_ray.errors import DataError
@@ -42,6 +43,14 @@ def test_digits_have_mean_zero_and_variance_one_and_can_be_resized_and_repeated(
     assert torch.equal(large[:, 0], large[:, 2])
     small = source.dataset("test").batch([0, 5])[0]
     assert torch.allclose(large[:, 0].mean((1, 2)), small.mean((1, 2, 3)), atol=0.1)
+
+
+@pytest.mark.parametrize("table", [digits._TABLE, "sklearn/elsewhere.csv.gz"])
+def test_digits_are_those_of_load_digits_wherever_its_file_lies(table, monkeypatch):
+    monkeypatch.setattr(digits, "_TABLE", table)
+    found, bunch = digits._table(), load_digits()
+    assert np.array_equal(found[:, :-1], bunch.data)
+    assert np.array_equal(found[:, -1], bunch.target)
 
 
 def test_a_sample_is_the_row_that_its_description_names():
