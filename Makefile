@@ -33,8 +33,8 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscop
 test: setup
 	$(PYTEST) -m 'not slow'
 
-test-all: test
-	$(PYTEST) -m slow
+test-all: setup
+	$(PYTEST)
 
 # The oldest releases that pyproject.toml allows, in an environment of their own (several GB: torch brings CUDA along),
 # and the tests of what computes, with everything but Ray's own part.

@@ -37,15 +37,15 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none.
 
-    Where pytest-xdist shares the files out, those that start a Ray begin, since they take longest.
+    Where pytest-xdist shares the files out, those that start a Ray or are slow begin, since they take longest.
     """
     needs_gpu = pytest.mark.skip(reason="torch.cuda.is_available() is false: this test needs a CUDA device")
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(needs_gpu)
     if "PYTEST_XDIST_WORKER" in os.environ:
-        slow = {item.path for item in items if item.get_closest_marker("ray")}
-        items.sort(key=lambda item: item.path not in slow)
+        long = {item.path for item in items for name in ("ray", "slow") if item.get_closest_marker(name)}
+        items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_collection_finish() -> None:
