@@ -157,6 +157,17 @@ def test_a_metric_of_torchmetrics_can_merge_where_it_does(said: bool | None, syn
             one.merge_state(other)
 
 
+@pytest.mark.parametrize(("reduction", "merges"), [("sum", True), ("max", True), ("cat", True), ("mean", False)])
+def test_averages_that_torchmetrics_would_weight_by_one_object_s_updates_are_not_merged(
+    reduction: str, merges: bool
+) -> None:
+    torchmetrics = pytest.importorskip("torchmetrics")
+
+    metric = torchmetrics.classification.MulticlassAccuracy(num_classes=3)
+    metric.add_state("more", [] if reduction == "cat" else torch.tensor(0.0), dist_reduce_fx=reduction)
+    assert can_merge(metric) == merges
+
+
 def test_what_torchmetrics_does_not_merge_is_refused_before_anything_is_trained() -> None:
     pytest.importorskip("torchmetrics")
     metric = "own_scores:plain_library"
