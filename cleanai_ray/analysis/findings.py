@@ -21,7 +21,7 @@ from cleanai_ray.analysis.questions import answer_questions
 from cleanai_ray.analysis.recommendation import Recommendation
 from cleanai_ray.analysis.risks import find_risks
 from cleanai_ray.analysis.risks.base import LARGE_LOSS, Risk
-from cleanai_ray.analysis.score_words import dense_text, score_text
+from cleanai_ray.analysis.score_words import dense_text, score_text, words_of
 from cleanai_ray.analysis.speed import where_timed
 from cleanai_ray.analysis.verdict import Verdict, judge
 from cleanai_ray.analysis.wording import describe_trial
@@ -152,6 +152,8 @@ def _describe_best(best: dict[str, Any], where: str) -> str:
 def _against_dense(best: dict[str, Any]) -> str:
     lost = round(best["loss_points"], 1)
     dense = dense_text(best)
+    if words_of(best.get("metric")).is_inverted:  # points are not of the score, which is better the lower it is
+        return f"where the dense model has {dense}"
     if lost == 0:
         return f"the same as the dense model's {dense}"
     return f"{abs(lost):.1f} points {'below' if lost > 0 else 'above'} the dense model's {dense}"
