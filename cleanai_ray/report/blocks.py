@@ -152,7 +152,7 @@ Block: TypeAlias = Heading | Paragraph | Callout | KeyNumbers | Table | TrialTab
 
 @dataclass(frozen=True)
 class Chapter:
-    """A chapter of the report, with an entry in its outline; it may share a page with the last unless `starts_page`."""
+    """A chapter of the report, with an entry in its outline; `starts_page`: not below much of the last one."""
 
     title: str
     blocks: tuple[Block, ...]

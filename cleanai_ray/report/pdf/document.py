@@ -152,8 +152,8 @@ class _Setter:
         after_cover = list(dropwhile(lambda entry: entry.level > 0, entries[1:]))
         story += [NextPageTemplate("body"), PageBreak(), contents, *contents_table(after_cover, self._fonts)]
         for chapter in document.chapters:
-            starts_page = chapter.starts_page or chapter is document.chapters[0]
-            story.append(PageBreak() if starts_page else CondPageBreak(look.ROOM_FOR_CHAPTER))
+            room = look.ROOM_FOR_PAGE if chapter.starts_page else look.ROOM_FOR_CHAPTER
+            story.append(PageBreak() if chapter is document.chapters[0] else CondPageBreak(room))
             title = self._text(chapter.title, look.CHAPTER)
             title.outline_level = 0
             story += [title]
