@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 import yaml
 from jsonschema import Draft7Validator
@@ -30,6 +31,10 @@ def errors(document: Any, schema: dict[str, Any] | None = None) -> list[str]:
     return ["/".join(map(str, error.absolute_path)) for error in validator.iter_errors(document)]
 
 
+@pytest.mark.skipif(
+    tuple(map(int, pydantic.VERSION.split(".")[:2])) < (2, 11),
+    reason="an older pydantic writes the same in other words",
+)
 def test_the_committed_schema_is_up_to_date() -> None:
     assert json.loads(COMMITTED.read_text(encoding="utf-8")) == json.loads(schema_text()), (
         "make it again: cleanai schema --no-names --out docs/reference/study.schema.json"
