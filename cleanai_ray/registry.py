@@ -184,15 +184,18 @@ def can_merge(metric: Any) -> bool:
     """Return whether what several objects of a metric collected can be put together by their `merge_state`.
 
     torchmetrics' own one raises unless the metric says `full_state_update = False` and does not exchange at each step.
-    States that are means it weights by the updates of one object alone, which is wrong for the samples of two.
+    What a function of the user's own does to the states of several objects is not known.
     """
     if not callable(getattr(metric, "merge_state", None)):
         return False
     library = getattr(sys.modules.get("torchmetrics"), "Metric", None)
     if library is None or not isinstance(metric, library) or type(metric).merge_state is not library.merge_state:
         return True
-    averages = any(getattr(reduce, "__name__", "") == "dim_zero_mean" for reduce in metric._reductions.values())
-    return metric.full_state_update is False and not metric.dist_sync_on_step and not averages
+    known = all(
+        reduce is None or getattr(reduce, "__name__", "").startswith("dim_zero_")
+        for reduce in getattr(metric, "_reductions", {}).values()
+    )
+    return metric.full_state_update is False and not metric.dist_sync_on_step and known
 
 
 @contextmanager

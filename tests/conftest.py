@@ -34,6 +34,7 @@ hypothesis.settings.load_profile("cleanai")
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(trylast=True)  # once those that are not asked for have gone
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none.
 

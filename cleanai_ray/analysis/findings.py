@@ -153,7 +153,7 @@ def _against_dense(best: dict[str, Any]) -> str:
     lost = round(best["loss_points"], 1)
     dense = dense_text(best)
     if words_of(best.get("metric")).is_inverted:  # points are not of the score, which is better the lower it is
-        return f"where the dense model has {dense}"
+        return f"against the dense model's {dense}"
     if lost == 0:
         return f"the same as the dense model's {dense}"
     return f"{abs(lost):.1f} points {'below' if lost > 0 else 'above'} the dense model's {dense}"

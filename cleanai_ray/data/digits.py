@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import distribution
+from importlib.metadata import PackageNotFoundError, distribution
 
 import numpy as np
 
@@ -27,10 +27,10 @@ def _table() -> np.ndarray:
 
     `load_digits` reads the same file, once pandas and scipy.stats are imported: most of a second in every process.
     """
-    path = distribution("scikit-learn").locate_file(_TABLE)
     try:
+        path = distribution("scikit-learn").locate_file(_TABLE)
         return np.loadtxt(str(path), delimiter=",", dtype=np.int64)
-    except OSError:  # a release that keeps it elsewhere
+    except (OSError, PackageNotFoundError):  # a release that keeps it elsewhere, or a folder that pip does not know
         from sklearn.datasets import load_digits
 
         bunch = load_digits()

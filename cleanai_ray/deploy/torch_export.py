@@ -40,8 +40,8 @@ def trace(model: nn.Module, example_input: Tensor) -> torch.export.ExportedProgr
     except Exception as error:
         advice = "" if TorchVersion(torch.__version__) >= "2.7" else "; torch 2.7 and newer capture more models"
         raise ArtifactError(
-            f"{type(model).__name__} cannot be captured by torch.export with a batch of any size: {reason_of(error)}"
-            f"{advice}"
+            f"{type(model).__name__} cannot be captured by torch.export with a batch of any size: "
+            f"{reason_of(error).rstrip('.') if advice else reason_of(error)}{advice}"
         ) from error
 
 

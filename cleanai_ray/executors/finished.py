@@ -22,7 +22,7 @@ from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
 from cleanai_ray.storage.status import read_status
 
 _REPORT = "report.html"  # the last part of the report that is written
-_NEEDED = (_REPORT, "report.pdf", *ALWAYS_WRITTEN)
+_REPORTS = (_REPORT, "report.pdf")
 
 
 def report_key(study: Study, run: RunDirectory, dense_digest: str) -> str:
@@ -40,11 +40,18 @@ def mark_report(study: Study, run: RunDirectory, dense_digest: str) -> None:
         run.mark(_REPORT, report_key(study, run, dense_digest))
 
 
-def finished_rows(study: Study, run: RunDirectory) -> list[dict[str, Any]] | None:
-    """Return the rows of results.parquet if every trial of a study succeeded and its report is made; else None."""
+def finished_rows(study: Study, run: RunDirectory, *, needs_report: bool) -> list[dict[str, Any]] | None:
+    """Return the rows of results.parquet if every trial of a study succeeded and, if needed, its report is made.
+
+    None where something is left to be done.
+    """
     study = known_multiple(study, run)
     dense = cached_dense(study, run)
-    if dense is None or not run.is_complete(_REPORT, report_key(study, run, dense)) or not _ended(study, run):
+    if dense is None or not _ended(study, run):
+        return None
+    if needs_report and not (
+        all(map(run.exists, _REPORTS)) and run.is_complete(_REPORT, report_key(study, run, dense))
+    ):
         return None
     records = completed_records(study, run, dense)
     if len(records) < len(study.trials()):
@@ -65,7 +72,7 @@ def _ended(study: Study, run: RunDirectory) -> bool:
     left_out = () if study.task.is_classification else (IMAGES_FILE, CORRECT_FILE)  # which other tasks do not have
     try:
         return read_status(run).state == "finished" and all(
-            run.exists(name) for name in _NEEDED if name not in left_out
+            run.exists(name) for name in ALWAYS_WRITTEN if name not in left_out
         )
     except ArtifactError:
         return False

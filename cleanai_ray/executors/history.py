@@ -25,7 +25,8 @@ HISTORY = "history"
 """The folder of earlier results."""
 
 _TABLES = (*ALWAYS_WRITTEN, schemas.SENSITIVITY_FILE, schemas.BLOCKS_FILE)
-_OUTCOME = (*_TABLES, "charts", "report.pdf", "report.html", "layer_ratios.yaml")
+_REPORT = ("charts", "report.pdf", "report.html")
+_OUTCOME = (*_TABLES, *_REPORT, "layer_ratios.yaml")
 _STUDY, _RECORD = "study.yaml", "environment.json"
 _SCRATCH = ("cache", "tune", "train", "status.json")
 _NOT_OF_RESULTS = ("output", "resources", "tracking")
@@ -67,6 +68,10 @@ class History:
         name = held.get("name")
         whose = "this study before it was changed" if name == study.name else f"the study '{name}'"
         self._move(*_OUTCOME, _STUDY, told=f"the tables and the report of {whose}")
+
+    def keep_report(self) -> None:
+        """Move the report of the results that were there, for a run that changes them and makes none."""
+        self._move(*_REPORT, told="the report of earlier results, its charts and pages,")
 
     def keep_trials(self, study: Study, dense_digest: str) -> None:
         """Move records, models and exports of trials that succeeded and are not those of the study, or not any more."""

@@ -87,11 +87,13 @@ def run_study(
             history.clear()
         clock, record = time.monotonic(), RunRecord(run, command=options.command, executor=options.executor)
         history.keep_outcome(study)
-        if (finished := finished_rows(study, run)) is not None:
+        if (finished := finished_rows(study, run, needs_report=options.report)) is not None:
             progress.complete(finished, len(finished))
             progress.say("nothing is left to compute; `cleanai report` makes the report again")
             _say_outcome(study, finished, run, time.monotonic() - clock, progress)
             return 0
+        if not options.report:
+            history.keep_report()
         run.write_text("study.yaml", study.to_yaml())
         rows: list[dict[str, Any]] = []
         try:
@@ -99,16 +101,20 @@ def run_study(
                 context = RunContext(study=study, workspace=workspace, run=run, executor=executor, progress=progress)
                 with status_written(study, run, progress, executor.watch):
                     rows += _run_stages(context, record, history)
-                    if options.report:
-                        with progress.stage("report"):
-                            _make_report(run)
-                        mark_report(study, run, str(cached_dense(study, run)))
-                    else:
-                        progress.say(f"no report was asked for; `cleanai report {run.location}` makes it")
+                    _report(study, run, options, progress)
         finally:
             if rows:
                 _say_outcome(study, rows, run, time.monotonic() - clock, progress)
     return sum(row["status"] != schemas.OK for row in rows)
+
+
+def _report(study: Study, run: RunDirectory, options: RunOptions, progress: ProgressReporter) -> None:
+    if not options.report:
+        progress.say(f"no report was asked for; `cleanai report {run.location}` makes it")
+        return
+    with progress.stage("report"):
+        _make_report(run)
+    mark_report(study, run, str(cached_dense(study, run)))
 
 
 def _make_report(run: RunDirectory) -> None:

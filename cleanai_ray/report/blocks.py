@@ -152,7 +152,13 @@ Block: TypeAlias = Heading | Paragraph | Callout | KeyNumbers | Table | TrialTab
 
 @dataclass(frozen=True)
 class Chapter:
-    """A chapter of the report, with an entry in its outline; `starts_page`: not below much of the last one."""
+    """A chapter of the report, with an entry in its outline.
+
+    Attributes:
+        title: Its title.
+        blocks: What it consists of.
+        starts_page: True if it begins a new page unless the last one is nearly empty.
+    """
 
     title: str
     blocks: tuple[Block, ...]

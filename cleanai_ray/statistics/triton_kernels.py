@@ -64,7 +64,7 @@ def find_strongest(table, arena, top_k, BLOCK: tl.constexpr, ENTRY: tl.constexpr
     """
     entry = table + tl.program_id(1) * ENTRY
     offset, num_samples, num_channels = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
-    # A layer of fewer samples has its last one searched again: not every Triton heeds the mask of a single number.
+    # Programs beyond a layer's samples search its last one again: not every Triton heeds the mask of a scalar store.
     sample = tl.minimum(tl.program_id(0), num_samples - 1)
     index = tl.arange(0, BLOCK)
     sums = tl.load(arena + offset + sample * num_channels + index, mask=index < num_channels, other=float("-inf"))

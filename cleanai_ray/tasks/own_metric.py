@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -97,7 +98,11 @@ class OwnMetric:
         first, *others = shares
         if hasattr(first, "sync_on_compute"):
             for other in others:
+                averages = _averages(first, other)
                 self.called(first.merge_state, other)
+                for name, value in averages.items():
+                    setattr(first, name, value)
+                first._update_count += other._update_count
         elif others:
             self.called(first.merge_state, others)
         return first
@@ -165,6 +170,21 @@ def _joined(batches: Sequence[Any]) -> Any:
         return torch.cat(list(batches))
     every: Iterable[Any] = (entry for batch in batches for entry in batch)
     return list(every)
+
+
+def _averages(one: Any, other: Any) -> dict[str, Tensor]:
+    """Return the states of two metrics of torchmetrics that are means over updates, each weighted by its updates.
+
+    Its `merge_state` weights them by the updates of the first alone.
+    """
+    if type(one).merge_state is not sys.modules["torchmetrics"].Metric.merge_state:
+        return {}
+    mine, theirs = one._update_count, other._update_count
+    return {
+        name: (mine * getattr(one, name) + theirs * getattr(other, name)) / max(1, mine + theirs)
+        for name, reduce in one._reductions.items()
+        if getattr(reduce, "__name__", "") == "dim_zero_mean"
+    }
 
 
 def require_arguments(function: Callable[..., Any], number: int, what: str, allowed: str) -> None:

@@ -37,7 +37,7 @@ def test_a_score_is_reported_beside_the_dense_one_of_the_same_images() -> None:
     assert (deciding["score"], deciding["score_dense"]) == (10.0, 6.5)
     sentence = find(study).headline.sentence
     assert "perplexity 6 (token probability" in sentence
-    assert "where the dense model has perplexity 4 (token probability" in sentence
+    assert "against the dense model's perplexity 4 (token probability" in sentence
     assert "points" not in sentence  # which would be of the probability, and below where the perplexity is above
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from cleanai_ray.analysis.findings import find
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.config.study import Study, parse_study
-from cleanai_ray.executors import measures, run_study
+from cleanai_ray.executors import measures
 from cleanai_ray.nn.complexity import measure_complexity
 from cleanai_ray.profile.clock import FunctionClock
 from cleanai_ray.pruning.plan import PruningPlan
@@ -58,7 +58,6 @@ def machine() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (blocks, latency_profile, prune):
             patch.setattr(module, "study_clock", lambda workspace: FunctionClock(macs_ratio))
-        patch.setattr(run_study, "_make_report", lambda run: None)  # its chapter is read below
         yield
 
 

@@ -13,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from cleanai_ray.config.study import parse_study
+from cleanai_ray.executors import trial_work
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.executors.run_study import RunOptions, run_study
 from cleanai_ray.registry import EXECUTORS
@@ -126,13 +127,40 @@ def test_a_report_that_was_left_out_is_made_by_the_same_command_without_the_opti
     assert {path.name for path in tmp_path.glob("report.*")} >= {"report.html", "report.pdf"}
 
 
+def test_a_report_of_earlier_results_does_not_stay_beside_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial fails and has a report; it succeeds without one; then the report is asked for."""
+    study = parse_study(settings())
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_work, "describe_outcome", _fail)
+        assert small.run(study, tmp_path, report=True)[0] == 1
+    assert "no such luck" in (tmp_path / "report.html").read_text()
+    failed, said = small.run(study, tmp_path, report=False)
+    assert failed == 0
+    assert "the report of earlier results, its charts and pages, are kept in" in " ".join(said.split())
+    assert {"report.html", "report.pdf"} <= {Path(name).name for name in moved(tmp_path)}
+    assert not list(tmp_path.glob("report.*"))
+    failed, said = small.run(study, tmp_path, report=False)
+    assert "nothing is left to compute" in said, "without a report that nobody asked for"
+    assert small.run(study, tmp_path, report=True)[0] == 0
+    assert "no such luck" not in (tmp_path / "report.html").read_text()
+    before = (tmp_path / "report.html").stat().st_mtime_ns
+    assert "nothing is left to compute" in small.run(study, tmp_path, report=False)[1]
+    assert (tmp_path / "report.html").stat().st_mtime_ns == before
+
+
+def _fail(*_: Any, **__: Any) -> None:
+    raise ValueError("no such luck")
+
+
 @pytest.mark.parametrize(
     "lost", ["report.html", "results.parquet", "layers.parquet", "correct.parquet", "models", "status.json"]
 )
 def test_what_is_missing_is_made_again(held: Any, lost: str) -> None:
     run, _, before = held
     RunDirectory(run).delete(lost)
-    assert small.run(parse_study(settings()), run, report=lost == "report.html")[0] == 0
+    assert small.run(parse_study(settings()), run, report=True)[0] == 0
     assert (run / lost).exists()
     assert not (run / "history").exists()
     if lost in before and lost.endswith(".parquet"):

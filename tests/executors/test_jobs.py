@@ -118,12 +118,16 @@ def start_command(first: int, folder: str) -> list[str]:
 
 def wait_until_up(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
     """Return when the dashboard answers and the node is there to take a job."""
-    while process.poll() is None:  # The test's time limit ends it.
-        with contextlib.suppress(OSError, TypeError, KeyError):
-            if head.get("/api/v0/nodes")["data"]["result"]["result"]:
-                return
-        time.sleep(0.5)
-    pytest.fail(f"the head ended: {log.read_text()}")
+    try:
+        while process.poll() is None:  # The test's time limit ends it.
+            with contextlib.suppress(OSError, TypeError, KeyError):
+                if head.get("/api/v0/nodes")["data"]["result"]["result"]:
+                    return
+            time.sleep(0.5)
+        pytest.fail("the head ended")
+    except pytest.fail.Exception:
+        sys.stderr.write(log.read_text())
+        raise
 
 
 @pytest.fixture(scope="module")

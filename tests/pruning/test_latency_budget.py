@@ -36,17 +36,13 @@ def chain() -> nn.Module:
 
 
 COUNTED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-"""MACs of the models that are alive, none of which is cut once it was counted."""
-
-
-def macs_of(model: nn.Module, images: Tensor) -> int:
-    if model not in COUNTED:
-        COUNTED[model] = measure_complexity(model, images).macs
-    return COUNTED[model]
+"""MACs of the dense models that are alive, each of which is asked about with images of one size."""
 
 
 def macs_ratio(dense: nn.Module, pruned: nn.Module, images: Tensor = IMAGES) -> float:
-    return macs_of(pruned, images) / macs_of(dense, images)
+    if dense not in COUNTED:
+        COUNTED[dense] = measure_complexity(dense, images).macs
+    return measure_complexity(pruned, images).macs / COUNTED[dense]
 
 
 def half_fixed(dense: nn.Module, pruned: nn.Module) -> float:

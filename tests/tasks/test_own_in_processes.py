@@ -157,15 +157,22 @@ def test_a_metric_of_torchmetrics_can_merge_where_it_does(said: bool | None, syn
             one.merge_state(other)
 
 
-@pytest.mark.parametrize(("reduction", "merges"), [("sum", True), ("max", True), ("cat", True), ("mean", False)])
-def test_averages_that_torchmetrics_would_weight_by_one_object_s_updates_are_not_merged(
-    reduction: str, merges: bool
-) -> None:
+@pytest.mark.parametrize(("reduction", "merges"), [("sum", True), ("mean", True), ("cat", True), (torch.mean, False)])
+def test_states_that_a_function_of_its_own_reduces_are_not_merged(reduction: Any, merges: bool) -> None:
     torchmetrics = pytest.importorskip("torchmetrics")
-
     metric = torchmetrics.classification.MulticlassAccuracy(num_classes=3)
     metric.add_state("more", [] if reduction == "cat" else torch.tensor(0.0), dist_reduce_fx=reduction)
     assert can_merge(metric) == merges
+
+
+@pytest.mark.parametrize("owners", [(0, 0, 1, 2), (0, 1, 1, 1), (2, 0, 2, 2)])
+def test_means_over_updates_are_weighted_by_the_updates_of_each_process(owners: tuple[int, ...]) -> None:
+    """By hand: a tenth of the mean over the four batches of their numbers of samples, 2, 7, 3 and 9."""
+    pytest.importorskip("torchmetrics")
+    every = batches([2, 7, 3, 9])
+    shares = [[batch for batch, owner in zip(every, owners, strict=True) if owner == rank] for rank in range(3)]
+    for found in by_processes(task_of("batch_size"), shares):
+        assert found.value == pytest.approx(21 / 40)
 
 
 def test_what_torchmetrics_does_not_merge_is_refused_before_anything_is_trained() -> None:

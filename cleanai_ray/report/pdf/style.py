@@ -29,7 +29,7 @@ GAP, ROOM_AFTER_HEADING, ROOM_FOR_CHAPTER = 13, 90, 240
 """Space below a chart, and the room that a heading or a chapter needs on a page to begin there."""
 
 ROOM_FOR_PAGE = 0.7 * (PAGE_HEIGHT - TOP - BOTTOM)
-"""The room that a chapter needs which starts a page if the last one is not nearly empty."""
+"""The room that a chapter which starts a page needs on the last one; with less, it begins a new one."""
 
 MOST_TRIALS = 30
 """The most trials that are printed; the page and results.parquet have them all."""
