@@ -21,11 +21,13 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--out", help="run directory; by default the study's output.dir")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override a key of the study")
     parser.add_argument("--fresh", action="store_true", help="compute everything again")
+    parser.add_argument("--no-report", action="store_true", help="leave the report out")
     options = parser.parse_args(arguments)
     command = ["run", options.study, "--address", "auto"]
     command += ["--out", options.out] if options.out else []
     command += [word for override in options.set for word in ("--set", override)]
     command += ["--fresh"] if options.fresh else []
+    command += ["--no-report"] if options.no_report else []
     return main(command)
 
 

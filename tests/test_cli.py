@@ -87,6 +87,17 @@ def test_plan_prints_every_study_that_ships(capsys, path):
         assert trial.trial_id in text
 
 
+def test_submit_passes_the_options_of_run_on(monkeypatch, study_file, tmp_path):
+    from cleanai_ray.executors.ray import jobs
+
+    passed = []
+    monkeypatch.setattr(jobs, "submit_study", lambda *_, options, **__: passed.append(options) or 7)
+    options = ["--out", str(tmp_path / "a folder"), "--set", "sweep.ratios=[0.3]", "--set", "name=b"]
+    options += ["--fresh", "--no-report"]
+    assert main(["submit", study_file, "--address", "http://head:8265", *options]) == 7
+    assert passed == [options]
+
+
 def test_weights_that_do_not_fit_are_named(capsys, study_file, reference_weights):
     arguments = [
         "--set",

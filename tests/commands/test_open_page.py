@@ -133,6 +133,9 @@ def test_a_browser_follows_the_study_to_its_end(server: PageServer, run: RunDire
         page.wait_for_function("document.title === 'small: finished'")
         assert "11 done" in page.inner_text("dl")
         page.frame_locator("iframe").get_by_text("the last report").wait_for()
+        run.delete("report.html")
+        page.reload()
+        page.get_by_text("There is no report; `cleanai report` makes it.").wait_for()
     assert problems == []
 
 

@@ -181,7 +181,7 @@ def ray_job_submit(head: Head, study: Path, *options: str, python: str = "python
 def finished(head, folder, tmp_path_factory) -> subprocess.CompletedProcess[str]:
     """The study, run as a job with `ray job submit`, by a Python that has the package's dependencies and not itself."""
     python = python_without_package(tmp_path_factory.mktemp("python"))
-    return ray_job_submit(head, folder / "tiny.yaml", python=str(python))
+    return ray_job_submit(head, folder / "tiny.yaml", "--no-report", python=str(python))
 
 
 def only_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -198,6 +198,7 @@ def test_a_study_runs_as_a_job_by_ray_job_submit(finished, folder) -> None:
     assert "1 of 1 trials succeeded" in finished.stdout
     assert pl.read_parquet(folder / "results" / "results.parquet")["status"].to_list() == ["ok"]
     assert json.loads((folder / "results" / "environment.json").read_text())["version"] == cleanai_ray.__version__
+    assert not (folder / "results" / "report.html").exists()
     assert (folder / "results" / "report.html").exists(), "made where the package has no metadata"
 
 

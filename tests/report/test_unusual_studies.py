@@ -12,7 +12,7 @@ from report.reading import outline_of, read_pdf, text_of
 
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.report import make_report
-from cleanai_ray.report.blocks import Chapter, Column, Document, Table
+from cleanai_ray.report.blocks import Chapter, Column, Document, Paragraph, Table
 from cleanai_ray.report.pdf.document import to_pdf
 from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -126,3 +126,13 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     run.write_text("study.yaml", "a: [1")
     with pytest.raises(ArtifactError, match=r"study\.yaml"):
         make_report(run)
+
+
+@pytest.mark.parametrize(("lines", "place"), [(5, 3), (30, 4)], ids=["nearly empty", "half full"])
+def test_a_chapter_that_starts_a_page_leaves_none_nearly_empty(lines: int, place: int) -> None:
+    """Cover, contents and then two chapters: the second begins below the first where that is short."""
+    before = Chapter("Before", (Paragraph("a line of text"),) * lines, starts_page=True)
+    document = Document("t", "", "", (), (before, Chapter("After", (Paragraph("text"),), starts_page=True)))
+    texts = [page.extract_text() for page in PdfReader(io.BytesIO(to_pdf(document))).pages]
+    assert "Before" in texts[2]
+    assert [number for number, text in enumerate(texts, 1) if number > 2 and "After" in text] == [place]
