@@ -71,7 +71,7 @@ class History:
 
     def keep_report(self) -> None:
         """Move the report of the results that were there, for a run that changes them and makes none."""
-        self._move(*_REPORT, told="the report of earlier results, its charts and pages,")
+        self._move(*_REPORT, told="the report and the charts of earlier results")
 
     def keep_trials(self, study: Study, dense_digest: str) -> None:
         """Move records, models and exports of trials that succeeded and are not those of the study, or not any more."""
