@@ -10,7 +10,7 @@ import json
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import ValidationError
@@ -99,7 +99,7 @@ def allowed(annotation: Any, constraints: Sequence[Any] = ()) -> str:
         return "a mapping" if arguments[1] is Any else f"a mapping whose values are each {allowed(arguments[1])}"
     if annotation in (int, float):
         return _allowed_number(annotation, constraints)
-    if isinstance(annotation, type) and issubclass(annotation, Section):
+    if _is_section(annotation):
         return f"a mapping with keys among {', '.join(annotation.model_fields)}"
     words = {str: _allowed_text(constraints), bool: "true or false", type(None): "null"}
     return words.get(annotation, "something else")
@@ -147,7 +147,7 @@ def _resolve(location: Sequence[int | str], root: type[Section]) -> tuple[list[i
         container = _container(annotation)
         if container is None:
             break
-        if isinstance(container, type) and issubclass(container, Section):
+        if _is_section(container):
             if re.search(rf"\b{container.__name__}\]?$", str(part)):  # the branch of a union, which is no key
                 continue
             info = container.model_fields.get(str(part))
@@ -170,8 +170,12 @@ def _container(annotation: Any) -> Any:
     if get_origin(annotation) in (Union, types.UnionType):
         others = [item for item in get_args(annotation) if item is not type(None) and get_origin(item) is not Literal]
         return _container(others[0]) if len(others) == 1 else None
-    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
-    return annotation if is_section or get_origin(annotation) in (tuple, dict) else None
+    return annotation if _is_section(annotation) or get_origin(annotation) in (tuple, dict) else None
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[Section]]:
+    # In Python 3.10, tuple[int, ...] is an instance of type, of which issubclass knows nothing.
+    return get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def _describe_unknown_key(error: Mapping[str, Any], root: type[Section]) -> str:
