@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torchvision.transforms.functional import pil_to_tensor
 
 from cleanai_ray.config.study import parse_study
-from cleanai_ray.data import decoder_choice
+from cleanai_ray.data import decoder_choice, loading
 from cleanai_ray.data.reading import DECODE_LOG
 from cleanai_ray.stages.workspace import open_workspace
 
@@ -27,6 +27,13 @@ STUDY = {
     "finetune": {"epochs": 0},
     "evaluation": {"split": "val", "latency": None},
 }
+
+
+@pytest.fixture(autouse=True)
+def _fresh_workers() -> None:
+    """Keep no workers that know an object store of earlier tests: a server with an older environment starts those."""
+    for workers in list(loading._workers.values()):
+        loading._forget(workers)
 
 
 @pytest.fixture
