@@ -9,6 +9,7 @@ from cleanai_ray.config.digests import digest
 from cleanai_ray.config.study import Study
 from cleanai_ray.errors import ArtifactError
 from cleanai_ray.executors.chosen_model import chosen_row
+from cleanai_ray.executors.run_record import RECORD_FILE
 from cleanai_ray.executors.timed_alone import timing_name
 from cleanai_ray.executors.writer import UNBEATEN
 from cleanai_ray.stages.completed import completed_records, model_folder
@@ -71,8 +72,10 @@ def finished_rows(study: Study, run: RunDirectory, *, needs_report: bool) -> lis
 def _ended(study: Study, run: RunDirectory) -> bool:
     left_out = () if study.task.is_classification else (IMAGES_FILE, CORRECT_FILE)  # which other tasks do not have
     try:
-        return read_status(run).state == "finished" and all(
-            run.exists(name) for name in ALWAYS_WRITTEN if name not in left_out
+        return (
+            read_status(run).state == "finished"
+            and run.read_json(RECORD_FILE).get("version") == __version__  # another may write other columns
+            and all(run.exists(name) for name in ALWAYS_WRITTEN if name not in left_out)
         )
     except ArtifactError:
         return False

@@ -89,7 +89,7 @@ def run_study(
         history.keep_outcome(study)
         if (finished := finished_rows(study, run, needs_report=options.report)) is not None:
             progress.complete(finished, len(finished))
-            progress.say("nothing is left to compute; `cleanai report` makes the report again")
+            progress.say("nothing is left to compute; `cleanai report` makes the report from the tables")
             _say_outcome(study, finished, run, time.monotonic() - clock, progress)
             return 0
         if not options.report:
