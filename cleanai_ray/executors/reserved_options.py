@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -16,10 +16,9 @@ RESERVED: dict[str, Any] = {
 
 def reserving(command: Callable[..., int]) -> Callable[..., int]:
     """Give a command the options --cpus, --gpus and --memory; its argument `reserved` gets all three."""
-    hints = get_type_hints(command, include_extras=True)
-    del hints["reserved"]
-    parameters = inspect.signature(command).parameters
-    own = [parameters[name].replace(annotation=hints[name]) for name in parameters if name != "reserved"]
+    # `get_type_hints` makes an option that is None by default one that typer does not know, in Python 3.10.
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "reserved"]
     added = [
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=0.0, annotation=option)
         for name, option in RESERVED.items()
@@ -30,6 +29,6 @@ def reserving(command: Callable[..., int]) -> Callable[..., int]:
         return command(**values, reserved=reserved)
 
     called.__name__, called.__doc__ = command.__name__, command.__doc__
-    called.__annotations__ = {**hints, **RESERVED}
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *added)}
     called.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
     return called
