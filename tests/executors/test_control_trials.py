@@ -126,7 +126,7 @@ def test_the_plan_counts_controls_and_they_resume(controlled: tuple[Study, Path,
     lost = [trial.trial_id for trial in study.trials() if trial.control is not None and trial.control.kind == "scratch"]
     for name in lost:
         run.mark(record_name(name), "of other inputs")
-    failed, said = small.run(study, folder)
+    failed, said = small.run(study, folder, report=True)
     assert failed == 0
     assert "5 of 6 trials were complete already" in said
     assert small.timeless_table(folder) == before

@@ -199,7 +199,6 @@ def test_a_study_runs_as_a_job_by_ray_job_submit(finished, folder) -> None:
     assert pl.read_parquet(folder / "results" / "results.parquet")["status"].to_list() == ["ok"]
     assert json.loads((folder / "results" / "environment.json").read_text())["version"] == cleanai_ray.__version__
     assert not (folder / "results" / "report.html").exists()
-    assert (folder / "results" / "report.html").exists(), "made where the package has no metadata"
 
 
 def test_a_wrong_study_fails_its_job_with_exit_code_2(head, folder) -> None:
