@@ -28,6 +28,7 @@ def run(
     fresh: bool = False,
     overrides: Sequence[str] = (),
     progress: bool = True,
+    report: bool = True,
 ) -> StudyRun:
     """Run a whole study, as `cleanai run` does; it resumes if the run directory already holds part of it.
 
@@ -41,6 +42,7 @@ def run(
         fresh: True to compute everything again; earlier results move to `history/`.
         overrides: Keys to set, as `finetune.epochs=5`.
         progress: False to print nothing.
+        report: False to write the tables alone; `cleanai report DIR` makes the report from them.
 
     Raises:
         StudyError: When the study says something that is not allowed.
@@ -54,7 +56,7 @@ def run(
         output = loaded.output.model_copy(update={"dir": os.fspath(out)})
         loaded = loaded.model_copy(update={"output": output})
     workspace, directory = check_study(loaded), RunDirectory(loaded.output.dir)
-    options = RunOptions(executor=executor, address=address, command="cleanai_ray.run", fresh=fresh)
+    options = RunOptions(executor=executor, address=address, command="cleanai_ray.run", fresh=fresh, report=report)
     console = Console(highlight=False, soft_wrap=True, quiet=not progress)
     run_study(loaded, workspace, directory, options, ProgressReporter(console))
     return StudyRun(directory)

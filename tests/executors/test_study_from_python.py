@@ -103,6 +103,12 @@ def test_what_a_run_prints_can_be_turned_off(run: StudyRun, folder: Path, capsys
     assert "2 of 2 trials succeeded" in capsys.readouterr().out
 
 
+def test_the_report_can_be_left_out(tmp_path: Path) -> None:
+    found = cleanai.run(settings(), out=tmp_path, executor="local", progress=False, report=False)
+    assert found.trials["status"].to_list() == ["ok", "ok"]
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(("report", "charts"))]
+
+
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(StudyError, match="executor is 'slurm'; allowed: local, ray"):
         cleanai.run(settings(), executor="slurm")
