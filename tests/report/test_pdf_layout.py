@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,23 @@ def test_cells_stay_in_their_columns(is_dense: bool) -> None:
         for before, after in itertools.pairwise(letters):
             assert max(right for _, right in middle[before]) < min(left for left, _ in middle[after])
     assert checked
+
+
+@pytest.mark.parametrize("has_header", [True, False])
+def test_a_table_leaves_no_row_or_two_to_a_page(has_header: bool) -> None:
+    """Of the lengths tried, some are a row or two more than a page holds."""
+    longest = 0
+    for count in range(30, 80):
+        rows = tuple((f"row{number}.",) for number in range(count))
+        table = Table((Column("name", 1.0, False),), rows, has_header=has_header)
+        document = Document("t", "", "", (), (Chapter("s", (table,)),))
+        pages = [page.get_textpage().get_text_range() for page in list(pypdfium2.PdfDocument(to_pdf(document)))[1:]]
+        told = [[int(number) for number in re.findall(r"row(\d+)\.", page)] for page in pages]
+        parts = [numbers for numbers in told if numbers]
+        assert list(itertools.chain.from_iterable(parts)) == list(range(count))
+        assert min(len(part) for part in parts) >= look.LEAST_ROWS
+        longest = max(longest, len(parts))
+    assert longest == 2
 
 
 def test_the_check_finds_text_over_text_and_over_the_margin() -> None:

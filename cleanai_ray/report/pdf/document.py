@@ -60,6 +60,21 @@ class _Chart(Flowable):
         self._placements.append(Placement(self._name, self.canv.getPageNumber() - 1, self._factor, x, y))
 
 
+class _Rows(Grid):
+    """A table that breaks so that no page has its last row or two alone, where it has rows enough for that."""
+
+    def split(self, width: float, height: float) -> list[Flowable]:
+        parts: list[Flowable] = super().split(width, height)
+        if len(parts) != 2:  # it fits, or breaks nowhere
+            return parts
+        first, last = (part._nrows for part in parts)
+        missing = look.LEAST_ROWS + self.repeatRows - last
+        if missing <= 0 or first - missing < look.LEAST_ROWS + self.repeatRows:
+            return parts
+        begun, rest = super().split(width, sum(self._rowHeights[: first - missing]) + 0.01)
+        return [begun, PageBreak(), rest]
+
+
 class _Template(BaseDocTemplate):
     """Adds every heading to the outline, and records headings and charts for the table of contents."""
 
@@ -217,13 +232,13 @@ class _Setter:
         ]
         return Grid([cells], colWidths=look.spread([1.0] * len(cells)), style=self._with_font(look.NUMBERS))
 
-    def _table(self, block: blocks.Table) -> Grid:
+    def _table(self, block: blocks.Table) -> _Rows:
         size, widths = self._fit(block) if block.is_dense else (look.TABLE_SIZE, look.column_widths(block))
         rows = [[self._cell(*pair, size) for pair in zip(row, block.columns, strict=True)] for row in block.rows]
         if block.has_header:
             rows.insert(0, [self._cell(column.title, column, size, bold=True) for column in block.columns])
         commands = self._with_font(look.table_commands(block))
-        return Grid(rows, colWidths=widths, repeatRows=int(block.has_header), style=commands)
+        return _Rows(rows, colWidths=widths, repeatRows=int(block.has_header), style=commands)
 
     def _with_font(self, commands: look.Commands) -> look.Commands:
         """Add an embedded font, for reportlab would otherwise name one of its own that is not embedded."""

@@ -31,6 +31,8 @@ GAP, ROOM_AFTER_HEADING, ROOM_FOR_CHAPTER = 13, 90, 240
 ROOM_FOR_PAGE = 0.7 * (PAGE_HEIGHT - TOP - BOTTOM)
 """The room that a chapter which starts a page needs on the last one; with less, it begins a new one."""
 
+LEAST_ROWS = 3
+"""Rows of a table that go over to the next page, at least: one or two alone look like a mistake."""
 MOST_TRIALS = 30
 """The most trials that are printed; the page and results.parquet have them all."""
 
