@@ -30,7 +30,10 @@ def selection_test(study: StudyFrames) -> ChartType | None:
     chosen = _chosen(frame, choice.trial["trial_id"])
     clear = frame.filter(~pl.col("is_broken"))
     shown = clear if len(clear) else frame
-    domain = accuracy_bounds([*shown["deciding"], *shown["accuracy"]])
+    dense = study.ok.select(
+        pl.mean("accuracy_validation_dense").alias("deciding"), pl.mean("accuracy_test_dense").alias("accuracy")
+    ).drop_nulls()
+    domain = accuracy_bounds([*shown["deciding"], *shown["accuracy"], *dense["deciding"], *dense["accuracy"]])
     inside = frame.filter(pl.min_horizontal("deciding", "accuracy") >= domain[0]).drop("trials")
     scale, axis = alt.Scale(domain=domain, nice=False, zero=False), alt.Axis(format="~%", tickCount=7)
     x = alt.X("deciding:Q", title="top-1 on the images that decide", scale=scale, axis=axis)
@@ -41,12 +44,12 @@ def selection_test(study: StudyFrames) -> ChartType | None:
     tooltip = [*trial_tooltip(), alt.Tooltip("deciding:Q", title="deciding", format=".2%")]
     drawn = style.thinned(inside)
     layers = [equal.encode(x=x, y=y), trial_points(study, drawn).encode(x=x, y=y, tooltip=tooltip)]
-    layers.append(ring.encode(x=x, y=y))
+    layers += [ring.encode(x=x, y=y), *_dense_layers(dense, x, y)]
     return alt.layer(*layers).properties(
         width=style.WIDTH,
         height=_HEIGHT,
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
-        title=alt.TitleParams("Selection against test", subtitle=_subtitle(frame, chosen, inside)),
+        title=alt.TitleParams("Selection against test", subtitle=_subtitle(frame, chosen, inside, dense)),
     )
 
 
@@ -76,13 +79,23 @@ def _chosen(frame: pl.DataFrame, trial_id: str) -> pl.DataFrame:
     return frame.filter(pl.col("trials").list.contains(trial_id))
 
 
-def _subtitle(frame: pl.DataFrame, chosen: pl.DataFrame, inside: pl.DataFrame) -> list[str]:
+def _dense_layers(dense: pl.DataFrame, x: alt.X, y: alt.Y) -> list[alt.Chart]:
+    """The dense model, by which nothing was chosen: its difference is that of the images alone."""
+    base = alt.Chart(style.values(dense)).encode(x=x, y=y)
+    point = base.mark_point(shape="diamond", filled=True, size=110, color=style.DENSE, opacity=1)
+    name = base.mark_text(text="dense", align="right", dx=-9, fontSize=11, color=style.DENSE)
+    return [point, name] if len(dense) else []
+
+
+def _subtitle(frame: pl.DataFrame, chosen: pl.DataFrame, inside: pl.DataFrame, dense: pl.DataFrame) -> list[str]:
     place = {name: 1 + len(frame.filter(pl.col(name) > chosen[name][0])) for name in ("deciding", "accuracy")}
     fall = chosen["accuracy"][0] - chosen["deciding"][0]
     left = len(frame) - len(inside)
     below = f"; {plural(left, 'configuration')} below the axes" if left else ""
+    dense_falls = dense["accuracy"] - dense["deciding"]
     return [
         f"A point: the mean of a configuration; dotted: equal on both; {len(frame)} configurations{below}",
         f"Ring: that of the chosen trial, number {place['deciding']} where it is decided and number "
         f"{place['accuracy']} on the test images ({points(fall, 2)})",
+        *(f"Dense, by which nothing was chosen: {points(own, 2)}" for own in dense_falls),
     ]
