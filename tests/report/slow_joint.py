@@ -131,24 +131,30 @@ class Slow:
                         table[draw] = values[0] - values[1], None
             if table:
                 found.append((run, table))
-        runs, tables = [run for run, _ in found], [list(table.values()) for _, table in found]
+        runs = [run for run, _ in found]
         if {run.network for run in runs} < set(self.networks):
             return None
-        shared = None
-        if any(table.keys() != found[0][1].keys() for _, table in found):
-            draws = [draw for draw in found[0][1] if all(draw in table for _, table in found)]
-            shared = [[table[draw][0] for draw in draws] for _, table in found]
+        tables, shared = self.of_draws([table for _, table in found])
         count = mask.sum() if stage == "accuracy" else len(self.everything)
         return self.effect(tables, grain=100 / float(count), runs=runs, shared=shared)
+
+    @staticmethod
+    def of_draws(found: list[dict[int, Any]]) -> tuple[list[Table], list[list[float]] | None]:
+        """The values of each run, and those of the draws that all runs have, unless they are the same."""
+        shared = None
+        if any(table.keys() != found[0].keys() for table in found):
+            draws = [draw for draw in found[0] if all(draw in table for table in found)]
+            shared = [[table[draw][0] for draw in draws] for table in found]
+        return [list(table.values()) for table in found], shared
 
     @staticmethod
     def mean_bits(run: Run, rows: list[Row]) -> Any:
         return sum(run.hits[row["trial_id"]] for row in rows) / len(rows)
 
     def ranking(self, budget: str) -> Effect:
-        tables = []
+        found = []
         for run in self.runs:
-            table: Table = []
+            table: dict[int, Any] = {}
             for draw in (0, 1, 2):
                 rows = run.of(requested_budget=budget, calibration_seed=draw, control=None)
                 labels = sorted({row["label"] for row in rows})
@@ -159,9 +165,11 @@ class Slow:
                     ]
                     for stage in ("pruned", "repaired")
                 ]
-                table.append((float(stats.spearmanr(*means).statistic), None))
-            tables.append(table)
-        return self.effect(tables, threshold=0.5, grain=12 / (len(labels) * (len(labels) ** 2 - 1)))
+                if all(len(set(own)) > 1 for own in means):  # where all are alike there is no order
+                    table[draw] = float(stats.spearmanr(*means).statistic), None
+            found.append(table)
+        tables, shared = self.of_draws(found)
+        return self.effect(tables, threshold=0.5, grain=12 / (len(labels) * (len(labels) ** 2 - 1)), shared=shared)
 
     def plans(self, budget: str) -> Effect:
         tables = []
