@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from cleanai_ray.analysis.joint.answers import JointRow
-from cleanai_ray.analysis.joint.findings import JointFindings
+from cleanai_ray.analysis.joint.findings import JointFindings, sureness
 from cleanai_ray.config.study import parse_study
 from cleanai_ray.report.blocks import Table
 from cleanai_ray.report.joint import make_joint_report, read_findings
-from cleanai_ray.report.joint.tables import choices_table, effects_table
+from cleanai_ray.report.joint.tables import choices_table, effects_table, networks_table
 from cleanai_ray.storage.run_directory import RunDirectory
 from cleanai_ray.storage.schemas import OK
 
@@ -123,12 +123,16 @@ def markdown(findings: JointFindings | None, num_runs: int) -> str:
         parts += [
             f"**{findings.primary.question}** Declared before the runs; points of top-1.",
             _effects(findings.primary.rows),
+            "The same effects, network by network:",
+            _table(networks_table(findings.primary.rows, findings.joint.networks)),
         ]
     if findings.choices:
         parts += [
             "What to take, told on the test images that decided nothing, though of the same trainings and draws:",
             _table(choices_table(findings.choices)),
         ]
+    if told := sureness(findings):
+        parts += ["How sure that is, and what would change it:", "\n".join(f"- {sentence}" for sentence in told)]
     if findings.controls:
         parts += ["Pruned models minus controls, on the same images:", _effects(findings.controls)]
     return "\n\n".join(parts) + "\n"

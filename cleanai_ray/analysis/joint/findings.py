@@ -145,4 +145,4 @@ def _of_primary(row: JointRow) -> str:
         return f"{words} Of networks like these nothing can be said from {plural(len(found.by_network), 'network')}."
     needed = found.networks_needed
     count = "more than a thousand" if needed is None else str(needed)
-    return f"{words} To tell a difference as large as the one seen of networks like these takes {count} networks."
+    return f"{words} For networks like these, it takes {count} of them to tell a difference as large as the one seen."
