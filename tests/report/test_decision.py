@@ -11,10 +11,13 @@ from report.reading import read_pdf, text_of
 from report.with_images import study_with_images
 
 from cleanai_ray.analysis.decision import weigh
+from cleanai_ray.analysis.findings import find
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.paired import PairedDifference
 from cleanai_ray.report import make_report
+from cleanai_ray.report.blocks import Paragraph
 from cleanai_ray.report.pdf.style import MOST_TRIALS
+from cleanai_ray.report.sections import write_document
 
 N = 2000
 DECIDES = np.arange(N) < N // 2
@@ -50,6 +53,25 @@ def test_what_may_be_chance_comes_with_what_could_be_told_and_with_how_many_imag
     wanted = 1000 * (PairedDifference(4, 2, 1000).detectable / 0.2) ** 2
     (more,) = (text for text in lost.changes if text.startswith("More images"))
     assert f"0.20 points from the dense model takes about {round(wanted, -2):,.0f} images" in more
+
+
+def test_the_best_of_each_budget_is_told_of_the_images_that_there_are(tmp_path: Path) -> None:
+    trials = [{"method": "wanda"}, {"method": "taylor"}]
+    note = note_on_cells(study_with_images(trials, [DENSE, DENSE], DENSE, DECIDES))
+    assert "on the images that decide, and the best of any other method. Apart: yes where McNemar's" in note
+    note = note_on_cells(study_with_images(trials, [DENSE, DENSE], DENSE, np.zeros(N, dtype=bool)))
+    assert "on the scored images, none of which were set aside, and the best" in note
+    assert "Apart: yes where McNemar's" in note
+    note = note_on_cells(StudyFrames.load(synthetic.make().write(tmp_path)))  # whose tables have no single images
+    assert "on the scored images, none of which were set aside, and the best" in note
+    assert note.endswith("Apart: not known, since single images were not kept.")
+
+
+def note_on_cells(frames: StudyFrames) -> str:
+    document = write_document(frames, find(frames), {})
+    texts = [block.text for part in document.chapters for block in part.blocks if isinstance(block, Paragraph)]
+    (note,) = [text for text in texts if text.startswith("The best at every ratio or budget")]
+    return note
 
 
 def test_what_is_beyond_chance_is_said_to_be() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cleanai_ray.analysis.findings import Findings
+from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import plural
 from cleanai_ray.analysis.score_words import is_counted
 from cleanai_ray.registry import CHAPTERS
@@ -11,7 +12,9 @@ from cleanai_ray.report.sections import tables
 from cleanai_ray.report.sections.base import ChapterWriter, ReportContent
 from cleanai_ray.report.sections.quantization import quantization_blocks, quantization_costs
 
-_CELLS = "The best at every ratio or budget on the images that decide, and the best of any other method."
+_CELLS = "The best at every ratio or budget on {images}, and the best of any other method."
+_DECIDING, _SCORED = "the images that decide", "the scored images, none of which were set aside"
+_NOT_KEPT = " Apart: not known, since single images were not kept."
 _APART = (
     " Apart: yes where McNemar's exact test tells the two from each other, image by image (Holm's correction for all "
     "rows); else the difference in points from which on they could be told apart, four times in five."
@@ -34,7 +37,7 @@ class Comparisons(ChapterWriter):
             blocks += [
                 Heading("Best at every ratio and budget"),
                 tables.cells(findings),
-                Paragraph(_CELLS + _APART * is_counted(study.best), is_small=True),
+                Paragraph(_cells_note(study, is_counted(study.best)), is_small=True),
             ]
         costs = quantization_costs(study)
         if costs:
@@ -43,6 +46,12 @@ class Comparisons(ChapterWriter):
             explained = Paragraph(_ranking_note(findings), is_small=True)
             blocks += [Heading("Methods compared"), tables.ranking(findings), explained]
         return Chapter("Comparisons", tuple(blocks))
+
+
+def _cells_note(study: StudyFrames, has_apart: bool) -> str:
+    told = _CELLS.format(images=_DECIDING if study.choice.has_test_images else _SCORED)
+    apart = _NOT_KEPT if study.correct.is_empty() else _APART
+    return told + apart * has_apart
 
 
 def _ranking_note(findings: Findings) -> str:
