@@ -14,16 +14,23 @@ from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.models import build_model
 
 
+def whole(run: Path, pattern: str) -> list[Path]:
+    """Return the files of a run directory that are written to their end: temporary ones begin with a dot."""
+    return [path for path in run.glob(pattern) if not path.name.startswith(".")]
+
+
 def unfinished(run: Path) -> set[str]:
-    """Return the checkpoints of trials that are not done yet."""
-    owners = ("dense", *(path.name.removesuffix(".json.done") for path in run.glob("trials/*.done")))
-    found = {path.name: str(path.relative_to(run)) for path in run.glob("cache/checkpoints/*.pt")}
-    return {path for name, path in found.items() if not name.startswith(owners)}
+    """Return the checkpoints of trials that are not done yet, once another one is."""
+    done = [path.name.removesuffix(".json.done") for path in whole(run, "trials/*.done")]
+    if not done:
+        return set()
+    found = {path.name: str(path.relative_to(run)) for path in whole(run, "cache/checkpoints/*.pt")}
+    return {path for name, path in found.items() if not name.startswith(("dense", *done))}
 
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "calibration": lambda run: any(run.glob("cache/shards/calibrate/*.done")),
-    "training": lambda run: any(run.glob("trials/*.done")) and bool(unfinished(run)),
+    "calibration": lambda run: bool(whole(run, "cache/shards/calibrate/*.done")),
+    "training": lambda run: bool(unfinished(run)),
 }
 """Whether a run directory is in the middle of the calibration, or of the fine-tuning of a trial after the first."""
 

@@ -84,10 +84,10 @@ class Study:
         return process.returncode, said
 
     def names(self, pattern: str) -> set[str]:
-        return {str(path.relative_to(self.run)) for path in self.run.glob(pattern)}
+        return {str(path.relative_to(self.run)) for path in held.whole(self.run, pattern)}
 
     def written(self, pattern: str) -> dict[str, int]:
-        return {str(path.relative_to(self.run)): path.stat().st_mtime_ns for path in self.run.glob(pattern)}
+        return {str(path.relative_to(self.run)): path.stat().st_mtime_ns for path in held.whole(self.run, pattern)}
 
     def stage(self) -> str:
         try:
