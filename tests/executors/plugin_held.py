@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.models import build_model
+from cleanai_ray.storage.whole_files import is_temporary
 
 
 def whole(run: Path, pattern: str) -> list[Path]:
-    """Return the files of a run directory that are written to their end: temporary ones begin with a dot."""
-    return [path for path in run.glob(pattern) if not path.name.startswith(".")]
+    """Return the files of a run directory that are written to their end; patterns match temporary ones as well."""
+    return [path for path in run.glob(pattern) if not is_temporary(path.name)]
 
 
 def unfinished(run: Path) -> set[str]:
