@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "make setup: '$(PYTHON)' cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev,docs,onnx,detection,language,huggingface,timm]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev,docs,onnx,detection,language,huggingface,timm,tracking]'
 	@$(BIN)/python -m compileall -qq -j 0 -x '$(SELDOM)' $(VENV)/lib || true  # what pip does on one core
 	@touch $@
 

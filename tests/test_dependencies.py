@@ -49,9 +49,39 @@ def test_everything_imported_is_declared() -> None:
     assert missing == set()
 
 
+def pinned_versions() -> dict[str, str]:
+    lines = re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in lines}
+
+
+def brought_along(name: str, extras: frozenset[str], found: set[str]) -> set[str]:
+    """Names of what a distribution needs, and of what that needs, as far as it is installed."""
+    for line in metadata.requires(name) or []:
+        requirement = Requirement(line)
+        needed = requirement.marker is None or any(
+            requirement.marker.evaluate({"extra": extra}) for extra in ("", *extras)
+        )
+        key = canonicalize_name(requirement.name)
+        if not needed or key in found or key.startswith(("nvidia-", "cuda-")):  # torch pins CUDA's libraries itself
+            continue
+        try:
+            metadata.version(key)
+        except metadata.PackageNotFoundError:
+            continue
+        found.add(key)
+        brought_along(key, frozenset(requirement.extras), found)
+    return found
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="constraints.txt is for Python 3.11")
+def test_all_that_is_installed_has_a_version_of_its_own() -> None:
+    found = brought_along(PROJECT["name"], frozenset(EXTRAS), set())
+    assert {"torch", "scipy", "charset-normalizer", "prometheus-client"} <= found  # of ours, and of what they bring
+    assert found - pinned_versions().keys() - {PROJECT["name"]} == set()
+
+
 def test_the_versions_that_the_tests_ran_with_are_allowed() -> None:
-    pinned = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
-    pinned = {canonicalize_name(name): version for name, version in pinned.items()}
+    pinned = pinned_versions()
     for line in [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]:
         requirement = Requirement(line)
         if requirement.name == PROJECT["name"]:  # an extra that is made of others

@@ -227,18 +227,23 @@ def test_weights_and_biases_gets_project_group_and_tags(tmp_path: Path, monkeypa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name == "wandb" or found(name, *more))
     monkeypatch.setattr(integration, "wandb", object())
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_DIR", raising=False)
     run = RunDirectory(tmp_path)
     check_trackers(study_with(wandb="pruned"), run)
     (callback,) = tracking_callbacks(study_with(wandb="pruned"), run)
     logger = callback._logger
     assert (logger.project, logger.group) == ("pruned", "tracked")
-    assert logger.kwargs == {"tags": ["tracked", f"cleanai-ray {__version__}"], "notes": "Which?"}
+    said = {"tags": ["tracked", f"cleanai-ray {__version__}"], "notes": "Which?"}
+    assert logger.kwargs == {**said, "dir": str(tmp_path)}
     begun = []
     monkeypatch.setattr(logger, "_start_logging_actor", lambda trial, exclude, **given: begun.append(given))
     monkeypatch.setattr(integration, "_clean_log", lambda given, **options: given)
     callback.on_trial_start(0, [], TuneTrial())
     assert (begun[0]["name"], begun[0]["id"]) == (PLAIN, f"abc_00001-{PLAIN}")
     assert begun[0]["config"]["method"] == "magnitude"
+    monkeypatch.setenv("WANDB_DIR", "/elsewhere")
+    (callback,) = tracking_callbacks(study_with(wandb="pruned"), run)
+    assert callback._logger.kwargs == said
 
 
 def store(folder: Path) -> str:
@@ -283,16 +288,19 @@ def test_mlflow_finds_each_trial_by_name_tag_and_parameter(tmp_path: Path, monke
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_study_on_ray_reports_to_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mlflow", reason="mlflow is not installed: pip install 'cleanai-ray[tracking]'")
+def test_a_study_on_ray_reports_to_mlflow_and_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("mlflow", "wandb"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install 'cleanai-ray[tracking]'")
     import small_study as small
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_DIR", raising=False)
     changes: dict[str, Any] = {
         "repair": {"compensation": "none", "batch_norm": "none"},
         "finetune": {"epochs": 1},
         "evaluation": {"samples": 100, "latency": None},
-        "tracking": {"mlflow": store(tmp_path), "tensorboard": False},
+        "tracking": {"mlflow": store(tmp_path), "wandb": "pruned", "tensorboard": False},
     }
     failed, said = small.run(parse_study({**copy.deepcopy(DOCUMENT), **changes}), tmp_path / "run", "ray")
     assert failed == 0, said
@@ -300,3 +308,5 @@ def test_a_study_on_ray_reports_to_mlflow(tmp_path: Path, monkeypatch: pytest.Mo
     assert runs.keys() == {PLAIN, BF16}
     assert all(run.info.status == "FINISHED" and "accuracy" in run.data.metrics for run in runs.values())
     assert list((tmp_path / "run" / "tune").rglob("events.out.tfevents.*")) == []
+    offline = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    assert sorted(file.stem.partition("_00000-")[2] for file in offline) == sorted([PLAIN, BF16])

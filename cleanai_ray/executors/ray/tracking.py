@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,10 @@ def tracking_callbacks(study: Study, run: RunDirectory) -> list[tune.Callback]:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
         named: dict[str, Any] = {"tags": [study.name, f"cleanai-ray {__version__}"], "notes": study.question}
+        if run.is_local and not os.environ.get("WANDB_DIR"):
+            # Its files, which `wandb sync` sends later where there is no internet, would be left in Ray's temporary
+            # folder, of which Tune keeps what is there when its own trial ends.
+            named["dir"] = str(run.local_path())
         found.append(TrialByTrial(WandbLoggerCallback(study.tracking.wandb, study.name, **named), "wandb"))
     if not study.tracking.tensorboard:
         found.append(_NoEventFiles())
