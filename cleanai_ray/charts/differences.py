@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from cleanai_ray.analysis.differences import Difference, Differences, find_diffe
 from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.numbers import NONE, signed
 from cleanai_ray.charts import style
+from cleanai_ray.charts.forest import ForestAxis
 from cleanai_ray.registry import CHARTS
 
 if TYPE_CHECKING:
@@ -47,18 +47,21 @@ def differences(study: StudyFrames) -> ChartType | None:
         is_cut |= any(_leaves(row, axis) for row in rows)
         for mode in modes:
             cell = [row for row in found.rows if (row.amount, row.mode) == (amount, mode)]
-            panel = _panel(cell, names, axis, width, colours, is_first=mode == modes[0])
+            of_panel = ForestAxis(
+                low=axis[0], high=axis[1], width=width, text=_TEXT, labels=names, has_labels=mode == modes[0]
+            )
+            panel = _panel(cell, of_panel, colours)
             title = alt.TitleParams(f"{amount}, {mode}", fontSize=11.5, offset=5, anchor="start", frame="group")
             step = 15 if len(amounts) * len(names) <= 30 else 12
             panels.append(panel.properties(width=width, height=alt.Step(step), title=title))
         lines.append(alt.hconcat(*panels, spacing=16, bounds="flush"))
     title = alt.TitleParams(
-        f"Differences from {found.reference}, in points of top-1", subtitle=_subtitle(found, is_cut)
+        f"Differences from {found.reference}, in points of top-1", subtitle=_subtitle(found, is_cut, len(amounts) > 1)
     )
     return alt.vconcat(*lines, spacing=8).properties(title=title)
 
 
-def _subtitle(found: Differences, is_cut: bool) -> list[str]:
+def _subtitle(found: Differences, is_cut: bool, has_several_axes: bool) -> list[str]:
     known = [row.found for row in found.rows if row.found.reach is not None]
     if not known:
         return ["Without intervals: there are too few draws and seeds, and single images were not kept"]
@@ -69,6 +72,7 @@ def _subtitle(found: Differences, is_cut: bool) -> list[str]:
         f"Filled: differs from {found.reference} beyond doubt, all taken together; hollow: cannot tell",
         "In brackets: the difference from which on one could tell, four times in five",
         *(["A line that ends at the edge of its panel goes on beyond it"] if is_cut else []),
+        *(["Each ratio or budget has an axis of its own"] if has_several_axes else []),
     ]
 
 
@@ -109,6 +113,7 @@ def _row(row: Difference, axis: tuple[float, float]) -> dict[str, Any]:
         "high": inside(alone.high),
         "lowest": inside(row.found.low),
         "highest": inside(row.found.high),
+        "is_told": row.is_told,
         "told": "beyond doubt" if row.is_told else "cannot tell",
         "interval": NONE if alone.low is None else f"{signed(alone.low)} to {signed(alone.high or 0.0)}",
         "together": NONE if row.found.low is None else f"{signed(row.found.low)} to {signed(row.found.high or 0.0)}",
@@ -117,27 +122,10 @@ def _row(row: Difference, axis: tuple[float, float]) -> dict[str, Any]:
     }
 
 
-def _panel(
-    cell: Sequence[Difference],
-    names: list[str],
-    axis: tuple[float, float],
-    width: float,
-    colours: dict[str, str],
-    *,
-    is_first: bool,
-) -> ChartType:
+def _panel(cell: Sequence[Difference], axis: ForestAxis, colours: dict[str, str]) -> ChartType:
     """Return a panel; the first of a line has the names of the methods at its left."""
-    end = axis[0] + (axis[1] - axis[0]) / max(1 - _TEXT / width, 0.3)
-    scale = alt.Scale(domain=[axis[0], end], nice=False, zero=False)
-    ticks = alt.Axis(format="+.3~r", values=_ticks(axis), labelFontSize=9.5)
-    x = alt.X("effect:Q", scale=scale, axis=ticks, title=None)
-    left = alt.Axis(labels=is_first, ticks=False, domain=False, grid=True, labelPadding=6, labelFontSize=9.5)
-    y = alt.Y("name:N", sort=names, scale=alt.Scale(domain=names), axis=left, title=None)
-    rows = [{**_row(row, axis), "colour": colours[row.method]} for row in cell]
+    rows = [{**_row(row, (axis.low, axis.high)), "colour": colours[row.method]} for row in cell]
     data = alt.Chart(alt.InlineData(values=rows))
-    known = data.transform_filter("datum.low != null")
-    stroke = alt.Stroke("colour:N", scale=None)
-    zero = alt.Chart(alt.InlineData(values=[{"effect": 0.0}])).mark_rule(color=style.DENSE, strokeDash=[2, 3])
     tooltip = [
         alt.Tooltip("name:N", title="method"),
         alt.Tooltip("effect:Q", format="+.2f"),
@@ -146,29 +134,9 @@ def _panel(
         alt.Tooltip("told:N", title="difference"),
         alt.Tooltip("pairs:Q"),
     ]
-    fill = alt.condition("datum.told == 'beyond doubt'", alt.Fill("colour:N", scale=None), alt.value("white"))
     return alt.layer(
-        zero.encode(x=x),
-        known.mark_rule(strokeWidth=1, opacity=0.8).encode(x=_at(x, "lowest"), x2="highest:Q", y=y, stroke=stroke),
-        known.mark_rule(strokeWidth=3.4, opacity=0.55).encode(x=_at(x, "low"), x2="high:Q", y=y, stroke=stroke),
-        data.mark_point(size=42, strokeWidth=1.6, opacity=1).encode(
-            x=x, y=y, stroke=stroke, fill=fill, tooltip=tooltip
-        ),
-        data.mark_text(align="right", fontSize=10, color=style.INK).encode(
-            x=alt.XDatum(end, scale=scale), y=y, text="text:N"
-        ),
+        axis.zero(),
+        axis.interval(data, "lowest", "highest", is_thick=False),
+        axis.interval(data, "low", "high", is_thick=True),
+        *axis.effects(data, tooltip),
     )
-
-
-def _at(axis: alt.X, field: str) -> alt.X:
-    own = axis.copy()
-    own.shorthand = f"{field}:Q"
-    return own
-
-
-def _ticks(axis: tuple[float, float]) -> list[float]:
-    """Return round numbers for at most six steps."""
-    low, high = axis
-    steps = (factor * 10.0**power for power in range(-3, 3) for factor in (1, 2, 5))
-    step = next(step for step in steps if (high - low) / step <= 6)
-    return [round(place * step, 6) for place in range(math.ceil(low / step), math.floor(high / step) + 1)]

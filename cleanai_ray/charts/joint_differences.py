@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from cleanai_ray.analysis.joint.answers import JointRow, interval_text
 from cleanai_ray.analysis.joint.difference import LIKE_THESE, THESE
 from cleanai_ray.analysis.numbers import signed
 from cleanai_ray.charts import style
+from cleanai_ray.charts.forest import ForestAxis
 
 if TYPE_CHECKING:
     from altair.typing import ChartType
@@ -30,13 +30,14 @@ def joint_differences(rows: Sequence[JointRow], reference: str) -> ChartType | N
     if not rows:
         return None
     names = sorted({row.subject for row in rows})
-    axis = _axis(rows)
+    low, high = _axis(rows)
     label_width = style.CHARACTER * max(len(name) for name in names) + 14
     width = style.WIDTH - label_width - 12
+    axis = ForestAxis(low=low, high=high, width=width, text=_TEXT, labels=names)
     panels = []
     for amount in dict.fromkeys(row.amount for row in rows):
         title = alt.TitleParams(amount, fontSize=11.5, offset=5, anchor="start", frame="group")
-        panel = _panel([row for row in rows if row.amount == amount], names, axis, width)
+        panel = _panel([row for row in rows if row.amount == amount], axis)
         panels.append(panel.properties(width=width, height=alt.Step(17), title=title))
     subtitle = [
         "Thick: 95 % interval for other trainings of these networks, draws and images; thin: for networks like these",
@@ -81,54 +82,26 @@ def _row(row: JointRow, axis: tuple[float, float], colour: str) -> dict[str, Any
     }
 
 
-def _panel(rows: Sequence[JointRow], names: list[str], axis: tuple[float, float], width: float) -> ChartType:
-    colours = style.method_colours(names)
-    end = axis[0] + (axis[1] - axis[0]) / max(1 - _TEXT / width, 0.3)
-    scale = alt.Scale(domain=[axis[0], end], nice=False, zero=False)
-    ticks = alt.Axis(format="+.3~r", values=_ticks(axis), labelFontSize=9.5)
-
-    def x(field: str) -> alt.X:
-        return alt.X(f"{field}:Q", scale=scale, axis=ticks, title=None)
-
-    left = alt.Axis(ticks=False, domain=False, grid=True, labelPadding=6, labelFontSize=9.5)
-    y = alt.Y("name:N", sort=names, scale=alt.Scale(domain=names), axis=left, title=None)
-    data = alt.Chart(alt.InlineData(values=[_row(row, axis, colours[row.subject]) for row in rows]))
+def _panel(rows: Sequence[JointRow], axis: ForestAxis) -> ChartType:
+    colours = style.method_colours(list(axis.labels))
+    data = alt.Chart(alt.InlineData(values=[_row(row, (axis.low, axis.high), colours[row.subject]) for row in rows]))
     networks = [
         {"name": row.subject, "network": network, "effect": value, "colour": colours[row.subject]}
         for row in rows
         for network, value in row.found.by_network
     ]
-    stroke = alt.Stroke("colour:N", scale=None)
-    fill = alt.condition("datum.is_told", alt.Fill("colour:N", scale=None), alt.value("white"))
-    zero = alt.Chart(alt.InlineData(values=[{"effect": 0.0}])).mark_rule(color=style.DENSE, strokeDash=[2, 3])
+    effect = alt.Tooltip("effect:Q", format="+.2f")
     tooltip = [
         alt.Tooltip("name:N", title="method"),
-        alt.Tooltip("effect:Q", format="+.2f"),
+        effect,
         alt.Tooltip("these:N", title="95 %, these networks"),
         alt.Tooltip("like:N", title="95 %, networks like these"),
         alt.Tooltip("told:N", title="difference"),
     ]
-    known = data.transform_filter("datum.these_low != null")
-    wide = data.transform_filter("datum.like_low != null")
     return alt.layer(
-        zero.encode(x=x("effect")),
-        wide.mark_rule(strokeWidth=1, opacity=0.8).encode(x=x("like_low"), x2="like_high:Q", y=y, stroke=stroke),
-        known.mark_rule(strokeWidth=3.4, opacity=0.55).encode(x=x("these_low"), x2="these_high:Q", y=y, stroke=stroke),
-        alt.Chart(alt.InlineData(values=networks))
-        .mark_tick(thickness=1.2, size=9, opacity=0.9)
-        .encode(x=x("effect"), y=y, stroke=stroke, tooltip=["network:N", alt.Tooltip("effect:Q", format="+.2f")]),
-        data.mark_point(size=42, strokeWidth=1.6, opacity=1).encode(
-            x=x("effect"), y=y, stroke=stroke, fill=fill, tooltip=tooltip
-        ),
-        data.mark_text(align="right", fontSize=10, color=style.INK).encode(
-            x=alt.XDatum(end, scale=scale), y=y, text="text:N"
-        ),
+        axis.zero(),
+        axis.interval(data, "like_low", "like_high", is_thick=False),
+        axis.interval(data, "these_low", "these_high", is_thick=True),
+        axis.ticks(networks, ["network:N", effect]),
+        *axis.effects(data, tooltip),
     )
-
-
-def _ticks(axis: tuple[float, float]) -> list[float]:
-    """Return round numbers for at most six steps."""
-    low, high = axis
-    steps = (factor * 10.0**power for power in range(-3, 3) for factor in (1, 2, 5))
-    step = next(step for step in steps if (high - low) / step <= 6)
-    return [round(place * step, 6) for place in range(math.ceil(low / step), math.floor(high / step) + 1)]

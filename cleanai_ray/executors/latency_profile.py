@@ -8,6 +8,7 @@ import polars as pl
 
 from cleanai_ray.config.study import Study
 from cleanai_ray.executors.base import Executor
+from cleanai_ray.executors.chart_file import write_chart
 from cleanai_ray.executors.multiple import obtain_multiple
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.profile.shrinkage import noise_of
@@ -21,6 +22,8 @@ from cleanai_ray.storage.locking import locked
 from cleanai_ray.storage.run_directory import RunDirectory
 
 if TYPE_CHECKING:
+    from altair.typing import ChartType
+
     from cleanai_ray.executors.run_study import RunOptions  # which imports this module's users
 
 CHART_FILE = "charts/latency_profile.svg"
@@ -58,7 +61,7 @@ def analyse(
                 study = obtain_multiple(study, run, executor, progress)
                 obtain_profile(study, run, executor, progress)
         table = _read(run)
-        _draw_chart(table, run, progress)
+        write_chart(run, CHART_FILE, lambda: _draw(table), progress)
     return table
 
 
@@ -88,17 +91,10 @@ def _read(run: RunDirectory) -> pl.DataFrame:
     return pl.DataFrame(pl.from_arrow(run.read_table(schemas.PROFILE_FILE)))
 
 
-def _draw_chart(table: pl.DataFrame, run: RunDirectory, progress: ProgressReporter) -> None:
-    """Write the chart; if it cannot be drawn, say why, since the table is there without it."""
-    try:
-        from cleanai_ray.charts import latency_profile, style  # here, so that nothing else needs what charts need
+def _draw(table: pl.DataFrame) -> ChartType | None:
+    from cleanai_ray.charts import latency_profile
 
-        chart = latency_profile.draw(table)
-        if chart is not None:
-            run.write_bytes(CHART_FILE, style.to_svg(chart).encode())
-    except Exception as error:  # a font or a library may raise anything
-        run.delete(CHART_FILE)
-        progress.say(f"{CHART_FILE} could not be drawn ({type(error).__name__}: {' '.join(str(error).split())})")
+    return latency_profile.draw(table)
 
 
 def describe(table: pl.DataFrame, run: RunDirectory) -> tuple[list[str], list[list[str]], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import yaml
@@ -11,6 +11,7 @@ from torch import nn
 
 from cleanai_ray.config.study import Study, Trial
 from cleanai_ray.errors import PruningError
+from cleanai_ray.executors.chart_file import write_chart
 from cleanai_ray.executors.context import DenseWeights, RunContext
 from cleanai_ray.executors.dense import obtain_dense
 from cleanai_ray.executors.measures import measure_dense
@@ -26,6 +27,9 @@ from cleanai_ray.stages.workspace import Workspace
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.locking import locked
 from cleanai_ray.storage.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from altair.typing import ChartType
 
 RATIOS_FILE, CHART_FILE = "layer_ratios.yaml", "charts/sensitivity.svg"
 
@@ -83,21 +87,14 @@ def analyse(
     frame = pl.DataFrame(pl.from_arrow(table))
     suggestions, refused = _share_out(study, context.workspace, workspace.dense_model(dense.weights), measures)
     run.write_text(RATIOS_FILE, yaml.safe_dump(suggestions, sort_keys=False))
-    _draw_chart(frame, run, progress)
+    write_chart(run, CHART_FILE, lambda: _draw(frame), progress)
     return Sensitivity(table=frame, suggestions=suggestions, refused=refused)
 
 
-def _draw_chart(frame: pl.DataFrame, run: RunDirectory, progress: ProgressReporter) -> None:
-    """Write the chart; if it cannot be drawn, say why, since table and ratios are there without it."""
-    try:
-        from cleanai_ray.charts import sensitivity, style  # here, so that nothing else needs what charts need
+def _draw(frame: pl.DataFrame) -> ChartType | None:
+    from cleanai_ray.charts import sensitivity
 
-        chart = sensitivity.draw(frame)
-        if chart is not None:
-            run.write_bytes(CHART_FILE, style.to_svg(chart).encode())
-    except Exception as error:  # a font or a library may raise anything
-        run.delete(CHART_FILE)
-        progress.say(f"{CHART_FILE} could not be drawn ({type(error).__name__}: {' '.join(str(error).split())})")
+    return sensitivity.draw(frame)
 
 
 def _share_out(
