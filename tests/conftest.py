@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
 import random
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -38,15 +39,17 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none.
 
-    Where pytest-xdist shares the files out, those that start a Ray or are slow begin, since they take longest.
+    Where pytest-xdist shares the files out, those that start a Ray begin, and then those that are slow, since they take
+    longest.
     """
     needs_gpu = pytest.mark.skip(reason="torch.cuda.is_available() is false: this test needs a CUDA device")
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(needs_gpu)
+    _FILES_WITH_RAY.update(item.path for item in items if item.get_closest_marker("ray"))
     if "PYTEST_XDIST_WORKER" in os.environ:
-        long = {item.path for item in items for name in ("ray", "slow") if item.get_closest_marker(name)}
-        items.sort(key=lambda item: item.path not in long)
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: (item.path not in _FILES_WITH_RAY, item.path not in slow))
 
 
 def pytest_collection_finish() -> None:
@@ -111,9 +114,8 @@ def no_network(monkeypatch) -> Iterator[None]:
     urllib.request.install_opener(None)
 
 
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """One Ray of two CPUs for all tests of a process; its workers can import test modules, as plugins are imported."""
+@contextlib.contextmanager
+def _running_ray() -> Iterator[None]:
     import ray
 
     path = os.pathsep.join([str(REPOSITORY), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -129,3 +131,37 @@ def ray_session() -> Iterator[None]:
         )
         yield
         ray.shutdown()
+
+
+_STARTED = contextlib.ExitStack()  # the Ray that is there, if any
+_FILES_WITH_RAY: set[Path] = set()
+
+
+@pytest.fixture(scope="session")
+def start_ray() -> Callable[[], None]:
+    """Return a function that starts the one Ray of a process, unless it is there."""
+
+    def start() -> None:
+        import ray
+
+        if not ray.is_initialized():
+            _STARTED.enter_context(_running_ray())
+
+    return start
+
+
+@pytest.fixture
+def ray_session(start_ray: Callable[[], None]) -> None:
+    """One Ray of two CPUs for the tests of a process; its workers can import test modules, as plugins are imported."""
+    start_ray()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Stop Ray before a file that does without: an idle one takes a tenth of a core."""
+    if item.path not in _FILES_WITH_RAY:
+        _STARTED.close()
+
+
+def pytest_sessionfinish() -> None:
+    """Stop Ray, if it is there."""
+    _STARTED.close()

@@ -33,7 +33,9 @@ StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="Study file 
 DirectoryArgument = Annotated[str, typer.Argument(metavar="DIR", help="Run directory: a folder or URL.")]
 OverrideOption = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a key.")]
 ExecutorOption = Annotated[str, typer.Option(help="`ray`, or `local`: in this process, without Ray.")]
-AddressOption = Annotated[str | None, typer.Option(help="Ray cluster: `auto` or `host:port`.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Ray cluster: `auto` or `host:port`; default: RAY_ADDRESS, else Ray is started here.")
+]
 OutOption = Annotated[str | None, typer.Option(help="Run directory: a folder or URL; default: output.dir.")]
 FreshOption = Annotated[
     bool, typer.Option("--fresh", help="Compute everything again; earlier results move to history/.")

@@ -71,7 +71,9 @@ def _packages() -> Iterator[Finding]:
     ray = versions["ray"]
     if ray is not None:
         where = os.environ.get("RAY_ADDRESS")
-        yield Finding("ok", "Ray", f"{ray}; " + (f"RAY_ADDRESS is {where}" if where else "a study starts its own"))
+        yield Finding(
+            "ok", "Ray", f"{ray}; " + (f"a study joins RAY_ADDRESS, {where}" if where else "a study starts its own")
+        )
     for name in _TOLD:
         if versions[name] is not None:
             yield Finding("ok", name, str(versions[name]))

@@ -38,7 +38,7 @@ def run(
         study: A study file; or its content, as nested dicts; or a parsed study.
         out: The run directory, a folder or URL; by default the study's `output.dir`.
         executor: `ray`, or `local`: in this process, without Ray.
-        address: A Ray cluster: `auto` or `host:port`; by default Ray is started here.
+        address: A Ray cluster: `auto` or `host:port`; by default that of RAY_ADDRESS, else Ray is started here.
         fresh: True to compute everything again; earlier results move to `history/`.
         overrides: Keys to set, as `finetune.epochs=5`.
         progress: False to print nothing.

@@ -50,7 +50,8 @@ class RunOptions:
 
     Attributes:
         executor: Name of the executor: `ray`, `local` or another that is registered.
-        address: Address of a cluster; if None, the executor starts what it needs on this machine.
+        address: Address of a cluster; if None, the executor joins what the environment names (Ray's RAY_ADDRESS), or
+            starts what it needs on this machine.
         command: The command that was typed, for the record.
         fresh: True to compute everything again; earlier results are moved to `history/`.
         report: False to make no report; `cleanai report` makes it from the tables.

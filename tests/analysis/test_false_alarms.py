@@ -11,7 +11,7 @@ from cleanai_ray.analysis.frames import StudyFrames
 from cleanai_ray.analysis.questions import answer_questions
 
 LABELS = ("coverage/apoz", "coverage/entropy", "adaptive/apoz", "wanda", "magnitude", "taylor", "random")
-NUM_STUDIES = 120
+NUM_STUDIES = 60
 
 
 def equal(seed: int, before: float) -> StudyFrames:

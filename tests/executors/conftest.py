@@ -15,8 +15,9 @@ def small_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def small_run_on_ray(ray_session, tmp_path_factory):
+def small_run_on_ray(start_ray, tmp_path_factory):
     """The small study, run on Ray: the study, its folder and what was printed."""
+    start_ray()
     return _run(tmp_path_factory.mktemp("small_on_ray"), "ray")
 
 

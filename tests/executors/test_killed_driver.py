@@ -4,6 +4,7 @@ a quiet run."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 import small_study as small
 import torch
 import yaml
@@ -24,7 +26,7 @@ from cleanai_ray.storage import schemas
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-EPOCHS = 12
+EPOCHS = 4
 PLUGIN = "executors.plugin_held"
 STUDY: dict[str, Any] = {
     **small.SMALL,
@@ -39,9 +41,14 @@ STUDY: dict[str, Any] = {
 
 
 class Study:
-    """A study on disk, and the command that runs it."""
+    """A study on disk, and the command that runs it.
+
+    Attributes:
+        cluster: Address of a Ray that outlives the command; if "", the command starts one, which ends with it.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.cluster = ""
         self.run = folder / "run"
         self._moment = folder / "moment.txt"
         self._file = folder / "study.yaml"
@@ -55,7 +62,8 @@ class Study:
         words = [sys.executable, "-m", "cleanai_ray", "run", str(self._file), "--out", str(self.run)]
         # Where the tests run in the background, SIGINT is ignored, here and in every process that is started.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        environment = {**os.environ, "RAY_ADDRESS": self.cluster}
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
     def finish(self) -> str:
         process = self.start()
@@ -105,6 +113,7 @@ def test_a_study_whose_driver_is_killed_in_every_phase_ends_like_a_quiet_one(ray
     kept = disturbed.names("cache/shards/calibrate/*.done")
     assert 0 < len(kept) < 40, "in the middle of the calibration"
 
+    disturbed.cluster = ray.get_runtime_context().gcs_address
     disturbed.kill_at("training", "trials")
     assert disturbed.written("cache/dense*") == dense
     calibration, trials = disturbed.written("cache/calibration*"), disturbed.written("trials/*")
@@ -119,7 +128,7 @@ def test_a_study_whose_driver_is_killed_in_every_phase_ends_like_a_quiet_one(ray
     assert json.loads((disturbed.run / "status.json").read_text())["error"].startswith("interrupted")
 
     disturbed.kill_when(lambda: disturbed.stage() == "report")
-    disturbed.finish()
+    assert disturbed.finish().startswith(f"Ray at {disturbed.cluster}: 1 node")
     assert disturbed.written("cache/dense*") == dense
     assert disturbed.written("cache/calibration*") == calibration
     assert trials.items() <= disturbed.written("trials/*").items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from pathlib import Path
 
@@ -34,9 +35,12 @@ TINY = [
 ]
 
 
+digits = functools.cache(load_digits)
+
+
 def pictures(digit: int, number: int) -> list[Image.Image]:
     """Colour pictures of a handwritten digit."""
-    bunch = load_digits()
+    bunch = digits()
     chosen = bunch.images[bunch.target == digit][:number]
     return [Image.fromarray((image * 15).astype(np.uint8)).resize((72, 72)).convert("RGB") for image in chosen]
 
@@ -68,9 +72,9 @@ def write_food101(root: Path) -> None:
 def write_cifar10(root: Path) -> None:
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
-    samples = [(pictures(digit, 12)[index], digit) for index in range(12) for digit in range(10)]
+    samples = [(pictures(digit, 6)[index], digit) for index in range(6) for digit in range(10)]
     for number, name in enumerate([*(f"data_batch_{batch}" for batch in range(1, 6)), "test_batch"]):
-        part = samples[20 * number : 20 * number + 20]
+        part = samples[10 * number : 10 * number + 10]
         pixels = [np.asarray(picture.resize((32, 32))).transpose(2, 0, 1).reshape(-1) for picture, _ in part]
         content = {b"data": np.stack(pixels), b"labels": [digit for _, digit in part]}
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
@@ -86,7 +90,7 @@ CASES = {
     ),
     "ts2_resnet50_imagenet": (write_imagenet, TINY, 4),
     "ts3_resnet50_imagenet_local": (write_imagenet, [*TINY, FEW], 1),
-    "ts4_resnet50_imagenet_global": (write_imagenet, [*TINY, FEW, "repair={}"], 1),
+    "ts4_resnet50_imagenet_global": (write_imagenet, [*TINY, FEW, "repair={compensation: closed_form}"], 1),
     "ts5_efficientnet_b4_food101_local": (write_food101, TINY, 4),
     "ts6_efficientnet_b4_food101_global": (write_food101, [*TINY, FEW], 1),
 }

@@ -61,7 +61,7 @@ def test_auto_does_not_lose_to_closed_form_on_a_mobilenet_with_few_unlike_images
     images, labels = source.dataset("train").batch(np.arange(10_000), 0)
     torch.manual_seed(0)
     dense = mobilenet()
-    train(dense, images[:8000], labels[:8000])
+    train(dense, images[:4000], labels[:4000])
     calibration = images[8000:][labels[8000:] < 5][:386]
     others, _ = source.dataset("test").batch(np.arange(2000), 0)
     result = cleanai_ray.prune(dense, images[:1], [calibration], method="reconstruction", budget={"macs": 0.8})

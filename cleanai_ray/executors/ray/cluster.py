@@ -22,6 +22,9 @@ from cleanai_ray.nn.allocator import keep_freed_memory
 _NODE_TIMEOUT = 2.0
 """Seconds after which a node that does not answer is considered lost."""
 
+_ANSWER_TIMEOUT = 5.0
+"""Seconds in which the head of a cluster has to accept a connection."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
@@ -33,6 +36,7 @@ class Cluster:
         gpus: GPUs of all nodes.
         node_cpus: Free CPU cores of the node that has most of them; at least 1.
         nodes: The resources of each live node.
+        address: Host and port of a cluster that was there before, or "" for one that was started for the study.
         dashboard: Address of the Ray dashboard, or "" if it is off.
         driver_node: Identifier of the node that this process runs on.
     """
@@ -44,15 +48,55 @@ class Cluster:
     nodes: tuple[Amounts, ...]
     dashboard: str
     driver_node: str
+    address: str = ""
+
+
+def _given_or_environments(address: str | None) -> str | None:
+    """Return the address of the cluster to join, the environment's where none is given; None to start one here.
+
+    Raises:
+        ClusterError: When it is that of a dashboard, or of a server for Ray's clients.
+    """
+    name = "the cluster's address" if address else "RAY_ADDRESS"
+    address = address or os.environ.get("RAY_ADDRESS")
+    if not address or address == "local":
+        return None
+    if address.startswith(("http://", "https://", "ray://")):
+        raise ClusterError(
+            f"{name} is '{address}'; allowed: 'auto', or host:port of a cluster's head, as in HEAD:6379; with the address "
+            "of a dashboard, `cleanai submit` runs a study as a job"
+        )
+    return address
+
+
+def _require_answer(address: str) -> None:
+    """Check that something listens at host:port, which Ray would try for minutes.
+
+    Raises:
+        ClusterError: When nothing does.
+    """
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit():  # `auto`, or what Ray alone understands
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_TIMEOUT).close()
+    except (OSError, OverflowError) as error:  # the latter of a port beyond 65535
+        raise ClusterError(f"no Ray cluster answers at '{address}': {error}") from error
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[Cluster]:
     """Connect to a cluster (`auto`, `host:port`), or start one on this machine, and disconnect afterwards.
 
+    Args:
+        address: Where the cluster is; if None, what the environment variable RAY_ADDRESS says, as for Ray itself.
+
     Raises:
         ClusterError: When there is no cluster at the address.
     """
+    address = _given_or_environments(address)
+    if address is not None:
+        _require_answer(address)
     _prepare_environment(local=address is None)
     already = ray.is_initialized()
     try:
@@ -66,7 +110,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
     except (ConnectionError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise ClusterError(f"no Ray cluster answers at '{address}': {' '.join(str(error).split())}") from error
     try:
-        yield _inspect()
+        yield _inspect(is_own=address is None and not already)
     finally:
         if not already:
             ray.shutdown()
@@ -89,7 +133,7 @@ def _prepare_environment(*, local: bool) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *filter(None, path)])
 
 
-def _inspect() -> Cluster:
+def _inspect(*, is_own: bool) -> Cluster:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     context: Any = ray.get_runtime_context()
     # Private: this process's handle on its node, None without one; webui_url is the dashboard's host and port.
@@ -104,6 +148,7 @@ def _inspect() -> Cluster:
         node_cpus=max(1.0, *(free.get("CPU", 0) for free in free_resources)),
         dashboard=f"http://{dashboard}" if dashboard else "",
         driver_node=context.get_node_id(),
+        address="" if is_own else context.gcs_address,
     )
 
 

@@ -71,11 +71,12 @@ class RayExecutor(Executor):
         self._allotment: Allotment | None = None
         self._gauges = StatusGauges()
         dashboard = f"; dashboard {cluster.dashboard}" if cluster.dashboard else ""
+        where = f" at {cluster.address}" if cluster.address else ""
         self.resources = Resources(
             num_nodes=cluster.num_nodes,
             cpus=cluster.cpus,
             gpus=cluster.gpus,
-            description=f"Ray: {plural(cluster.num_nodes, 'node')}, "
+            description=f"Ray{where}: {plural(cluster.num_nodes, 'node')}, "
             f"{counted(f'{cluster.cpus:g}', 'CPU')}, {counted(f'{cluster.gpus:g}', 'GPU')}{dashboard}",
         )
 
