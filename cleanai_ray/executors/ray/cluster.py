@@ -63,8 +63,8 @@ def _given_or_environments(address: str | None) -> str | None:
         return None
     if address.startswith(("http://", "https://", "ray://")):
         raise ClusterError(
-            f"{name} is '{address}'; allowed: 'auto', or host:port of a cluster's head, as in HEAD:6379; with the address "
-            "of a dashboard, `cleanai submit` runs a study as a job"
+            f"{name} is '{address}'; allowed: 'auto', or host:port of a cluster's head, as in HEAD:6379; with the "
+            "address of a dashboard, `cleanai submit` runs a study as a job"
         )
     return address
 
