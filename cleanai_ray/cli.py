@@ -97,7 +97,10 @@ def main(argv: list[str] | None = None) -> int:
     except CleanAIError as error:
         return _refuse(str(error))
     except (typer.Abort, KeyboardInterrupt):
-        print("cleanai: interrupted; run the same command again to resume", file=sys.stderr)
+        from cleanai_ray.storage.status import interrupted  # here, for a quick start
+
+        words = sys.argv[1:] if argv is None else argv
+        print(f"cleanai: {interrupted(fresh='--fresh' in words)}", file=sys.stderr)
         return 130
 
 

@@ -223,3 +223,22 @@ def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "cleanai_ray", "list", "metrics"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "normalized_mean" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "how"), [((), "again to resume"), (("--fresh",), "again, without --fresh, to resume")]
+)
+def test_ctrl_c_says_which_command_resumes(study_file, words, how, monkeypatch, capsys):
+    def interrupt(*given, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cleanai_ray.executors.run_study.run_study", interrupt)
+    assert main(["run", study_file, *words]) == 130
+    assert capsys.readouterr().err == f"cleanai: interrupted; run the same command {how}\n"
+
+
+def test_a_name_that_timm_knows_is_given_with_its_prefix(study_file, capsys):
+    pytest.importorskip("timm")
+    said = refused(capsys, "plan", study_file, "--set", "model.name=resnet10t")
+    assert "timm has it: 'timm:resnet10t'" in said
+    assert "resnet50, resnet50" not in refused(capsys, "plan", study_file, "--set", "model.name=resnet5o")

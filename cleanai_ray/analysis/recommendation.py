@@ -80,7 +80,9 @@ def _within_limits(study: StudyFrames, limits: dict[str, float], where: str) -> 
         order = order.sort("macs" if study.target is None else "time_share", nulls_last=True, maintain_order=True)
     cheapest = "the one with the least MACs" if study.target is None else "the fastest"
     what = cheapest if is_cheapest else "the most accurate"
-    why = f"{len(met)} of {plural(len(study.ok), _noun(study))} meet the limits ({words}); this is {what} of them."
+    why = (
+        f"{len(met)} of {plural(len(study.ok), _noun(study))} meet the limits ({words}){where}; this is {what} of them."
+    )
     return _take(study, order, why + _left_out(study, len(met) - len(good)))
 
 

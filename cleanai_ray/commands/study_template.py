@@ -132,7 +132,8 @@ data:
   name: image_folder
   root: {json.dumps(images.root)}
   batch_size: 64
-  # As your model was trained; `resize` at the input's own size means no crop:
+  # How images are prepared, if it is not as the model's source says: `resize` is the shorter side before a crop in the
+  # middle to the input's own size (resize: {width} means no crop).
   # transform: {transform}
   calibration: {{samples: {samples}}}  # images without labels that importance and repair read
 """

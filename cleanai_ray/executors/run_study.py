@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +36,7 @@ from cleanai_ray.storage import schemas
 from cleanai_ray.storage.durations import format_seconds
 from cleanai_ray.storage.locking import locked
 from cleanai_ray.storage.run_directory import PLAN_FILE, RunDirectory
-from cleanai_ray.storage.status import format_score
+from cleanai_ray.storage.status import format_score, utc_now
 from cleanai_ray.tasks.accuracy import Accuracy
 
 Records = dict[str, dict[str, Any]]
@@ -86,12 +85,12 @@ def run_study(
         history = History(run, progress)
         if options.fresh:
             history.clear()
-        clock, record = time.monotonic(), RunRecord(run, command=options.command, executor=options.executor)
+        started, record = utc_now(), RunRecord(run, command=options.command, executor=options.executor)
         history.keep_outcome(study)
         if (finished := finished_rows(study, run, needs_report=options.report)) is not None:
             progress.complete(finished, len(finished))
             progress.say("nothing is left to compute; `cleanai report` makes the report from the tables")
-            _say_outcome(study, finished, run, time.monotonic() - clock, progress)
+            _say_outcome(study, finished, run, None, progress)
             return 0
         if not options.report:
             history.keep_report()
@@ -100,12 +99,14 @@ def run_study(
         try:
             with open_executor(study, run, options.address) as executor:
                 context = RunContext(study=study, workspace=workspace, run=run, executor=executor, progress=progress)
-                with status_written(study, run, progress, executor.watch):
+                writing = status_written(study, run, progress, executor.watch, fresh=options.fresh, started=started)
+                with writing as status:
                     rows += _run_stages(context, record, history)
+                    status.choose(frames_of(study, rows).best)
                     _report(study, run, options, progress)
         finally:
             if rows:
-                _say_outcome(study, rows, run, time.monotonic() - clock, progress)
+                _say_outcome(study, rows, run, status.seconds, progress)
     return sum(row["status"] != schemas.OK for row in rows)
 
 
@@ -238,8 +239,9 @@ def _score_text(best: dict[str, Any]) -> str:
 
 
 def _say_outcome(
-    study: Study, rows: list[dict[str, Any]], run: RunDirectory, seconds: float, progress: ProgressReporter
+    study: Study, rows: list[dict[str, Any]], run: RunDirectory, seconds: float | None, progress: ProgressReporter
 ) -> None:
+    """Say how a study ended, after so many seconds; None where nothing was left to compute."""
     failed = [row for row in rows if row["status"] != schemas.OK]
     for row in failed:
         progress.say(f"failed: {row['trial_id']}: {row['error']}")
@@ -252,7 +254,8 @@ def _say_outcome(
             f"{best['macs'] / best['macs_dense']:.0%} of the MACs and {best['params'] / best['params_dense']:.0%} of "
             "the parameters"
         )
-    progress.say(f"{len(succeeded)} of {len(rows)} trials succeeded in {format_seconds(seconds)}")
+    lasted = ", in an earlier run" if seconds is None else f" in {format_seconds(seconds)}"
+    progress.say(f"{len(succeeded)} of {len(rows)} trials succeeded{lasted}")
     files = [name for name in ("report.pdf", "report.html", schemas.RESULTS_FILE) if run.exists(name)]
     progress.say(f"results: {run.location} ({', '.join(files)})")
     folder = "" if best is None else model_folder(best["trial_id"])

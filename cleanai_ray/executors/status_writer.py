@@ -6,10 +6,11 @@ An executor may publish it elsewhere as well: on Ray's metrics port, for instanc
 
 from __future__ import annotations
 
+import datetime
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from cleanai_ray.errors import ArtifactError
 from cleanai_ray.executors.counts import EpochState, ShardState, SweepState
 from cleanai_ray.executors.progress import ProgressReporter
 from cleanai_ray.storage.run_directory import RunDirectory
-from cleanai_ray.storage.status import HEARTBEAT, STATUS_FILE, StudyStatus, utc_now
+from cleanai_ray.storage.status import HEARTBEAT, STATUS_FILE, StudyStatus, interrupted, utc_now
 from cleanai_ray.tasks.base import Score
 
 _LOG = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class StatusWriter:
         run: Its run directory.
         publish: Called with every status that is written.
         interval: Seconds between two writes.
+        started: When the run began, with the time zone; by default, now.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class StatusWriter:
         *,
         publish: Callable[[StudyStatus], None] = lambda status: None,
         interval: float = HEARTBEAT,
+        started: datetime.datetime | None = None,
     ) -> None:
         self._run = run
         self._publish = publish
@@ -52,7 +55,7 @@ class StatusWriter:
             state="running",
             stage="start",
             trials_total=len(study.trials()),
-            started=utc_now(),
+            started=started or utc_now(),
             updated=utc_now(),
         )
         self._changing, self._writing = threading.Lock(), threading.Lock()
@@ -111,6 +114,25 @@ class StatusWriter:
             **_best(state),
         )
 
+    @property
+    def seconds(self) -> float:
+        """How long the run had lasted when its status was written last."""
+        return (self._status.updated - self._status.started).total_seconds()
+
+    def choose(self, row: Mapping[str, Any] | None) -> None:
+        """Note the trial that a study chose, if any, with its score on the samples that it is reported on."""
+        if row is None:
+            return
+        own_dense = row.get("score_dense")
+        self._change(
+            best=row["trial_id"],
+            best_accuracy=row["accuracy"],
+            best_score=row.get("score"),
+            best_samples=row.get("num_test") or None,
+            accuracy_dense=row["accuracy_dense"],
+            score_dense=own_dense if own_dense is not None and math.isfinite(own_dense) else None,
+        )
+
     def _change(self, **values: Any) -> StudyStatus:
         with self._changing:
             self._status = self._status.model_copy(update=values)
@@ -154,6 +176,9 @@ def status_written(
     run: RunDirectory,
     progress: ProgressReporter,
     publish: Callable[[StudyStatus], None] = lambda status: None,
+    *,
+    fresh: bool = False,
+    started: datetime.datetime | None = None,
 ) -> Iterator[StatusWriter]:
     """Write the status of a study while the context lasts, from the progress reporter, and at the end how it ended.
 
@@ -162,14 +187,17 @@ def status_written(
         run: Its run directory.
         progress: Notified of the study's progress.
         publish: Called with every status that is written.
+        fresh: True where the command has `--fresh`, and would not resume with it.
+        started: When the run began, with the time zone; by default, now.
     """
-    watcher = StatusWriter(study, run, publish=publish)
+    watcher = StatusWriter(study, run, publish=publish, started=started)
     watcher.start()
     progress.watch(watcher)
     try:
         yield watcher
     except BaseException as error:
-        watcher.end("failed", _sentence(error))
+        is_interrupted = isinstance(error, KeyboardInterrupt)
+        watcher.end("failed", interrupted(fresh=fresh) if is_interrupted else _sentence(error))
         raise
     else:
         watcher.end("finished")
@@ -178,6 +206,4 @@ def status_written(
 
 
 def _sentence(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted; run the same command again to resume"
     return " ".join(str(error).split()) or type(error).__name__

@@ -45,11 +45,20 @@ def _family_of(name: str) -> ModelFamily:
     if name in available:
         return type(name, (TorchvisionFamily,), {"name": name})()
     close = difflib.get_close_matches(name, [*MODELS.names(), *available], n=5, cutoff=0.5)
-    hint = f" (close: {', '.join(close)})" if close else ""
+    hint = f" (close: {', '.join(dict.fromkeys(close))})" if close else ""
     raise ModelError(
         f"model.name '{name}' is unknown; allowed: {', '.join(MODELS.names())}, "
-        f"any torchvision classification model, timm:NAME or hf:NAME{hint}"
+        f"any torchvision classification model, timm:NAME or hf:NAME{_in_timm(name) or hint}"
     )
+
+
+def _in_timm(name: str) -> str:
+    """Return what to say of a name that timm knows; "" where it does not, or is not installed."""
+    try:
+        import timm
+    except ImportError:
+        return ""
+    return f"; timm has it: 'timm:{name}'" if timm.is_model(name.partition(".")[0]) else ""
 
 
 def _construct(section: ModelSection) -> nn.Module:

@@ -68,7 +68,7 @@ def model_card(frames: StudyFrames, trial_id: str, plan: PruningPlan, folder: Pa
     """
     trial = reported_row(frames, trial_id, has_test=has_test_images(frames))
     parts = [
-        f"# {plan.model.get('class', 'A network')}, pruned",
+        f"# {_network(frames, plan)}, pruned",
         _summary(frames, trial, plan),
         "## How to load it",
         _loading(frames, folder),
@@ -126,9 +126,18 @@ def _base_model(model: Mapping[str, Any]) -> str | None:
     return f"timm/{name.name}" if "." in name.name else None  # without a tag, timm's version chooses the weights
 
 
+def _network(frames: StudyFrames, plan: PruningPlan) -> str:
+    """Return what a network is called: its class, and the name that the study gives it where that says more."""
+    found = str(plan.model.get("class", "network"))
+    given = as_mapping(frames.study.get("model")).get("name")
+    known = ModelName.parse(given)
+    says_more = given and (known is None or known.folder is None) and str(given).lower() != found.lower()
+    return f"{found} ({given})" if says_more else found
+
+
 def _summary(frames: StudyFrames, trial: Mapping[str, Any], plan: PruningPlan) -> str:
     interval, images = interval_of(trial), trial.get("num_evaluated")
-    words = f"A {plan.model.get('class', 'network')} with {percent(trial['params_share'], 0)} of the parameters and "
+    words = f"A {_network(frames, plan)} with {percent(trial['params_share'], 0)} of the parameters and "
     words += f"{percent(trial['macs_share'], 0)} of the multiply-accumulates (MACs) of the dense network. "
     if not is_counted(trial):
         where = f" on {plural(images, words_of(trial.get('metric')).sample)}" if images else ""

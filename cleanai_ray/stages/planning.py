@@ -161,10 +161,11 @@ def _summary(
     dense = "cached" if dense_digest else f"to be trained{begins}" if study.model.train else "to be loaded and scored"
     unlabelled = f"fine-tuning: on calibration samples, without labels; one in {HELD_BACK} is for validation"
     other, blocks = warn_of_another_study(study, run), study.pruning.remove_blocks
+    calibration = _calibration(study, run, dense_digest, is_needed=cached < len(study.trials()))
     return (
         first,
         *([other] if other else []),
-        f"dense model: {dense}; calibration: {_calibration(study, run, dense_digest)}",
+        f"dense model: {dense}; calibration: {calibration}",
         *([f"residual blocks to remove: {in_words(blocks)}"] if blocks else []),
         f"samples: {', '.join(_samples(workspace, calibrated))}",
         *(_selection(workspace) if len(roles.selection) else ()),
@@ -216,16 +217,20 @@ def warn_of_another_study(study: Study, run: RunDirectory) -> str:
     )
 
 
-def _calibration(study: Study, run: RunDirectory, dense_digest: str | None) -> str:
+def _calibration(study: Study, run: RunDirectory, dense_digest: str | None, *, is_needed: bool) -> str:
     """Return, for each draw of the calibration samples, whether it is cached and how many shards it has."""
     size, draws = study.data.calibration.shard_size, []
-    by_budget = study.pruning.remove_blocks == "auto"
     for draw in study.draws():
         name = f"{measures_folder(study, draw)}/calibration.safetensors"
         is_cached = dense_digest is not None and run.is_complete(
             name, calibration_key(study.of_draw(draw), dense_digest)
         )
-        known = "once for each choice of blocks" if by_budget else "cached" if is_cached else "to be computed"
-        state = f"{known}, {plural(-(-draw.samples // size), 'shard')}"
+        shards = plural(-(-draw.samples // size), "shard")
+        if study.pruning.remove_blocks == "auto":
+            state = f"once for each choice of blocks, {shards}"
+        elif is_cached or is_needed:
+            state = f"{'cached' if is_cached else 'to be computed'}, {shards}"
+        else:
+            state = "not needed, since every trial is cached"
         draws.append(f"{draw.samples} samples of draw {draw.seed}: {state}" if len(study.draws()) > 1 else state)
     return "; ".join(draws)

@@ -46,7 +46,9 @@ class StudyStatus(BaseModel):
         best: Identifier of the best trial so far; "" before the first has ended.
         best_accuracy: Its accuracy; of other tasks, what trials are compared by.
         best_score: Its score in its own units; None for classification.
-        accuracy_dense: The same as best_accuracy of the dense model; None before it is scored.
+        best_samples: Samples that these are on, which decided nothing, once the study has chosen its trial; None while
+            they are on all evaluation samples.
+        accuracy_dense: The same as best_accuracy of the dense model, on the same samples; None before it is scored.
         score_dense: The same as best_score of the dense model.
         seconds_left: Estimated seconds until the stage ends; None if it is unknown.
         started: When the run began, with the time zone.
@@ -72,6 +74,7 @@ class StudyStatus(BaseModel):
     best: str = ""
     best_accuracy: float | None = None
     best_score: float | None = None
+    best_samples: int | None = None
     accuracy_dense: float | None = None
     score_dense: float | None = None
     seconds_left: float | None = None
@@ -103,6 +106,15 @@ def format_score(metric: str | None, score: float | None, accuracy: float | None
     if metric in (None, "", "accuracy"):
         return "-" if accuracy is None else f"{accuracy:.2%}"
     return f"{metric} not finite" if score is None else f"{metric} {score:.4g}"
+
+
+def interrupted(*, fresh: bool) -> str:
+    """Say that a command was interrupted, and how it goes on.
+
+    Args:
+        fresh: True where it had `--fresh`, which computes everything again.
+    """
+    return f"interrupted; run the same command again{', without --fresh,' if fresh else ''} to resume"
 
 
 def utc_now() -> datetime.datetime:
@@ -150,6 +162,10 @@ def describe(status: StudyStatus, now: datetime.datetime) -> dict[str, str]:
         lines["best so far" if status.state == "running" else "best"] = f"{best} ({status.best})"
     if status.accuracy_dense is not None:
         lines["dense"] = format_score(status.metric, status.score_dense, status.accuracy_dense)
+    if status.best_samples is not None:
+        lines["scored on"] = f"{status.best_samples:,} samples that decided nothing"
+    elif "dense" in lines:
+        lines["scored on"] = "all evaluation samples"
     if status.is_alive(now):
         known = status.seconds_left is not None
         lines["time left"] = f"{format_seconds(status.seconds_left or 0)} in this stage" if known else "not known yet"

@@ -88,3 +88,12 @@ def test_where_there_is_no_interval_nothing_could_be_told() -> None:
         if answer.low is None:
             assert answer.verdict == "cannot tell"
             assert "No difference can be told from so little" in answer.sentence
+
+
+def test_where_nothing_can_be_tested_the_method_farthest_ahead_stands_against_random() -> None:
+    points = {"magnitude": 80.0, "reconstruction": 92.0, "taylor": 91.0, "random": 90.0}
+    study = study_of(lambda label, *_: points[label], labels=tuple(points), ratios=(0.3, 0.5), seeds=(0,))
+    (answer,) = [answer for answer in answer_questions({"study": study}) if answer.key == "f1"]
+    assert answer.verdict == "cannot tell"
+    assert answer.effect == pytest.approx(2.0)
+    assert answer.sentence.startswith("reconstruction, the farthest ahead of 3 methods, against random: +2.00 points")

@@ -107,6 +107,14 @@ def test_a_study_that_raises_is_marked_as_failed_and_raises(tmp_path, error, sen
         assert read_status(run) == found
 
 
+@pytest.mark.parametrize(("fresh", "how"), [(False, "again to resume"), (True, "again, without --fresh, to resume")])
+def test_an_interrupted_study_says_which_command_resumes_it(tmp_path, fresh, how):
+    run = RunDirectory(tmp_path)
+    with pytest.raises(KeyboardInterrupt), status_written(parse_study(small.SMALL), run, quiet(), fresh=fresh):
+        raise KeyboardInterrupt
+    assert read_status(run).error == f"interrupted; run the same command {how}"
+
+
 def test_a_long_stage_is_heard_of_and_nothing_is_written_after_the_end(tmp_path):
     run = RunDirectory(tmp_path)
     watcher = StatusWriter(parse_study(small.SMALL), run, interval=0.02)

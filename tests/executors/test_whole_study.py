@@ -17,6 +17,7 @@ from cleanai_ray.config.study import load_study, parse_study
 from cleanai_ray.evaluation.accuracy import evaluate
 from cleanai_ray.models import build_model
 from cleanai_ray.registry import METHODS, METRICS
+from cleanai_ray.stages.planning import check_study, describe_plan
 from cleanai_ray.stages.workspace import open_workspace
 from cleanai_ray.storage import image_schemas, schemas
 from cleanai_ray.storage.ranking import dominates
@@ -122,11 +123,12 @@ def test_the_course_of_the_study_is_told_in_plain_lines(small_run):
 def test_a_whole_study_leaves_a_status_that_agrees_with_its_tables(small_run):
     _, folder, _ = small_run
     found = read_status(RunDirectory(folder))
-    best = min(rows(folder), key=lambda row: (-row["accuracy"], row["macs"], row["trial_id"]))
+    best = chosen(folder)
+    assert best["num_test"] > 0
     assert (found.study, found.state, found.stage) == ("small", "finished", "report")
     assert (found.trials_total, found.trials_done, found.trials_failed, found.trials_running) == (3, 3, 0, 0)
-    assert (found.best, found.best_accuracy) == (best["trial_id"], best["accuracy"])
-    assert found.accuracy_dense == best["accuracy_dense"]
+    assert (found.best, found.best_accuracy) == (best["trial_id"], best["accuracy_test"])
+    assert (found.accuracy_dense, found.best_samples) == (best["accuracy_test_dense"], best["num_test"])
 
 
 def test_the_same_study_again_repeats_nothing(small_run):
@@ -137,6 +139,10 @@ def test_the_same_study_again_repeats_nothing(small_run):
     assert failed == 0
     assert "3 of 3 trials were complete already" in said
     assert "nothing is left to compute" in said
+    assert "3 of 3 trials succeeded, in an earlier run" in said
+    summary = describe_plan(study, check_study(study), RunDirectory(folder)).summary
+    assert "3 trials, 3 of them cached" in summary[0]
+    assert "to be computed" not in " ".join(summary)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert rows(folder) == before
 

@@ -15,7 +15,7 @@ from cleanai_ray.cli import main
 from cleanai_ray.config.sections import ModelSection
 from cleanai_ray.models import build_model, example_input
 from cleanai_ray.pruning.saved_model import save_model
-from cleanai_ray.stages.model_card import UNKNOWN_LICENSE, _base_model, _licence
+from cleanai_ray.stages.model_card import UNKNOWN_LICENSE, _base_model, _licence, _network
 from cleanai_ray.storage import schemas
 from cleanai_ray.storage.run_directory import RunDirectory
 
@@ -126,6 +126,21 @@ def test_the_licence_of_weights_is_asked_for_by_the_name_of_their_file() -> None
 )
 def test_a_card_names_the_repository_that_the_weights_began_with(model: dict[str, Any], base: str | None) -> None:
     assert _base_model(model) == base
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("timm:resnet10t", "ResNet (timm:resnet10t)"),
+        ("resnet18", "ResNet (resnet18)"),
+        ("resnet", "ResNet"),
+        ("timm:./a/folder", "ResNet"),  # no card names a folder of a machine
+        (None, "ResNet"),
+    ],
+)
+def test_a_card_calls_a_network_by_its_class_and_the_name_in_the_study(name: str | None, called: str) -> None:
+    frames = SimpleNamespace(study={"model": {"name": name}})
+    assert _network(frames, SimpleNamespace(model={"class": "ResNet"})) == called  # type: ignore[arg-type]
 
 
 def test_a_card_that_was_edited_stays(run: RunDirectory, tmp_path: Path) -> None:

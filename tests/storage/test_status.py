@@ -80,6 +80,7 @@ def test_a_running_study_is_told_in_full(tmp_path, capsys):
         "trials": "4 done, 2 running, 1 failed, of 12",
         "best so far": "91.24% (wanda-local-r0.3-0123abcd)",
         "dense": "97.50%",
+        "scored on": "all evaluation samples",
         "time left": "3 min 20 s in this stage",
     }
     assert updated.endswith(" s ago")
@@ -98,6 +99,12 @@ def test_a_score_other_than_accuracy_is_told_by_its_name(own: dict, best: str, d
     told = describe(status(**own), utc_now())
     assert told["best so far"].startswith(best)
     assert told["dense"] == dense
+
+
+def test_a_chosen_trial_is_told_with_the_samples_that_decided_nothing() -> None:
+    told = describe(status(state="finished", best_samples=1509), utc_now())
+    assert told["best"] == "91.24% (wanda-local-r0.3-0123abcd)"
+    assert told["scored on"] == "1,509 samples that decided nothing"
 
 
 def test_a_url_is_read_like_a_folder(tmp_path, capsys):

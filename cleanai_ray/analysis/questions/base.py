@@ -155,7 +155,10 @@ class BeatsRandom(Question):
     words: str
 
     def draft(self, evidence: Evidence) -> Draft:
-        """Compare every method with random, corrected for their number; the clearest of them decides."""
+        """Compare every method with random, corrected for their number; the clearest of them decides.
+
+        Where nothing can be tested, it is the one that is farthest ahead.
+        """
         others = sorted(set(evidence.trials["method"]) - {CONTROL})
         missing = evidence.absent(CONTROL)
         if not missing and not others:
@@ -165,8 +168,9 @@ class BeatsRandom(Question):
         if missing:
             return Draft(missing=missing)
         found = {name: evidence.compare(name, CONTROL, self.stage).among(len(others)) for name in others}
-        leading = max(others, key=lambda name: support(found[name]))
-        subject = f"{evidence.name(leading)}, the clearest of {plural(len(others), 'method')}, against random"
+        leading = max(others, key=lambda name: (support(found[name]), found[name].effect or 0.0))
+        how = "farthest ahead" if found[leading].p_value is None else "clearest"
+        subject = f"{evidence.name(leading)}, the {how} of {plural(len(others), 'method')}, against random"
         return Draft(found[leading], subject, resolve=lambda chosen: _against_random(found, chosen))
 
 

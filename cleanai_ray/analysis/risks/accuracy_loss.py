@@ -39,8 +39,9 @@ class AccuracyLoss(Check):
         worse = study.ok.filter(pl.col("loss_points") > LARGE_LOSS)
         if lost <= LARGE_LOSS and len(worse):
             largest = max(worse["loss_points"])
+            where = " on all scored images" if study.choice.has_test_images else ""
             sentence = (
                 f"{len(worse)} of {plural(len(study.ok), 'trial')} lose more than {LARGE_LOSS:g} point against the "
-                f"dense model, up to {largest:.1f} points."
+                f"dense model{where}, up to {largest:.1f} points."
             )
             yield Risk("info", "accuracy loss", sentence)
