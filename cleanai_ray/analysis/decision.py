@@ -101,7 +101,7 @@ def _against_runner_up(choice: Choice) -> str:
     found, other = choice.against_runner_up, choice.recommendation.runner_up
     if other is None:
         return ""
-    name = f"the runner-up, {describe_trial(other)}"
+    name = f"the runner-up by the same rule, {describe_trial(other)}"
     if found is None:
         return f"Single images were not kept, so it is not known if it differs from {name}, beyond chance."
     told = _told(found, "They differ beyond chance", "Which of the two is more accurate cannot be told")

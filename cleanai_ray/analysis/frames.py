@@ -79,7 +79,8 @@ class StudyFrames:
         """
         if not run.exists(schemas.RESULTS_FILE):
             raise ArtifactError(
-                f"run directory '{run.location}' holds no {schemas.RESULTS_FILE}; a report needs a study that ran there"
+                f"run directory '{run.location}' holds no {schemas.RESULTS_FILE}, which a study writes when its trials "
+                "have ended"
             )
         tables = (schemas.LAYERS_FILE, schemas.COVERAGE_FILE, schemas.HISTORY_FILE, schemas.LATENCY_FILE)
         optional = (*tables, "study.yaml", "environment.json")

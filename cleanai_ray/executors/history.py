@@ -48,7 +48,8 @@ class History:
     def clear(self) -> None:
         """Move all results of earlier runs, and delete what they kept for resuming."""
         names = (*_OUTCOME, schemas.PROFILE_FILE, "trials", "models", "exports", _RECORD, _STUDY)
-        self._move(*names, told="everything is computed again: the earlier results")
+        exports = " and exports" if self._run.exists("exports") else ""
+        self._move(*names, told=f"everything is computed again: the earlier results{exports}")
         for name in _SCRATCH:
             self._run.delete(name)
 

@@ -227,13 +227,14 @@ def test_weights_and_biases_gets_project_group_and_tags(tmp_path: Path, monkeypa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: name == "wandb" or found(name, *more))
     monkeypatch.setattr(integration, "wandb", object())
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.delenv("WANDB_DIR", raising=False)
+    for name in ("WANDB_DIR", "WANDB_ENTITY"):
+        monkeypatch.delenv(name, raising=False)
     run = RunDirectory(tmp_path)
     check_trackers(study_with(wandb="pruned"), run)
     (callback,) = tracking_callbacks(study_with(wandb="pruned"), run)
     logger = callback._logger
     assert (logger.project, logger.group) == ("pruned", "tracked")
-    said = {"tags": ["tracked", f"cleanai-ray {__version__}"], "notes": "Which?"}
+    said = {"tags": ["tracked", f"cleanai-ray {__version__}"], "notes": "Which?", "mode": "offline"}
     assert logger.kwargs == {**said, "dir": str(tmp_path)}
     begun = []
     monkeypatch.setattr(logger, "_start_logging_actor", lambda trial, exclude, **given: begun.append(given))
@@ -242,8 +243,9 @@ def test_weights_and_biases_gets_project_group_and_tags(tmp_path: Path, monkeypa
     assert (begun[0]["name"], begun[0]["id"]) == (PLAIN, f"abc_00001-{PLAIN}")
     assert begun[0]["config"]["method"] == "magnitude"
     monkeypatch.setenv("WANDB_DIR", "/elsewhere")
+    monkeypatch.setenv("WANDB_ENTITY", "team")
     (callback,) = tracking_callbacks(study_with(wandb="pruned"), run)
-    assert callback._logger.kwargs == said
+    assert callback._logger.kwargs == {**said, "entity": "team"}
 
 
 def store(folder: Path) -> str:
@@ -288,7 +290,10 @@ def test_mlflow_finds_each_trial_by_name_tag_and_parameter(tmp_path: Path, monke
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_study_on_ray_reports_to_mlflow_and_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_on_ray_reports_to_mlflow_and_wandb(
+    ray_session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a Ray that was there before, whose processes have an environment of their own."""
     for package in ("mlflow", "wandb"):
         pytest.importorskip(package, reason=f"{package} is not installed: pip install 'cleanai-ray[tracking]'")
     import small_study as small

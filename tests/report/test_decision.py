@@ -44,7 +44,7 @@ def test_what_may_be_chance_comes_with_what_could_be_told_and_with_how_many_imag
     assert "On the 1000 test images, which decided nothing, it gets 5 wrong that the dense model gets right" in dense
     could = PairedDifference(5, 5, 1000).detectable
     assert f"No difference is seen. A difference from {could:.2f} points on would be found" in dense
-    assert "the runner-up, taylor (ratio 0.3, local)" in runner_up
+    assert "the runner-up by the same rule, taylor (ratio 0.3, local)" in runner_up
     assert "Which of the two is more accurate cannot be told: a difference from" in runner_up
     assert "a single trial" in single
     assert worst == "No class lost accuracy."

@@ -69,6 +69,9 @@ def tracking_callbacks(study: Study, run: RunDirectory) -> list[tune.Callback]:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
         named: dict[str, Any] = {"tags": [study.name, f"cleanai-ray {__version__}"], "notes": study.question}
+        # On a cluster, the process that reports has another environment than this one.
+        settings = {"mode": os.environ.get("WANDB_MODE"), "entity": os.environ.get("WANDB_ENTITY")}
+        named |= {name: value for name, value in settings.items() if value}
         if run.is_local and not os.environ.get("WANDB_DIR"):
             # Its files, which `wandb sync` sends later where there is no internet, would be left in Ray's temporary
             # folder, of which Tune keeps what is there when its own trial ends.
