@@ -178,7 +178,8 @@ def test_fresh_moves_all_results_and_computes_them_again(held: Any) -> None:
     assert run_study(study, check_study(study), RunDirectory(run), options, progress) == 0
     assert moved(run).keys() >= before.keys()
     assert before.items() <= moved(run).items()
-    assert "everything is computed again: the earlier results and exports are kept in" in " ".join(said.getvalue().split())
+    printed = " ".join(said.getvalue().split())
+    assert "everything is computed again: the earlier results and exports are kept in" in printed
     assert len(small.timeless_table(run)) == 1
 
 
