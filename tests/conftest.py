@@ -63,7 +63,7 @@ def _freed() -> Iterator[None]:
     """Give the memory of models back, after a test that leaves a process with much of its own, and more than before.
 
     Graphs of models hold each other in cycles, and a study tells the allocator to keep freed memory, which then lies in
-    pieces between what stays: over all files, gigabytes. To look for garbage takes a second, so that it is not done after
+    pieces between what stays: over all files, gigabytes. Looking for garbage takes a second, so it is not done after
     every test of a process that needs as much.
     """
     yield
