@@ -123,7 +123,7 @@ def _row(row: Difference, axis: tuple[float, float]) -> dict[str, Any]:
 
 
 def _panel(cell: Sequence[Difference], axis: ForestAxis, colours: dict[str, str]) -> ChartType:
-    """Return a panel; the first of a line has the names of the methods at its left."""
+    """Return the panel of one ratio or budget in one mode."""
     rows = [{**_row(row, (axis.low, axis.high)), "colour": colours[row.method]} for row in cell]
     data = alt.Chart(alt.InlineData(values=rows))
     tooltip = [
